@@ -1,0 +1,6 @@
+"""Published files to named lazy tensors. Knows nothing of mixtures of experts."""
+
+from moe_probe.checkpoint.lazy import InMemory, LazyTensor, Stored
+from moe_probe.checkpoint.store import Checkpoint, open_checkpoint
+
+__all__ = ["Checkpoint", "InMemory", "LazyTensor", "Stored", "open_checkpoint"]

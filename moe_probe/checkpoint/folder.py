@@ -1,0 +1,98 @@
+"""The folder of a published checkpoint: which weight files it has, where each key is, and nothing outside of it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, ClassVar, Protocol
+
+from moe_probe.checkpoint.lazy import LazyTensor
+from moe_probe.errors import CheckpointError
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in `path`; `CheckpointError` when it is not one."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} is not readable JSON ({error}); download the file again.") from error
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path} holds a {type(value).__name__}, expected a JSON object.")
+    return value
+
+
+def inside(folder: Path, name: str) -> Path:
+    """The file `name` of `folder`, refused when it lies elsewhere (absolute, `..`, or a link that leads out).
+
+    The links that huggingface_hub's cache makes (`snapshots/<revision>/file` -> `blobs/<hash>`) are allowed.
+    """
+    path = folder / name
+    roots = [folder.resolve()]
+    if folder.parent.name == "snapshots":
+        roots.append((folder.parent.parent / "blobs").resolve())
+    lexical_escape = Path(name).is_absolute() or ".." in Path(name).parts
+    if lexical_escape or not any(path.resolve().is_relative_to(root) for root in roots):
+        raise CheckpointError(
+            f"{folder} names the weight file {name!r}, which lies outside the folder; this is refused because a "
+            "checkpoint may read only its own files."
+        )
+    return path
+
+
+class ContainerFile(Protocol):
+    """One weight file of some format, with the names that the format uses in a folder."""
+
+    SINGLE: ClassVar[str]
+    INDEX: ClassVar[str]
+
+    def __init__(self, path: Path): ...
+
+    def tensors(self) -> dict[str, LazyTensor]:
+        """Every tensor of the file, unread."""
+        ...
+
+
+def open_container(folder: Path, container: type[ContainerFile]) -> tuple[dict[str, LazyTensor], list[Path]] | None:
+    """The unread tensors of a folder's files of one format, by key, and the files; None when it has none.
+
+    Raises:
+        CheckpointError: a shard is missing, damaged, outside the folder, or disagrees with the index.
+    """
+    if not (folder / container.INDEX).exists():
+        if not (folder / container.SINGLE).exists():
+            return None
+        path = inside(folder, container.SINGLE)
+        return container(path).tensors(), [path]
+    shards = _indexed_shards(folder, container.INDEX)
+    tensors: dict[str, LazyTensor] = {}
+    for path, promised in shards.items():
+        found = container(path).tensors()
+        _check_shard(container.INDEX, path, promised, set(found))
+        tensors.update(found)
+    return tensors, list(shards)
+
+
+def _indexed_shards(folder: Path, index_name: str) -> dict[Path, set[str]]:
+    index = inside(folder, index_name)
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
+        raise CheckpointError(f"{index} has no 'weight_map' from keys to file names; download the file again.")
+    shards: dict[Path, set[str]] = {}
+    for key, name in weight_map.items():
+        shards.setdefault(inside(folder, name), set()).add(key)
+    for path in shards:
+        if not path.exists():
+            raise CheckpointError(
+                f"{index_name} names the shard {path.name}, which is missing from {folder}; download it again "
+                f"({len(shards)} shards are expected)."
+            )
+    return shards
+
+
+def _check_shard(index_name: str, path: Path, promised: set[str], found: set[str]) -> None:
+    for keys, fault in ((promised - found, "is not in"), (found - promised, "is not listed for")):
+        if keys:
+            raise CheckpointError(
+                f"{index_name} and the header of {path} disagree: {min(keys)!r} {fault} that file "
+                f"({len(keys)} such keys); the shards and the index come from different downloads."
+            )

@@ -1,0 +1,324 @@
+"""Tensors whose values are read from their file only when asked for.
+
+A `LazyTensor` has a shape and a dtype, can be sliced, stacked, concatenated and transposed like a `torch.Tensor`, and
+takes part in torch functions (`torch.stack`, `torch.cat`, `torch.transpose`, ...) through `__torch_function__`. So
+transformers' own weight conversions run on it unchanged, and a slice of their result is pushed down to the bytes
+that it is made of:
+
+    >>> fused = torch.stack([expert_0, expert_1])      # nothing is read
+    >>> fused[1].read()                                # reads expert_1 only
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import torch
+
+Index = tuple[int | slice, ...]
+
+
+class TensorSource(Protocol):
+    """Where the values of one stored tensor come from: a container file's entry, or a tensor in memory."""
+
+    shape: torch.Size
+    dtype: torch.dtype
+
+    def read(self, index: Index) -> torch.Tensor:
+        """Values at `index`: one int or slice (start and stop set, step 1) per dimension."""
+        ...
+
+
+class LazyTensor(ABC):
+    """A tensor that is described but not read; `read()` gives the values.
+
+    Attributes:
+        shape: as of the `torch.Tensor` that `read` returns.
+        dtype: likewise.
+    """
+
+    def __init__(self, shape: Sequence[int], dtype: torch.dtype):
+        self.shape = torch.Size(shape)
+        self.dtype = dtype
+
+    @abstractmethod
+    def read(self) -> torch.Tensor:
+        """The values, as a view of the mapped file where the format allows it."""
+
+    @abstractmethod
+    def select(self, dim: int, index: int) -> LazyTensor:
+        """The slice at `index` of `dim`, without that dimension."""
+
+    @abstractmethod
+    def narrow(self, dim: int, start: int, length: int) -> LazyTensor:
+        """Entries `start .. start+length-1` of `dim`."""
+
+    @property
+    def ndim(self) -> int:
+        return len(self.shape)
+
+    def dim(self) -> int:
+        return self.ndim
+
+    def size(self, dim: int | None = None) -> torch.Size | int:
+        return self.shape if dim is None else self.shape[dim]
+
+    def numel(self) -> int:
+        return self.shape.numel()
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the values once read."""
+        return self.numel() * self.dtype.itemsize
+
+    def to(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """`read()`, then `torch.Tensor.to`."""
+        return self.read().to(*args, **kwargs)
+
+    def contiguous(self) -> LazyTensor:
+        return self
+
+    def __getitem__(self, index: Any) -> LazyTensor:
+        parts = index if isinstance(index, tuple) else (index,)
+        if Ellipsis in parts:
+            at = parts.index(Ellipsis)
+            parts = parts[:at] + (slice(None),) * (self.ndim - len(parts) + 1) + parts[at + 1 :]
+        if len(parts) > self.ndim:
+            raise IndexError(f"{len(parts)} indices for a tensor of shape {tuple(self.shape)}")
+        out, dim = self, 0
+        for part in parts:
+            if isinstance(part, int):
+                size = out.shape[dim]
+                if not -size <= part < size:
+                    raise IndexError(f"index {part} is out of range for size {size}")
+                out = out.select(dim, part % size)
+                continue
+            start, stop, step = part.indices(out.shape[dim])
+            if step < 1:
+                raise IndexError("a lazy tensor is sliced forwards")
+            if (start, stop) != (0, out.shape[dim]):
+                out = out.narrow(dim, start, max(stop - start, 0))
+            if step > 1:
+                out = Strided(out, dim, step)
+            dim += 1
+        return out
+
+    def permute(self, *dims: int) -> LazyTensor:
+        dims = dims[0] if len(dims) == 1 and isinstance(dims[0], (tuple, list)) else dims
+        return Permuted(self, tuple(dim % self.ndim for dim in dims))
+
+    def transpose(self, dim0: int, dim1: int) -> LazyTensor:
+        dims = list(range(self.ndim))
+        dims[dim0], dims[dim1] = dims[dim1], dims[dim0]
+        return self.permute(*dims)
+
+    @property
+    def T(self) -> LazyTensor:  # noqa: N802 - torch's name
+        return self.permute(*reversed(range(self.ndim)))
+
+    def reshape(self, *shape: int) -> LazyTensor:
+        shape = shape[0] if len(shape) == 1 and isinstance(shape[0], (tuple, list)) else shape
+        return Reshaped(self, torch.empty(self.shape, device="meta").reshape(shape).shape)
+
+    view = reshape
+
+    def squeeze(self, dim: int) -> LazyTensor:
+        return self.select(dim % self.ndim, 0) if self.shape[dim] == 1 else self
+
+    def split(self, sizes: int | Sequence[int], dim: int = 0) -> tuple[LazyTensor, ...]:
+        total = self.shape[dim]
+        if isinstance(sizes, int):
+            sizes = [min(sizes, total - start) for start in range(0, total, sizes)]
+        if sum(sizes) != total:
+            raise ValueError(f"sizes {list(sizes)} do not add up to {total}")
+        starts = [sum(sizes[:i]) for i in range(len(sizes))]
+        return tuple(self.narrow(dim % self.ndim, start, size) for start, size in zip(starts, sizes, strict=True))
+
+    def chunk(self, chunks: int, dim: int = 0) -> tuple[LazyTensor, ...]:
+        return self.split(-(-self.shape[dim] // chunks), dim)
+
+    def unbind(self, dim: int = 0) -> tuple[LazyTensor, ...]:
+        return tuple(self.select(dim % self.ndim, i) for i in range(self.shape[dim]))
+
+    @classmethod
+    def __torch_function__(cls, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        kwargs = kwargs or {}
+        if func in _BUILDERS:
+            return _BUILDERS[func](*args, **kwargs)
+        method = getattr(cls, func.__name__, None)
+        if method is None:
+            raise NotImplementedError(f"torch.{func.__name__} is not defined on lazy tensors")
+        return method(*args, **kwargs)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(shape={tuple(self.shape)}, dtype={self.dtype})"
+
+
+class Stored(LazyTensor):
+    """A (slice of a) tensor as its source stores it."""
+
+    def __init__(self, source: TensorSource, index: Index | None = None):
+        self.source = source
+        self.index = index or tuple(slice(0, size) for size in source.shape)
+        super().__init__([part.stop - part.start for part in self.index if isinstance(part, slice)], source.dtype)
+
+    def read(self) -> torch.Tensor:
+        return self.source.read(self.index)
+
+    def _replace(self, dim: int, make: Callable[[slice], int | slice]) -> Stored:
+        at = [i for i, part in enumerate(self.index) if isinstance(part, slice)][dim]
+        return Stored(self.source, self.index[:at] + (make(self.index[at]),) + self.index[at + 1 :])
+
+    def select(self, dim: int, index: int) -> Stored:
+        return self._replace(dim, lambda part: part.start + index)
+
+    def narrow(self, dim: int, start: int, length: int) -> Stored:
+        return self._replace(dim, lambda part: slice(part.start + start, part.start + start + length))
+
+
+class Stacked(LazyTensor):
+    """`torch.stack(parts, dim)`."""
+
+    def __init__(self, parts: Sequence[LazyTensor], dim: int = 0):
+        self.parts = tuple(parts)
+        first = self.parts[0]
+        if any(part.shape != first.shape for part in self.parts):
+            raise ValueError(f"cannot stack tensors of shapes {sorted({tuple(p.shape) for p in self.parts})}")
+        self.dim_ = dim % (first.ndim + 1)
+        super().__init__([*first.shape[: self.dim_], len(self.parts), *first.shape[self.dim_ :]], first.dtype)
+
+    def read(self) -> torch.Tensor:
+        return torch.stack([part.read() for part in self.parts], self.dim_)
+
+    def select(self, dim: int, index: int) -> LazyTensor:
+        if dim == self.dim_:
+            return self.parts[index]
+        inner = dim - (dim > self.dim_)
+        return Stacked([part.select(inner, index) for part in self.parts], self.dim_ - (dim < self.dim_))
+
+    def narrow(self, dim: int, start: int, length: int) -> LazyTensor:
+        if dim == self.dim_:
+            return Stacked(self.parts[start : start + length], self.dim_)
+        return Stacked([part.narrow(dim - (dim > self.dim_), start, length) for part in self.parts], self.dim_)
+
+
+class Concatenated(LazyTensor):
+    """`torch.cat(parts, dim)`."""
+
+    def __init__(self, parts: Sequence[LazyTensor], dim: int = 0):
+        self.parts = tuple(parts)
+        first = self.parts[0]
+        self.dim_ = dim % first.ndim
+        shape = list(first.shape)
+        shape[self.dim_] = sum(part.shape[self.dim_] for part in self.parts)
+        super().__init__(shape, first.dtype)
+
+    def read(self) -> torch.Tensor:
+        return torch.cat([part.read() for part in self.parts], self.dim_)
+
+    def select(self, dim: int, index: int) -> LazyTensor:
+        if dim == self.dim_:
+            return self.narrow(dim, index, 1).select(dim, 0)
+        return Concatenated([part.select(dim, index) for part in self.parts], self.dim_ - (dim < self.dim_))
+
+    def narrow(self, dim: int, start: int, length: int) -> LazyTensor:
+        if dim != self.dim_:
+            return Concatenated([part.narrow(dim, start, length) for part in self.parts], self.dim_)
+        kept, offset = [], 0
+        for part in self.parts:
+            size = part.shape[dim]
+            low, high = max(start - offset, 0), min(start + length - offset, size)
+            if low < high:
+                kept.append(part if (low, high) == (0, size) else part.narrow(dim, low, high - low))
+            offset += size
+        return kept[0] if len(kept) == 1 else Concatenated(kept, dim)
+
+
+class Permuted(LazyTensor):
+    """`base.permute(dims)`."""
+
+    def __init__(self, base: LazyTensor, dims: tuple[int, ...]):
+        self.base, self.dims = base, dims
+        super().__init__([base.shape[dim] for dim in dims], base.dtype)
+
+    def read(self) -> torch.Tensor:
+        return self.base.read().permute(self.dims)
+
+    def select(self, dim: int, index: int) -> LazyTensor:
+        at = self.dims[dim]
+        rest = tuple(d - (d > at) for d in self.dims if d != at)
+        return Permuted(self.base.select(at, index), rest)
+
+    def narrow(self, dim: int, start: int, length: int) -> LazyTensor:
+        return Permuted(self.base.narrow(self.dims[dim], start, length), self.dims)
+
+
+class Whole:
+    """The source of a lazy tensor that can only be read whole and sliced then."""
+
+    def __init__(self, base: LazyTensor):
+        self.base, self.shape, self.dtype = base, base.shape, base.dtype
+
+    def read(self, index: Index) -> torch.Tensor:
+        return self.base.read()[index]
+
+
+class Reshaped(LazyTensor):
+    """`base.reshape(shape)`; slices of a leading dimension that the reshape leaves alone reach the base."""
+
+    def __init__(self, base: LazyTensor, shape: Sequence[int]):
+        self.base = base
+        super().__init__(shape, base.dtype)
+
+    def read(self) -> torch.Tensor:
+        return self.base.read().reshape(self.shape)
+
+    def _keeps(self, dim: int) -> bool:
+        return self.base.ndim > 1 and self.ndim > 1 and self.shape[: dim + 1] == self.base.shape[: dim + 1]
+
+    def select(self, dim: int, index: int) -> LazyTensor:
+        if self._keeps(dim):
+            return Reshaped(self.base.select(dim, index), self.shape[:dim] + self.shape[dim + 1 :])
+        return Stored(Whole(self)).select(dim, index)
+
+    def narrow(self, dim: int, start: int, length: int) -> LazyTensor:
+        if self._keeps(dim):
+            return Reshaped(self.base.narrow(dim, start, length), [*self.shape[:dim], length, *self.shape[dim + 1 :]])
+        return Stored(Whole(self)).narrow(dim, start, length)
+
+
+class Strided(LazyTensor):
+    """Every `step`-th entry of `dim`, from the first."""
+
+    def __init__(self, base: LazyTensor, dim: int, step: int):
+        self.base, self.dim_, self.step = base, dim, step
+        super().__init__([*base.shape[:dim], -(-base.shape[dim] // step), *base.shape[dim + 1 :]], base.dtype)
+
+    def read(self) -> torch.Tensor:
+        return self.base.read()[(slice(None),) * self.dim_ + (slice(None, None, self.step),)]
+
+    def select(self, dim: int, index: int) -> LazyTensor:
+        if dim == self.dim_:
+            return self.base.select(dim, index * self.step)
+        return Strided(self.base.select(dim, index), self.dim_ - (dim < self.dim_), self.step)
+
+    def narrow(self, dim: int, start: int, length: int) -> LazyTensor:
+        if dim == self.dim_:
+            start, length = start * self.step, (length - 1) * self.step + 1
+        return Strided(self.base.narrow(dim, start, length), self.dim_, self.step)
+
+
+class InMemory:
+    """The source of a tensor that is already in memory: a live model's parameter."""
+
+    def __init__(self, tensor: torch.Tensor):
+        self.tensor = tensor.detach()
+        self.shape, self.dtype = tensor.shape, tensor.dtype
+
+    def read(self, index: Index) -> torch.Tensor:
+        return self.tensor[index]
+
+
+_BUILDERS = {torch.stack: Stacked, torch.cat: Concatenated}

@@ -1,0 +1,129 @@
+"""Quantized storage, dequantized as it is read.
+
+A checkpoint with quantized tensors is shown as if it held the plain ones: `fp8` weights with block scales under their
+own name (the `_scale_inv` entries disappear), MXFP4 pairs `X_blocks` / `X_scales` as one tensor `X`. A slice of such a
+tensor reads and dequantizes only the rows that it needs.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from moe_probe.checkpoint.lazy import Index, LazyTensor, Permuted, Stored
+from moe_probe.errors import CheckpointError
+
+FP8 = {torch.float8_e4m3fn, torch.float8_e5m2}
+SCALE_SUFFIX = "_scale_inv"
+# the 16 values of a 4-bit float (1 sign, 2 exponent, 1 mantissa bit): OCP Microscaling Formats v1.0, section 5.3.3
+FP4_VALUES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0)
+MXFP4_BLOCK = 32
+E8M0_BIAS = 127
+
+
+class BlockScaled:
+    """An fp8 matrix times one scale per block: DeepSeek-V3's `weight` and `weight_scale_inv`.
+
+    The values are `weight[i, j] * scale[i // rows, j // columns]` in float32, rounded to bfloat16, the type that
+    DeepSeek's own conversion writes. Leading dimensions (fused experts) have their own scales.
+    """
+
+    dtype = torch.bfloat16
+
+    def __init__(self, weight: LazyTensor, scale: LazyTensor, block: tuple[int, int]):
+        self.weight, self.scale, self.block = weight, scale, block
+        self.shape = weight.shape
+
+    def read(self, index: Index) -> torch.Tensor:
+        *lead, rows, columns = index
+        weight = self.weight[tuple([*lead, rows, columns])].read().to(torch.float32)
+        scale = self.scale[tuple([*lead, _blocks(rows, self.block[0]), _blocks(columns, self.block[1])])].read()
+        scale = scale.to(torch.float32)
+        for dim, part, size in ((-1, columns, self.block[1]), (-2, rows, self.block[0])):
+            if isinstance(part, int):
+                scale = scale.squeeze(dim)
+                continue
+            offset = part.start % size
+            scale = scale.repeat_interleave(size, dim).narrow(dim, offset, part.stop - part.start)
+            if dim == -1 and isinstance(rows, int):
+                scale = scale.squeeze(-2)
+                break
+        return weight.mul_(scale).to(self.dtype)
+
+
+def _blocks(part: int | slice, size: int) -> slice:
+    if isinstance(part, int):
+        return slice(part // size, part // size + 1)
+    return slice(part.start // size, -(-part.stop // size))
+
+
+class Mxfp4:
+    """gpt-oss's packed experts: `blocks` (E, rows, groups, 16) uint8, `scales` (E, rows, groups) uint8.
+
+    Each byte holds two 4-bit floats, the low one first; each group of 32 shares the exponent `scale - 127`.
+    Dequantized shape (E, rows, groups * 32), bfloat16 (exact: no rounding takes place).
+    """
+
+    dtype = torch.bfloat16
+
+    def __init__(self, blocks: LazyTensor, scales: LazyTensor):
+        self.blocks, self.scales = blocks, scales
+        self.shape = torch.Size([*blocks.shape[:-2], blocks.shape[-2] * MXFP4_BLOCK])
+
+    def read(self, index: Index) -> torch.Tensor:
+        *lead, columns = index
+        groups = _blocks(columns, MXFP4_BLOCK)
+        packed = self.blocks[tuple([*lead, groups])].read()
+        exponent = self.scales[tuple([*lead, groups])].read().to(torch.int32) - E8M0_BIAS
+        values = torch.tensor(FP4_VALUES, dtype=self.dtype)
+        pairs = torch.stack([values[(packed & 0xF).int()], values[(packed >> 4).int()]], dim=-1)
+        flat = torch.ldexp(pairs.flatten(-2), exponent.unsqueeze(-1)).to(self.dtype).flatten(-2)
+        if isinstance(columns, int):
+            return flat[..., columns % MXFP4_BLOCK]
+        offset = columns.start % MXFP4_BLOCK
+        return flat[..., offset : offset + columns.stop - columns.start]
+
+
+def dequantized(tensors: dict[str, LazyTensor], config: dict) -> dict[str, LazyTensor]:
+    """`tensors` with every quantized entry replaced by its lazy plain one.
+
+    `config` is the checkpoint's `config.json`: the fp8 block comes from `quantization_config.weight_block_size`.
+
+    Raises:
+        CheckpointError: an fp8 weight without scales, scales that do not fit, or a quantization that is not known.
+    """
+    quantization = config.get("quantization_config") or {}
+    method = quantization.get("quant_method")
+    if method not in (None, "fp8", "mxfp4"):
+        raise CheckpointError(
+            f"The checkpoint is quantized with {method!r}; fp8 with block scales and mxfp4 can be read. Use the "
+            "unquantized release, or dequantize it with transformers and save it."
+        )
+    out: dict[str, LazyTensor] = {}
+    for key, tensor in tensors.items():
+        base = key.removesuffix(SCALE_SUFFIX)
+        if base != key and base in tensors and tensors[base].dtype in FP8:
+            continue
+        if tensor.dtype in FP8:
+            out[key] = _block_scaled(key, tensors, quantization)
+        elif key.endswith("_blocks") and key.removesuffix("_blocks") + "_scales" in tensors:
+            name = key.removesuffix("_blocks")
+            plain = Stored(Mxfp4(tensor, tensors[name + "_scales"]))
+            out[name] = Permuted(plain, (*range(plain.ndim - 2), plain.ndim - 1, plain.ndim - 2))
+        elif not (key.endswith("_scales") and key.removesuffix("_scales") + "_blocks" in tensors):
+            out[key] = tensor
+    return out
+
+
+def _block_scaled(key: str, tensors: dict[str, LazyTensor], quantization: dict) -> LazyTensor:
+    scale = tensors.get(key + SCALE_SUFFIX)
+    if scale is None:
+        raise CheckpointError(f"{key!r} is stored as fp8 without its scales {key + SCALE_SUFFIX!r}.")
+    weight = tensors[key]
+    block = tuple(quantization.get("weight_block_size") or (128, 128))
+    expected = [-(-size // b) for size, b in zip(weight.shape[-2:], block, strict=True)]
+    if list(scale.shape[-2:]) != expected:
+        raise CheckpointError(
+            f"{key + SCALE_SUFFIX!r} has shape {tuple(scale.shape)}, expected {(*weight.shape[:-2], *expected)} for "
+            f"blocks of {block[0]} x {block[1]}."
+        )
+    return Stored(BlockScaled(weight, scale, block))

@@ -1,0 +1,64 @@
+"""Checkpoints in torch's `.bin` files: one file, or shards with `pytorch_model.bin.index.json`.
+
+Files are memory-mapped and unpickled with `weights_only=True`: a pickle that names anything but tensors is refused
+before any of it runs. Files in torch's format of before 1.6 cannot be mapped and are read whole.
+"""
+
+from __future__ import annotations
+
+import pickle
+import zipfile
+from functools import cached_property
+from pathlib import Path
+
+import torch
+
+from moe_probe.checkpoint.lazy import Index, LazyTensor, Stored
+from moe_probe.errors import CheckpointError
+
+
+class TorchFile:
+    """One file; opened on first use, and again after being sent to another process."""
+
+    SINGLE = "pytorch_model.bin"
+    INDEX = "pytorch_model.bin.index.json"
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __getstate__(self) -> dict:
+        return {"path": self.path}
+
+    @cached_property
+    def state(self) -> dict[str, torch.Tensor]:
+        try:
+            state = torch.load(
+                self.path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(self.path)
+            )
+        except pickle.UnpicklingError as error:
+            raise CheckpointError(
+                f"{self.path} is not a plain file of tensors: its pickle is damaged or names code that it wants to "
+                f"run, which is refused ({str(error).strip().splitlines()[-1].strip()})."
+            ) from error
+        except (RuntimeError, EOFError, OSError, ValueError) as error:
+            raise CheckpointError(
+                f"{self.path} is truncated or damaged ({str(error).splitlines()[0]}); download the file again."
+            ) from error
+        if not isinstance(state, dict) or not all(isinstance(v, torch.Tensor) for v in state.values()):
+            raise CheckpointError(f"{self.path} does not hold a state dict (names to tensors).")
+        return state
+
+    def tensors(self) -> dict[str, LazyTensor]:
+        """Every entry of the state dict, unread."""
+        return {key: Stored(TorchEntry(self, key)) for key in self.state}
+
+
+class TorchEntry:
+    """One tensor of a file."""
+
+    def __init__(self, file: TorchFile, key: str):
+        self.file, self.key = file, key
+        self.shape, self.dtype = file.state[key].shape, file.state[key].dtype
+
+    def read(self, index: Index) -> torch.Tensor:
+        return self.file.state[self.key][index]
