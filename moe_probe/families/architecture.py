@@ -1,0 +1,120 @@
+"""What a model is made of, and where its weights are: the words that every family speaks."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+from moe_probe.checkpoint import LazyTensor
+from moe_probe.errors import FamilyError, InputError, WeightError
+
+PROJECTIONS = ("up", "gate", "down")
+SHARED = "S"
+DENSE = "F"
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One decoder layer.
+
+    Attributes:
+        index: number of the layer, as in the checkpoint.
+        hidden_size: width of the residual stream, d.
+        intermediate_size: neurons of one routed expert, ff; on a dense layer, of its FFN (0 if it has none).
+        num_experts: routed experts, whatever their kind; 0 on a dense layer.
+        top_k: experts chosen per token (per sub-token where there are some).
+        expert_kinds: kind of each routed expert: `ffn`, `constant`, `copy` or `zero`.
+        num_shared: shared experts that every token uses; published models store them as one FFN, labelled `"S"`.
+        subtokens: parts that the layer splits a token into before routing (MH-MoE); 1 elsewhere.
+        projections: the matrices of an FFN expert, in the order up, gate, down.
+    """
+
+    index: int
+    hidden_size: int
+    intermediate_size: int
+    num_experts: int = 0
+    top_k: int = 0
+    expert_kinds: tuple[str, ...] = ()
+    num_shared: int = 0
+    subtokens: int = 1
+    projections: tuple[str, ...] = PROJECTIONS
+
+    @property
+    def is_moe(self) -> bool:
+        """Whether the layer routes."""
+        return self.num_experts > 0
+
+    @property
+    def expert_hidden_size(self) -> int:
+        """Width of an expert's input and output: d, or a sub-token's share of it."""
+        return self.hidden_size // self.subtokens
+
+    @property
+    def weighted_experts(self) -> tuple[str, ...]:
+        """Labels of the routed experts that have weights (kind `ffn`)."""
+        return tuple(str(e) for e, kind in enumerate(self.expert_kinds) if kind == "ffn")
+
+
+class Architecture(ABC):
+    """A family's description applied to one checkpoint: layers, and lazy tensors by role."""
+
+    num_layers: int
+    hidden_size: int
+
+    @abstractmethod
+    def layer(self, index: int) -> Layer:
+        """What decoder layer `index` is made of."""
+
+    @abstractmethod
+    def _router(self, layer: Layer) -> tuple[str, LazyTensor]:
+        """Name and tensor of the gate embeddings."""
+
+    @abstractmethod
+    def _expert(self, layer: Layer, label: str, projection: str) -> tuple[str, LazyTensor]:
+        """Name and tensor of one matrix of a routed expert, the shared block or the dense FFN."""
+
+    def router(self, index: int) -> LazyTensor:
+        """The router's weight, (E, d): one gate embedding a row.
+
+        Raises:
+            FamilyError: the layer does not route.
+            WeightError: the tensor is missing or its number of rows is not the number of experts.
+        """
+        layer = self.layer(index)
+        if not layer.is_moe:
+            raise FamilyError(f"Layer {index} is dense and has no router; choose one of the model's moe_layers.")
+        name, tensor = self._router(layer)
+        if tensor.shape[0] != layer.num_experts:
+            raise WeightError(
+                f"{name} has shape {tuple(tensor.shape)}, but the configuration has {layer.num_experts} experts."
+            )
+        return tensor
+
+    def expert(self, index: int, label: str, projection: str) -> LazyTensor:
+        """One matrix: up and gate are (ff, d), down is (d, ff), whatever the storage order.
+
+        Raises:
+            InputError: the layer has no such expert or projection.
+            WeightError: the tensor is missing, or its shape does not fit the configuration.
+        """
+        layer = self.layer(index)
+        if projection not in layer.projections:
+            raise InputError(f"Layer {index} has the projections {layer.projections}, not {projection!r}.")
+        known = [*layer.weighted_experts, *([SHARED] if layer.num_shared else [])] if layer.is_moe else [DENSE]
+        if label not in known:
+            raise InputError(
+                f"Layer {index} has no expert {label!r} with weights; it has {known[0]!r} to {known[-1]!r}."
+                if len(known) > 1
+                else f"Layer {index} is dense: its FFN is {DENSE!r}, not {label!r}."
+            )
+        name, tensor = self._expert(layer, label, projection)
+        width, neurons = layer.expert_hidden_size, layer.intermediate_size
+        if label == SHARED:
+            width, neurons = layer.hidden_size, tensor.shape[1 if projection == "down" else 0]
+        expected = (width, neurons) if projection == "down" else (neurons, width)
+        if tuple(tensor.shape) != expected:
+            raise WeightError(
+                f"{name} has shape {tuple(tensor.shape)}, but the configuration calls for {expected} (layer {index}, "
+                f"expert {label}, {projection} projection)."
+            )
+        return tensor

@@ -1,0 +1,87 @@
+"""Published keys to module parameters, by transformers' own declarations, without reading a weight.
+
+transformers renames, stacks and concatenates published tensors into the parameters of its modules (`fused experts`).
+`Converted` runs the same declarations on lazy tensors: a parameter is described by the published tensors that it is
+made of, and a slice of it (one expert, its up projection) reads only the bytes of that slice.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from copy import deepcopy
+
+from torch import nn
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import WeightConverter, WeightRenaming, dot_natural_key, rename_source_key
+
+from moe_probe.checkpoint import LazyTensor
+from moe_probe.errors import WeightError
+
+
+class Converted(Mapping[str, LazyTensor]):
+    """The parameters of a module (on the meta device), by name, made of published tensors.
+
+    Args:
+        module: a `PreTrainedModel`; only names, shapes and configuration are used.
+        tensors: published key to lazy tensor.
+    """
+
+    def __init__(self, module: nn.Module, tensors: Mapping[str, LazyTensor]):
+        self.module, self.tensors = module, tensors
+        mapping = get_model_conversion_mapping(module)
+        renamings = [entry for entry in mapping if isinstance(entry, WeightRenaming)]
+        self._converters = {
+            pattern: entry for entry in mapping if isinstance(entry, WeightConverter) for pattern in entry.source_patterns
+        }
+        converters = [entry for entry in mapping if isinstance(entry, WeightConverter)]
+        self._shapes = {name: tensor.shape for name, tensor in module.state_dict().items()}
+        self._sources: dict[str, list[tuple[str | None, str]]] = defaultdict(list)
+        self._first: dict[str, str] = {}
+        prefix = module.base_model_prefix
+        for key in sorted(tensors, key=dot_natural_key):
+            name, pattern = rename_source_key(key, renamings, converters, prefix, self._shapes)
+            if name not in self._shapes and key in self._shapes:
+                name, pattern = key, None
+            self._sources[name].append((pattern, key))
+            targets = [name]
+            if pattern is not None:
+                first, *others = self._converters[pattern].target_patterns
+                targets += [name.replace(first, other) for other in others]
+            self._first.update((target, name) for target in targets if target in self._shapes)
+
+    def __getitem__(self, name: str) -> LazyTensor:
+        if name not in self._first:
+            raise WeightError(
+                f"The checkpoint has no tensor for the parameter {name!r} of {type(self.module).__name__}; the download "
+                "is incomplete or its configuration belongs to another model."
+            )
+        first = self._first[name]
+        sources = self._sources[first]
+        if sources[0][0] is None:
+            tensor = self.tensors[sources[0][1]]
+        else:
+            converter = deepcopy(self._converters[sources[0][0]])
+            for pattern, key in sources:
+                converter.add_tensor(first, key, pattern, self.tensors[key])
+            try:
+                made = converter.convert(first, model=self.module, config=self.module.config)[name]
+            except (ValueError, KeyError, IndexError, RuntimeError) as error:
+                keys = [key for _, key in sources]
+                raise WeightError(
+                    f"{name!r} cannot be made of {keys[0]!r} and {len(keys) - 1} more tensors ({error}); one of them is "
+                    "missing or has another shape than its neighbours."
+                ) from error
+            tensor = made[0] if isinstance(made, list) else made
+        if tensor.shape != self._shapes[name]:
+            raise WeightError(
+                f"{name!r}, read from {sources[0][1]!r}, has shape {tuple(tensor.shape)}, but the configuration calls "
+                f"for {tuple(self._shapes[name])}."
+            )
+        return tensor
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._first)
+
+    def __len__(self) -> int:
+        return len(self._first)

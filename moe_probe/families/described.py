@@ -1,0 +1,66 @@
+"""Families written by hand: key templates and the few facts that the configuration holds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from moe_probe.checkpoint import LazyTensor
+from moe_probe.errors import CheckpointError
+from moe_probe.families.architecture import DENSE, SHARED, Architecture, Layer
+
+
+@dataclass(frozen=True)
+class Described:
+    """A family as data: how `config.json` describes a layer, and how the published keys are named.
+
+    Attributes:
+        name: the family's name.
+        model_types: values of `model_type` that belong to it.
+        make_layer: the description of layer `i`, from the configuration.
+        experts: key of a routed expert's matrix by projection; `{layer}` and `{expert}` are filled in.
+        router, shared, dense: likewise; None where the family has no such part.
+    """
+
+    name: str
+    model_types: tuple[str, ...]
+    make_layer: Callable[[Mapping[str, Any], int], Layer]
+    experts: Mapping[str, str] | None = None
+    router: str | None = None
+    shared: Mapping[str, str] | None = None
+    dense: Mapping[str, str] | None = None
+
+    def open(self, config: Mapping[str, Any], tensors: Mapping[str, LazyTensor]) -> Architecture:
+        """The description applied to a checkpoint's configuration and tensors."""
+        return DescribedArchitecture(self, config, tensors)
+
+
+class DescribedArchitecture(Architecture):
+    """A `Described` family with the tensors of one checkpoint."""
+
+    def __init__(self, family: Described, config: Mapping[str, Any], tensors: Mapping[str, LazyTensor]):
+        self.family, self.config, self.tensors = family, RequiredFields(config), tensors
+        self.num_layers = self.config["num_hidden_layers"]
+        self.hidden_size = self.config["hidden_size"]
+
+    def layer(self, index: int) -> Layer:
+        return self.family.make_layer(self.config, index)
+
+    def _router(self, layer: Layer) -> tuple[str, LazyTensor]:
+        key = self.family.router.format(layer=layer.index)
+        return key, self.tensors[key]
+
+    def _expert(self, layer: Layer, label: str, projection: str) -> tuple[str, LazyTensor]:
+        templates = {SHARED: self.family.shared, DENSE: self.family.dense}.get(label, self.family.experts)
+        key = templates[projection].format(layer=layer.index, expert=label)
+        return key, self.tensors[key]
+
+
+class RequiredFields(dict):
+    """A configuration whose missing fields are named."""
+
+    def __missing__(self, field: str) -> Any:
+        raise CheckpointError(
+            f"config.json of this {self.get('model_type')!r} model lacks the field {field!r}; use the published file."
+        )

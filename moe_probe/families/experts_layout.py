@@ -1,0 +1,155 @@
+"""Where up, gate and down projection lie inside an experts module, as transformers declares it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import nn
+
+from moe_probe.checkpoint import LazyTensor
+from moe_probe.errors import FamilyError
+
+# what published shared blocks and dense FFNs call their linear layers: (up, gate, down), or (fused gate-up, down)
+FFN_NAMES = (
+    ("up_proj", "gate_proj", "down_proj"),
+    ("w3", "w1", "w2"),
+    ("up_proj", "down_proj"),
+    ("gate_up_proj", "down_proj"),
+    ("input_linear", "output_linear"),
+)
+FUSED = {"gate_up_proj", "input_linear"}
+
+
+@dataclass(frozen=True)
+class FusedExperts:
+    """All experts in two tensors: gate and up fused (E, 2 ff, d), or up alone, and down (E, d, ff).
+
+    Attributes:
+        gate_up, down: names of the tensors, below the MoE block.
+        transposed: stored as (E, d, 2 ff) and (E, ff, d).
+        interleaved: rows alternate gate, up, gate, up; else first all of gate, then all of up.
+        gated: False where an expert is up and down only.
+    """
+
+    gate_up: str
+    down: str
+    transposed: bool = False
+    interleaved: bool = False
+    gated: bool = True
+
+    @property
+    def projections(self) -> tuple[str, ...]:
+        return ("up", "gate", "down") if self.gated else ("up", "down")
+
+    def size(self, block: nn.Module) -> tuple[int, int, int]:
+        """Number of experts, their width and their neurons."""
+        experts, rows, columns = block.get_parameter(self.down).shape
+        return (experts, columns, rows) if self.transposed else (experts, rows, columns)
+
+    def matrix(self, tensors: Mapping[str, LazyTensor], prefix: str, expert: int, projection: str) -> LazyTensor:
+        """(ff, d) for up and gate, (d, ff) for down."""
+        fused = tensors[prefix + (self.down if projection == "down" else self.gate_up)][expert]
+        fused = fused.T if self.transposed else fused
+        if projection == "down" or not self.gated:
+            return fused
+        part = ("gate", "up").index(projection)
+        if self.interleaved:
+            return fused[part::2]
+        half = fused.shape[0] // 2
+        return fused[part * half : (part + 1) * half]
+
+
+@dataclass(frozen=True)
+class FlatExperts:
+    """DBRX: the experts' rows one below the other, (E ff, d), for gate (w1), up (v1) and down transposed (w2)."""
+
+    num_experts: int
+    projections = ("up", "gate", "down")
+
+    def size(self, block: nn.Module) -> tuple[int, int, int]:
+        rows, width = block.get_parameter("experts.mlp.w2").shape
+        return self.num_experts, width, rows // self.num_experts
+
+    def matrix(self, tensors: Mapping[str, LazyTensor], prefix: str, expert: int, projection: str) -> LazyTensor:
+        rows = tensors[prefix + "experts.mlp." + {"up": "v1", "gate": "w1", "down": "w2"}[projection]]
+        neurons = rows.shape[0] // self.num_experts
+        matrix = rows[expert * neurons : (expert + 1) * neurons]
+        return matrix.T if projection == "down" else matrix
+
+
+# experts modules that stand outside the declared protocol, by class name
+UNDECLARED = {
+    "Llama4TextExperts": FusedExperts("experts.gate_up_proj", "experts.down_proj", transposed=True),
+    "LongcatFlashExperts": FusedExperts("experts.gate_up_proj", "experts.down_proj"),
+    "Step3p7Experts": FusedExperts("experts.gate_up_proj", "experts.down_proj"),
+}
+
+
+def experts_layout(block: nn.Module) -> FusedExperts | FlatExperts | None:
+    """The layout of a MoE block's experts; None when `block` is no MoE block.
+
+    Raises:
+        FamilyError: the block has experts whose layout is not known.
+    """
+    if type(block).__name__ == "JetMoeMoE":
+        return FusedExperts("input_linear.weight", "output_linear.weight")
+    experts = getattr(block, "experts", None)
+    if not isinstance(experts, nn.Module):
+        return None
+    if hasattr(experts, "is_concatenated") and hasattr(experts, "is_transposed"):
+        return FusedExperts(
+            gate_up="experts.gate_up_proj" if experts.has_gate else "experts.up_proj",
+            down="experts.down_proj",
+            transposed=experts.is_transposed,
+            interleaved=not experts.is_concatenated,
+            gated=experts.has_gate,
+        )
+    if type(experts).__name__ == "DbrxExperts":
+        return FlatExperts(experts.num_experts)
+    if type(experts).__name__ in UNDECLARED:
+        return UNDECLARED[type(experts).__name__]
+    if any(p.ndim == 3 for p in experts.parameters()) or isinstance(experts, nn.ModuleList):
+        raise FamilyError(f"The layout of {type(experts).__name__} is not declared and not known to moe_probe.")
+    return None
+
+
+@dataclass(frozen=True)
+class FfnLayout:
+    """A plain FFN of linear layers, or the stacked shared experts of a block."""
+
+    names: tuple[str, ...]
+
+    @property
+    def projections(self) -> tuple[str, ...]:
+        return ("up", "down") if self.names == ("up_proj", "down_proj") else ("up", "gate", "down")
+
+    @property
+    def down(self) -> str:
+        """Name of the down projection."""
+        return self.names[-1]
+
+    def matrix(self, tensors: Mapping[str, LazyTensor], prefix: str, projection: str) -> LazyTensor:
+        """(ff, d) for up and gate, (d, ff) for down."""
+        if self.names[0] in FUSED and projection != "down":
+            rows = _weight(tensors, prefix + self.names[0])
+            half, part = rows.shape[0] // 2, ("gate", "up").index(projection)
+            return rows[part * half : (part + 1) * half]
+        name = self.down if projection == "down" else self.names[self.projections.index(projection)]
+        weight = _weight(tensors, prefix + name)
+        if weight.ndim == 3:  # several shared experts, (n, ff, d) or (n, d, ff): one block with all their neurons
+            experts, rows, columns = weight.shape
+            if projection == "down":
+                return weight.permute(1, 0, 2).reshape(rows, experts * columns)
+            return weight.reshape(experts * rows, columns)
+        return weight
+
+
+def _weight(tensors: Mapping[str, LazyTensor], name: str) -> LazyTensor:
+    return tensors[name + ".weight"] if name + ".weight" in tensors else tensors[name]
+
+
+def ffn_layout(module: nn.Module) -> FfnLayout | None:
+    """The layout of a plain FFN module; None when it is something else."""
+    names = {name for name, _ in module.named_children()} | {name for name, _ in module.named_parameters(recurse=False)}
+    return next((FfnLayout(candidate) for candidate in FFN_NAMES if names.issuperset(candidate)), None)

@@ -1,0 +1,234 @@
+"""The one handle that every analysis takes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+from moe_probe.checkpoint import Checkpoint, LazyTensor, open_checkpoint
+from moe_probe.errors import CheckpointError, FamilyError, InputError
+from moe_probe.families import Architecture, Layer, find_family
+from moe_probe.families.transformers_moe import live_architecture
+
+
+class MoEModel:
+    """A pretrained model: what its layers are made of, and its weights, read when asked for.
+
+    Made by `load`. A MoE, or a dense model where a baseline is wanted.
+
+    Attributes:
+        name: folder name or hub id.
+        family: name of the family, such as `mixtral`; for models that transformers alone describes, the model type.
+        num_layers, hidden_size: of the decoder.
+        checkpoint: the files; None for a live model.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        family: str,
+        architecture: Architecture,
+        config: PreTrainedConfig,
+        checkpoint: Checkpoint | None = None,
+        module: PreTrainedModel | None = None,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        device: str | torch.device | None = None,
+        dtype: torch.dtype | None = None,
+    ):
+        self.name, self.family, self.config, self.checkpoint = name, family, config, checkpoint
+        self._architecture, self._device, self._dtype = architecture, device, dtype
+        self.num_layers, self.hidden_size = architecture.num_layers, architecture.hidden_size
+        if module is not None:
+            self.__dict__["module"] = module
+        if tokenizer is not None:
+            self.__dict__["tokenizer"] = tokenizer
+
+    @cached_property
+    def layers(self) -> tuple[Layer, ...]:
+        """Every decoder layer."""
+        return tuple(self._architecture.layer(index) for index in range(self.num_layers))
+
+    @cached_property
+    def moe_layers(self) -> tuple[int, ...]:
+        """Indices of the layers that route."""
+        return tuple(layer.index for layer in self.layers if layer.is_moe)
+
+    def layer(self, index: int) -> Layer:
+        """What decoder layer `index` is made of.
+
+        Raises:
+            InputError: there is no such layer.
+        """
+        if not 0 <= index < self.num_layers:
+            raise InputError(f"{self.name} has the layers 0 to {self.num_layers - 1}, not {index}.")
+        return self.layers[index]
+
+    def router_tensor(self, layer: int) -> LazyTensor:
+        """The gate embeddings of a layer, (E, d), unread."""
+        self.layer(layer)
+        return self._architecture.router(layer)
+
+    def router_weight(self, layer: int) -> torch.Tensor:
+        """The gate embeddings of a layer, (E, d), in the stored dtype.
+
+        Where the router is a small network, its last layer: see the family's docstring.
+        """
+        return self.router_tensor(layer).read()
+
+    def expert_tensor(self, layer: int, expert: str | int, projection: str) -> LazyTensor:
+        """One matrix of an expert, unread; slices of it read only their own bytes."""
+        self.layer(layer)
+        return self._architecture.expert(layer, str(expert), projection)
+
+    def expert_weight(self, layer: int, expert: str | int, projection: str) -> torch.Tensor:
+        """One matrix of an expert in the stored dtype, memory-mapped where the format allows.
+
+        Args:
+            layer: index of the decoder layer.
+            expert: `"0"` to `"E-1"`, `"S"` for the shared block, `"F"` for the FFN of a dense layer.
+            projection: `up` or `gate`, (ff, d), or `down`, (d, ff).
+
+        Raises:
+            InputError: the layer has no such expert or projection.
+            WeightError: the checkpoint lacks the tensor or stores it in another shape.
+
+        Example:
+            >>> load("ckpt/tiny-mixtral").expert_weight(0, "3", "down").shape
+            torch.Size([64, 96])
+        """
+        return self.expert_tensor(layer, expert, projection).read()
+
+    def select_layers(self, layers: Sequence[int] | int | None) -> tuple[int, ...]:
+        """`layers`, checked to be MoE layers; all of them for None.
+
+        Raises:
+            FamilyError: the model is dense.
+            InputError: one of them is not a MoE layer.
+        """
+        if not self.moe_layers:
+            raise FamilyError(
+                f"{self.name} is a dense {self.family} model and has no experts; give a Mixture-of-Experts model "
+                "(a dense one can be the baseline)."
+            )
+        if layers is None:
+            return self.moe_layers
+        chosen = (layers,) if isinstance(layers, int) else tuple(layers)
+        wrong = [index for index in chosen if index not in self.moe_layers]
+        if wrong or not chosen:
+            raise InputError(f"{self.name} has the MoE layers {_ranges(self.moe_layers)}; asked for {wrong or 'none'}.")
+        return chosen
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The tokenizer that lies beside the weights."""
+        if self.checkpoint is None:
+            raise InputError("A live model comes without a tokenizer; give it: load(model, tokenizer=...).")
+        try:
+            return AutoTokenizer.from_pretrained(self.checkpoint.path, trust_remote_code=False)
+        except (OSError, ValueError) as error:
+            raise InputError(f"{self.checkpoint.path} has no usable tokenizer ({error}).") from error
+
+    @cached_property
+    def module(self) -> PreTrainedModel:
+        """The torch module with its weights, loaded on first use."""
+        path = self.checkpoint.path
+        if self.config.model_type not in CONFIG_MAPPING:
+            raise FamilyError(f"{self.name}: the {self.family} family has weights only; it cannot be run yet.")
+        from transformers import AutoModelForCausalLM
+
+        module = AutoModelForCausalLM.from_pretrained(
+            path, config=self.config, dtype=self._dtype or "auto", device_map=self._device, trust_remote_code=False
+        )
+        return module.eval()
+
+    @property
+    def fingerprint(self) -> str:
+        """Identifies the checkpoint in results; `live` for a model in memory."""
+        return "live" if self.checkpoint is None else self.checkpoint.fingerprint
+
+    def __repr__(self) -> str:
+        moe = f", MoE layers {_ranges(self.moe_layers)}" if self.moe_layers else ", dense"
+        return f"MoEModel({self.name!r}, family={self.family!r}, {self.num_layers} layers{moe})"
+
+
+def _ranges(numbers: Sequence[int]) -> str:
+    """`(1, 2, 3, 7)` as `1-3, 7`."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return ", ".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)
+
+
+def load(
+    source: str | Path | PreTrainedModel | MoEModel,
+    *,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    device: str | torch.device | None = None,
+    dtype: torch.dtype | None = None,
+    revision: str | None = None,
+) -> MoEModel:
+    """Open a model at once, without reading its weights.
+
+    Args:
+        source: a folder with a published checkpoint, a hub id (the local cache first), or a live transformers model.
+        tokenizer: used in place of the one beside the weights.
+        device, dtype: of `model.module`; the stored dtype on the CPU by default.
+        revision: branch, tag or commit of a hub id.
+
+    Raises:
+        CheckpointError: the files are missing, damaged or unsafe.
+        FamilyError: the model type is not known.
+
+    Example:
+        >>> model = load("ckpt/tiny-mixtral")
+        >>> model.layer(0).num_experts
+        8
+    """
+    if isinstance(source, MoEModel):
+        return source
+    if isinstance(source, PreTrainedModel):
+        config = source.config
+        name = config._name_or_path or type(source).__name__
+        return MoEModel(
+            name, config.model_type, live_architecture(source), config, module=source, tokenizer=tokenizer
+        )
+    checkpoint = open_checkpoint(_folder(source, revision))
+    family = find_family(checkpoint.config)
+    fields = {key: value for key, value in checkpoint.config.items() if key != "auto_map"}
+    model_type = checkpoint.config["model_type"]
+    config_class = CONFIG_MAPPING[model_type] if model_type in CONFIG_MAPPING else PreTrainedConfig
+    return MoEModel(
+        name=str(source) if not Path(source).is_dir() else Path(source).resolve().name,
+        family=model_type if family.name == "transformers" else family.name,
+        architecture=family.open(checkpoint.config, checkpoint),
+        config=config_class.from_dict(fields),
+        checkpoint=checkpoint,
+        tokenizer=tokenizer,
+        device=device,
+        dtype=dtype,
+    )
+
+
+def _folder(source: str | Path, revision: str | None) -> Path:
+    path = Path(source).expanduser()
+    if path.exists() or isinstance(source, Path) or str(source).count("/") != 1 or str(source).startswith("."):
+        return path
+    for local_only in (True, False):
+        try:
+            return Path(snapshot_download(str(source), revision=revision, local_files_only=local_only))
+        except LocalEntryNotFoundError:
+            continue
+        except (HfHubHTTPError, HFValidationError, OSError) as error:
+            raise CheckpointError(f"{source} is no folder and cannot be had from the hub ({error}).") from error
+    raise CheckpointError(f"{source} is no folder, is not in the hub's local cache, and the hub cannot be reached.")
