@@ -154,6 +154,11 @@ class MoEModel:
         """Identifies the checkpoint in results; `live` for a model in memory."""
         return "live" if self.checkpoint is None else self.checkpoint.fingerprint
 
+    def __reduce__(self) -> tuple:
+        if self.checkpoint is None:
+            return super().__reduce__()
+        return load, (self.checkpoint.path,)
+
     def __repr__(self) -> str:
         moe = f", MoE layers {_ranges(self.moe_layers)}" if self.moe_layers else ", dense"
         return f"MoEModel({self.name!r}, family={self.family!r}, {self.num_layers} layers{moe})"

@@ -1,0 +1,48 @@
+"""Matching the neurons of two experts (arXiv 2406.18219, section 4.1, "neuron reordering")."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import lap
+import numpy as np
+import torch
+from scipy.stats import kendalltau
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """The best match of one expert's neurons with another's.
+
+    Attributes:
+        permutation: neuron `permutation[a]` of the second expert matches neuron `a` of the first, (n,) int64.
+        cosine: of the two flattened matrices after reordering the second.
+        kendall_tau: rank correlation of the permutation with the stored order.
+    """
+
+    permutation: np.ndarray
+    cosine: float
+    kendall_tau: float
+
+
+def align(first: torch.Tensor, second: torch.Tensor) -> Alignment:
+    """The assignment of neurons that maximises the sum of their cosines.
+
+    Args:
+        first, second: (n, d) float32, one neuron a row.
+
+    Example:
+        >>> rows = torch.eye(3)
+        >>> align(rows, rows[[2, 0, 1]]).permutation
+        array([1, 2, 0])
+    """
+    norms = [torch.linalg.vector_norm(m, dim=1).clamp_min(1e-8) for m in (first, second)]
+    cosines = (first / norms[0][:, None]) @ (second / norms[1][:, None]).T
+    _, permutation, _ = lap.lapjv((1 - cosines).numpy())
+    permutation = permutation.astype(np.int64)
+    rows = torch.arange(len(first))
+    matched = cosines[rows, torch.from_numpy(permutation)].double() * norms[0].double()
+    dot = (matched * norms[1][torch.from_numpy(permutation)].double()).sum()
+    total = [torch.linalg.vector_norm(norm.double()) for norm in norms]
+    tau = kendalltau(permutation, np.arange(len(permutation))).statistic if len(permutation) > 1 else 1.0
+    return Alignment(permutation, float(dot / (total[0] * total[1])), float(tau))

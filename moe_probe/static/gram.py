@@ -1,0 +1,195 @@
+"""The streaming pass under the static analyses: every weight is read once and reduced to small statistics.
+
+Matrices are read in slabs of rows (a view of the mapped file where the format allows), converted to float32 chunk by
+chunk in the processor's cache, and multiplied there. Chunk products are float32, their sums float64, always in the
+same order, so that results do not depend on the number of threads or processes.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import torch
+
+from moe_probe.checkpoint import LazyTensor
+from moe_probe.errors import WeightError
+
+CHUNK_ELEMENTS = 1 << 19  # float32 values of all matrices in one chunk: 2 MB, a core's cache
+SLAB_ELEMENTS = 1 << 23  # values of all matrices read at once
+FEATURE_BLOCK_BYTES = 1 << 27
+
+
+@dataclass(frozen=True)
+class Matrices:
+    """The matrices of one layer and projection that are compared with each other.
+
+    Attributes:
+        layer, projection: where they stand; named in errors.
+        labels: of the experts, (R,).
+        tensors: unread, one per label.
+    """
+
+    layer: int
+    projection: str
+    labels: tuple[str, ...]
+    tensors: tuple[LazyTensor, ...]
+
+    def neuron_major(self) -> tuple[LazyTensor, ...]:
+        """The matrices with one neuron a row, (ff, d): down projections transposed."""
+        return tuple(t.T for t in self.tensors) if self.projection == "down" else self.tensors
+
+    def check(self, values: torch.Tensor) -> None:
+        """Raise `WeightError` naming the first matrix whose statistic, (R,) or (R, ...), is not finite."""
+        bad = ~torch.isfinite(values).reshape(len(self.labels), -1).all(1)
+        if bad.any():
+            label = self.labels[int(bad.nonzero()[0])]
+            raise WeightError(
+                f"The {self.projection} projection of expert {label} in layer {self.layer} holds NaN or infinity; the "
+                "file is damaged or the model was saved after it diverged."
+            )
+
+
+_buffers = threading.local()
+
+
+def _workspace(shape: tuple[int, int]) -> torch.Tensor:
+    """This thread's float32 chunk buffer."""
+    size = shape[0] * shape[1]
+    if getattr(_buffers, "chunk", None) is None or _buffers.chunk.numel() < size:
+        _buffers.chunk = torch.empty(max(size, CHUNK_ELEMENTS))
+    return _buffers.chunk[:size].view(shape)
+
+
+def _row_slabs(tensors: Sequence[LazyTensor]) -> Iterator[tuple[int, int]]:
+    rows, width = tensors[0].shape[0], tensors[0].shape[1:].numel()
+    step = max(1, SLAB_ELEMENTS // (width * len(tensors)))
+    return ((start, min(start + step, rows)) for start in range(0, rows, step))
+
+
+def _sum_over_slabs(
+    tensors: Sequence[LazyTensor], reduce: Callable[[list[torch.Tensor]], torch.Tensor]
+) -> torch.Tensor:
+    """The float64 sum over all slabs of `reduce(flattened slab of each tensor)`, slabs spread over the cores."""
+
+    def one(bounds: tuple[int, int]) -> torch.Tensor:
+        return reduce([t[bounds[0] : bounds[1]].read().reshape(-1) for t in tensors])
+
+    with ThreadPoolExecutor(torch.get_num_threads(), initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        return torch.stack(list(pool.map(one, _row_slabs(tensors)))).sum(0)
+
+
+def _chunks(slab: list[torch.Tensor]) -> Iterator[torch.Tensor]:
+    """The slab as float32 chunks (R, columns) in this thread's buffer."""
+    total = slab[0].numel()
+    step = max(1, CHUNK_ELEMENTS // len(slab))
+    for start in range(0, total, step):
+        stop = min(start + step, total)
+        chunk = _workspace((len(slab), stop - start))
+        for row, values in zip(chunk, slab, strict=True):
+            row.copy_(values[start:stop])
+        yield chunk
+
+
+def flat_gram(matrices: Matrices) -> torch.Tensor:
+    """Inner products of all pairs of flattened matrices, (R, R) float64.
+
+    Raises:
+        WeightError: a matrix holds NaN or infinity.
+    """
+
+    def reduce(slab: list[torch.Tensor]) -> torch.Tensor:
+        gram = torch.zeros(len(slab), len(slab), dtype=torch.float64)
+        for chunk in _chunks(slab):
+            gram += chunk @ chunk.T
+        return gram
+
+    gram = _sum_over_slabs(matrices.tensors, reduce)
+    matrices.check(gram.diagonal())
+    return gram
+
+
+def standardized_gram(matrices: Matrices) -> torch.Tensor:
+    """As `flat_gram`, of matrices whose every entry is standardized over the R matrices (mean 0, deviation 1, ddof 1).
+
+    Entries that are equal in all matrices have no deviation and count as 0. The trace is (R - 1) times the number of
+    the others.
+    """
+
+    def reduce(slab: list[torch.Tensor]) -> torch.Tensor:
+        gram = torch.zeros(len(slab), len(slab), dtype=torch.float64)
+        for chunk in _chunks(slab):
+            chunk -= chunk.mean(0)
+            deviation = torch.linalg.vector_norm(chunk, dim=0).div_((len(slab) - 1) ** 0.5)
+            chunk *= deviation.reciprocal_().nan_to_num_(nan=float("nan"), posinf=0.0)
+            gram += chunk @ chunk.T
+        return gram
+
+    gram = _sum_over_slabs(matrices.tensors, reduce)
+    if not torch.isfinite(gram).all():
+        flat_gram(matrices)
+    return gram
+
+
+def mean_neurons(matrices: Matrices) -> torch.Tensor:
+    """The mean neuron of each matrix, (R, d) float64.
+
+    Raises:
+        WeightError: a matrix holds NaN or infinity.
+    """
+
+    def mean(tensor: LazyTensor) -> torch.Tensor:
+        total = torch.zeros(tensor.shape[1], dtype=torch.float64)
+        if matrices.projection == "down":
+            parts = [tensor[a:b].read().to(torch.float32).mean(1) for a, b in _row_slabs([tensor])]
+            return torch.cat(parts).double()
+        for start, stop in _row_slabs([tensor]):
+            total += tensor[start:stop].read().to(torch.float32).sum(0)
+        return total / tensor.shape[0]
+
+    means = torch.stack([mean(tensor) for tensor in matrices.tensors])
+    matrices.check(means)
+    return means
+
+
+def kernel_gram(matrices: Matrices) -> torch.Tensor:
+    """Inner products <K_i, K_j> of the experts' centred linear kernels, (R, R) float64.
+
+    K = X X^T, (d, d), where X (d, ff) holds an expert's neurons as columns, each minus its mean over the d entries. The
+    numbers of neurons may differ. A block of kernel rows is held at a time, so the weights are read d/block times.
+
+    Raises:
+        WeightError: a matrix holds NaN or infinity.
+    """
+    neurons = matrices.neuron_major()
+    width = neurons[0].shape[1]
+    block = max(1, min(width, FEATURE_BLOCK_BYTES // (4 * width * len(neurons))))
+    gram = torch.zeros(len(neurons), len(neurons), dtype=torch.float64)
+    for start in range(0, width, block):
+        stop = min(start + block, width)
+        kernels = torch.zeros(len(neurons), stop - start, width)
+        for kernel, tensor in zip(kernels, neurons, strict=True):
+            for low, high in _row_slabs([tensor]):
+                rows = tensor[low:high].read().to(torch.float32)
+                rows -= rows.mean(1, keepdim=True)
+                kernel.addmm_(rows[:, start:stop].T, rows)
+        flat = kernels.flatten(1).double()
+        gram += flat @ flat.T
+    matrices.check(gram.diagonal())
+    return gram
+
+
+def cosine(gram: torch.Tensor) -> torch.Tensor:
+    """Cosine of each pair from inner products: g_ij / (max(|i|, 1e-8) max(|j|, 1e-8))."""
+    norms = gram.diagonal().clamp_min(0).sqrt().clamp_min(1e-8)
+    return gram / (norms[:, None] * norms)
+
+
+def l2_distance(gram: torch.Tensor) -> torch.Tensor:
+    """Euclidean distance of each pair from inner products."""
+    squares = gram.diagonal()
+    return (squares[:, None] + squares - 2 * gram).clamp_min(0).sqrt()
+
+

@@ -1,0 +1,24 @@
+"""Independent pieces of work over joblib, with a progress bar."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import TypeVar
+
+from joblib import Parallel, delayed
+from rich.progress import track
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+def map_items(
+    function: Callable[[Item], Result], items: Iterable[Item], n_jobs: int, description: str
+) -> Sequence[Result]:
+    """`[function(item) for item in items]`, in order, `n_jobs` at a time.
+
+    Work goes through joblib: `joblib.parallel_config(backend=...)` around the call spreads it over a Ray or Dask cluster.
+    """
+    items = list(items)
+    results = Parallel(n_jobs=n_jobs, return_as="generator")(delayed(function)(item) for item in items)
+    return list(track(results, description, total=len(items), transient=True))
