@@ -13,12 +13,17 @@ from moe_probe.errors import CheckpointError
 def read_json(path: Path) -> dict[str, Any]:
     """The JSON object in `path`; `CheckpointError` when it is not one."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8"), object_hook=_special_float)
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path} is not readable JSON ({error}); download the file again.") from error
     if not isinstance(value, dict):
         raise CheckpointError(f"{path} holds a {type(value).__name__}, expected a JSON object.")
     return value
+
+
+def _special_float(fields: dict[str, Any]) -> Any:
+    """transformers writes infinity as `{"__float__": "Infinity"}`, because JSON has no such number."""
+    return float(fields["__float__"]) if fields.keys() == {"__float__"} else fields
 
 
 def inside(folder: Path, name: str) -> Path:

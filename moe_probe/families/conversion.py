@@ -80,6 +80,9 @@ class Converted(Mapping[str, LazyTensor]):
             )
         return tensor
 
+    def __contains__(self, name: object) -> bool:
+        return name in self._first
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._first)
 

@@ -92,8 +92,14 @@ class ModuleArchitecture(Architecture):
     def __init__(self, module: PreTrainedModel, tensors: Mapping[str, LazyTensor]):
         self.module, self.tensors = module, tensors
         self.config = module.config.get_text_config(decoder=True)
-        self.num_layers = self.config.num_hidden_layers
         self.hidden_size = self.config.hidden_size
+
+    @cached_property
+    def num_layers(self) -> int:
+        """Length of the list of decoder layers (LongCat's `num_hidden_layers` counts its attention layers)."""
+        for path in self._blocks.values():
+            return len(self.module.get_submodule(re.split(r"\.\d+(?:\.|$)", path)[0]))
+        return self.config.num_hidden_layers
 
     @cached_property
     def _blocks(self) -> dict[int, str]:
