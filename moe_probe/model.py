@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
@@ -212,7 +211,7 @@ def load(
     family = find_family(checkpoint.config)
     fields = {key: value for key, value in checkpoint.config.items() if key != "auto_map"}
     model_type = checkpoint.config["model_type"]
-    config_class = CONFIG_MAPPING[model_type] if model_type in CONFIG_MAPPING else PreTrainedConfig
+    config_class = PreTrainedConfig if model_type not in CONFIG_MAPPING else CONFIG_MAPPING[model_type]  # noqa: SIM401
     return MoEModel(
         name=str(source) if not Path(source).is_dir() else Path(source).resolve().name,
         family=model_type if family.name == "transformers" else family.name,

@@ -169,7 +169,7 @@ class Stored(LazyTensor):
 
     def _replace(self, dim: int, make: Callable[[slice], int | slice]) -> Stored:
         at = [i for i, part in enumerate(self.index) if isinstance(part, slice)][dim]
-        return Stored(self.source, self.index[:at] + (make(self.index[at]),) + self.index[at + 1 :])
+        return Stored(self.source, (*self.index[:at], make(self.index[at]), *self.index[at + 1 :]))
 
     def select(self, dim: int, index: int) -> Stored:
         return self._replace(dim, lambda part: part.start + index)

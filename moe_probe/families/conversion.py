@@ -31,10 +31,8 @@ class Converted(Mapping[str, LazyTensor]):
         self.module, self.tensors = module, tensors
         mapping = get_model_conversion_mapping(module)
         renamings = [entry for entry in mapping if isinstance(entry, WeightRenaming)]
-        self._converters = {
-            pattern: entry for entry in mapping if isinstance(entry, WeightConverter) for pattern in entry.source_patterns
-        }
         converters = [entry for entry in mapping if isinstance(entry, WeightConverter)]
+        self._converters = {pattern: entry for entry in converters for pattern in entry.source_patterns}
         self._shapes = {name: tensor.shape for name, tensor in module.state_dict().items()}
         self._sources: dict[str, list[tuple[str | None, str]]] = defaultdict(list)
         self._first: dict[str, str] = {}
@@ -53,8 +51,8 @@ class Converted(Mapping[str, LazyTensor]):
     def __getitem__(self, name: str) -> LazyTensor:
         if name not in self._first:
             raise WeightError(
-                f"The checkpoint has no tensor for the parameter {name!r} of {type(self.module).__name__}; the download "
-                "is incomplete or its configuration belongs to another model."
+                f"The checkpoint has no tensor for the parameter {name!r} of {type(self.module).__name__}; the "
+                "download is incomplete or its configuration belongs to another model."
             )
         first = self._first[name]
         sources = self._sources[first]
@@ -69,8 +67,8 @@ class Converted(Mapping[str, LazyTensor]):
             except (ValueError, KeyError, IndexError, RuntimeError) as error:
                 keys = [key for _, key in sources]
                 raise WeightError(
-                    f"{name!r} cannot be made of {keys[0]!r} and {len(keys) - 1} more tensors ({error}); one of them is "
-                    "missing or has another shape than its neighbours."
+                    f"{name!r} cannot be made of {keys[0]!r} and {len(keys) - 1} more tensors ({error}); one of them "
+                    "is missing or has another shape than its neighbours."
                 ) from error
             tensor = made[0] if isinstance(made, list) else made
         if tensor.shape != self._shapes[name]:

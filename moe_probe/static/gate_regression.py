@@ -26,7 +26,8 @@ def gate_regression(
     """Least-squares line of gate similarity (y) on expert similarity (x) over the pairs of experts of a layer.
 
     Pairs are the strict lower triangle, row by row. The paper's table is `r_squared_average`: r^2 of each layer
-    rounded to two decimals, then averaged over the MoE layers. The paper swaps the names X and Y, which leaves r as it is.
+    rounded to two decimals, then averaged over the MoE layers. The paper swaps the names X and Y, which leaves r as it
+    is.
 
     Args:
         model: whatever `moe_probe.load` accepts.

@@ -17,7 +17,8 @@ def map_items(
 ) -> Sequence[Result]:
     """`[function(item) for item in items]`, in order, `n_jobs` at a time.
 
-    Work goes through joblib: `joblib.parallel_config(backend=...)` around the call spreads it over a Ray or Dask cluster.
+    Work goes through joblib: `joblib.parallel_config(backend=...)` around the call spreads it over a Ray or Dask
+    cluster.
     """
     items = list(items)
     results = Parallel(n_jobs=n_jobs, return_as="generator")(delayed(function)(item) for item in items)

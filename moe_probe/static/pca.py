@@ -40,9 +40,9 @@ def pca(
 ) -> xr.Dataset:
     """Principal components of the experts of each layer and projection.
 
-    Level `matrix`: a point is an expert's whole matrix; computed from the R x R Gram matrix, in one pass. Level `neuron`: a
-    point is a neuron (a row of up and gate, a column of down), computed from the d x d covariance, in two passes.
-    Signs are arbitrary; here the coordinate of largest magnitude is positive.
+    Level `matrix`: a point is an expert's whole matrix; computed from the R x R Gram matrix, in one pass. Level
+    `neuron`: a point is a neuron (a row of up and gate, a column of down), computed from the d x d covariance, in two
+    passes. Signs are arbitrary; here the coordinate of largest magnitude is positive.
 
     Args:
         model: whatever `moe_probe.load` accepts.
@@ -127,14 +127,14 @@ def _matrix_pca(matrices: Matrices, n_components: int, standardize: bool) -> Pca
 def _neuron_pca(matrices: Matrices, n_components: int, standardize: bool) -> Pca:
     neurons = matrices.neuron_major()
     width, count = neurons[0].shape[1], sum(tensor.shape[0] for tensor in neurons)
-    products, sums = np.zeros((width, width), order="F"), torch.zeros(width, dtype=torch.float64)
-    for tensor in neurons:
+    products, sums = np.zeros((width, width)), torch.zeros(len(neurons), width, dtype=torch.float64)
+    for total, tensor in zip(sums, neurons, strict=True):
         for start in range(0, tensor.shape[0], ROWS):
-            rows = tensor[start : start + ROWS].read().to(torch.float32)
-            sums += rows.sum(0, dtype=torch.float64)
+            rows = tensor[start : start + ROWS].read().to(torch.float32).contiguous()
+            total += rows.sum(0, dtype=torch.float64)
             products += blas.ssyrk(1.0, rows.numpy().T)
-    matrices.check(sums.expand(len(neurons), -1))
-    mean = sums.numpy() / count
+    matrices.check(sums)
+    mean = sums.sum(0).numpy() / count
     covariance = (np.triu(products) + np.triu(products, 1).T - count * np.outer(mean, mean)) / (count - 1)
     scale = np.ones(width)
     if standardize:

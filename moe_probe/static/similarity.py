@@ -39,12 +39,12 @@ def similarity(
 ) -> xr.Dataset:
     """Similarity of every pair of experts, layer by layer and projection by projection.
 
-    Levels (arXiv 2406.18219, section 4.1): `matrix` compares the flattened matrices, neuron by neuron as they are stored;
-    `neuron_mean` the mean neurons; `neuron_aligned` the flattened matrices after the second one's neurons have been
-    reordered to match the first's as well as possible (assignment that maximises the summed cosine; each projection
-    on its own), and tells by Kendall's tau how far that order is from the stored one (-1 to 1; 1: same order). The paper's
-    published cells for reordering fail as they stand; the definition is computed here. A neuron is a row of up and gate and a
-    column of down.
+    Levels (arXiv 2406.18219, section 4.1): `matrix` compares the flattened matrices, neuron by neuron as they are
+    stored; `neuron_mean` the mean neurons; `neuron_aligned` the flattened matrices after the second one's neurons have
+    been reordered to match the first's as well as possible (assignment that maximises the summed cosine; each
+    projection on its own), and tells by Kendall's tau how far that order is from the stored one (-1 to 1; 1: same
+    order). The paper's published cells for reordering fail as they stand; the definition is computed here. A neuron is
+    a row of up and gate and a column of down.
 
     Metrics: `cosine`; `l2`, the Euclidean distance of the same vectors; `cka`, linear centred kernel alignment
     (Kornblith et al. 2019, arXiv 1905.00414, section 3) with the d hidden dimensions as examples and the neurons as
@@ -57,7 +57,7 @@ def similarity(
         layers: MoE layers; all by default.
         experts: labels to restrict the work to; all routed experts with weights by default.
         baseline: a dense model, added as the last label `"F"`.
-        shared: add the shared block as `"S"` (level `neuron_mean`, or metric `cka`: it has more neurons than an expert).
+        shared: add the shared block as `"S"` (level `neuron_mean` or metric `cka`: it has more neurons than one).
         n_jobs: layers (pairs for `neuron_aligned`) computed at a time, through joblib.
 
     Returns:
@@ -141,7 +141,6 @@ def _align_pair(pair: tuple[Matrices, int, int]) -> tuple[float, float]:
     matrices, i, j = pair
     neurons = matrices.neuron_major()
     first, second = (neurons[at].read().to(torch.float32) for at in (i, j))
-    matrices.check(torch.stack([neurons[at].read().to(torch.float32).sum() if at in (i, j) else torch.zeros(())
-                                for at in range(len(neurons))]))
+    matrices.check(torch.stack([first.sum(), second.sum()]), (matrices.labels[i], matrices.labels[j]))
     result = align(first, second)
     return result.cosine, result.kendall_tau

@@ -10,14 +10,14 @@ import moe_probe
 from moe_probe.families import DENSE, SHARED
 from moe_probe.families.transformers_moe import FAMILY, meta_module
 
-MODEL_TYPES = (
-    "afmoe aria_text axk1 axk2 bailing_hybrid beam cohere2_moe dbrx deepseek_v2 deepseek_v3 deepseek_v32 deepseek_v4 dots1 "
-    "dots3_note_text ernie4_5_moe exaone_moe flex_olmo flint gemma4_text glm4_moe glm4_moe_lite glm_moe_dsa gpt_oss "
-    "granitemoe granitemoe_swa granitemoehybrid granitemoeshared hunyuan_v1_moe hy_v3 hy_v4 inkling2_text inkling_text "
-    "jamba jetmoe kimi_linear kolibri1 laguna lfm2_moe llama4_text longcat_flash mellum mimo_v2_flash minimax minimax_m2 "
-    "minimax_m3_vl_text mixtral nemotron_h olmoe phimoe qwen2_moe qwen3_5_moe_text qwen3_moe qwen3_next qwen4_exp_text "
-    "solar_open zaya"
-).split()
+MODEL_TYPES = """
+afmoe aria_text axk1 axk2 bailing_hybrid beam cohere2_moe dbrx deepseek_v2 deepseek_v3 deepseek_v32 deepseek_v4
+dots1 dots3_note_text ernie4_5_moe exaone_moe flex_olmo flint gemma4_text glm4_moe glm4_moe_lite glm_moe_dsa
+gpt_oss granitemoe granitemoe_swa granitemoehybrid granitemoeshared hunyuan_v1_moe hy_v3 hy_v4 inkling2_text
+inkling_text jamba jetmoe kimi_linear kolibri1 laguna lfm2_moe llama4_text longcat_flash mellum mimo_v2_flash
+minimax minimax_m2 minimax_m3_vl_text mixtral nemotron_h olmoe phimoe qwen2_moe qwen3_5_moe_text qwen3_moe
+qwen3_next qwen4_exp_text solar_open zaya
+""".split()
 
 
 def tiny_model(model_type: str) -> PreTrainedModel:
@@ -50,7 +50,7 @@ def test_published_files_hold_what_the_live_module_computes_with(model_type, tmp
         assert torch.equal(disk.expert_weight(*where), live.expert_weight(*where)), where
 
 
-@pytest.mark.parametrize("model_type", ["mixtral", "deepseek_v2", "gpt_oss", "llama4_text", "dbrx", "jetmoe", "nemotron_h"])
+@pytest.mark.parametrize("model_type", "mixtral deepseek_v2 gpt_oss llama4_text dbrx jetmoe nemotron_h".split())
 def test_matrices_compute_what_the_experts_module_computes(model_type):
     """up, gate and down are told apart by running them: an FFN made of them equals the module's own output."""
     module = tiny_model(model_type)
@@ -98,8 +98,8 @@ def test_experts_without_weights_are_told_by_kind():
 def test_families_by_hand_agree_with_the_model_that_transformers_builds(name, request):
     model = request.getfixturevalue(name)
     derived = FAMILY.open(model.checkpoint.config, model.checkpoint)
-    for layer, label, projection in matrices(model):
-        assert torch.equal(derived.expert(layer, label, projection).read(), model.expert_weight(layer, label, projection))
+    for where in matrices(model):
+        assert torch.equal(derived.expert(*where).read(), model.expert_weight(*where)), where
 
 
 def test_meta_module_holds_no_memory():

@@ -1,0 +1,226 @@
+"""`moe-probe`: the analyses from the command line."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from importlib.resources import files
+from pathlib import Path
+from typing import Annotated
+
+import typer
+import xarray as xr
+from rich.console import Console
+from rich.table import Table
+
+from moe_probe import plotting, static
+from moe_probe.errors import InputError, MoEProbeError
+from moe_probe.model import MoEModel, load
+from moe_probe.results import load_result, save
+
+app = typer.Typer(
+    help="Look into pretrained Mixture-of-Experts language models.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+)
+console = Console()
+LEVELS = {
+    "similarity": ("matrix", "neuron_mean", "neuron_aligned"),
+    "gate_similarity": (None,),
+    "gate_regression": ("neuron_mean", "matrix", "neuron_aligned"),
+    "pca": ("matrix", "neuron"),
+    "router_spectrum": (None,),
+}
+# what runs when nothing is asked for: everything that takes minutes, not hours
+DEFAULTS = (
+    ("similarity", "matrix"),
+    ("similarity", "neuron_mean"),
+    ("gate_similarity", None),
+    ("gate_regression", "neuron_mean"),
+    ("pca", "matrix"),
+    ("router_spectrum", None),
+)
+Ckpt = Annotated[str, typer.Argument(metavar="CKPT", help="A checkpoint folder, or a hub id.")]
+Out = Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="Where results and figures go.")]
+
+
+@app.command(epilog="Example: `moe-probe info ckpt/Mixtral-8x7B-v0.1`")
+def info(ckpt: Ckpt) -> None:
+    """Say what a checkpoint is made of, without reading its weights."""
+    console.print(info_table(load(ckpt)))
+
+
+def info_table(model: MoEModel) -> Table:
+    """Family, layers, experts, parameters and size of a model on disk."""
+    table = Table(title=model.name, show_header=False, title_justify="left")
+    table.add_row("family", model.family)
+    table.add_row("layers", f"{model.num_layers}, hidden size {model.hidden_size}")
+    total = sum(tensor.numel() for tensor in model.checkpoint.values())
+    active = total
+    if model.moe_layers:
+        first = model.layer(model.moe_layers[0])
+        table.add_row("MoE layers", f"{len(model.moe_layers)} ({model.moe_layers[0]} to {model.moe_layers[-1]})")
+        kinds = ", ".join(f"{first.expert_kinds.count(k)} {k}" for k in dict.fromkeys(first.expert_kinds))
+        shared = f" + {first.num_shared} shared" if first.num_shared else ""
+        table.add_row("experts", f"{kinds}{shared}; {first.intermediate_size} neurons each")
+        table.add_row("top-k", f"{first.top_k} per {'sub-token' if first.subtokens > 1 else 'token'}")
+        for layer in map(model.layer, model.moe_layers):
+            expert = len(layer.projections) * layer.intermediate_size * layer.expert_hidden_size
+            active -= expert * max(0, layer.expert_kinds.count("ffn") - layer.top_k)
+    table.add_row("parameters", f"{total:,} in all, {active:,} active per token")
+    dtypes = sorted({str(tensor.dtype).removeprefix("torch.") for tensor in model.checkpoint.values()})
+    table.add_row("stored as", ", ".join(dtypes))
+    table.add_row("on disk", f"{model.checkpoint.nbytes / 1e9:.3g} GB in {len(model.checkpoint.files)} files")
+    return table
+
+
+@app.command(
+    "static",
+    epilog="Example: `moe-probe static ckpt/Mixtral-8x7B-v0.1 --baseline ckpt/Mistral-7B-v0.1 --jobs 4 -o out`",
+)
+def static_command(
+    ckpt: Ckpt,
+    output: Out,
+    analysis: Annotated[
+        list[str] | None, typer.Option(help=f"One of {', '.join(LEVELS)}; may be repeated. Default: all.")
+    ] = None,
+    level: Annotated[str | None, typer.Option(help="matrix, neuron_mean, neuron_aligned or neuron.")] = None,
+    metric: Annotated[str, typer.Option(help="Of similarity: cosine, cka or l2.")] = "cosine",
+    layers: Annotated[str | None, typer.Option(help="MoE layers, such as 0,5,10-15. Default: all.")] = None,
+    baseline: Annotated[str | None, typer.Option(metavar="CKPT", help="A dense model to compare with.")] = None,
+    shared: Annotated[bool, typer.Option(help="Include the shared block where the level allows it.")] = False,
+    jobs: Annotated[int, typer.Option(help="Layers computed at a time.")] = 1,
+) -> None:
+    """Analyse the weights: netCDF results and PDF figures in DIR, a short table on screen."""
+    model = load(ckpt)
+    dense = None if baseline is None else load(baseline)
+    chosen = model.select_layers(None if layers is None else parse_layers(layers))
+    written = []
+    for name, at_level in choose(analysis, level):
+        arguments: dict = {"layers": chosen}
+        if at_level is not None:
+            arguments |= {"level": at_level, "n_jobs": jobs}
+        if name in ("similarity", "pca"):
+            arguments["baseline"] = dense
+        if name == "similarity":
+            arguments["metric"] = metric
+            arguments["shared"] = shared and at_level == "neuron_mean"
+        dataset = getattr(static, name)(model, **arguments)
+        written.append(save(dataset, output / f"{result_stem(dataset)}.nc"))
+        written.extend(draw(dataset, output))
+        if (table := summary(dataset)) is not None:
+            console.print(table)
+    pdfs = [path for path in written if path.suffix == ".pdf"]
+    console.print(f"Wrote {len(written) - len(pdfs)} results (.nc) and {len(pdfs)} figures (.pdf) to {output}")
+
+
+@app.command(epilog="Example: `moe-probe figures out`")
+def figures(results: Annotated[Path, typer.Argument(metavar="DIR", help="A folder with results (.nc).")]) -> None:
+    """Draw the figures of saved results again."""
+    found = sorted(results.glob("*.nc"))
+    if not found:
+        raise InputError(f"{results} holds no results (*.nc); make some with `moe-probe static`.")
+    count = sum(len(list(draw(load_result(path), results))) for path in found)
+    console.print(f"Drew {count} figures of {len(found)} results in {results}")
+
+
+@app.command()
+def demo(output: Out = Path("out/demo")) -> None:
+    """Run the static analysis of the embedded tiny Mixtral, with the tiny Mistral as baseline."""
+    root = Path(str(files("moe_probe"))).parent / "ckpt"
+    console.print(info_table(load(root / "tiny-mixtral")))
+    static_command(str(root / "tiny-mixtral"), output, baseline=str(root / "tiny-mistral"))
+
+
+def choose(analysis: list[str] | None, level: str | None) -> list[tuple[str, str | None]]:
+    """The analyses to run, each with its level.
+
+    Raises:
+        InputError: an analysis is not known, or has no such level.
+    """
+    unknown = [name for name in analysis or () if name not in LEVELS]
+    if unknown:
+        raise InputError(f"There is no static analysis {unknown[0]!r}; there are {', '.join(LEVELS)}.")
+    wanted = [item for item in DEFAULTS if analysis is None or item[0] in analysis]
+    if level is None:
+        return wanted
+    names = analysis or [name for name, levels in LEVELS.items() if level in levels]
+    if not names or any(level not in LEVELS[name] for name in names):
+        levels = {name: [known for known in LEVELS[name] if known] for name in names or LEVELS}
+        known = "; ".join(f"{name} has {', '.join(has) or 'no levels'}" for name, has in levels.items())
+        raise InputError(f"There is no level {level!r}: {known}.")
+    return [(name, level) for name in names]
+
+
+def parse_layers(text: str) -> list[int]:
+    """`"0,5,10-12"` as [0, 5, 10, 11, 12].
+
+    Raises:
+        InputError: the text is no such list.
+    """
+    try:
+        bounds = [[int(end) for end in part.split("-", 1)] for part in text.split(",")]
+    except ValueError:
+        raise InputError(f"{text!r} is no list of layers; write it like 0,5,10-12.") from None
+    return [layer for first, *last in bounds for layer in range(first, (last or [first])[0] + 1)]
+
+
+def result_stem(dataset: xr.Dataset) -> str:
+    """File name of a result: analysis, level, and metric where it is not the usual one."""
+    parts = [dataset.attrs["analysis"], dataset.attrs.get("level")]
+    if dataset.attrs.get("metric", "cosine") != "cosine":
+        parts.append(dataset.attrs["metric"])
+    return "_".join(part for part in parts if part)
+
+
+def draw(dataset: xr.Dataset, folder: Path) -> Iterator[Path]:
+    """Write every figure of a result as PDF; each appears under its name when it is complete."""
+    for stem, figure in plotting.figures(dataset):
+        path = folder / "figures" / f"{stem}.pdf"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+        try:
+            figure.savefig(partial, format="pdf")
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
+        yield path
+
+
+def summary(dataset: xr.Dataset) -> Table | None:
+    """A short table of a result: layers by projection."""
+    makers: dict[str, Callable[[xr.Dataset], tuple[str, xr.DataArray]]] = {
+        "similarity": _mean_similarity,
+        "gate_regression": lambda ds: ("R² of gate similarity on expert similarity", ds.r_squared),
+    }
+    if dataset.attrs["analysis"] not in makers:
+        return None
+    title, values = makers[dataset.attrs["analysis"]](dataset)
+    table = Table("layer", *map(str, values.projection.values), title=title, title_justify="left")
+    for layer in values.layer.values:
+        table.add_row(str(layer), *(f"{value:.3f}" for value in values.sel(layer=layer).values))
+    return table
+
+
+def _mean_similarity(dataset: xr.Dataset) -> tuple[str, xr.DataArray]:
+    routed = [label for label in dataset.expert.values if label not in ("S", "F")]
+    pairs = dataset[dataset.attrs["metric"]].sel(expert=routed, other=routed)
+    off_diagonal = pairs.where(pairs.expert != pairs.other).mean(("expert", "other"))
+    return f"Mean {dataset.attrs['metric']} of two experts ({dataset.attrs['level']})", off_diagonal
+
+
+def main() -> None:
+    """Entry point: one sentence and exit code 2 for bad input, 1 for a disk that is full or closed, 130 after Ctrl-C."""
+    try:
+        app()
+    except MoEProbeError as error:
+        Console(stderr=True).print(f"moe-probe: {error}", style="red", highlight=False, markup=False)
+        sys.exit(2)
+    except OSError as error:
+        Console(stderr=True).print(f"moe-probe: {error}", style="red", highlight=False, markup=False)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -1,0 +1,52 @@
+"""Results to figures. A plot sees a Dataset and nothing else; its file bears the name of the analysis that it draws."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Iterator
+from types import ModuleType
+from typing import Any
+
+import xarray as xr
+from matplotlib.figure import Figure
+
+from moe_probe.errors import InputError
+
+__all__ = ["figures", "plot"]
+
+
+def plot(ds: xr.Dataset, **options: Any) -> Figure:
+    """The figure of a result, picked by `ds.attrs["analysis"]`.
+
+    Args:
+        ds: result of any analysis.
+        options: passed on to that analysis's plot, such as `layer=` and `scale=`.
+
+    Raises:
+        InputError: no plot is known for the result.
+
+    Example:
+        >>> figure = plot(moe_probe.static.similarity("ckpt/tiny-mixtral"), layer=0)
+    """
+    return _module(ds).plot(ds, **options)
+
+
+def figures(ds: xr.Dataset) -> Iterator[tuple[str, Figure]]:
+    """All figures of a result, as (file stem, figure).
+
+    Raises:
+        InputError: no plot is known for the result.
+    """
+    yield from _module(ds).figures(ds)
+
+
+def _module(ds: xr.Dataset) -> ModuleType:
+    name = ds.attrs.get("analysis")
+    names = [info.name for info in pkgutil.iter_modules(__path__)]
+    modules = {n: importlib.import_module(f"{__name__}.{n}") for n in names if n == name}
+    drawable = {n: module for n, module in modules.items() if hasattr(module, "figures")}
+    if name not in drawable:
+        known = [n for n in names if n not in ("style", "heatmap")]
+        raise InputError(f"There is no plot for the analysis {name!r}; there are plots for {', '.join(known)}.")
+    return drawable[name]

@@ -1,0 +1,42 @@
+"""Similarity of gate embeddings, alone or beside that of the experts (arXiv 2406.18219)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import xarray as xr
+from matplotlib.figure import Figure
+
+from moe_probe.plotting.heatmap import SCALES, heatmaps, limits
+from moe_probe.plotting.style import style
+
+
+def plot(ds: xr.Dataset, layer: int | None = None, scale: str = "layer", beside: xr.Dataset | None = None) -> Figure:
+    """Heat map of one layer's gate embeddings.
+
+    Args:
+        ds: result of `static.gate_similarity`.
+        layer, scale: as for `similarity`.
+        beside: result of `static.similarity` at level `neuron_mean`: its projections follow on the same scale.
+
+    Example:
+        >>> gates, experts = static.gate_similarity(model), static.similarity(model, "neuron_mean")
+        >>> figure = plot(gates, layer=0, beside=experts)
+    """
+    layer = int(ds.layer[0]) if layer is None else layer
+    panels = {"gate embeddings": ds.cosine.sel(layer=layer)}
+    bounds = limits(ds.cosine, layer, scale)
+    if beside is not None:
+        experts = beside.cosine.sel(expert=ds.expert.values, other=ds.other.values)
+        panels |= {f"{name} projection": experts.sel(layer=layer, projection=name) for name in beside.projection.values}
+        others = limits(experts, layer, scale)
+        bounds = min(bounds[0], others[0]), max(bounds[1], others[1])
+    with style():
+        return heatmaps(panels, bounds, f"{ds.attrs['model']}, layer {layer}", "cosine similarity")
+
+
+def figures(ds: xr.Dataset) -> Iterator[tuple[str, Figure]]:
+    """Every layer in both colour scales: (file stem, figure)."""
+    for layer in ds.layer.values:
+        for scale in SCALES:
+            yield f"gate_similarity_layer{layer}_scale-{scale}", plot(ds, int(layer), scale)

@@ -1,0 +1,46 @@
+"""Singular values of the routers, and how many directions they use."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import matplotlib
+import xarray as xr
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
+
+from moe_probe.plotting.style import COLORMAP, PAGE, style
+
+
+def plot(ds: xr.Dataset) -> Figure:
+    """Left: singular values, a line per layer. Right: effective rank over the layers.
+
+    Args:
+        ds: result of `static.router_spectrum`.
+
+    Example:
+        >>> figure = plot(static.router_spectrum("ckpt/tiny-mixtral"))
+    """
+    with style():
+        figure = Figure(figsize=(PAGE, 2.4), layout="constrained")
+        left, right = figure.subplots(1, 2)
+        norm = Normalize(int(ds.layer.min()), max(int(ds.layer.max()), int(ds.layer.min()) + 1))
+        for layer in ds.layer.values:
+            color = matplotlib.colormaps[COLORMAP](norm(layer))
+            left.plot(ds.index + 1, ds.singular_value.sel(layer=layer), color=color, linewidth=1)
+        left.set(xlabel="index", ylabel="singular value", ylim=(0, None))
+        figure.colorbar(ScalarMappable(norm, COLORMAP), ax=left, label="layer")
+        right.plot(ds.layer, ds.effective_rank, marker="o", markersize=3, color="#0072B2")
+        right.axhline(ds.sizes["index"], color="grey", linewidth=0.8, linestyle="--")
+        right.annotate("number of experts", (0.02, ds.sizes["index"]), xycoords=("axes fraction", "data"),
+                       xytext=(0, -8), textcoords="offset points", fontsize=6, color="grey")
+        right.set(xlabel="layer", ylabel="effective rank", ylim=(0, ds.sizes["index"] * 1.05))
+        right.xaxis.get_major_locator().set_params(integer=True)
+        figure.suptitle(ds.attrs["model"])
+        return figure
+
+
+def figures(ds: xr.Dataset) -> Iterator[tuple[str, Figure]]:
+    """The one figure: (file stem, figure)."""
+    yield "router_spectrum", plot(ds)

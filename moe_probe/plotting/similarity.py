@@ -1,0 +1,68 @@
+"""Similarity of experts: heat maps of a layer's projections, and the mean over layers (arXiv 2406.18219)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import xarray as xr
+from matplotlib.figure import Figure
+
+from moe_probe.plotting.heatmap import SCALES, heatmaps, limits
+from moe_probe.plotting.style import COLUMN, PROJECTION_COLORS, style
+
+METRIC_LABELS = {"cosine": "cosine similarity", "cka": "linear CKA", "l2": "L2 distance", "kendall_tau": "Kendall's τ"}
+LEVEL_LABELS = {"matrix": "matrices", "neuron_mean": "mean neurons", "neuron_aligned": "aligned neurons"}
+
+
+def plot(ds: xr.Dataset, layer: int | None = None, scale: str = "layer", variable: str | None = None) -> Figure:
+    """Heat maps of one layer, up, gate and down side by side.
+
+    Args:
+        ds: result of `static.similarity`.
+        layer: the first one of the result by default.
+        scale: colours from the least to the largest value of this layer (`layer`) or of all layers (`all`).
+        variable: the metric by default; `kendall_tau` for aligned neurons.
+
+    Example:
+        >>> plot(static.similarity("ckpt/tiny-mixtral"), layer=2).savefig("layer2.pdf")
+    """
+    variable = variable or ds.attrs["metric"]
+    layer = int(ds.layer[0]) if layer is None else layer
+    values = ds[variable]
+    panels = {str(name): values.sel(layer=layer, projection=name) for name in ds.projection.values}
+    title = f"{ds.attrs['model']}, layer {layer}: {LEVEL_LABELS[ds.attrs['level']]}"
+    with style():
+        return heatmaps(panels, limits(values, layer, scale), title, METRIC_LABELS[variable])
+
+
+def overview(ds: xr.Dataset) -> Figure:
+    """Mean similarity of two different routed experts over the layers, a line per projection."""
+    metric = ds.attrs["metric"]
+    routed = [label for label in ds.expert.values if label not in ("S", "F")]
+    values = ds[metric].sel(expert=routed, other=routed)
+    mean = values.where(values.expert != values.other).mean(("expert", "other"))
+    with style():
+        figure = Figure(figsize=(COLUMN, 2.3), layout="constrained")
+        axes = figure.subplots()
+        for name in ds.projection.values:
+            line = mean.sel(projection=name)
+            axes.plot(ds.layer, line, marker="o", markersize=3, color=PROJECTION_COLORS[str(name)], label=str(name))
+        axes.set(xlabel="layer", ylabel=f"mean {METRIC_LABELS[metric]}", title=_title(ds))
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.legend(title="projection", frameon=False)
+        return figure
+
+
+def _title(ds: xr.Dataset) -> str:
+    return f"{ds.attrs['model']}: {LEVEL_LABELS[ds.attrs['level']]}"
+
+
+def figures(ds: xr.Dataset) -> Iterator[tuple[str, Figure]]:
+    """Every layer in both colour scales, and the overview: (file stem, figure)."""
+    variables = [ds.attrs["metric"], *(["kendall_tau"] if "kendall_tau" in ds else [])]
+    for variable in variables:
+        stem = f"similarity_{ds.attrs['level']}_{variable}"
+        for layer in ds.layer.values:
+            for scale in SCALES:
+                yield f"{stem}_layer{layer}_scale-{scale}", plot(ds, int(layer), scale, variable)
+    yield f"similarity_{ds.attrs['level']}_{ds.attrs['metric']}_overview", overview(ds)
