@@ -213,7 +213,7 @@ def _mean_similarity(dataset: xr.Dataset) -> tuple[str, xr.DataArray]:
 
 
 def main() -> None:
-    """Entry point: one sentence and exit code 2 for bad input, 1 for a disk that is full or closed, 130 after Ctrl-C."""
+    """Entry point: one sentence and exit code 2 for bad input, 1 for a full or closed disk, 130 after Ctrl-C."""
     try:
         app()
     except MoEProbeError as error:

@@ -34,25 +34,22 @@ class BlockScaled:
         self.shape = weight.shape
 
     def read(self, index: Index) -> torch.Tensor:
-        *lead, rows, columns = index
+        *lead, rows, columns = (_as_slice(part) for part in index)
         weight = self.weight[tuple([*lead, rows, columns])].read().to(torch.float32)
         scale = self.scale[tuple([*lead, _blocks(rows, self.block[0]), _blocks(columns, self.block[1])])].read()
         scale = scale.to(torch.float32)
-        for dim, part, size in ((-1, columns, self.block[1]), (-2, rows, self.block[0])):
-            if isinstance(part, int):
-                scale = scale.squeeze(dim)
-                continue
-            offset = part.start % size
-            scale = scale.repeat_interleave(size, dim).narrow(dim, offset, part.stop - part.start)
-            if dim == -1 and isinstance(rows, int):
-                scale = scale.squeeze(-2)
-                break
-        return weight.mul_(scale).to(self.dtype)
+        for dim, part, size in ((-2, rows, self.block[0]), (-1, columns, self.block[1])):
+            scale = scale.repeat_interleave(size, dim).narrow(dim, part.start % size, part.stop - part.start)
+        values = weight.mul_(scale).to(self.dtype)
+        return values[tuple(0 if isinstance(part, int) else slice(None) for part in index)]
+
+
+def _as_slice(part: int | slice) -> slice:
+    return slice(part, part + 1) if isinstance(part, int) else part
 
 
 def _blocks(part: int | slice, size: int) -> slice:
-    if isinstance(part, int):
-        return slice(part // size, part // size + 1)
+    part = _as_slice(part)
     return slice(part.start // size, -(-part.stop // size))
 
 

@@ -27,7 +27,7 @@ def limits(values: xr.DataArray, layer: int, scale: str) -> tuple[float, float]:
 
 def heatmaps(panels: Mapping[str, xr.DataArray], bounds: tuple[float, float], title: str, bar: str) -> Figure:
     """One square map per panel (expert, other), all on the scale `bounds`."""
-    figure = Figure(figsize=(PAGE, PAGE / (len(panels) + 0.45) + 0.45), layout="constrained")
+    figure = Figure(figsize=(PAGE, PAGE / (len(panels) + 0.45) + 0.85), layout="constrained")
     all_axes = figure.subplots(1, len(panels), squeeze=False)[0]
     for at, (axes, (name, values)) in enumerate(zip(all_axes, panels.items(), strict=True)):
         image = axes.imshow(values.values, cmap=COLORMAP, vmin=bounds[0], vmax=bounds[1])

@@ -30,7 +30,7 @@ def plot(ds: xr.Dataset, layer: int | None = None) -> Figure:
     three = ds.sizes["component"] == 3
     kind = {"projection": "3d"} if three else {}
     with style():
-        figure = Figure(figsize=(PAGE, 2.9 if three else 2.6), layout="constrained")
+        figure = Figure(figsize=(PAGE, 3.0 if three else 2.6), layout="constrained")
         all_axes = figure.subplots(1, ds.sizes["projection"], subplot_kw=kind, squeeze=False)[0]
         for axes, name in zip(all_axes, ds.projection.values, strict=True):
             part = ds.sel(layer=layer, projection=name)
@@ -39,15 +39,23 @@ def plot(ds: xr.Dataset, layer: int | None = None) -> Figure:
             labels = [f"PC{i + 1} ({value:.0%})" for i, value in enumerate(share)]
             axes.set(xlabel=labels[0], ylabel=labels[1])
             if three:
-                axes.set_zlabel(labels[2])
-                axes.set_box_aspect(None, zoom=0.8)
+                axes.set_zlabel(labels[2], labelpad=-3)
+                axes.set_box_aspect(None, zoom=0.75)
             axes.set_title(str(name) + _outlier_note(part))
             axes.tick_params(labelsize=6)
         if ds.attrs["level"] == "neuron" or "F" in ds.expert.values:
             handles, names = all_axes[0].get_legend_handles_labels()
-            figure.legend(handles, names, loc="outside right center", frameon=False, ncols=1 + len(names) // 17)
+            columns = 1 + len(names) // 17
+            figure.legend(
+                handles, names, loc="outside right center", frameon=False, ncols=columns, markerscale=_marker_scale(ds)
+            )
         figure.suptitle(f"{ds.attrs['model']}, layer {layer}")
         return figure
+
+
+def _marker_scale(ds: xr.Dataset) -> float:
+    """Neurons are drawn as specks, which a legend must enlarge."""
+    return 4 if ds.attrs["level"] == "neuron" else 1
 
 
 def _experts(axes: Axes, part: xr.Dataset) -> None:

@@ -9,6 +9,7 @@ import xarray as xr
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from moe_probe.plotting.style import COLORMAP, PAGE, style
 
@@ -30,12 +31,12 @@ def plot(ds: xr.Dataset) -> Figure:
             color = matplotlib.colormaps[COLORMAP](norm(layer))
             left.plot(ds.index + 1, ds.singular_value.sel(layer=layer), color=color, linewidth=1)
         left.set(xlabel="index", ylabel="singular value", ylim=(0, None))
-        figure.colorbar(ScalarMappable(norm, COLORMAP), ax=left, label="layer")
+        figure.colorbar(ScalarMappable(norm, COLORMAP), ax=left, label="layer", ticks=MaxNLocator(integer=True))
         right.plot(ds.layer, ds.effective_rank, marker="o", markersize=3, color="#0072B2")
         right.axhline(ds.sizes["index"], color="grey", linewidth=0.8, linestyle="--")
         right.annotate("number of experts", (0.02, ds.sizes["index"]), xycoords=("axes fraction", "data"),
-                       xytext=(0, -8), textcoords="offset points", fontsize=6, color="grey")
-        right.set(xlabel="layer", ylabel="effective rank", ylim=(0, ds.sizes["index"] * 1.05))
+                       xytext=(0, 3), textcoords="offset points", fontsize=6, color="grey")
+        right.set(xlabel="layer", ylabel="effective rank", ylim=(0, ds.sizes["index"] * 1.15))
         right.xaxis.get_major_locator().set_params(integer=True)
         figure.suptitle(ds.attrs["model"])
         return figure

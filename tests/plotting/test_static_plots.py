@@ -1,0 +1,64 @@
+"""Figures of the static analyses: complete, readable, and made of nothing but the Dataset."""
+
+import numpy as np
+import pytest
+import xarray as xr
+
+from moe_probe import plotting, static
+from moe_probe.errors import InputError
+
+
+@pytest.fixture(scope="module")
+def results(mixtral, mistral):
+    return [
+        static.similarity(mixtral, baseline=mistral),
+        static.similarity(mixtral, "neuron_aligned", layers=0),
+        static.gate_similarity(mixtral),
+        static.gate_regression(mixtral),
+        static.pca(mixtral, baseline=mistral, outliers=(1.0, 2)),
+        static.pca(mixtral, "neuron", n_components=3, layers=0),
+        static.router_spectrum(mixtral),
+    ]
+
+
+def test_every_figure_has_all_its_text_inside_and_embeds_its_fonts(results, tmp_path):
+    stems = []
+    for dataset in results:
+        before = dataset.copy(deep=True)
+        for stem, figure in plotting.figures(dataset):
+            path = tmp_path / f"{stem}.pdf"
+            figure.savefig(path)
+            stems.append(stem)
+            box, tight = figure.bbox_inches, figure.get_tightbbox()
+            assert tight.x0 > -0.05, stem
+            assert tight.y0 > -0.05, stem
+            assert tight.x1 < box.x1 + 0.05, stem
+            assert tight.y1 < box.y1 + 0.05, stem
+        assert dataset.identical(before)
+    assert len(stems) == len(set(stems))
+
+
+def test_one_scale_for_all_layers_spans_every_layer(results):
+    similarity = results[0]
+    for scale, values in (("all", similarity.cosine), ("layer", similarity.cosine.sel(layer=2))):
+        image = plotting.plot(similarity, layer=2, scale=scale).axes[0].images[0]
+        np.testing.assert_allclose(image.get_clim(), (values.min(), values.max()))
+    with pytest.raises(InputError, match="scale is one of"):
+        plotting.plot(similarity, scale="both")
+
+
+def test_ticks_of_many_experts_are_thinned_and_keep_the_shared_block():
+    labels = [*map(str, range(256)), "S"]
+    cosine = np.random.default_rng(0).uniform(size=(1, 1, 257, 257))
+    dims = ("layer", "projection", "expert", "other")
+    coords = {"layer": [4], "projection": ["up"], "expert": labels, "other": labels}
+    attrs = {"analysis": "similarity", "metric": "cosine", "level": "neuron_mean", "model": "m"}
+    axes = plotting.plot(xr.Dataset({"cosine": (dims, cosine)}, coords, attrs)).axes[0]
+    ticks = [tick.get_text() for tick in axes.get_xticklabels()]
+    assert len(ticks) <= 12
+    assert ticks[-1] == "S"
+
+
+def test_an_unknown_analysis_is_refused_with_the_known_ones():
+    with pytest.raises(InputError, match="gate_similarity"):
+        plotting.plot(xr.Dataset(attrs={"analysis": "nonesuch"}))
