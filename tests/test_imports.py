@@ -4,41 +4,63 @@ import ast
 from pathlib import Path
 
 PACKAGE = Path(__file__).parents[1] / "moe_probe"
+CORE = {"errors", "checkpoint", "families"}
+HANDLE = CORE | {"model", "results"}
 ALLOWED = {
     "errors": set(),
     "checkpoint": {"errors"},
     "families": {"errors", "checkpoint"},
-    "model": {"errors", "checkpoint", "families"},
+    "model": CORE,
     "results": {"errors"},
-    "static": {"errors", "checkpoint", "families", "model", "results"},
+    "static": HANDLE,
+    "dynamic": HANDLE,
+    "intervene": HANDLE,
     "plotting": {"errors"},
-    "cli": {"errors", "model", "results", "static", "plotting"},
-    "__init__": {"model", "static", "plotting"},
+    "cli": {"errors", "model", "results", "static", "dynamic", "intervene", "plotting"},
+    "__init__": {"model", "static", "dynamic", "intervene", "plotting"},
 }
 
 
-def imports(source):
-    """Parts of moe_probe that a module's source imports."""
+def imports(source, module):
+    """Parts of moe_probe that the source of `module` imports, anywhere in it; "moe_probe" for the package itself."""
+    package = module.split(".")[:-1]
     for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
-            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        if isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            path = ".".join([*base, *([node.module] if node.module else [])])
+            names = [f"{path}.{alias.name}" for alias in node.names]
         elif isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
         else:
             continue
-        yield from (name.split(".")[1] for name in names if name.startswith("moe_probe."))
+        for name in names:
+            if name.split(".")[0] == "moe_probe":
+                yield [*name.split("."), "moe_probe"][1]
 
 
-def violations(part, source):
-    return {name for name in imports(source) if name not in ALLOWED[part] | {part}}
+def violations(source, module):
+    part = module.split(".")[1]
+    return {name for name in imports(source, module) if name not in ALLOWED[part] | {part}}
 
 
 def test_every_module_imports_only_what_its_part_may():
+    found = {}
     for path in PACKAGE.rglob("*.py"):
-        part = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
-        assert not violations(part, path.read_text()), path
+        module = ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts)
+        found[module] = violations(path.read_text(encoding="utf-8"), module)
+    assert "moe_probe.checkpoint.lazy" in found
+    assert not {module: names for module, names in found.items() if names}
 
 
 def test_a_forbidden_import_is_seen():
-    assert violations("plotting", "from moe_probe import static") == {"static"}
-    assert violations("checkpoint", "import moe_probe.families.mixtral") == {"families"}
+    assert violations("from moe_probe import static", "moe_probe.plotting.pca") == {"static"}
+    assert violations("import moe_probe.families.mixtral", "moe_probe.checkpoint.store") == {"families"}
+    assert violations("from moe_probe.cli import main", "moe_probe.static.pca") == {"cli"}
+    assert violations("import torch, moe_probe", "moe_probe.static.pca") == {"moe_probe"}
+    assert violations("def f():\n    from ..static import pca", "moe_probe.dynamic.engine") == {"static"}
+    assert violations("from . import static", "moe_probe.model") == {"static"}
+
+
+def test_an_allowed_import_is_not_a_violation():
+    assert not violations("from . import gram\nfrom ..model import load", "moe_probe.static.pca")
+    assert not violations("import torch\nfrom moe_probe.errors import InputError", "moe_probe.plotting.pca")

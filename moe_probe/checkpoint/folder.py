@@ -14,7 +14,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """The JSON object in `path`; `CheckpointError` when it is not one."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"), object_hook=_special_float)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         raise CheckpointError(f"{path} is not readable JSON ({error}); download the file again.") from error
     if not isinstance(value, dict):
         raise CheckpointError(f"{path} holds a {type(value).__name__}, expected a JSON object.")
@@ -32,11 +32,17 @@ def inside(folder: Path, name: str) -> Path:
     The links that huggingface_hub's cache makes (`snapshots/<revision>/file` -> `blobs/<hash>`) are allowed.
     """
     path = folder / name
-    roots = [folder.resolve()]
-    if folder.parent.name == "snapshots":
-        roots.append((folder.parent.parent / "blobs").resolve())
+    home = folder.resolve()
+    roots = [home]
+    if home.parent.name == "snapshots":
+        roots.append(home.parent.parent / "blobs")
+    try:
+        target = path.resolve()
+        target.exists()
+    except (OSError, RuntimeError, ValueError) as error:
+        raise CheckpointError(f"{folder} names the weight file {name!r}, which cannot be a file ({error}).") from error
     lexical_escape = Path(name).is_absolute() or ".." in Path(name).parts
-    if lexical_escape or not any(path.resolve().is_relative_to(root) for root in roots):
+    if lexical_escape or not any(target.is_relative_to(root) for root in roots):
         raise CheckpointError(
             f"{folder} names the weight file {name!r}, which lies outside the folder; this is refused because a "
             "checkpoint may read only its own files."
@@ -60,14 +66,16 @@ class ContainerFile(Protocol):
 def open_container(folder: Path, container: type[ContainerFile]) -> tuple[dict[str, LazyTensor], list[Path]] | None:
     """The unread tensors of a folder's files of one format, by key, and the files; None when it has none.
 
+    Where a folder has both a single file and an index, the single file counts, as for transformers.
+
     Raises:
         CheckpointError: a shard is missing, damaged, outside the folder, or disagrees with the index.
     """
-    if not (folder / container.INDEX).exists():
-        if not (folder / container.SINGLE).exists():
-            return None
+    if (folder / container.SINGLE).exists():
         path = inside(folder, container.SINGLE)
         return container(path).tensors(), [path]
+    if not (folder / container.INDEX).exists():
+        return None
     shards = _indexed_shards(folder, container.INDEX)
     tensors: dict[str, LazyTensor] = {}
     for path, promised in shards.items():
@@ -80,11 +88,14 @@ def open_container(folder: Path, container: type[ContainerFile]) -> tuple[dict[s
 def _indexed_shards(folder: Path, index_name: str) -> dict[Path, set[str]]:
     index = inside(folder, index_name)
     weight_map = read_json(index).get("weight_map")
-    if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
+    if not isinstance(weight_map, dict) or not weight_map or not all(isinstance(v, str) for v in weight_map.values()):
         raise CheckpointError(f"{index} has no 'weight_map' from keys to file names; download the file again.")
-    shards: dict[Path, set[str]] = {}
+    promised: dict[str, set[str]] = {}
     for key, name in weight_map.items():
-        shards.setdefault(inside(folder, name), set()).add(key)
+        promised.setdefault(name, set()).add(key)
+    shards: dict[Path, set[str]] = {}
+    for name, keys in promised.items():
+        shards.setdefault(inside(folder, name), set()).update(keys)
     for path in shards:
         if not path.exists():
             raise CheckpointError(

@@ -11,6 +11,7 @@ that it is made of:
 
 from __future__ import annotations
 
+import operator
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
@@ -48,12 +49,29 @@ class LazyTensor(ABC):
         """The values, as a view of the mapped file where the format allows it."""
 
     @abstractmethod
-    def select(self, dim: int, index: int) -> LazyTensor:
-        """The slice at `index` of `dim`, without that dimension."""
+    def _select(self, dim: int, index: int) -> LazyTensor:
+        """`select`, with both arguments counted from the front and inside the tensor."""
 
     @abstractmethod
+    def _narrow(self, dim: int, start: int, length: int) -> LazyTensor:
+        """`narrow`, with `dim` and `start` counted from the front, inside the tensor, and a length of at least 1."""
+
+    def select(self, dim: int, index: int) -> LazyTensor:
+        """The slice at `index` of `dim`, without that dimension."""
+        size = self.shape[dim]
+        if not -size <= index < size:
+            raise IndexError(f"index {index} is out of range for size {size}")
+        return self._select(dim % self.ndim, index % size)
+
     def narrow(self, dim: int, start: int, length: int) -> LazyTensor:
         """Entries `start .. start+length-1` of `dim`."""
+        dim, size = range(self.ndim)[dim], self.shape[dim]
+        start = start + size if start < 0 else start
+        if start < 0 or length < 0 or start + length > size:
+            raise IndexError(f"entries {start} to {start + length} are out of range for size {size}")
+        if length == 0:
+            return Stored(InMemory(torch.empty([*self.shape[:dim], 0, *self.shape[dim + 1 :]], dtype=self.dtype)))
+        return self._narrow(dim, start, length)
 
     @property
     def ndim(self) -> int:
@@ -89,11 +107,8 @@ class LazyTensor(ABC):
             raise IndexError(f"{len(parts)} indices for a tensor of shape {tuple(self.shape)}")
         out, dim = self, 0
         for part in parts:
-            if isinstance(part, int):
-                size = out.shape[dim]
-                if not -size <= part < size:
-                    raise IndexError(f"index {part} is out of range for size {size}")
-                out = out.select(dim, part % size)
+            if not isinstance(part, slice):
+                out = out.select(dim, operator.index(part))
                 continue
             start, stop, step = part.indices(out.shape[dim])
             if step < 1:
@@ -171,10 +186,10 @@ class Stored(LazyTensor):
         at = [i for i, part in enumerate(self.index) if isinstance(part, slice)][dim]
         return Stored(self.source, (*self.index[:at], make(self.index[at]), *self.index[at + 1 :]))
 
-    def select(self, dim: int, index: int) -> Stored:
+    def _select(self, dim: int, index: int) -> Stored:
         return self._replace(dim, lambda part: part.start + index)
 
-    def narrow(self, dim: int, start: int, length: int) -> Stored:
+    def _narrow(self, dim: int, start: int, length: int) -> Stored:
         return self._replace(dim, lambda part: slice(part.start + start, part.start + start + length))
 
 
@@ -192,13 +207,13 @@ class Stacked(LazyTensor):
     def read(self) -> torch.Tensor:
         return torch.stack([part.read() for part in self.parts], self.dim_)
 
-    def select(self, dim: int, index: int) -> LazyTensor:
+    def _select(self, dim: int, index: int) -> LazyTensor:
         if dim == self.dim_:
             return self.parts[index]
         inner = dim - (dim > self.dim_)
         return Stacked([part.select(inner, index) for part in self.parts], self.dim_ - (dim < self.dim_))
 
-    def narrow(self, dim: int, start: int, length: int) -> LazyTensor:
+    def _narrow(self, dim: int, start: int, length: int) -> LazyTensor:
         if dim == self.dim_:
             return Stacked(self.parts[start : start + length], self.dim_)
         return Stacked([part.narrow(dim - (dim > self.dim_), start, length) for part in self.parts], self.dim_)
@@ -212,18 +227,20 @@ class Concatenated(LazyTensor):
         first = self.parts[0]
         self.dim_ = dim % first.ndim
         shape = list(first.shape)
+        if len({(*part.shape[: self.dim_], 0, *part.shape[self.dim_ + 1 :]) for part in self.parts}) > 1:
+            raise ValueError(f"cannot concatenate tensors of shapes {sorted({tuple(p.shape) for p in self.parts})}")
         shape[self.dim_] = sum(part.shape[self.dim_] for part in self.parts)
         super().__init__(shape, first.dtype)
 
     def read(self) -> torch.Tensor:
         return torch.cat([part.read() for part in self.parts], self.dim_)
 
-    def select(self, dim: int, index: int) -> LazyTensor:
+    def _select(self, dim: int, index: int) -> LazyTensor:
         if dim == self.dim_:
             return self.narrow(dim, index, 1).select(dim, 0)
         return Concatenated([part.select(dim, index) for part in self.parts], self.dim_ - (dim < self.dim_))
 
-    def narrow(self, dim: int, start: int, length: int) -> LazyTensor:
+    def _narrow(self, dim: int, start: int, length: int) -> LazyTensor:
         if dim != self.dim_:
             return Concatenated([part.narrow(dim, start, length) for part in self.parts], self.dim_)
         kept, offset = [], 0
@@ -246,12 +263,12 @@ class Permuted(LazyTensor):
     def read(self) -> torch.Tensor:
         return self.base.read().permute(self.dims)
 
-    def select(self, dim: int, index: int) -> LazyTensor:
+    def _select(self, dim: int, index: int) -> LazyTensor:
         at = self.dims[dim]
         rest = tuple(d - (d > at) for d in self.dims if d != at)
         return Permuted(self.base.select(at, index), rest)
 
-    def narrow(self, dim: int, start: int, length: int) -> LazyTensor:
+    def _narrow(self, dim: int, start: int, length: int) -> LazyTensor:
         return Permuted(self.base.narrow(self.dims[dim], start, length), self.dims)
 
 
@@ -278,12 +295,12 @@ class Reshaped(LazyTensor):
     def _keeps(self, dim: int) -> bool:
         return self.base.ndim > 1 and self.ndim > 1 and self.shape[: dim + 1] == self.base.shape[: dim + 1]
 
-    def select(self, dim: int, index: int) -> LazyTensor:
+    def _select(self, dim: int, index: int) -> LazyTensor:
         if self._keeps(dim):
             return Reshaped(self.base.select(dim, index), self.shape[:dim] + self.shape[dim + 1 :])
         return Stored(Whole(self)).select(dim, index)
 
-    def narrow(self, dim: int, start: int, length: int) -> LazyTensor:
+    def _narrow(self, dim: int, start: int, length: int) -> LazyTensor:
         if self._keeps(dim):
             return Reshaped(self.base.narrow(dim, start, length), [*self.shape[:dim], length, *self.shape[dim + 1 :]])
         return Stored(Whole(self)).narrow(dim, start, length)
@@ -299,12 +316,12 @@ class Strided(LazyTensor):
     def read(self) -> torch.Tensor:
         return self.base.read()[(slice(None),) * self.dim_ + (slice(None, None, self.step),)]
 
-    def select(self, dim: int, index: int) -> LazyTensor:
+    def _select(self, dim: int, index: int) -> LazyTensor:
         if dim == self.dim_:
             return self.base.select(dim, index * self.step)
         return Strided(self.base.select(dim, index), self.dim_ - (dim < self.dim_), self.step)
 
-    def narrow(self, dim: int, start: int, length: int) -> LazyTensor:
+    def _narrow(self, dim: int, start: int, length: int) -> LazyTensor:
         if dim == self.dim_:
             start, length = start * self.step, (length - 1) * self.step + 1
         return Strided(self.base.narrow(dim, start, length), self.dim_, self.step)

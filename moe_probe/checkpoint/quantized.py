@@ -37,6 +37,8 @@ class BlockScaled:
         *lead, rows, columns = (_as_slice(part) for part in index)
         weight = self.weight[tuple([*lead, rows, columns])].read().to(torch.float32)
         scale = self.scale[tuple([*lead, _blocks(rows, self.block[0]), _blocks(columns, self.block[1])])].read()
+        if scale.dtype == torch.uint8:  # raw E8M0: the exponent alone
+            scale = scale.view(torch.float8_e8m0fnu)
         scale = scale.to(torch.float32)
         for dim, part, size in ((-2, rows, self.block[0]), (-1, columns, self.block[1])):
             scale = scale.repeat_interleave(size, dim).narrow(dim, part.start % size, part.stop - part.start)
@@ -102,13 +104,25 @@ def dequantized(tensors: dict[str, LazyTensor], config: dict) -> dict[str, LazyT
             continue
         if tensor.dtype in FP8:
             out[key] = _block_scaled(key, tensors, quantization)
-        elif key.endswith("_blocks") and key.removesuffix("_blocks") + "_scales" in tensors:
+        elif key.endswith("_blocks") and (method == "mxfp4" or key.removesuffix("_blocks") + "_scales" in tensors):
             name = key.removesuffix("_blocks")
-            plain = Stored(Mxfp4(tensor, tensors[name + "_scales"]))
-            out[name] = Permuted(plain, (*range(plain.ndim - 2), plain.ndim - 1, plain.ndim - 2))
+            out[name] = _mxfp4(name, tensors)
         elif not (key.endswith("_scales") and key.removesuffix("_scales") + "_blocks" in tensors):
             out[key] = tensor
     return out
+
+
+def _mxfp4(name: str, tensors: dict[str, LazyTensor]) -> LazyTensor:
+    blocks, scales = tensors[name + "_blocks"], tensors.get(name + "_scales")
+    if scales is None:
+        raise CheckpointError(f"{name + '_blocks'!r} is stored as MXFP4 without its scales {name + '_scales'!r}.")
+    if blocks.ndim < 3 or blocks.shape[-1] * 2 != MXFP4_BLOCK or scales.shape != blocks.shape[:-1]:
+        raise CheckpointError(
+            f"{name + '_blocks'!r} and {name + '_scales'!r} have shapes {tuple(blocks.shape)} and "
+            f"{tuple(scales.shape)}, expected (..., rows, groups, {MXFP4_BLOCK // 2}) and (..., rows, groups)."
+        )
+    plain = Stored(Mxfp4(blocks, scales))
+    return Permuted(plain, (*range(plain.ndim - 2), plain.ndim - 1, plain.ndim - 2))
 
 
 def _block_scaled(key: str, tensors: dict[str, LazyTensor], quantization: dict) -> LazyTensor:
@@ -117,10 +131,15 @@ def _block_scaled(key: str, tensors: dict[str, LazyTensor], quantization: dict) 
         raise CheckpointError(f"{key!r} is stored as fp8 without its scales {key + SCALE_SUFFIX!r}.")
     weight = tensors[key]
     block = tuple(quantization.get("weight_block_size") or (128, 128))
-    expected = [-(-size // b) for size, b in zip(weight.shape[-2:], block, strict=True)]
-    if list(scale.shape[-2:]) != expected:
+    if weight.ndim < 2 or len(block) != 2:
         raise CheckpointError(
-            f"{key + SCALE_SUFFIX!r} has shape {tuple(scale.shape)}, expected {(*weight.shape[:-2], *expected)} for "
+            f"{key!r} of shape {tuple(weight.shape)} is stored as fp8 with blocks of {block}, "
+            "expected a matrix with blocks of rows x columns."
+        )
+    expected = (*weight.shape[:-2], *(-(-size // b) for size, b in zip(weight.shape[-2:], block, strict=True)))
+    if scale.shape != expected:
+        raise CheckpointError(
+            f"{key + SCALE_SUFFIX!r} has shape {tuple(scale.shape)}, expected {expected} for "
             f"blocks of {block[0]} x {block[1]}."
         )
     return Stored(BlockScaled(weight, scale, block))

@@ -13,10 +13,12 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import _TYPES as TORCH_DTYPES
+from safetensors.torch import _TYPES
 
 from moe_probe.checkpoint.lazy import Index, LazyTensor, Stored
 from moe_probe.errors import CheckpointError
+
+TORCH_DTYPES = {**_TYPES, "F8_E8M0": torch.float8_e8m0fnu}  # the scales of newer fp8 releases
 
 
 class SafetensorsFile:
@@ -49,9 +51,7 @@ class SafetensorsFile:
             with safe_open(self.path, framework="np"):
                 pass  # checks the header, and that it covers the file
         except (SafetensorError, OSError) as error:
-            raise CheckpointError(
-                f"{self.path} is truncated or damaged ({error}); download the file again."
-            ) from error
+            raise CheckpointError(f"{self.path} is truncated or damaged ({error}); download the file again.") from error
         with open(self.path, "rb") as file:
             header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
         header.pop("__metadata__", None)
@@ -71,6 +71,7 @@ class SafetensorsEntry:
 
     def read(self, index: Index) -> torch.Tensor:
         values = self.file.data[slice(*self.bounds)]
-        if values.storage_offset() % self.dtype.itemsize or values.data_ptr() % self.dtype.itemsize:
-            values = values.clone()  # a header whose length is not a multiple of the item size
+        if values.data_ptr() % self.dtype.itemsize:  # a header whose length is not a multiple of the item size
+            each = values.view(*self.shape, self.dtype.itemsize)[index]
+            return each.clone(memory_format=torch.contiguous_format).view(self.dtype).squeeze(-1)
         return values.view(self.dtype).view(self.shape)[index]

@@ -47,6 +47,10 @@ class Checkpoint(Mapping[str, LazyTensor]):
                 "or the configuration belongs to another model."
             ) from None
 
+    def get(self, key: str, default: Any = None) -> Any:
+        """As of a dict; `Mapping`'s own waits for a KeyError, which is not what a missing tensor raises here."""
+        return self._tensors.get(key, default)
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._tensors)
 

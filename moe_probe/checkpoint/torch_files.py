@@ -7,6 +7,8 @@ before any of it runs. Files in torch's format of before 1.6 cannot be mapped an
 from __future__ import annotations
 
 import pickle
+import re
+import struct
 import zipfile
 from functools import cached_property
 from pathlib import Path
@@ -15,6 +17,13 @@ import torch
 
 from moe_probe.checkpoint.lazy import Index, LazyTensor, Stored
 from moe_probe.errors import CheckpointError
+
+FOREIGN_GLOBAL = re.compile(r"GLOBAL (\S+)")  # how torch names it
+# what torch's unpickler was seen to raise on damaged files
+UNPICKLING_ERRORS = (
+    pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, LookupError, AssertionError, TypeError,
+    AttributeError, OverflowError, MemoryError, struct.error,
+)  # fmt: skip
 
 
 class TorchFile:
@@ -32,21 +41,22 @@ class TorchFile:
     @cached_property
     def state(self) -> dict[str, torch.Tensor]:
         try:
-            state = torch.load(
-                self.path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(self.path)
-            )
-        except pickle.UnpicklingError as error:
+            state = torch.load(self.path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(self.path))
+        except UNPICKLING_ERRORS as error:
+            named = FOREIGN_GLOBAL.search(str(error)) if isinstance(error, pickle.UnpicklingError) else None
+            if named:
+                raise CheckpointError(
+                    f"{self.path} is not a plain file of tensors: its pickle names {named[1]}, code that it wants to "
+                    "run, which is refused; use a safetensors release of the model."
+                ) from error
             raise CheckpointError(
-                f"{self.path} is not a plain file of tensors: its pickle is damaged or names code that it wants to "
-                f"run, which is refused ({str(error).strip().splitlines()[-1].strip()})."
+                f"{self.path} is truncated or damaged, or torch.save did not write it; download it again."
             ) from error
-        except (RuntimeError, EOFError, OSError, ValueError) as error:
-            raise CheckpointError(
-                f"{self.path} is truncated or damaged ({str(error).splitlines()[0]}); download the file again."
-            ) from error
-        if not isinstance(state, dict) or not all(isinstance(v, torch.Tensor) for v in state.values()):
+        if not isinstance(state, dict) or not all(
+            isinstance(key, str) and isinstance(value, torch.Tensor) for key, value in state.items()
+        ):
             raise CheckpointError(f"{self.path} does not hold a state dict (names to tensors).")
-        return state
+        return {key: value.detach() for key, value in state.items()}
 
     def tensors(self) -> dict[str, LazyTensor]:
         """Every entry of the state dict, unread."""

@@ -2,6 +2,7 @@
 
 import pickle
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -28,11 +29,17 @@ def apply(tensor, steps):
         if tensor.ndim == 0:
             break
         dim = a % tensor.ndim
+        if kind in ("select", "split") and tensor.shape[dim] == 0:
+            continue
         if kind == "select":
             tensor = tensor[(slice(None),) * dim + (b % tensor.shape[dim],)]
         elif kind == "narrow":
-            start = b % tensor.shape[dim]
+            start = b % max(tensor.shape[dim], 1)
             tensor = tensor[(slice(None),) * dim + (slice(start, start + 2),)]
+        elif kind == "from the end":
+            tensor = torch.narrow(tensor, dim - tensor.ndim, -tensor.shape[dim], min(b, tensor.shape[dim]))
+        elif kind == "last" and tensor.shape[dim]:
+            tensor = torch.select(tensor, dim - tensor.ndim, -1)
         elif kind == "stride":
             tensor = tensor[(slice(None),) * dim + (slice(None, None, 1 + b % 2),)]
         elif kind == "transpose":
@@ -46,11 +53,11 @@ def apply(tensor, steps):
         elif kind == "stack":
             tensor = torch.stack([tensor, tensor], dim=dim)
         elif kind == "chunk":
-            tensor = torch.chunk(tensor, 2, dim=dim)[0]
+            tensor = torch.chunk(tensor, 2, dim=dim)[b % 2 if tensor.shape[dim] > 1 else 0]
     return tensor
 
 
-KINDS = ["select", "narrow", "stride", "transpose", "reshape", "split", "cat", "stack", "chunk"]
+KINDS = ["select", "last", "narrow", "from the end", "stride", "transpose", "reshape", "split", "cat", "stack", "chunk"]
 STEPS = st.lists(st.tuples(st.sampled_from(KINDS), st.integers(0, 3), st.integers(0, 5)), max_size=6)
 
 
@@ -75,6 +82,27 @@ def test_rows_of_a_transposed_tensor_read_only_those_columns():
     source = Counting(torch.randn(6, 7))
     assert torch.equal(Stored(source).T[2:4].read(), source.tensor.T[2:4])
     assert source.values_read == 12
+
+
+@pytest.mark.parametrize("index", [5, -3, (0, 0, 0), (0, 4)])
+def test_an_index_out_of_range_is_refused(index):
+    with pytest.raises(IndexError):
+        torch.stack([Stored(InMemory(torch.ones(3)))] * 2)[index]
+
+
+def test_a_range_beyond_the_tensor_is_refused():
+    part = Stored(InMemory(torch.arange(10)))[:4]
+    with pytest.raises(IndexError):
+        part.narrow(0, 2, 5)
+    with pytest.raises(IndexError):
+        part.select(0, 6)
+    assert part.select(0, -1).read() == 3
+
+
+@pytest.mark.parametrize("join", [torch.stack, torch.cat])
+def test_parts_of_unlike_shapes_are_not_joined(join):
+    with pytest.raises(ValueError, match=r"\(2, 3\), \(2, 4\)"):
+        join([Stored(InMemory(torch.ones(2, 3))), Stored(InMemory(torch.ones(2, 4)))])
 
 
 def test_lazy_tensors_travel_to_other_processes():
