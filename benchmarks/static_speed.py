@@ -8,6 +8,7 @@ they lie in the page cache, and prints medians of five runs (one for what takes 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import statistics
 import sys
@@ -78,6 +79,19 @@ def pair_by_pair(folder: Path) -> None:
                 torch.nn.functional.cosine_similarity(flat[i], flat[j], dim=0)
 
 
+def private_megabytes(folder: str) -> float:
+    """Highest resident memory without mapped files of a fresh process that computes similarity, sampled."""
+    code = f"from moe_probe import static; static.similarity({folder!r})"
+    highest = 0
+    with psutil.Popen([sys.executable, "-c", code]) as process:
+        while process.poll() is None:
+            with contextlib.suppress(psutil.Error):
+                memory = process.memory_info()
+                highest = max(highest, memory.rss - memory.shared)
+            time.sleep(0.02)
+    return highest / 1e6
+
+
 def layer(name: str, experts: int, neurons: int, width: int) -> None:
     """Matrix-level similarity and PCA of one layer against reading it."""
     with tempfile.TemporaryDirectory() as folder:
@@ -91,8 +105,7 @@ def layer(name: str, experts: int, neurons: int, width: int) -> None:
         print(f"{name}: read {read:.2f} s; one float32 product of the same arithmetic {product:.2f} s")
         print(f"  similarity {similarity / read:.2f}x read, {similarity / max(read, product):.2f}x the larger of both")
         print(f"  standardized PCA {pca / read:.2f}x read")
-        memory = psutil.Process().memory_info()
-        print(f"  resident memory beyond mapped files {(memory.rss - memory.shared) / 1e6:.0f} MB")
+        print(f"  resident memory beyond mapped files {private_megabytes(folder):.0f} MB")
         if experts <= 8:
             slow = seconds(lambda: pair_by_pair(Path(folder)), runs=1)
             print(f"  pair by pair on loaded tensors: {slow / similarity:.0f}x as long as similarity")
@@ -105,7 +118,7 @@ def neurons() -> None:
         ours_time = seconds(lambda: static.pca(folder, "neuron", projections="up"), runs=1)
         ours = static.pca(folder, "neuron", projections="up")
         model = moe_probe.load(folder)
-        rows = torch.cat([model.expert_weight(0, e, "up").float() for e in range(8)])
+        rows = torch.cat([model.expert_weight(0, str(e), "up").float() for e in range(8)])
         rows = ((rows - rows.mean(0)) / rows.std(0)).numpy()
         start = time.perf_counter()
         reference = PCA(2, svd_solver="full").fit(rows)

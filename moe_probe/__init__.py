@@ -1,7 +1,17 @@
 """Interpretability toolkit for pretrained Mixture-of-Experts language models."""
 
-from moe_probe import plotting, static
+from importlib import import_module
+from types import ModuleType
+
+from moe_probe import static
 from moe_probe.model import MoEModel, load
 
 __version__ = "0.1.0"
 __all__ = ["MoEModel", "load", "plotting", "static"]
+
+
+def __getattr__(name: str) -> ModuleType:
+    """`plotting` is imported on first use: scripts that only compute do without matplotlib."""
+    if name == "plotting":
+        return import_module("moe_probe.plotting")
+    raise AttributeError(f"module 'moe_probe' has no attribute {name!r}")

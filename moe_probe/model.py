@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import cached_property
+from collections.abc import Mapping, Sequence
+from functools import cached_property, partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from moe_probe.checkpoint import Checkpoint, LazyTensor, open_checkpoint
 from moe_probe.errors import CheckpointError, FamilyError, InputError
 from moe_probe.families import Architecture, Layer, find_family
+from moe_probe.families.modules import load_module
 from moe_probe.families.transformers_moe import live_architecture
 
 
@@ -35,14 +36,13 @@ class MoEModel:
         name: str,
         family: str,
         architecture: Architecture,
-        config: PreTrainedConfig,
         checkpoint: Checkpoint | None = None,
         module: PreTrainedModel | None = None,
         tokenizer: PreTrainedTokenizerBase | None = None,
         device: str | torch.device | None = None,
         dtype: torch.dtype | None = None,
     ):
-        self.name, self.family, self.config, self.checkpoint = name, family, config, checkpoint
+        self.name, self.family, self.config, self.checkpoint = name, family, architecture.config, checkpoint
         self._architecture, self._device, self._dtype = architecture, device, dtype
         self.num_layers, self.hidden_size = architecture.num_layers, architecture.hidden_size
         if module is not None:
@@ -138,15 +138,7 @@ class MoEModel:
     @cached_property
     def module(self) -> PreTrainedModel:
         """The torch module with its weights, loaded on first use."""
-        path = self.checkpoint.path
-        if self.config.model_type not in CONFIG_MAPPING:
-            raise FamilyError(f"{self.name}: the {self.family} family has weights only; it cannot be run yet.")
-        from transformers import AutoModelForCausalLM
-
-        module = AutoModelForCausalLM.from_pretrained(
-            path, config=self.config, dtype=self._dtype or "auto", device_map=self._device, trust_remote_code=False
-        )
-        return module.eval()
+        return load_module(self.config, self._architecture.published, self._device, self._dtype)
 
     @property
     def fingerprint(self) -> str:
@@ -156,7 +148,8 @@ class MoEModel:
     def __reduce__(self) -> tuple:
         if self.checkpoint is None:
             return super().__reduce__()
-        return load, (self.checkpoint.path,)
+        options = {"config": self.checkpoint.config, "device": self._device, "dtype": self._dtype}
+        return partial(load, self.checkpoint.path, **options), ()
 
     def __repr__(self) -> str:
         moe = f", MoE layers {_ranges(self.moe_layers)}" if self.moe_layers else ", dense"
@@ -181,6 +174,7 @@ def load(
     device: str | torch.device | None = None,
     dtype: torch.dtype | None = None,
     revision: str | None = None,
+    config: Mapping[str, Any] | None = None,
 ) -> MoEModel:
     """Open a model at once, without reading its weights.
 
@@ -189,6 +183,7 @@ def load(
         tokenizer: used in place of the one beside the weights.
         device, dtype: of `model.module`; the stored dtype on the CPU by default.
         revision: branch, tag or commit of a hub id.
+        config: fields that replace those of `config.json` or stand in for those that a format does not store.
 
     Raises:
         CheckpointError: the files are missing, damaged or unsafe.
@@ -202,21 +197,15 @@ def load(
     if isinstance(source, MoEModel):
         return source
     if isinstance(source, PreTrainedModel):
-        config = source.config
-        name = config._name_or_path or type(source).__name__
-        return MoEModel(
-            name, config.model_type, live_architecture(source), config, module=source, tokenizer=tokenizer
-        )
-    checkpoint = open_checkpoint(_folder(source, revision))
-    family = find_family(checkpoint.config)
-    fields = {key: value for key, value in checkpoint.config.items() if key != "auto_map"}
-    model_type = checkpoint.config["model_type"]
-    config_class = PreTrainedConfig if model_type not in CONFIG_MAPPING else CONFIG_MAPPING[model_type]  # noqa: SIM401
+        name = source.config._name_or_path or type(source).__name__
+        return MoEModel(name, source.config.model_type, live_architecture(source), module=source, tokenizer=tokenizer)
+    checkpoint = open_checkpoint(_folder(source, revision), config)
+    family = find_family(checkpoint)
+    architecture = family.open(checkpoint)
     return MoEModel(
         name=str(source) if not Path(source).is_dir() else Path(source).resolve().name,
-        family=model_type if family.name == "transformers" else family.name,
-        architecture=family.open(checkpoint.config, checkpoint),
-        config=config_class.from_dict(fields),
+        family=architecture.config.model_type if family.name == "transformers" else family.name,
+        architecture=architecture,
         checkpoint=checkpoint,
         tokenizer=tokenizer,
         device=device,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
@@ -50,6 +51,15 @@ def inside(folder: Path, name: str) -> Path:
     return path
 
 
+@dataclass(frozen=True)
+class Opened:
+    """What a folder's files of one format say: options that describe the model, named unread tensors, the files."""
+
+    config: dict[str, Any]
+    tensors: dict[str, LazyTensor]
+    files: list[Path]
+
+
 class ContainerFile(Protocol):
     """One weight file of some format, with the names that the format uses in a folder."""
 
@@ -63,8 +73,8 @@ class ContainerFile(Protocol):
         ...
 
 
-def open_container(folder: Path, container: type[ContainerFile]) -> tuple[dict[str, LazyTensor], list[Path]] | None:
-    """The unread tensors of a folder's files of one format, by key, and the files; None when it has none.
+def open_files(folder: Path, container: type[ContainerFile]) -> Opened | None:
+    """A folder with `config.json` and files of one format; None when it has none of them.
 
     Where a folder has both a single file and an index, the single file counts, as for transformers.
 
@@ -73,7 +83,7 @@ def open_container(folder: Path, container: type[ContainerFile]) -> tuple[dict[s
     """
     if (folder / container.SINGLE).exists():
         path = inside(folder, container.SINGLE)
-        return container(path).tensors(), [path]
+        return Opened(_config(folder), container(path).tensors(), [path])
     if not (folder / container.INDEX).exists():
         return None
     shards = _indexed_shards(folder, container.INDEX)
@@ -82,7 +92,14 @@ def open_container(folder: Path, container: type[ContainerFile]) -> tuple[dict[s
         found = container(path).tensors()
         _check_shard(container.INDEX, path, promised, set(found))
         tensors.update(found)
-    return tensors, list(shards)
+    return Opened(_config(folder), tensors, list(shards))
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    path = folder / "config.json"
+    if not path.exists():
+        raise CheckpointError(f"{folder} has no config.json, so the model cannot be recognised; download it too.")
+    return read_json(path)
 
 
 def _indexed_shards(folder: Path, index_name: str) -> dict[Path, set[str]]:

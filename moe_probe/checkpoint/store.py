@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
-from functools import cached_property
+from collections.abc import Callable, Iterator, Mapping
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-from moe_probe.checkpoint.folder import open_container, read_json
+from moe_probe.checkpoint.folder import Opened, open_files
 from moe_probe.checkpoint.lazy import LazyTensor
 from moe_probe.checkpoint.quantized import dequantized
 from moe_probe.checkpoint.safetensors_files import SafetensorsFile
@@ -17,7 +17,11 @@ from moe_probe.checkpoint.torch_files import TorchFile
 from moe_probe.errors import CheckpointError, WeightError
 
 # in order of preference: publishers often ship the same weights twice
-CONTAINERS = (SafetensorsFile, TorchFile)
+FORMATS: tuple[Callable[[Path], Opened | None], ...] = (
+    partial(open_files, container=SafetensorsFile),
+    partial(open_files, container=TorchFile),
+)
+EXPECTED = "config.json with model.safetensors or pytorch_model.bin (or their index and shards)"
 
 
 class Checkpoint(Mapping[str, LazyTensor]):
@@ -25,7 +29,7 @@ class Checkpoint(Mapping[str, LazyTensor]):
 
     Attributes:
         path: the folder.
-        config: its `config.json`, as a dict.
+        config: what the files say of the model (`config.json`), as a dict.
         files: the weight files.
 
     Example:
@@ -76,11 +80,12 @@ class Checkpoint(Mapping[str, LazyTensor]):
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def open_checkpoint(path: str | Path) -> Checkpoint:
+def open_checkpoint(path: str | Path, config: Mapping[str, Any] | None = None) -> Checkpoint:
     """Open a checkpoint folder; reads its configuration, index and headers, and no weight.
 
     Args:
         path: a folder with `config.json` and safetensors or torch `.bin` weights, in one file or in shards.
+        config: fields that are added to those in the files, or replace them.
 
     Raises:
         CheckpointError: the folder or its configuration is missing, or its files are damaged or inconsistent.
@@ -91,15 +96,10 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     """
     folder = Path(path).expanduser()
     if not folder.is_dir():
-        raise CheckpointError(f"{folder} is not a folder; give the folder that holds the checkpoint's config.json.")
-    config_path = folder / "config.json"
-    if not config_path.exists():
-        raise CheckpointError(f"{folder} has no config.json, so the model cannot be recognised; download it too.")
-    config = read_json(config_path)
-    for container in CONTAINERS:
-        opened = open_container(folder, container)
+        raise CheckpointError(f"{folder} is not a folder; give the folder that holds the checkpoint's files.")
+    for open_format in FORMATS:
+        opened = open_format(folder)
         if opened is not None:
-            tensors, files = opened
-            return Checkpoint(folder, config, dequantized(tensors, config), files)
-    expected = " or ".join(name for c in CONTAINERS for name in (c.SINGLE, c.INDEX))
-    raise CheckpointError(f"{folder} has a config.json but no weights ({expected}).")
+            fields = {**opened.config, **(config or {})}
+            return Checkpoint(folder, fields, dequantized(opened.tensors, fields), opened.files)
+    raise CheckpointError(f"{folder} holds no checkpoint; expected {EXPECTED}.")

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Mapping
 from functools import cache
-from typing import Any, Protocol
+from typing import Protocol
 
-from moe_probe.checkpoint import LazyTensor
+from moe_probe.checkpoint import Checkpoint
 from moe_probe.errors import FamilyError
 from moe_probe.families.architecture import DENSE, PROJECTIONS, SHARED, Architecture, Layer
 
@@ -19,10 +18,13 @@ class Family(Protocol):
     """A description of models: which it is for, and how it applies to a checkpoint."""
 
     name: str
-    model_types: tuple[str, ...]
 
-    def open(self, config: Mapping[str, Any], tensors: Mapping[str, LazyTensor]) -> Architecture:
-        """The family's description applied to one checkpoint."""
+    def recognises(self, checkpoint: Checkpoint) -> bool:
+        """Whether the checkpoint is of this family."""
+        ...
+
+    def open(self, checkpoint: Checkpoint) -> Architecture:
+        """The family's description applied to the checkpoint."""
         ...
 
 
@@ -34,16 +36,16 @@ def families() -> tuple[Family, ...]:
     return tuple(sorted(found, key=lambda family: family.name == "transformers"))
 
 
-def find_family(config: Mapping[str, Any]) -> Family:
-    """The family of a `config.json`.
+def find_family(checkpoint: Checkpoint) -> Family:
+    """The family of a checkpoint.
 
     Raises:
-        FamilyError: no family has this `model_type`; the message lists those written by hand.
+        FamilyError: no family recognises it; the message lists those written by hand.
     """
-    model_type = config.get("model_type")
     for family in families():
-        if model_type in family.model_types:
+        if family.recognises(checkpoint):
             return family
+    model_type = checkpoint.config.get("model_type")
     known = ", ".join(family.name for family in families()[:-1])
     raise FamilyError(
         f"The model type {model_type!r} in config.json is not known; moe_probe reads {known}, and every model type of "

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
+
+from transformers import PreTrainedConfig
 
 from moe_probe.checkpoint import LazyTensor
 from moe_probe.errors import FamilyError, InputError, WeightError
@@ -56,10 +59,18 @@ class Layer:
 
 
 class Architecture(ABC):
-    """A family's description applied to one checkpoint: layers, and lazy tensors by role."""
+    """A family's description applied to one checkpoint: layers, and lazy tensors by role.
+
+    Attributes:
+        config: of the torch module.
+        published: every tensor, by the key that the module's conversion starts from.
+    """
 
     num_layers: int
     hidden_size: int
+
+    def __init__(self, config: PreTrainedConfig, published: Mapping[str, LazyTensor]):
+        self.config, self.published = config, published
 
     @abstractmethod
     def layer(self, index: int) -> Layer:

@@ -7,6 +7,7 @@ made of, and a slice of it (one expert, its up projection) reads only the bytes 
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from copy import deepcopy
@@ -77,6 +78,30 @@ class Converted(Mapping[str, LazyTensor]):
                 f"for {tuple(self._shapes[name])}."
             )
         return tensor
+
+    def check(self, unexpected: bool = False) -> None:
+        """Compare keys and shapes with the module's; nothing is read.
+
+        Args:
+            unexpected: also refuse keys that the module has no parameter for.
+
+        Raises:
+            WeightError: naming the first parameter that is missing or mis-shaped, or the first key that is too many.
+        """
+        optional = set(self.module.all_tied_weights_keys)
+        ignored = self.module._keys_to_ignore_on_load_missing or ()
+        for name in self._shapes:
+            if name in self._first or not (name in optional or any(re.search(pattern, name) for pattern in ignored)):
+                self[name]
+        if unexpected:
+            ignored = self.module._keys_to_ignore_on_load_unexpected or ()
+            for name, sources in self._sources.items():
+                key = sources[0][1]
+                if name not in self._shapes and not any(re.search(pattern, key) for pattern in ignored):
+                    raise WeightError(
+                        f"The checkpoint's tensor {key!r} belongs to no parameter of {type(self.module).__name__}; its "
+                        "configuration is that of another model."
+                    )
 
     def __contains__(self, name: object) -> bool:
         return name in self._first

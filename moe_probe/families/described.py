@@ -6,9 +6,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from moe_probe.checkpoint import LazyTensor
+from moe_probe.checkpoint import Checkpoint, LazyTensor
 from moe_probe.errors import CheckpointError
 from moe_probe.families.architecture import DENSE, SHARED, Architecture, Layer
+from moe_probe.families.modules import make_config
 
 
 @dataclass(frozen=True)
@@ -31,30 +32,35 @@ class Described:
     shared: Mapping[str, str] | None = None
     dense: Mapping[str, str] | None = None
 
-    def open(self, config: Mapping[str, Any], tensors: Mapping[str, LazyTensor]) -> Architecture:
+    def recognises(self, checkpoint: Checkpoint) -> bool:
+        """Whether the checkpoint's `model_type` is one of the family's."""
+        return checkpoint.config.get("model_type") in self.model_types
+
+    def open(self, checkpoint: Checkpoint) -> Architecture:
         """The description applied to a checkpoint's configuration and tensors."""
-        return DescribedArchitecture(self, config, tensors)
+        return DescribedArchitecture(self, checkpoint)
 
 
 class DescribedArchitecture(Architecture):
     """A `Described` family with the tensors of one checkpoint."""
 
-    def __init__(self, family: Described, config: Mapping[str, Any], tensors: Mapping[str, LazyTensor]):
-        self.family, self.config, self.tensors = family, RequiredFields(config), tensors
-        self.num_layers = self.config["num_hidden_layers"]
-        self.hidden_size = self.config["hidden_size"]
+    def __init__(self, family: Described, checkpoint: Checkpoint):
+        super().__init__(make_config(checkpoint.config), checkpoint)
+        self.family, self.fields = family, RequiredFields(checkpoint.config)
+        self.num_layers = self.fields["num_hidden_layers"]
+        self.hidden_size = self.fields["hidden_size"]
 
     def layer(self, index: int) -> Layer:
-        return self.family.make_layer(self.config, index)
+        return self.family.make_layer(self.fields, index)
 
     def _router(self, layer: Layer) -> tuple[str, LazyTensor]:
         key = self.family.router.format(layer=layer.index)
-        return key, self.tensors[key]
+        return key, self.published[key]
 
     def _expert(self, layer: Layer, label: str, projection: str) -> tuple[str, LazyTensor]:
         templates = {SHARED: self.family.shared, DENSE: self.family.dense}.get(label, self.family.experts)
         key = templates[projection].format(layer=layer.index, expert=label)
-        return key, self.tensors[key]
+        return key, self.published[key]
 
 
 class RequiredFields(dict):

@@ -15,17 +15,16 @@ from collections.abc import Mapping
 from functools import cached_property
 from typing import Any
 
-import torch
-import transformers
 from torch import nn
-from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from moe_probe.checkpoint import InMemory, LazyTensor, Stored
-from moe_probe.errors import CheckpointError, FamilyError
+from moe_probe.checkpoint import Checkpoint, InMemory, LazyTensor, Stored
+from moe_probe.errors import FamilyError
 from moe_probe.families.architecture import SHARED, Architecture, Layer
 from moe_probe.families.conversion import Converted
 from moe_probe.families.experts_layout import FfnLayout, experts_layout, ffn_layout
+from moe_probe.families.modules import make_config, meta_module
 
 ROUTERS = ("gate", "router")
 SHARED_BLOCKS = ("shared_experts", "shared_expert", "shared_mlp")
@@ -35,50 +34,33 @@ NUM_SHARED = ("n_shared_experts", "num_shared_experts", "moe_num_shared_experts"
 EXTRA_CLASSES = {"LongcatFlashMoE": "copy", "ZayaSparseMoeBlock": "zero", "InklingMoE": None}
 
 
-def make_config(config: Mapping[str, Any]) -> PreTrainedConfig:
-    """The configuration object of a published `config.json`; remote code that it names is not followed."""
-    fields = {key: value for key, value in config.items() if key != "auto_map"}
-    try:
-        return CONFIG_MAPPING[config["model_type"]].from_dict(fields)
-    except (TypeError, ValueError, AttributeError) as error:
-        raise CheckpointError(f"config.json does not describe a {config['model_type']} model ({error}).") from error
-
-
-def meta_module(config: PreTrainedConfig) -> PreTrainedModel:
-    """The model of a configuration on the meta device: names and shapes only."""
-    for name in config.architectures or []:
-        model_class = getattr(transformers, name, None)
-        if model_class is not None:
-            break
-    else:
-        model_class = AutoModelForCausalLM._model_mapping.get(type(config), None)
-    if model_class is None:
-        raise FamilyError(f"transformers {transformers.__version__} has no language model for {config.model_type!r}.")
-    with torch.device("meta"):
-        return model_class._from_config(config)
-
-
 class TransformersMoE:
     """The family of all models that transformers knows."""
 
     name = "transformers"
 
-    @property
-    def model_types(self) -> tuple[str, ...]:
-        return tuple(CONFIG_MAPPING.keys())
+    def recognises(self, checkpoint: Checkpoint) -> bool:
+        """Whether transformers has a configuration class for the model type."""
+        return checkpoint.config.get("model_type") in CONFIG_MAPPING
 
-    def open(self, config: Mapping[str, Any], tensors: Mapping[str, LazyTensor]) -> Architecture:
+    def open(self, checkpoint: Checkpoint) -> ModuleArchitecture:
         """The architecture of a published checkpoint."""
-        module = meta_module(make_config(config))
-        return ModuleArchitecture(module, Converted(module, tensors))
+        return published_architecture(make_config(checkpoint.config), checkpoint)
 
 
 FAMILY = TransformersMoE()
 
 
-def live_architecture(module: PreTrainedModel) -> Architecture:
+def published_architecture(config: PreTrainedConfig, tensors: Mapping[str, LazyTensor]) -> ModuleArchitecture:
+    """The architecture of the module that `config` describes; weights are the published tensors, converted."""
+    module = meta_module(config)
+    return ModuleArchitecture(module, Converted(module, tensors), tensors)
+
+
+def live_architecture(module: PreTrainedModel) -> ModuleArchitecture:
     """The architecture of a live model; weights are its parameters."""
-    return ModuleArchitecture(module, {k: Stored(InMemory(v)) for k, v in module.state_dict().items()})
+    parameters = {key: Stored(InMemory(value)) for key, value in module.state_dict().items()}
+    return ModuleArchitecture(module, parameters, parameters)
 
 
 def _first(objects: tuple[Any, ...], names: tuple[str, ...]) -> int | None:
@@ -89,17 +71,18 @@ def _first(objects: tuple[Any, ...], names: tuple[str, ...]) -> int | None:
 class ModuleArchitecture(Architecture):
     """A model's structure, read off its modules."""
 
-    def __init__(self, module: PreTrainedModel, tensors: Mapping[str, LazyTensor]):
+    def __init__(self, module: PreTrainedModel, tensors: Mapping[str, LazyTensor], published: Mapping[str, LazyTensor]):
+        super().__init__(module.config, published)
         self.module, self.tensors = module, tensors
-        self.config = module.config.get_text_config(decoder=True)
-        self.hidden_size = self.config.hidden_size
+        self.text_config = module.config.get_text_config(decoder=True)
+        self.hidden_size = self.text_config.hidden_size
 
     @cached_property
     def num_layers(self) -> int:
         """Length of the list of decoder layers (LongCat's `num_hidden_layers` counts its attention layers)."""
         for path in self._blocks.values():
             return len(self.module.get_submodule(re.split(r"\.\d+(?:\.|$)", path)[0]))
-        return self.config.num_hidden_layers
+        return self.text_config.num_hidden_layers
 
     @cached_property
     def _blocks(self) -> dict[int, str]:
@@ -133,6 +116,8 @@ class ModuleArchitecture(Architecture):
         block = self.module.get_submodule(path)
         for name in ROUTERS:
             router = getattr(block, name, None)
+            if hasattr(router, "gate_embedding"):
+                return f"{path}.{name}.{router.gate_embedding}"
             if isinstance(router, nn.Module):
                 matrices = [k for k, p in router.named_parameters() if p.ndim == 2 and p.shape[0] >= experts]
                 direct = [k for k in matrices if router.get_parameter(k).shape == (experts, self.hidden_size)]
@@ -154,7 +139,8 @@ class ModuleArchitecture(Architecture):
         layout = experts_layout(block)
         experts, width, neurons = layout.size(block)
         classes = self.module.get_parameter(self._router_parameter(path, experts)).shape[0]
-        kinds = ("ffn",) * experts
+        kinds = getattr(getattr(block, "experts", None), "expert_kinds", ("ffn",) * experts)
+        subtokens = getattr(block, "subtokens", 1)
         extra = EXTRA_CLASSES.get(type(block).__name__)
         if classes > experts and extra is not None:
             kinds += (extra,) * (classes - experts)
@@ -162,12 +148,13 @@ class ModuleArchitecture(Architecture):
         shared = self._shared(path)
         return Layer(
             index=index,
-            hidden_size=width,
+            hidden_size=width * subtokens,
             intermediate_size=neurons,
             num_experts=len(kinds),
-            top_k=_first((router, block, self.config), TOP_K) or 1,
+            top_k=_first((router, block, self.text_config), TOP_K) or 1,
             expert_kinds=kinds,
-            num_shared=0 if shared is None else _first((self.config,), NUM_SHARED) or 1,
+            num_shared=0 if shared is None else _first((self.text_config,), NUM_SHARED) or 1,
+            subtokens=subtokens,
             projections=layout.projections,
         )
 

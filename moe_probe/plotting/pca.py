@@ -82,8 +82,13 @@ def _neurons(axes: Axes, part: xr.Dataset) -> None:
     for name, color in zip(names, colors, strict=True):
         dense = name == "F"
         axes.scatter(
-            *points[labels == name].T, s=2, color="black" if dense else color, marker="^" if dense else "o",
-            linewidths=0, rasterized=True, label=name,
+            *points[labels == name].T,
+            s=2,
+            color="black" if dense else color,
+            marker="^" if dense else "o",
+            linewidths=0,
+            rasterized=True,
+            label=name,
         )
 
 

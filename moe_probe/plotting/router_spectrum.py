@@ -34,8 +34,15 @@ def plot(ds: xr.Dataset) -> Figure:
         figure.colorbar(ScalarMappable(norm, COLORMAP), ax=left, label="layer", ticks=MaxNLocator(integer=True))
         right.plot(ds.layer, ds.effective_rank, marker="o", markersize=3, color="#0072B2")
         right.axhline(ds.sizes["index"], color="grey", linewidth=0.8, linestyle="--")
-        right.annotate("number of experts", (0.02, ds.sizes["index"]), xycoords=("axes fraction", "data"),
-                       xytext=(0, 3), textcoords="offset points", fontsize=6, color="grey")
+        right.annotate(
+            "number of experts",
+            (0.02, ds.sizes["index"]),
+            xycoords=("axes fraction", "data"),
+            xytext=(0, 3),
+            textcoords="offset points",
+            fontsize=6,
+            color="grey",
+        )
         right.set(xlabel="layer", ylabel="effective rank", ylim=(0, ds.sizes["index"] * 1.15))
         right.xaxis.get_major_locator().set_params(integer=True)
         figure.suptitle(ds.attrs["model"])

@@ -17,8 +17,8 @@ import torch
 from moe_probe.checkpoint import LazyTensor
 from moe_probe.errors import WeightError
 
-CHUNK_ELEMENTS = 1 << 19  # float32 values of all matrices in one chunk: 2 MB, a core's cache
-SLAB_ELEMENTS = 1 << 23  # values of all matrices read at once
+CHUNK_ELEMENTS = 1 << 20
+SLAB_ELEMENTS = 1 << 23
 FEATURE_BLOCK_BYTES = 1 << 27
 
 
@@ -194,5 +194,3 @@ def l2_distance(gram: torch.Tensor) -> torch.Tensor:
     """Euclidean distance of each pair from inner products."""
     squares = gram.diagonal()
     return (squares[:, None] + squares - 2 * gram).clamp_min(0).sqrt()
-
-

@@ -110,9 +110,7 @@ def select_layers_and_matrices(
 ) -> list[Matrices]:
     """The matrices of the chosen layers and projections, layer by layer."""
     indices = model.select_layers(layers)
-    return select_matrices(
-        model, indices, select_projections(model, indices, projections), baseline, shared, experts
-    )
+    return select_matrices(model, indices, select_projections(model, indices, projections), baseline, shared, experts)
 
 
 def _compare(matrices: Matrices, level: str, metric: str) -> np.ndarray:

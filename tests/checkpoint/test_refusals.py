@@ -147,11 +147,11 @@ def test_whatever_is_damaged_only_a_checkpoint_error_is_raised(tmp_path, contain
 
 def test_a_folder_without_config_weights_or_existence_is_refused(tmp_path):
     refused(tmp_path / "none", CheckpointError, "not a folder")
+    refused(tmp_path, CheckpointError, "holds no checkpoint")
+    save_file(TENSORS, tmp_path / "model.safetensors")
     refused(tmp_path, CheckpointError, "no config.json")
     (tmp_path / "config.json").write_text("not json")
     refused(tmp_path, CheckpointError, "not readable JSON")
-    (tmp_path / "config.json").write_text("{}")
-    refused(tmp_path, CheckpointError, "no weights")
 
 
 def test_an_unknown_model_type_is_refused_with_the_known_families(tmp_path):

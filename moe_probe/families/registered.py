@@ -1,0 +1,71 @@
+"""Families whose torch module is our own, registered with transformers as if it had always been there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers.conversion_mapping import register_checkpoint_conversion_mapping
+from transformers.core_model_loading import WeightConverter, WeightRenaming
+
+from moe_probe.checkpoint import Checkpoint, LazyTensor
+from moe_probe.families.architecture import Architecture
+from moe_probe.families.modules import make_config
+from moe_probe.families.transformers_moe import published_architecture
+
+Published = tuple[Mapping[str, Any], Mapping[str, LazyTensor]]
+
+
+def as_published(checkpoint: Checkpoint) -> Published:
+    """Configuration and tensors as they are in the files."""
+    return checkpoint.config, checkpoint
+
+
+@dataclass(frozen=True)
+class Registered:
+    """A family with its own `PreTrainedModel`.
+
+    One declaration of how published tensors become parameters serves all: static analyses read slices through it,
+    `from_pretrained` loads by it and `save_pretrained` reverses it.
+
+    Attributes:
+        name: the family's name.
+        model_class: its language model; `model_class.config_class.model_type` names it in transformers' registries.
+        conversion: transformers' declarations from the published keys to the parameters.
+        published: brings a checkpoint in any of the family's published formats to the configuration's fields and to
+            the keys that `conversion` starts from; lazily.
+        recognised: whether a checkpoint without that `model_type` is of this family all the same.
+    """
+
+    name: str
+    model_class: type[PreTrainedModel]
+    conversion: Sequence[WeightConverter | WeightRenaming]
+    published: Callable[[Checkpoint], Published] = as_published
+    recognised: Callable[[Checkpoint], bool] | None = None
+
+    def __post_init__(self):
+        config_class = self.model_class.config_class
+        AutoConfig.register(config_class.model_type, config_class, exist_ok=True)
+        AutoModelForCausalLM.register(config_class, self.model_class, exist_ok=True)
+        register_checkpoint_conversion_mapping(config_class.model_type, list(self.conversion), overwrite=True)
+
+    def recognises(self, checkpoint: Checkpoint) -> bool:
+        """Whether the checkpoint is of this family."""
+        if checkpoint.config.get("model_type") == self.model_class.config_class.model_type:
+            return True
+        return self.recognised is not None and self.recognised(checkpoint)
+
+    def open(self, checkpoint: Checkpoint) -> Architecture:
+        """The module's structure with the checkpoint's tensors.
+
+        Raises:
+            CheckpointError: the configuration does not describe a model of this family.
+            WeightError: a key is missing, unexpected, or has another shape than the configuration calls for.
+        """
+        fields, tensors = self.published(checkpoint)
+        config = make_config({**fields, "model_type": self.model_class.config_class.model_type})
+        architecture = published_architecture(config, tensors)
+        architecture.tensors.check(unexpected=True)
+        return architecture
