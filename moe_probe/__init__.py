@@ -3,11 +3,11 @@
 from importlib import import_module
 from types import ModuleType
 
-from moe_probe import static
+from moe_probe import dynamic, static
 from moe_probe.model import MoEModel, load
 
 __version__ = "0.1.0"
-__all__ = ["MoEModel", "load", "plotting", "static"]
+__all__ = ["MoEModel", "dynamic", "load", "plotting", "static"]
 
 
 def __getattr__(name: str) -> ModuleType:

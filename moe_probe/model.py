@@ -15,7 +15,7 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from moe_probe.checkpoint import Checkpoint, LazyTensor, open_checkpoint
 from moe_probe.errors import CheckpointError, FamilyError, InputError
 from moe_probe.families import Architecture, Layer, find_family
-from moe_probe.families.modules import load_module
+from moe_probe.families.modules import default_dtype, load_module
 from moe_probe.families.transformers_moe import live_architecture
 
 
@@ -138,7 +138,24 @@ class MoEModel:
     @cached_property
     def module(self) -> PreTrainedModel:
         """The torch module with its weights, loaded on first use."""
-        return load_module(self.config, self._architecture.published, self._device, self._dtype)
+        return load_module(self.config, self.published, self._device, self._dtype)
+
+    @property
+    def published(self) -> Mapping[str, LazyTensor]:
+        """Every tensor by the key that the torch module's conversion starts from, unread."""
+        return self._architecture.published
+
+    @property
+    def device(self) -> str | torch.device | None:
+        """Where `module` goes; None for the CPU."""
+        return self._device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype that `module` computes in."""
+        if "module" in self.__dict__:
+            return self.module.dtype
+        return self._dtype or default_dtype(self.config, self.published, self._device)
 
     @property
     def fingerprint(self) -> str:
@@ -156,6 +173,9 @@ class MoEModel:
         return f"MoEModel({self.name!r}, family={self.family!r}, {self.num_layers} layers{moe})"
 
 
+Source = MoEModel | PreTrainedModel | str | Path  # what `load` opens
+
+
 def _ranges(numbers: Sequence[int]) -> str:
     """`(1, 2, 3, 7)` as `1-3, 7`."""
     runs: list[list[int]] = []
@@ -168,7 +188,7 @@ def _ranges(numbers: Sequence[int]) -> str:
 
 
 def load(
-    source: str | Path | PreTrainedModel | MoEModel,
+    source: Source,
     *,
     tokenizer: PreTrainedTokenizerBase | None = None,
     device: str | torch.device | None = None,
@@ -181,7 +201,7 @@ def load(
     Args:
         source: a folder with a published checkpoint, a hub id (the local cache first), or a live transformers model.
         tokenizer: used in place of the one beside the weights.
-        device, dtype: of `model.module`; the stored dtype on the CPU by default.
+        device, dtype: of `model.module`; by default the CPU in float32, elsewhere the stored dtype.
         revision: branch, tag or commit of a hub id.
         config: fields that replace those of `config.json` or stand in for those that a format does not store.
 

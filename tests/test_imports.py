@@ -5,13 +5,14 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).parents[1] / "moe_probe"
 CORE = {"errors", "checkpoint", "families"}
-HANDLE = CORE | {"model", "results"}
+HANDLE = CORE | {"model", "results", "parallel"}
 ALLOWED = {
     "errors": set(),
     "checkpoint": {"errors"},
     "families": {"errors", "checkpoint"},
     "model": CORE,
     "results": {"errors"},
+    "parallel": set(),
     "static": HANDLE,
     "dynamic": HANDLE,
     "intervene": HANDLE,

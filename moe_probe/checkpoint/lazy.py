@@ -91,6 +91,10 @@ class LazyTensor(ABC):
         """Bytes of the values once read."""
         return self.numel() * self.dtype.itemsize
 
+    def copy_to(self, out: torch.Tensor) -> torch.Tensor:
+        """Read into `out`, of the same shape, converting to its dtype; no copy of the whole is made in between."""
+        return out.copy_(self.read())
+
     def to(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         """`read()`, then `torch.Tensor.to`."""
         return self.read().to(*args, **kwargs)
@@ -207,6 +211,11 @@ class Stacked(LazyTensor):
     def read(self) -> torch.Tensor:
         return torch.stack([part.read() for part in self.parts], self.dim_)
 
+    def copy_to(self, out: torch.Tensor) -> torch.Tensor:
+        for index, part in enumerate(self.parts):
+            part.copy_to(out.select(self.dim_, index))
+        return out
+
     def _select(self, dim: int, index: int) -> LazyTensor:
         if dim == self.dim_:
             return self.parts[index]
@@ -234,6 +243,12 @@ class Concatenated(LazyTensor):
 
     def read(self) -> torch.Tensor:
         return torch.cat([part.read() for part in self.parts], self.dim_)
+
+    def copy_to(self, out: torch.Tensor) -> torch.Tensor:
+        sizes = [part.shape[self.dim_] for part in self.parts]
+        for part, place in zip(self.parts, out.split(sizes, self.dim_), strict=True):
+            part.copy_to(place)
+        return out
 
     def _select(self, dim: int, index: int) -> LazyTensor:
         if dim == self.dim_:

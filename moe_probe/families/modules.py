@@ -68,27 +68,37 @@ def load_module(
         config: of the model.
         tensors: published key to tensor; every parameter must be among what they convert to.
         device: as transformers' `device_map`; the CPU by default.
-        dtype: by default the configuration's, else the one that most stored values have.
+        dtype: by default float32 on the CPU, elsewhere the configuration's or the one that most stored values have.
 
     Raises:
         WeightError: a parameter is missing or has another shape than the configuration calls for.
     """
     config = copy.deepcopy(config)
     Converted(meta_module(config), tensors).check()
-    on_cpu = EXACT_ON_CPU if device is None or str(device).startswith("cpu") else {}
     module = model_class(config).from_pretrained(
         None,
         config=config,
         state_dict=dict(tensors),
-        dtype=dtype or config.dtype or most_common_dtype(tensors),
+        dtype=dtype or default_dtype(config, tensors, device),
         device_map=device,
-        **on_cpu,
+        **(EXACT_ON_CPU if on_cpu(device) else {}),
     )
     return module.eval()
 
 
-def most_common_dtype(tensors: Mapping[str, LazyTensor]) -> torch.dtype:
-    """The dtype that most of the stored values have."""
+def on_cpu(device: str | torch.device | dict | None) -> bool:
+    """Whether a `device_map` means the CPU alone."""
+    return device is None or str(device).startswith("cpu")
+
+
+def default_dtype(
+    config: PreTrainedConfig, tensors: Mapping[str, LazyTensor], device: str | torch.device | dict | None
+) -> torch.dtype:
+    """float32 on the CPU, where it is both exact and faster; elsewhere the dtype that most stored values have."""
+    if on_cpu(device):
+        return torch.float32
+    if config.dtype is not None:
+        return config.dtype
     counts: Counter[torch.dtype] = Counter()
     for tensor in tensors.values():
         counts[tensor.dtype] += tensor.shape.numel()

@@ -80,12 +80,12 @@ class ModuleArchitecture(Architecture):
     @cached_property
     def num_layers(self) -> int:
         """Length of the list of decoder layers (LongCat's `num_hidden_layers` counts its attention layers)."""
-        for path in self._blocks.values():
+        for path in self.blocks.values():
             return len(self.module.get_submodule(re.split(r"\.\d+(?:\.|$)", path)[0]))
         return self.text_config.num_hidden_layers
 
     @cached_property
-    def _blocks(self) -> dict[int, str]:
+    def blocks(self) -> dict[int, str]:
         """Path of the MoE block of each layer that has one."""
         blocks: dict[int, str] = {}
         for path, module in self.module.named_modules():
@@ -94,21 +94,25 @@ class ModuleArchitecture(Architecture):
                 blocks[int(number[1])] = path
         return blocks
 
-    def _dense(self, index: int) -> tuple[str, FfnLayout] | None:
-        """Path and layout of the FFN of a dense layer."""
+    def dense_path(self, index: int) -> str | None:
+        """Path of the FFN of a dense layer."""
         for path, module in self.module.named_modules():
             number = re.search(r"\.(\d+)\.", path)
-            if number and int(number[1]) == index and (layout := ffn_layout(module)) is not None:
-                return path, layout
+            if number and int(number[1]) == index and ffn_layout(module) is not None:
+                return path
         return None
 
-    def _shared(self, path: str) -> tuple[str, FfnLayout] | None:
-        """Path and layout of the shared block that belongs to a MoE block."""
+    def _dense(self, index: int) -> tuple[str, FfnLayout] | None:
+        path = self.dense_path(index)
+        return None if path is None else (path, ffn_layout(self.module.get_submodule(path)))
+
+    def shared_path(self, path: str) -> str | None:
+        """Path of the shared block that belongs to a MoE block."""
         parent = path.rpartition(".")[0]
         for place in (path, parent):
             for name, child in self.module.get_submodule(place).named_children():
-                if name in SHARED_BLOCKS and (layout := ffn_layout(child)) is not None:
-                    return f"{place}.{name}", layout
+                if name in SHARED_BLOCKS and ffn_layout(child) is not None:
+                    return f"{place}.{name}"
         return None
 
     def _router_parameter(self, path: str, experts: int) -> str:
@@ -126,7 +130,7 @@ class ModuleArchitecture(Architecture):
         raise FamilyError(f"No router with one row per expert was found beside the experts of {path!r}.")
 
     def layer(self, index: int) -> Layer:
-        if index not in self._blocks:
+        if index not in self.blocks:
             dense = self._dense(index)
             neurons = 0
             if dense is not None:
@@ -134,7 +138,7 @@ class ModuleArchitecture(Architecture):
                 down = next(p for name, p in names.items() if name.split(".")[0] == dense[1].down)
                 neurons = down.shape[1]
             return Layer(index, self.hidden_size, neurons, projections=dense[1].projections if dense else ())
-        path = self._blocks[index]
+        path = self.blocks[index]
         block = self.module.get_submodule(path)
         layout = experts_layout(block)
         experts, width, neurons = layout.size(block)
@@ -145,7 +149,7 @@ class ModuleArchitecture(Architecture):
         if classes > experts and extra is not None:
             kinds += (extra,) * (classes - experts)
         router = next((getattr(block, name) for name in ROUTERS if hasattr(block, name)), None)
-        shared = self._shared(path)
+        shared = self.shared_path(path)
         return Layer(
             index=index,
             hidden_size=width * subtokens,
@@ -159,7 +163,7 @@ class ModuleArchitecture(Architecture):
         )
 
     def _router(self, layer: Layer) -> tuple[str, LazyTensor]:
-        path = self._blocks[layer.index]
+        path = self.blocks[layer.index]
         name = self._router_parameter(path, layer.expert_kinds.count("ffn"))
         return name, self.tensors[name][: layer.num_experts]
 
@@ -167,9 +171,10 @@ class ModuleArchitecture(Architecture):
         if not layer.is_moe:
             path, ffn = self._dense(layer.index)
         elif label == SHARED:
-            path, ffn = self._shared(self._blocks[layer.index])
+            path = self.shared_path(self.blocks[layer.index])
+            ffn = ffn_layout(self.module.get_submodule(path))
         else:
-            path = self._blocks[layer.index]
+            path = self.blocks[layer.index]
             layout = experts_layout(self.module.get_submodule(path))
             return path, layout.matrix(self.tensors, path + ".", int(label), projection)
         return path, ffn.matrix(self.tensors, path + ".", projection)

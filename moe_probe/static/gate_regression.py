@@ -9,14 +9,14 @@ import xarray as xr
 from scipy.stats import linregress
 
 from moe_probe.errors import InputError
-from moe_probe.model import load
+from moe_probe.model import Source, load
 from moe_probe.results import provenance, with_attrs
 from moe_probe.static.gate_similarity import gate_similarity
-from moe_probe.static.similarity import Model, similarity
+from moe_probe.static.similarity import similarity
 
 
 def gate_regression(
-    model: Model,
+    model: Source,
     level: str = "neuron_mean",
     *,
     projections: Sequence[str] | str | None = None,

@@ -9,13 +9,12 @@ import torch
 import xarray as xr
 
 from moe_probe.errors import InputError, WeightError
-from moe_probe.model import MoEModel, load
+from moe_probe.model import MoEModel, Source, load
 from moe_probe.results import provenance, with_attrs
 from moe_probe.static.gram import cosine
-from moe_probe.static.similarity import Model
 
 
-def gate_similarity(model: Model, *, layers: Sequence[int] | int | None = None) -> xr.Dataset:
+def gate_similarity(model: Source, *, layers: Sequence[int] | int | None = None) -> xr.Dataset:
     """Cosine of every pair of gate embeddings (rows of the router's weight), layer by layer.
 
     Args:

@@ -13,12 +13,12 @@ from scipy.sparse.linalg import eigsh
 from sklearn.cluster import DBSCAN
 
 from moe_probe.errors import InputError
-from moe_probe.model import load
+from moe_probe.model import Source, load
+from moe_probe.parallel import map_items
 from moe_probe.results import provenance, with_attrs
 from moe_probe.static.gram import Matrices, flat_gram, standardized_gram
-from moe_probe.static.parallel import map_items
 from moe_probe.static.selection import require_same_shape
-from moe_probe.static.similarity import Model, select_layers_and_matrices
+from moe_probe.static.similarity import select_layers_and_matrices
 
 LEVELS = ("matrix", "neuron")
 DENSE_EIGENSOLVER = 1024  # up to this many features all eigenvalues are computed; beyond, only the first ones
@@ -27,14 +27,14 @@ Pca = dict[str, np.ndarray]
 
 
 def pca(
-    model: Model,
+    model: Source,
     level: str = "matrix",
     *,
     n_components: int = 2,
     standardize: bool = True,
     projections: Sequence[str] | str | None = None,
     layers: Sequence[int] | int | None = None,
-    baseline: Model | None = None,
+    baseline: Source | None = None,
     outliers: tuple[float, int] | None = None,
     n_jobs: int = 1,
 ) -> xr.Dataset:

@@ -7,13 +7,12 @@ from collections.abc import Sequence
 import torch
 import xarray as xr
 
-from moe_probe.model import load
+from moe_probe.model import Source, load
 from moe_probe.results import provenance, with_attrs
 from moe_probe.static.gate_similarity import router_matrix
-from moe_probe.static.similarity import Model
 
 
-def router_spectrum(model: Model, *, layers: Sequence[int] | int | None = None) -> xr.Dataset:
+def router_spectrum(model: Source, *, layers: Sequence[int] | int | None = None) -> xr.Dataset:
     """Singular values and effective rank of each router's weight.
 
     The effective rank is exp(H), H the entropy of the singular values divided by their sum (Roy and Vetterli, "The

@@ -5,35 +5,32 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 from itertools import combinations
-from pathlib import Path
 
 import numpy as np
 import torch
 import xarray as xr
-from transformers import PreTrainedModel
 
 from moe_probe.errors import InputError
-from moe_probe.model import MoEModel, load
+from moe_probe.model import MoEModel, Source, load
+from moe_probe.parallel import map_items
 from moe_probe.results import provenance, with_attrs
 from moe_probe.static.alignment import align
 from moe_probe.static.gram import Matrices, cosine, flat_gram, kernel_gram, l2_distance, mean_neurons
-from moe_probe.static.parallel import map_items
 from moe_probe.static.selection import require_same_shape, select_matrices, select_projections
 
 LEVELS = ("matrix", "neuron_mean", "neuron_aligned")
 METRICS = ("cosine", "cka", "l2")
-Model = MoEModel | PreTrainedModel | str | Path
 
 
 def similarity(
-    model: Model,
+    model: Source,
     level: str = "matrix",
     *,
     metric: str = "cosine",
     projections: Sequence[str] | str | None = None,
     layers: Sequence[int] | int | None = None,
     experts: Sequence[str | int] | None = None,
-    baseline: Model | None = None,
+    baseline: Source | None = None,
     shared: bool = False,
     n_jobs: int = 1,
 ) -> xr.Dataset:

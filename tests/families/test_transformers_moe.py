@@ -56,7 +56,7 @@ def test_matrices_compute_what_the_experts_module_computes(model_type):
     module = tiny_model(model_type)
     model = moe_probe.load(module)
     index = model.moe_layers[-1]
-    block = module.get_submodule(model._architecture._blocks[index])
+    block = module.get_submodule(model._architecture.blocks[index])
     x = torch.randn(5, model.layer(index).hidden_size)
     weights = {p: model.expert_weight(index, "3", p) for p in model.layer(index).projections}
     up = x @ weights["up"].T

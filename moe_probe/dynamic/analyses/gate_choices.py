@@ -1,0 +1,29 @@
+"""Which experts each token goes to, and how much each counts (arXiv 2406.18219, section 4.3)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from moe_probe.dynamic.analysis import LayerBatch, Rows
+
+
+class GateChoices(Rows):
+    """The applied weight of every expert, 0 where it was not chosen, token by token.
+
+    The result has `weight` (layer, token[, subtoken], expert), float32, with the tokens' strings as coordinate.
+
+    Example:
+        >>> from moe_probe import dynamic
+        >>> dynamic.gate_choices("ckpt/tiny-mixtral", ["A short text."]).weight.dims
+        ('layer', 'token', 'expert')
+    """
+
+    name = "gate_choices"
+
+    def measure(self, batch: LayerBatch) -> dict[str, torch.Tensor]:
+        return {"weight": torch.zeros_like(batch.router_logits).scatter_add_(1, batch.top_k_index, batch.top_k_weights)}
+
+    def dims(self, model: Any, layers: list[int]) -> tuple[dict[str, tuple[str, ...]], dict]:
+        return {"weight": ("expert",)}, {"expert": [str(e) for e in range(model.layer(layers[0]).num_experts)]}

@@ -1,0 +1,241 @@
+"""What every dynamic analysis is: update, merge, result."""
+
+from __future__ import annotations
+
+import copy
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self
+
+import numpy as np
+import torch
+import xarray as xr
+
+from moe_probe.dynamic.corpus import Corpus, Tokens
+from moe_probe.errors import InputError
+from moe_probe.families import Layer
+from moe_probe.results import provenance, with_attrs
+
+ROUTING, OUTPUTS, ACTIVATIONS, BASELINE, SHARED_OUTPUT = "routing", "outputs", "activations", "baseline", "shared"
+
+
+TOKEN_FIELDS = ("document", "position", "token_id", "label")
+
+
+@dataclass(frozen=True)
+class LayerBatch:
+    """What some tokens do in one MoE layer: n rows, a row per token, or per sub-token, token by token (MH-MoE).
+
+    Attributes:
+        layer: what the layer is made of.
+        tokens: the n / `layer.subtokens` tokens.
+        router_logits: raw, (n, E), float32.
+        scores: the router's score over all experts, before bias, groups and top-k, (n, E), float32.
+        top_k_index: chosen experts, (n, k), int64.
+        top_k_weights: what multiplies their outputs, (n, k), float32.
+        expert_input: (n, w), w the width of an expert's input, in the compute dtype.
+        routed_output: the weighted sum, (n, w).
+        outputs: unweighted outputs of all experts, (E, n, w); None unless needed.
+        activations: act(gate projection) of all experts with weights, (E_ffn, n, ff); None unless needed.
+        shared_output: of the shared block, (tokens, d); None unless needed and there.
+        baseline_output, baseline_activation: of the dense model's FFN, (tokens, d) and (tokens, ff); likewise.
+    """
+
+    layer: Layer
+    tokens: Tokens
+    router_logits: torch.Tensor
+    scores: torch.Tensor
+    top_k_index: torch.Tensor
+    top_k_weights: torch.Tensor
+    expert_input: torch.Tensor
+    routed_output: torch.Tensor
+    outputs: torch.Tensor | None = None
+    activations: torch.Tensor | None = None
+    shared_output: torch.Tensor | None = None
+    baseline_output: torch.Tensor | None = None
+    baseline_activation: torch.Tensor | None = None
+
+    @property
+    def selected(self) -> torch.Tensor:
+        """Whether an expert was chosen, (n, E), float32."""
+        return torch.zeros_like(self.router_logits).scatter_(1, self.top_k_index, 1.0)
+
+
+class Analysis(ABC):
+    """A statistic that grows with batches of tokens and merges with another one of its kind.
+
+    Attributes:
+        name: the analysis in results and on the command line.
+        needs: what the pass must compute besides routing.
+    """
+
+    name: ClassVar[str]
+    needs: frozenset[str] = frozenset()
+
+    @abstractmethod
+    def update(self, batch: LayerBatch) -> None:
+        """Take in some tokens' behaviour in one layer."""
+
+    @abstractmethod
+    def merge(self, other: Self) -> None:
+        """Take in what another one saw, of other tokens or other layers."""
+
+    @abstractmethod
+    def state(self) -> dict[str, np.ndarray]:
+        """What it has seen, as arrays without objects."""
+
+    @abstractmethod
+    def restore(self, state: dict[str, np.ndarray]) -> None:
+        """Take back what `state` gave."""
+
+    @abstractmethod
+    def result(self, model: Any, corpus: Corpus) -> xr.Dataset:
+        """The Dataset."""
+
+    def fresh(self) -> Self:
+        """A new one with the same parameters, which has seen nothing."""
+        return copy.deepcopy(self)
+
+    def parameters(self) -> dict[str, Any]:
+        """What it was asked for, for the result's `attrs`."""
+        return {key: value for key, value in vars(self).items() if not key.startswith("_") and key != "needs"}
+
+    def attrs(self, model: Any, corpus: Corpus) -> dict[str, Any]:
+        """Provenance and the size of the corpus."""
+        sizes = {"documents": len(corpus.documents), "tokens": corpus.num_tokens}
+        return {**provenance(self.name, model, **self.parameters()), **sizes}
+
+
+class Sums(Analysis):
+    """An analysis whose state is a few sums per layer.
+
+    `measure` gives a batch's sums, `dataset` turns the totals into variables.
+    """
+
+    def __init__(self) -> None:
+        self._sums: dict[int, dict[str, np.ndarray]] = {}
+
+    @abstractmethod
+    def measure(self, batch: LayerBatch) -> dict[str, torch.Tensor]:
+        """Sums over the rows of a batch; the same names and shapes for every batch of a layer."""
+
+    @abstractmethod
+    def dataset(self, layers: list[int], sums: dict[str, np.ndarray]) -> tuple[dict, dict]:
+        """Variables and coordinates, from sums with a first axis for the layers."""
+
+    def update(self, batch: LayerBatch) -> None:
+        self._add(batch.layer.index, {k: np.asarray(v.cpu()) for k, v in self.measure(batch).items()})
+
+    def merge(self, other: Self) -> None:
+        for layer, sums in other._sums.items():
+            self._add(layer, sums)
+
+    def state(self) -> dict[str, np.ndarray]:
+        return {f"{layer}/{name}": value for layer, sums in self._sums.items() for name, value in sums.items()}
+
+    def restore(self, state: dict[str, np.ndarray]) -> None:
+        self._sums = {}
+        for key, value in state.items():
+            layer, name = key.split("/", 1)
+            self._sums.setdefault(int(layer), {})[name] = value
+
+    def _add(self, layer: int, sums: dict[str, np.ndarray]) -> None:
+        known = self._sums.setdefault(layer, {})
+        for name, value in sums.items():
+            known[name] = known[name] + value if name in known else value
+
+    def result(self, model: Any, corpus: Corpus) -> xr.Dataset:
+        layers = sorted(self._sums)
+        sums = {name: np.stack([self._sums[layer][name] for layer in layers]) for name in self._sums[layers[0]]}
+        variables, coords = self.dataset(layers, sums)
+        return with_attrs(variables, {"layer": layers, **coords}, self.attrs(model, corpus))
+
+
+class Rows(Analysis):
+    """An analysis that keeps something of every token: for short texts.
+
+    `measure` gives arrays with a row per token (or sub-token); the result has them as (layer, token, ...), in the
+    order of documents and positions whatever the batches were.
+    """
+
+    def __init__(self) -> None:
+        self._rows: dict[int, list[tuple[Tokens, dict[str, np.ndarray]]]] = {}
+        self._subtokens = 1
+
+    @abstractmethod
+    def measure(self, batch: LayerBatch) -> dict[str, torch.Tensor]:
+        """Values (rows, ...) of a batch, by variable."""
+
+    @abstractmethod
+    def dims(self, model: Any, layers: list[int]) -> tuple[dict[str, tuple[str, ...]], dict]:
+        """Each variable's dimensions after (layer, token[, subtoken]), and coordinates for them."""
+
+    def update(self, batch: LayerBatch) -> None:
+        values = {name: np.asarray(value.float().cpu()) for name, value in self.measure(batch).items()}
+        self._subtokens = batch.layer.subtokens
+        self._rows.setdefault(batch.layer.index, []).append((batch.tokens, values))
+
+    def state(self) -> dict[str, np.ndarray]:
+        state = {"subtokens": np.asarray(self._subtokens)}
+        for layer, parts in self._rows.items():
+            tokens = _concatenate([tokens for tokens, _ in parts])
+            state |= {f"{layer}/tokens/{name}": getattr(tokens, name) for name in TOKEN_FIELDS}
+            state[f"{layer}/tokens/label"] = tokens.label.astype(str)
+            for name in parts[0][1]:
+                state[f"{layer}/values/{name}"] = np.concatenate([values[name] for _, values in parts])
+        return state
+
+    def restore(self, state: dict[str, np.ndarray]) -> None:
+        self._rows, self._subtokens = {}, int(state["subtokens"])
+        for layer in {int(key.split("/")[0]) for key in state if "/" in key}:
+            tokens = Tokens(*(state[f"{layer}/tokens/{name}"] for name in TOKEN_FIELDS))
+            prefix = f"{layer}/values/"
+            values = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+            self._rows[layer] = [(tokens, values)]
+
+    def merge(self, other: Self) -> None:
+        for layer, rows in other._rows.items():
+            self._rows.setdefault(layer, []).extend(rows)
+        self._subtokens = max(self._subtokens, other._subtokens)
+
+    def result(self, model: Any, corpus: Corpus) -> xr.Dataset:
+        layers = sorted(self._rows)
+        extra, coords = self.dims(model, layers)
+        stacked: dict[str, list[np.ndarray]] = {}
+        for layer in layers:
+            parts = self._rows[layer]
+            tokens = _concatenate([tokens for tokens, _ in parts])
+            order = np.lexsort((tokens.position, tokens.document))
+            for name in parts[0][1]:
+                values = np.concatenate([values[name] for _, values in parts])
+                if len(values) != len(tokens):
+                    values = values.reshape(len(tokens), self._subtokens, *values.shape[1:])
+                stacked.setdefault(name, []).append(values[order])
+        tokens = tokens[order]
+        middle = ("layer", "token", "subtoken")
+        variables = {}
+        for name, values in stacked.items():
+            if len({value.shape for value in values}) > 1:
+                raise InputError(f"The layers' {name} have different shapes; choose layers= that are alike.")
+            array = np.stack(values)
+            variables[name] = ((*middle[: array.ndim - len(extra[name])], *extra[name]), array)
+        return with_attrs(
+            variables, {"layer": layers, **token_coords(tokens, corpus), **coords}, self.attrs(model, corpus)
+        )
+
+
+def _concatenate(parts: list[Tokens]) -> Tokens:
+    return Tokens(*(np.concatenate([getattr(part, field) for part in parts]) for field in TOKEN_FIELDS))
+
+
+def token_coords(tokens: Tokens, corpus: Corpus) -> dict[str, tuple[str, Any]]:
+    """Coordinates along `token`: document, position, token_id, string, and label where documents have some."""
+    coords = {
+        "document": ("token", tokens.document),
+        "position": ("token", tokens.position),
+        "token_id": ("token", tokens.token_id),
+        "string": ("token", [corpus.strings[int(token)] for token in tokens.token_id]),
+    }
+    if any(tokens.label):
+        coords["label"] = ("token", [str(label) for label in tokens.label])
+    return coords

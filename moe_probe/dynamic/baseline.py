@@ -1,0 +1,55 @@
+"""The dense model beside a MoE: what its FFNs do with the same token ids."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from transformers import PreTrainedModel
+
+from moe_probe.errors import InputError
+from moe_probe.families.transformers_moe import ModuleArchitecture
+
+
+class DenseTap:
+    """Remembers the last call of any of a dense model's FFNs.
+
+    Attributes:
+        output: (rows, d).
+        activation: act(gate projection), (rows, ff).
+    """
+
+    output: torch.Tensor
+    activation: torch.Tensor
+
+    @contextmanager
+    def watching(self, module: PreTrainedModel, layers: Sequence[int]) -> Iterator[None]:
+        """Within, the FFNs of these layers are watched.
+
+        Raises:
+            InputError: the model has no dense FFN in one of them.
+        """
+        architecture = ModuleArchitecture(module, {}, {})
+        handles = []
+        try:
+            for index in layers:
+                path = architecture.dense_path(index)
+                if path is None:
+                    raise InputError(
+                        f"The baseline has no dense FFN in layer {index}; give a model with as many layers."
+                    )
+                ffn = module.get_submodule(path)
+                handles.append(ffn.register_forward_hook(self._on_ffn))
+                if hasattr(ffn, "act_fn"):
+                    handles.append(ffn.act_fn.register_forward_hook(self._on_activation))
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _on_ffn(self, module: torch.nn.Module, args: tuple, output: torch.Tensor) -> None:
+        self.output = output.reshape(-1, output.shape[-1])
+
+    def _on_activation(self, module: torch.nn.Module, args: tuple, output: torch.Tensor) -> None:
+        self.activation = output.reshape(-1, output.shape[-1])

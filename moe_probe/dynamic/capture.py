@@ -1,0 +1,149 @@
+"""Forward hooks that see all that MoE layers do, and change nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from moe_probe.dynamic.scores import Score, score_function
+from moe_probe.dynamic.sites import Site, expert_call, raw_logits
+from moe_probe.errors import FamilyError
+
+CHECKED_ROWS = 16
+# largest difference between the experts' weighted sum and the block's routed output, relative to the largest output
+TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-6}
+LOW_PRECISION_TOLERANCE = 5e-2
+
+
+@dataclass
+class Event:
+    """One call of one MoE layer, all rows of it (padding too).
+
+    Attributes:
+        site: the layer.
+        router_logits: raw, (n, E).
+        expert_input: (n, w).
+        top_k_index, top_k_weights: chosen experts and what multiplies their outputs, (n, k).
+        routed_output: the weighted sum, (n, w).
+        shared_output: of the shared block, (tokens, d), where there is one.
+    """
+
+    site: Site
+    router_logits: torch.Tensor
+    expert_input: torch.Tensor
+    top_k_index: torch.Tensor
+    top_k_weights: torch.Tensor
+    routed_output: torch.Tensor
+    shared_output: torch.Tensor | None = None
+
+
+@dataclass
+class Watch:
+    """What is known of one site while its hooks are in place."""
+
+    site: Site
+    scores: Score | None = None
+    score_name: str = ""
+    calls: int = 0
+    logits: Any = None
+    parts: dict[str, Any] = field(default_factory=dict)
+
+
+@contextmanager
+def capture(sites: Iterable[Site], on_event: Callable[[Event, Watch], None]) -> Iterator[Mapping[int, Watch]]:
+    """Within, `on_event` is called after every call of each site's block.
+
+    The first call of each site is checked: the experts' outputs, weighted and added, are the block's routed output.
+
+    Args:
+        sites: where to look.
+        on_event: what to do with what was seen; must not change it.
+
+    Raises:
+        FamilyError: a block does something else than weighting its experts' outputs, or was called without its experts.
+    """
+    watches = {site.layer.index: Watch(site) for site in sites}
+    handles = [handle for watch in watches.values() for handle in _hook(watch, on_event)]
+    try:
+        yield watches
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _hook(watch: Watch, on_event: Callable[[Event, Watch], None]) -> list[Any]:
+    site = watch.site
+
+    def on_router(module: nn.Module, args: tuple, output: Any) -> None:
+        watch.logits = output
+
+    def on_experts(module: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
+        watch.parts["call"] = expert_call(args, kwargs), output
+
+    def on_shared(module: nn.Module, args: tuple, output: torch.Tensor) -> None:
+        watch.parts["shared"] = output.reshape(-1, output.shape[-1])
+
+    def on_block(module: nn.Module, args: tuple, output: Any) -> None:
+        event = _event(watch)
+        watch.parts.clear()
+        watch.logits = None
+        if watch.calls == 0:
+            _check(event)
+            watch.score_name, watch.scores = score_function(
+                site.router, event.router_logits, event.top_k_index, event.top_k_weights
+            )
+        watch.calls += 1
+        on_event(event, watch)
+
+    handles = [
+        site.router.register_forward_hook(on_router),
+        site.experts.register_forward_hook(on_experts, with_kwargs=True),
+        site.block.register_forward_hook(on_block),
+    ]
+    if site.shared is not None:
+        handles.append(site.shared.register_forward_hook(on_shared))
+    return handles
+
+
+def _event(watch: Watch) -> Event:
+    index = watch.site.layer.index
+    if "call" not in watch.parts or watch.logits is None:
+        raise FamilyError(f"Layer {index} ran without calling its router or its experts; it cannot be watched.")
+    (rows, top_k_index, top_k_weights), output = watch.parts["call"]
+    logits = raw_logits(watch.logits, watch.site.layer.num_experts, len(rows))
+    return Event(
+        site=watch.site,
+        router_logits=logits,
+        expert_input=rows,
+        top_k_index=top_k_index.long(),
+        top_k_weights=top_k_weights,
+        routed_output=output.reshape(rows.shape),
+        shared_output=watch.parts.get("shared"),
+    )
+
+
+def _check(event: Event) -> None:
+    """sum_k weight_k * output_k == routed output, on the first rows.
+
+    Raises:
+        FamilyError: it is not.
+    """
+    rows = slice(0, CHECKED_ROWS)
+    outputs = event.site.all_outputs(event.expert_input[rows]).float()  # (E, n, w)
+    weights = torch.zeros_like(event.router_logits[rows], dtype=torch.float32)
+    weights.scatter_add_(1, event.top_k_index[rows], event.top_k_weights[rows].float())  # (n, E)
+    found = torch.einsum("ne,enw->nw", weights, outputs)
+    expected = event.routed_output[rows].float()
+    error = float((found - expected).abs().max() / expected.abs().max().clamp(min=1e-6))
+    allowed = TOLERANCE.get(event.expert_input.dtype, LOW_PRECISION_TOLERANCE)
+    if not error <= allowed:
+        raise FamilyError(
+            f"Layer {event.site.layer.index}, {type(event.site.block).__name__}: the experts' outputs, weighted and "
+            f"added, differ from the block's routed output by {error:.1e} of it ({allowed:.0e} allowed); the block "
+            "does something that is not known here."
+        )

@@ -1,0 +1,244 @@
+"""One pass over a corpus for all analyses, with the model in memory or one layer at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+import numpy as np
+import psutil
+import torch
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from moe_probe.dynamic.analysis import ACTIVATIONS, BASELINE, OUTPUTS, Analysis, LayerBatch
+from moe_probe.dynamic.baseline import DenseTap
+from moe_probe.dynamic.capture import Event, Watch, capture
+from moe_probe.dynamic.corpus import Batch, Corpus, Tokens
+from moe_probe.dynamic.resume import Progressed
+from moe_probe.dynamic.sites import decoder_layers, find_sites
+from moe_probe.dynamic.spill import Spill
+from moe_probe.dynamic.steps import Forward, stepping
+from moe_probe.dynamic.weights import StreamedModule
+from moe_probe.errors import InputError, WeightError
+from moe_probe.model import MoEModel
+
+CHUNK_BYTES = 1 << 27  # of all experts' outputs held at once
+SPILL_BYTES = 1 << 30  # hidden states of a whole corpus beyond this wait on disk
+RESIDENT_SHARE = 0.8  # of the free memory that a model may take to be loaded whole
+
+
+class Runner:
+    """A model that a pass goes through: in memory, or a layer at a time."""
+
+    def __init__(self, model: MoEModel, layerwise: bool):
+        self.streamed = StreamedModule(model) if layerwise else None
+        self.module = model.module if self.streamed is None else self.streamed.module
+        self.decoder, self.layers = decoder_layers(self.module)
+        self.device = self.decoder.get_input_embeddings().weight.device
+
+    def each_layer(self, stop: int) -> Iterator[int]:
+        """Indices 0 to `stop - 1`, each while its layer is in memory."""
+        return iter(range(stop)) if self.streamed is None else self.streamed.each_layer(stop)
+
+    def start(self, batch: Batch, spill: Spill | None = None) -> Forward:
+        """A forward pass of the decoder that waits at its first layer."""
+        inputs = {"input_ids": batch.input_ids().to(self.device), "use_cache": False}
+        mask = batch.attention_mask()
+        if not mask.all():
+            inputs["attention_mask"] = mask.to(self.device)
+        forward = Forward(self.decoder, inputs, spill)
+        forward.advance()
+        return forward
+
+
+def fits_in_memory(model: MoEModel) -> bool:
+    """Whether the model's weights, in the dtype it computes in, leave room for the rest in free memory."""
+    if model.checkpoint is None or "module" in vars(model):
+        return True
+    size = sum(tensor.numel() for tensor in model.published.values()) * model.dtype.itemsize
+    if model.device is None or str(model.device).startswith("cpu"):
+        return size < RESIDENT_SHARE * psutil.virtual_memory().available
+    return not torch.cuda.is_available() or size < RESIDENT_SHARE * torch.cuda.mem_get_info()[0]
+
+
+@dataclass
+class Pass:
+    """A pass over a corpus: what runs, where, and which analyses look on.
+
+    Attributes:
+        model, corpus: what runs on what.
+        analyses: look on at every MoE layer of `layers`.
+        layers: MoE layers, in order.
+        baseline: a dense model that runs beside, where an analysis needs it.
+        batch_tokens: places per batch.
+        layerwise: read one layer at a time instead of loading the model.
+        progressed: where merged states are kept; None for nowhere.
+        show: whether progress is shown.
+    """
+
+    model: MoEModel
+    corpus: Corpus
+    analyses: Sequence[Analysis]
+    layers: Sequence[int]
+    baseline: MoEModel | None = None
+    batch_tokens: int = 4096
+    layerwise: bool = False
+    progressed: Progressed | None = None
+    show: bool = True
+
+    def __post_init__(self):
+        self.needs = frozenset().union(*(analysis.needs for analysis in self.analyses))
+        self.batches = list(self.corpus.batches(self.batch_tokens))
+        self.tokens: Tokens
+        self.keep: torch.Tensor
+        self.tap = DenseTap()
+
+    @torch.no_grad()
+    def run(self) -> None:
+        """Go through the corpus; the analyses have seen it afterwards.
+
+        Raises:
+            FamilyError: the model's MoE layers cannot be watched.
+            WeightError: weights are missing, or values are not finite.
+        """
+        runner = Runner(self.model, self.layerwise)
+        dense = None
+        if BASELINE in self.needs and self.baseline is not None:
+            dense = Runner(self.baseline, self.layerwise)
+        with ExitStack() as stack:
+            stack.enter_context(stepping(runner.layers))
+            stack.enter_context(capture(find_sites(runner.module, self.layers).values(), self._on_event))
+            if dense is not None:
+                stack.enter_context(stepping(dense.layers))
+                stack.enter_context(self.tap.watching(dense.module, self.layers))
+            progress = stack.enter_context(
+                Progress(
+                    TextColumn("{task.description}"),
+                    BarColumn(),
+                    MofNCompleteColumn(),
+                    TimeRemainingColumn(),
+                    transient=True,
+                    disable=not self.show,
+                )
+            )
+            go = self._layer_by_layer if self.layerwise else self._batch_by_batch
+            go(runner, dense, progress)
+
+    def _batch_by_batch(self, runner: Runner, dense: Runner | None, progress: Progress) -> None:
+        done = self.progressed.load(self.analyses) if self.progressed else 0
+        task = progress.add_task("batches", total=len(self.batches), completed=done)
+        for number, batch in enumerate(self.batches[done:], start=done + 1):
+            forwards = [part.start(batch) for part in (dense, runner) if part is not None]
+            for _ in range(self._stop):
+                self._advance(batch, forwards)
+            for forward in forwards:
+                forward.close()
+            progress.advance(task)
+            if self.progressed:
+                self.progressed.save_sometimes(self.analyses, number, last=number == len(self.batches))
+
+    def _layer_by_layer(self, runner: Runner, dense: Runner | None, progress: Progress) -> None:
+        done = self.progressed.load(self.analyses) if self.progressed else 0
+        task = progress.add_task("layers x batches", total=self._stop * len(self.batches))
+        parts = [part for part in (dense, runner) if part is not None]
+        forwards: list[list[Forward]] = []
+        try:
+            for batch in self.batches:
+                forwards.append([part.start(batch, self._spill(part)) for part in parts])
+            for indices in zip(*(part.each_layer(self._stop) for part in parts), strict=True):
+                self.ignored = indices[0] < done
+                for batch, waiting in zip(self.batches, forwards, strict=True):
+                    self._advance(batch, waiting)
+                    progress.advance(task)
+                if self.progressed and not self.ignored:
+                    self.progressed.save(self.analyses, indices[0] + 1)
+        finally:
+            for forward in (forward for waiting in forwards for forward in waiting):
+                forward.close()
+
+    ignored = False  # while layers run again that a resumed pass has already seen
+
+    @property
+    def _stop(self) -> int:
+        return max(self.layers) + 1
+
+    def _spill(self, part: Runner) -> Spill | None:
+        width = self.model.hidden_size * part.decoder.dtype.itemsize
+        places = sum(rows * length for rows, length in (batch.shape for batch in self.batches))
+        return Spill() if places * width > SPILL_BYTES else None
+
+    def _advance(self, batch: Batch, forwards: Sequence[Forward]) -> None:
+        self.tokens = batch.tokens()
+        self.keep = batch.attention_mask().flatten().bool()
+        for forward in forwards:
+            forward.advance()
+
+    def _on_event(self, event: Event, watch: Watch) -> None:
+        if self.ignored:
+            return
+        layer = event.site.layer
+        keep = self.keep.to(event.expert_input.device)
+        rows = keep.repeat_interleave(layer.subtokens)
+        logits = event.router_logits[rows].float()
+        self._require_finite(layer.index, logits, "router logits", layer.subtokens)
+        routed = event.routed_output[rows]
+        self._require_finite(layer.index, routed, "expert outputs", layer.subtokens)
+        whole = {
+            "router_logits": logits,
+            "scores": watch.scores(logits).float(),
+            "top_k_index": event.top_k_index[rows],
+            "top_k_weights": event.top_k_weights[rows].float(),
+            "expert_input": event.expert_input[rows],
+            "routed_output": routed,
+        }
+        per_token = {}
+        if event.shared_output is not None:
+            per_token["shared_output"] = event.shared_output[keep]
+        if BASELINE in self.needs and self.baseline is not None:
+            per_token["baseline_output"] = self.tap.output[keep]
+            if ACTIVATIONS in self.needs:
+                per_token["baseline_activation"] = self.tap.activation[keep]
+        for start in range(0, len(self.tokens), self._chunk(layer)):
+            tokens = slice(start, start + self._chunk(layer))
+            part = slice(tokens.start * layer.subtokens, tokens.stop * layer.subtokens)
+            values = {name: value[part] for name, value in whole.items()}
+            values |= {name: value[tokens] for name, value in per_token.items()}
+            if ACTIVATIONS in self.needs:
+                values["outputs"], values["activations"] = event.site.all_outputs_and_activations(
+                    values["expert_input"]
+                )
+            elif OUTPUTS in self.needs:
+                values["outputs"] = event.site.all_outputs(values["expert_input"])
+            batch = LayerBatch(layer, self.tokens[tokens], **values)
+            for analysis in self.analyses:
+                analysis.update(batch)
+
+    def _chunk(self, layer) -> int:
+        """Tokens whose outputs of all experts are held at once."""
+        if not self.needs & {OUTPUTS, ACTIVATIONS}:
+            return len(self.tokens)
+        width = max(layer.hidden_size, layer.intermediate_size * layer.subtokens * (ACTIVATIONS in self.needs))
+        return max(1, CHUNK_BYTES // (4 * layer.num_experts * width))
+
+    def _require_finite(self, layer: int, values: torch.Tensor, name: str, subtokens: int) -> None:
+        finite = torch.isfinite(values).all(dim=-1)
+        if not bool(finite.all()):
+            token = int(np.flatnonzero(~finite.cpu().numpy())[0]) // subtokens
+            raise WeightError(
+                f"Layer {layer}: the {name} are not finite in document {self.tokens.document[token]}, position "
+                f"{self.tokens.position[token]}; the weights are damaged or overflow in {self.model.dtype}."
+            )
+
+
+def choose_execution(model: MoEModel, execution: str) -> bool:
+    """Whether to go layer by layer.
+
+    Raises:
+        InputError: there is no such execution, or a live model is to be read from files.
+    """
+    if execution not in ("auto", "resident", "layerwise"):
+        raise InputError(f"There is no execution {execution!r}; there are auto, resident and layerwise.")
+    if execution == "layerwise" and model.checkpoint is None:
+        raise InputError("A live model is in memory already; layerwise execution reads published files.")
+    return execution == "layerwise" or (execution == "auto" and not fits_in_memory(model))

@@ -1,0 +1,152 @@
+"""Where a module routes: found by protocol, and checked before it is trusted.
+
+The protocol is that of transformers 5: an experts module called with (hidden_states, top_k_index, top_k_weights), and
+beside it a router whose outputs hold the raw router logits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from moe_probe.errors import FamilyError
+from moe_probe.families import Layer
+from moe_probe.families.transformers_moe import ROUTERS, ModuleArchitecture
+
+# blocks that stand outside the protocol, and why none of their experts' outputs can be weighted after the fact
+OUTSIDE = {
+    "Llama4TextMoe": "it multiplies the experts' inputs, not their outputs, by the router's scores",
+    "JetMoeMoE": "its experts are no module of their own: rows are sorted by expert inside the block",
+}
+
+
+@dataclass(frozen=True)
+class Site:
+    """One MoE layer of a live module: what it is made of, its block, router, experts and shared experts."""
+
+    layer: Layer
+    block: nn.Module
+    router: nn.Module
+    experts: nn.Module
+    shared: nn.Module | None
+
+    def all_outputs(self, rows: torch.Tensor) -> torch.Tensor:
+        """Every expert's unweighted output on every row, by the module's own code: (n, w) to (E, n, w)."""
+        return torch.stack([self.output(rows, expert) for expert in range(self.layer.num_experts)])
+
+    def all_outputs_and_activations(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """`all_outputs`, and act(gate projection) of the experts with weights, (E_ffn, n, ff).
+
+        Raises:
+            FamilyError: the experts module has no activation module to watch.
+        """
+        activation = getattr(self.experts, "act_fn", None)
+        if not isinstance(activation, nn.Module):
+            raise FamilyError(f"{type(self.experts).__name__} has no activation module, so its states cannot be seen.")
+        seen: list[torch.Tensor] = []
+        config = getattr(self.experts, "config", None)
+        handle = activation.register_forward_hook(lambda module, args, output: seen.append(output))
+        usual = getattr(config, "_experts_implementation", None)
+        try:
+            if usual is not None:
+                config._experts_implementation = "eager"  # other kernels may reorder rows
+            outputs = self.all_outputs(rows)
+        finally:
+            handle.remove()
+            if usual is not None:
+                config._experts_implementation = usual
+        return outputs, torch.stack(seen)
+
+    def output(self, rows: torch.Tensor, expert: int) -> torch.Tensor:
+        """One expert's unweighted output on every row, (n, w): all rows go to it, with weight 1."""
+        index = torch.full((len(rows), 1), expert, dtype=torch.long, device=rows.device)
+        return self.experts.forward(rows, index, torch.ones_like(index, dtype=rows.dtype)).reshape(rows.shape)
+
+
+def find_sites(module: PreTrainedModel, layers: Sequence[int] | None = None) -> dict[int, Site]:
+    """The MoE layers of a module (on any device, meta too), by index.
+
+    Raises:
+        FamilyError: a block is outside the protocol.
+    """
+    architecture = ModuleArchitecture(module, {}, {})
+    sites = {}
+    for index, path in architecture.blocks.items():
+        if layers is not None and index not in layers:
+            continue
+        block = module.get_submodule(path)
+        name = type(block).__name__
+        router = next((getattr(block, n) for n in ROUTERS if isinstance(getattr(block, n, None), nn.Module)), None)
+        experts = getattr(block, "experts", None)
+        if name in OUTSIDE or router is None or experts is None:
+            reason = OUTSIDE.get(name, "it has no router beside its experts")
+            raise FamilyError(f"{module.config.model_type}: the MoE block {name} cannot be watched: {reason}.")
+        shared = architecture.shared_path(path)
+        if shared is not None and not shared.startswith(path + "."):
+            shared = None  # beside the block, not in it
+        sites[index] = Site(
+            layer=architecture.layer(index),
+            block=block,
+            router=router,
+            experts=experts,
+            shared=None if shared is None else module.get_submodule(shared),
+        )
+    return sites
+
+
+def decoder_layers(module: PreTrainedModel) -> tuple[nn.Module, nn.ModuleList]:
+    """The decoder (without the head) and its list of layers.
+
+    Raises:
+        FamilyError: there is none.
+    """
+    architecture = ModuleArchitecture(module, {}, {})
+    decoder = module.get_decoder() if hasattr(module, "get_decoder") else module.base_model
+    for child in decoder.modules():
+        if isinstance(child, nn.ModuleList) and len(child) == architecture.num_layers:
+            return decoder, child
+    raise FamilyError(f"{module.config.model_type}: the list of decoder layers was not found.")
+
+
+def expert_call(args: tuple, kwargs: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """(rows (n, w), top_k_index (n, k), top_k_weights (n, k)) of a call of an experts module.
+
+    Argument names differ between families (gpt_oss: router_indices, routing_weights); the order does not.
+
+    Raises:
+        FamilyError: the call is another one.
+    """
+    values = [value for value in (*args, *kwargs.values()) if isinstance(value, torch.Tensor)]
+    if len(values) != 3 or values[1].is_floating_point() or values[1].shape != values[2].shape:
+        shapes = [tuple(value.shape) for value in values]
+        raise FamilyError(
+            f"An experts module was called with {shapes}, not with (hidden states, top-k index, weights)."
+        )
+    rows, index, weights = values
+    return rows.reshape(-1, rows.shape[-1]), index.reshape(-1, index.shape[-1]), weights.reshape(-1, weights.shape[-1])
+
+
+def raw_logits(output: Any, experts: int, rows: int) -> torch.Tensor:
+    """The raw router logits (rows, experts) in a router's output: its first float tensor with a column per expert.
+
+    Raises:
+        FamilyError: there is none.
+    """
+    for value in _tensors(output):
+        if value.is_floating_point() and value.shape[-1] == experts and value.numel() == rows * experts:
+            return value.reshape(rows, experts)
+    shapes = [tuple(value.shape) for value in _tensors(output)]
+    raise FamilyError(f"A router returned {shapes}; no tensor of them has a row per token and {experts} columns.")
+
+
+def _tensors(value: Any) -> Iterator[torch.Tensor]:
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, tuple | list):
+        for part in value:
+            yield from _tensors(part)

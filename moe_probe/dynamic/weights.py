@@ -1,0 +1,89 @@
+"""A model whose layers are read from the published files when their turn comes, and dropped after it."""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import torch
+from accelerate import init_empty_weights
+from accelerate.utils import set_module_tensor_to_device
+from torch import nn
+from transformers import PreTrainedModel
+
+from moe_probe.dynamic.sites import decoder_layers
+from moe_probe.families.conversion import Converted
+from moe_probe.families.modules import EXACT_ON_CPU, model_class, on_cpu
+from moe_probe.model import MoEModel
+
+
+class StreamedModule:
+    """The torch module of a model, empty but for its small parts, and its layers one at a time.
+
+    Attributes:
+        module: on the meta device, with its buffers; embeddings, norms and head are loaded.
+        decoder, layers: the part of it that is run, and its decoder layers.
+    """
+
+    def __init__(self, model: MoEModel):
+        self.device, self.dtype = torch.device(model.device or "cpu"), model.dtype
+        self.module = empty_module(model)
+        self.decoder, self.layers = decoder_layers(self.module)
+        self.tensors = Converted(self.module, model.published)
+        self.tensors.check()
+        names = {id(child): name for name, child in self.module.named_modules()}
+        self.prefixes = [names[id(layer)] + "." for layer in self.layers]
+        inside = names[id(self.decoder)] + "." if names[id(self.decoder)] else ""
+        outer = [n for n in self._names("") if n.startswith(inside) and not n.startswith(tuple(self.prefixes))]
+        self._place(self._read(outer))
+        self.module.to(self.device) if self.device.type != "cpu" else None
+
+    def _names(self, prefix: str) -> list[str]:
+        return [name for name in self.module.state_dict() if name.startswith(prefix) and name in self.tensors]
+
+    def _read(self, names: list[str]) -> dict[str, torch.Tensor]:
+        exact = [*(self.module._keep_in_fp32_modules or ()), *(self.module._keep_in_fp32_modules_strict or ())]
+        read = {}
+        for name in names:
+            tensor = self.tensors[name]
+            keep = any(re.search(rf"(^|\.){pattern}(\.|$)", name) for pattern in exact)
+            dtype = tensor.dtype if not tensor.dtype.is_floating_point else torch.float32 if keep else self.dtype
+            read[name] = tensor.copy_to(torch.empty(tensor.shape, dtype=dtype, device=self.device))
+        return read
+
+    def _place(self, tensors: dict[str, torch.Tensor]) -> None:
+        for name, value in tensors.items():
+            set_module_tensor_to_device(self.module, name, self.device, value=value, dtype=value.dtype)
+
+    def _drop(self, names: list[str]) -> None:
+        for name in names:
+            set_module_tensor_to_device(self.module, name, "meta")
+
+    def each_layer(self, stop: int) -> Iterator[int]:
+        """Indices 0 to `stop - 1`, each while its layer is loaded; the next one is read meanwhile."""
+        with ThreadPoolExecutor(1, thread_name_prefix="prefetch") as pool:
+            names = [self._names(prefix) for prefix in self.prefixes[:stop]]
+            ahead = pool.submit(self._read, names[0])
+            for index in range(stop):
+                self._place(ahead.result())
+                ahead = pool.submit(self._read, names[index + 1]) if index + 1 < stop else None
+                yield index
+                self._drop(names[index])
+
+
+def empty_module(model: MoEModel) -> PreTrainedModel:
+    """The model's module with its parameters on the meta device; buffers that no file holds are computed."""
+    config = copy.deepcopy(model.config)
+    if on_cpu(model.device):
+        config._attn_implementation = EXACT_ON_CPU["attn_implementation"]
+        config._experts_implementation = EXACT_ON_CPU["experts_implementation"]
+    with init_empty_weights(include_buffers=False):
+        module = model_class(config)._from_config(config, dtype=model.dtype)
+    return module.eval()
+
+
+def layer_bytes(layers: nn.ModuleList, dtype: torch.dtype) -> int:
+    """Size of the largest layer in `dtype`."""
+    return max(sum(p.numel() for p in layer.parameters()) for layer in layers) * dtype.itemsize
