@@ -21,6 +21,7 @@ from moe_probe.dynamic.spill import Spill
 from moe_probe.dynamic.steps import Forward, stepping
 from moe_probe.dynamic.weights import StreamedModule
 from moe_probe.errors import InputError, WeightError
+from moe_probe.families import Layer
 from moe_probe.model import MoEModel
 
 CHUNK_BYTES = 1 << 27  # of all experts' outputs held at once
@@ -214,7 +215,7 @@ class Pass:
             for analysis in self.analyses:
                 analysis.update(batch)
 
-    def _chunk(self, layer) -> int:
+    def _chunk(self, layer: Layer) -> int:
         """Tokens whose outputs of all experts are held at once."""
         if not self.needs & {OUTPUTS, ACTIVATIONS}:
             return len(self.tokens)

@@ -88,11 +88,8 @@ def run(
         show=progress and n_jobs == 1,
     )
     parts = corpus.split(n_jobs) if n_jobs > 1 else [corpus]
-    if len(parts) == 1:
-        seen = [work((0, corpus))]
-    else:
-        seen = map_items(work, enumerate(parts), n_jobs, "parts of the corpus")
-    first, *others = seen
+    numbered = list(enumerate(parts))
+    first, *others = map_items(work, numbered, n_jobs, "parts") if len(parts) > 1 else [work(numbered[0])]
     for other in others:
         for analysis, more in zip(first, other, strict=True):
             analysis.merge(more)

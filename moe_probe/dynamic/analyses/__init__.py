@@ -13,11 +13,11 @@ from moe_probe.dynamic.analysis import Analysis
 @cache
 def analyses() -> dict[str, type[Analysis]]:
     """Every analysis by its name."""
-    found = {}
-    for info in pkgutil.iter_modules(__path__):
-        module = importlib.import_module(f"{__name__}.{info.name}")
-        for name, member in vars(module).items():
-            if inspect.isclass(member) and issubclass(member, Analysis) and member.__module__ == module.__name__:
-                if not name.startswith("_"):
-                    found[member.name] = member
-    return found
+    modules = [importlib.import_module(f"{__name__}.{info.name}") for info in pkgutil.iter_modules(__path__)]
+    public = [
+        member
+        for module in modules
+        for name, member in vars(module).items()
+        if inspect.isclass(member) and member.__module__ == module.__name__ and not name.startswith("_")
+    ]
+    return {member.name: member for member in public if issubclass(member, Analysis)}
