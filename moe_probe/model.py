@@ -10,13 +10,17 @@ from typing import Any
 import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from moe_probe.checkpoint import Checkpoint, LazyTensor, open_checkpoint
 from moe_probe.errors import CheckpointError, FamilyError, InputError
 from moe_probe.families import Architecture, Layer, find_family
 from moe_probe.families.modules import default_dtype, load_module
 from moe_probe.families.transformers_moe import live_architecture
+from moe_probe.tokenizer import open_tokenizer, tokenizer_folder
+
+
+TOKENIZER_ABOVE = {"grok1": 2}  # folders between the weights and the repository that has the tokenizer
 
 
 class MoEModel:
@@ -38,7 +42,7 @@ class MoEModel:
         architecture: Architecture,
         checkpoint: Checkpoint | None = None,
         module: PreTrainedModel | None = None,
-        tokenizer: PreTrainedTokenizerBase | None = None,
+        tokenizer: PreTrainedTokenizerBase | str | Path | None = None,
         device: str | torch.device | None = None,
         dtype: torch.dtype | None = None,
     ):
@@ -47,7 +51,8 @@ class MoEModel:
         self.num_layers, self.hidden_size = architecture.num_layers, architecture.hidden_size
         if module is not None:
             self.__dict__["module"] = module
-        if tokenizer is not None:
+        self._tokenizer = tokenizer
+        if isinstance(tokenizer, PreTrainedTokenizerBase):
             self.__dict__["tokenizer"] = tokenizer
 
     @cached_property
@@ -127,13 +132,18 @@ class MoEModel:
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The tokenizer that lies beside the weights."""
+        """The tokenizer given to `load`, else the one beside the weights (Grok-1: or in its repository, above)."""
+        if self._tokenizer is not None:
+            return open_tokenizer(self._tokenizer)
         if self.checkpoint is None:
             raise InputError("A live model comes without a tokenizer; give it: load(model, tokenizer=...).")
-        try:
-            return AutoTokenizer.from_pretrained(self.checkpoint.path, trust_remote_code=False)
-        except (OSError, ValueError) as error:
-            raise InputError(f"{self.checkpoint.path} has no usable tokenizer ({error}).") from error
+        folder = tokenizer_folder(self.checkpoint.path, above=TOKENIZER_ABOVE.get(self.family, 0))
+        if folder is None:
+            raise InputError(
+                f"{self.checkpoint.path} has no tokenizer.json or tokenizer.model; give one, load(..., tokenizer=...), "
+                "or texts as lists of token ids."
+            )
+        return open_tokenizer(folder)
 
     @cached_property
     def module(self) -> PreTrainedModel:
@@ -166,6 +176,7 @@ class MoEModel:
         if self.checkpoint is None:
             return super().__reduce__()
         options = {"config": self.checkpoint.config, "device": self._device, "dtype": self._dtype}
+        options["tokenizer"] = self._tokenizer
         return partial(load, self.checkpoint.path, **options), ()
 
     def __repr__(self) -> str:
@@ -190,7 +201,7 @@ def _ranges(numbers: Sequence[int]) -> str:
 def load(
     source: Source,
     *,
-    tokenizer: PreTrainedTokenizerBase | None = None,
+    tokenizer: PreTrainedTokenizerBase | str | Path | None = None,
     device: str | torch.device | None = None,
     dtype: torch.dtype | None = None,
     revision: str | None = None,
@@ -200,7 +211,7 @@ def load(
 
     Args:
         source: a folder with a published checkpoint, a hub id (the local cache first), or a live transformers model.
-        tokenizer: used in place of the one beside the weights.
+        tokenizer: used in place of the one beside the weights: an object, a folder or file, or a hub id.
         device, dtype: of `model.module`; by default the CPU in float32, elsewhere the stored dtype.
         revision: branch, tag or commit of a hub id.
         config: fields that replace those of `config.json` or stand in for those that a format does not store.

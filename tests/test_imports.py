@@ -10,15 +10,17 @@ ALLOWED = {
     "errors": set(),
     "checkpoint": {"errors"},
     "families": {"errors", "checkpoint"},
-    "model": CORE,
+    "model": CORE | {"tokenizer"},
     "results": {"errors"},
     "parallel": set(),
+    "tokenizer": {"errors"},
+    "convert": HANDLE,
     "static": HANDLE,
     "dynamic": HANDLE,
     "intervene": HANDLE,
     "plotting": {"errors"},
-    "cli": {"errors", "model", "results", "static", "dynamic", "intervene", "plotting"},
-    "__init__": {"model", "static", "dynamic", "intervene", "plotting"},
+    "cli": {"errors", "model", "results", "static", "dynamic", "intervene", "plotting", "convert"},
+    "__init__": {"model", "static", "dynamic", "intervene", "plotting", "convert"},
 }
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from moe_probe.checkpoint.folder import Opened, open_files
+from moe_probe.checkpoint.grok_files import open_grok
 from moe_probe.checkpoint.lazy import LazyTensor
 from moe_probe.checkpoint.quantized import dequantized
 from moe_probe.checkpoint.safetensors_files import SafetensorsFile
@@ -20,8 +21,11 @@ from moe_probe.errors import CheckpointError, WeightError
 FORMATS: tuple[Callable[[Path], Opened | None], ...] = (
     partial(open_files, container=SafetensorsFile),
     partial(open_files, container=TorchFile),
+    open_grok,
 )
-EXPECTED = "config.json with model.safetensors or pytorch_model.bin (or their index and shards)"
+EXPECTED = (
+    "config.json with model.safetensors or pytorch_model.bin (or their index and shards), or the ckpt-0 of Grok-1"
+)
 
 
 class Checkpoint(Mapping[str, LazyTensor]):

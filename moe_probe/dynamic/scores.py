@@ -24,7 +24,7 @@ def score_function(
 ) -> tuple[str, Score]:
     """The function that turns a router's logits into scores, told by what it did.
 
-    A router of our own says it (`routing_scores`). Otherwise applied weights are, up to normalisation per token and
+    A router of our own says it (`selection_scores`). Otherwise applied weights are, up to normalisation per token and
     scale, the scores of the chosen experts: the first function of FUNCTIONS for which that holds. With one expert per
     token every function fits, and softmax is taken.
 
@@ -36,8 +36,8 @@ def score_function(
     Returns:
         Its name and the function; softmax, marked as assumed, if none fits.
     """
-    if hasattr(router, "routing_scores"):
-        return "router", router.routing_scores
+    if hasattr(router, "selection_scores"):
+        return "router", router.selection_scores
     for name, function in FUNCTIONS.items():
         chosen = function(router_logits.float()).gather(1, top_k_index)
         ratio = top_k_weights.float() / chosen

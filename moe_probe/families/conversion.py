@@ -60,6 +60,7 @@ class Converted(Mapping[str, LazyTensor]):
         if sources[0][0] is None:
             tensor = self.tensors[sources[0][1]]
         else:
+            self._require_all_experts(first, sources)
             converter = deepcopy(self._converters[sources[0][0]])
             for pattern, key in sources:
                 converter.add_tensor(first, key, pattern, self.tensors[key])
@@ -78,6 +79,21 @@ class Converted(Mapping[str, LazyTensor]):
                 f"for {tuple(self._shapes[name])}."
             )
         return tensor
+
+    def _require_all_experts(self, name: str, sources: list[tuple[str, str]]) -> None:
+        """Tensors are stacked in the order of their numbers, which must therefore have no gap."""
+        numbers: dict[str, list[int]] = defaultdict(list)
+        for pattern, key in sources:
+            if "*" in pattern:
+                found = re.search(re.escape(pattern).replace(r"\*", r"(\d+)"), key)
+                numbers[pattern].append(int(found[1]))
+        for pattern, found in numbers.items():
+            missing = set(range(found[0], found[0] + len(found))).difference(found)
+            if missing:
+                raise WeightError(
+                    f"{name!r} is stacked of {pattern.replace('*', 'N')!r}, but number {min(missing)} is missing among "
+                    f"{found[0]} to {found[-1]}; the download is incomplete."
+                )
 
     def check(self, unexpected: bool = False) -> None:
         """Compare keys and shapes with the module's; nothing is read.

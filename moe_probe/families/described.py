@@ -33,8 +33,9 @@ class Described:
     dense: Mapping[str, str] | None = None
 
     def recognises(self, checkpoint: Checkpoint) -> bool:
-        """Whether the checkpoint's `model_type` is one of the family's."""
-        return checkpoint.config.get("model_type") in self.model_types
+        """Whether the checkpoint's `model_type` is one of the family's, and its keys are the published ones."""
+        as_published = self.router is None or self.router.format(layer=0) in checkpoint
+        return checkpoint.config.get("model_type") in self.model_types and as_published
 
     def open(self, checkpoint: Checkpoint) -> Architecture:
         """The description applied to a checkpoint's configuration and tensors."""
