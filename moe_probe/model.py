@@ -19,7 +19,6 @@ from moe_probe.families.modules import default_dtype, load_module
 from moe_probe.families.transformers_moe import live_architecture
 from moe_probe.tokenizer import open_tokenizer, tokenizer_folder
 
-
 TOKENIZER_ABOVE = {"grok1": 2}  # folders between the weights and the repository that has the tokenizer
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 import transformers
+from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
@@ -31,7 +32,7 @@ def make_config(fields: Mapping[str, Any]) -> PreTrainedConfig:
     kept = {key: value for key, value in fields.items() if key not in ("auto_map", "quantization_config")}
     try:
         return CONFIG_MAPPING[fields["model_type"]].from_dict(kept)
-    except (TypeError, ValueError, AttributeError, KeyError) as error:
+    except (TypeError, ValueError, AttributeError, KeyError, StrictDataclassError) as error:
         reason = " ".join(str(error).split())
         raise CheckpointError(f"config.json does not describe a {fields['model_type']} model ({reason}).") from error
 

@@ -1,7 +1,5 @@
 """Configuration of DeepSeekMoE v1."""
 
-from __future__ import annotations
-
 from typing import Any, ClassVar
 
 from huggingface_hub.dataclasses import strict

@@ -1,0 +1,143 @@
+"""Grok-1's original release: a folder `ckpt-0` with one pickle per tensor, `tensor00000_000`, `tensor00001_000`, ...
+
+The files have no names but their numbers, and there is no configuration; `model_config.json`, where a person has put
+one, holds the numbers that the release's own `run.py` hard-codes. Matrices are int8 with bfloat16 scales, dequantized
+as they are read. The pickles are not run, and a slice of a tensor reads only its bytes (see `array_pickle`).
+"""
+
+from __future__ import annotations
+
+import mmap
+import re
+import warnings
+from pathlib import Path
+
+import torch
+
+from moe_probe.checkpoint.array_pickle import Array, Payload, read_pickle
+from moe_probe.checkpoint.folder import Opened, inside, read_json
+from moe_probe.checkpoint.lazy import Index, LazyTensor, Permuted, Stored
+from moe_probe.errors import CheckpointError
+
+FORMAT = "grok-1 release"
+FOLDER = "ckpt-0"
+CONFIG = "model_config.json"
+FILE_NAME = re.compile(r"tensor(\d{5,})_(\d{3,})")
+
+
+def open_grok(folder: Path) -> Opened | None:
+    """The release in `folder` (or `folder/ckpt-0`); None when there are no files of such names.
+
+    Tensors are named by position, `tensor00000`, ...; quantized ones appear as their product with the scales. `config`
+    is `{"format": "grok-1 release"}` and the fields of a `model_config.json` in the folder of the tensors or in one of
+    the two above it.
+
+    Raises:
+        CheckpointError: a number is missing, or a file is truncated, unsafe, outside the folder or no array.
+    """
+    tensors = folder / FOLDER if (folder / FOLDER).is_dir() else folder
+    names = sorted(path.name for path in tensors.iterdir() if FILE_NAME.fullmatch(path.name))
+    if not names:
+        return None
+    _check_sequence(tensors, names)
+    home = tensors.resolve()
+    files = [inside(home.parent, f"{home.name}/{name}") for name in names]
+    return Opened(
+        {"format": FORMAT, **_model_config(tensors)},
+        {path.name.partition("_")[0]: _open_tensor(path) for path in files},
+        files,
+    )
+
+
+def _check_sequence(folder: Path, names: list[str]) -> None:
+    for position, name in enumerate(names):
+        number, shard = FILE_NAME.fullmatch(name).groups()
+        if int(shard):
+            raise CheckpointError(f"{folder / name} is a part of a tensor that is split over hosts, which is not read.")
+        if int(number) != position:
+            raise CheckpointError(
+                f"tensor{position:05d}_000 is missing from {folder}, which goes on to {names[-1]}; download it again."
+            )
+
+
+def _model_config(tensors: Path) -> dict:
+    absolute = tensors.absolute()
+    for place in (absolute, absolute.parent, absolute.parent.parent):
+        if (place / CONFIG).is_file():
+            return read_json(place / CONFIG)
+    return {}
+
+
+def _open_tensor(path: Path) -> LazyTensor:
+    found = read_pickle(path)
+    if isinstance(found, Array):
+        return _stored(path, None, found)
+    weight, scales = (_stored(path, part, found[part]) for part in ("weight", "scales"))
+    rows = weight.shape[-2] if weight.ndim > 1 else 0
+    groups = scales.shape[-2] if scales.ndim > 1 else 0
+    fits = (*weight.shape[:-2], groups, *weight.shape[-1:]) == scales.shape and groups and rows % groups == 0
+    if weight.dtype is not torch.int8 or scales.dtype is torch.int8 or not fits:
+        raise CheckpointError(
+            f"{path} holds {weight.dtype} weights of shape {tuple(weight.shape)} with {scales.dtype} scales of shape "
+            f"{tuple(scales.shape)}, expected int8 (..., K, N) and bfloat16 (..., G, N) with G a divisor of K."
+        )
+    return Stored(GroupScaled(weight, scales))
+
+
+def _stored(path: Path, part: str | None, array: Array) -> LazyTensor:
+    if not array.fortran:
+        return Stored(ArraySource(path, part, array))
+    transposed = Array(array.shape[::-1], array.dtype, False, array.data)
+    return Permuted(Stored(ArraySource(path, part, transposed)), tuple(reversed(range(len(array.shape)))))
+
+
+class ArraySource:
+    """One array of a pickle, mapped on each read; read whole where the pickle escapes its bytes (protocols 0 to 2)."""
+
+    def __init__(self, path: Path, part: str | None, array: Array):
+        self.path, self.part = path, part
+        self.shape, self.dtype = torch.Size(array.shape), array.dtype
+        self.payload = array.data if isinstance(array.data, Payload) else None
+
+    def read(self, index: Index) -> torch.Tensor:
+        values = self._bytes()
+        if values.data_ptr() % self.dtype.itemsize:  # a pickle aligns nothing
+            each = values.view(*self.shape, self.dtype.itemsize)[index]
+            return each.clone(memory_format=torch.contiguous_format).view(self.dtype).squeeze(-1)
+        return values.view(self.dtype).view(self.shape)[index]
+
+    def _bytes(self) -> torch.Tensor:
+        if self.payload is None:
+            found = read_pickle(self.path)
+            return torch.frombuffer(bytearray((found[self.part] if self.part else found).data), dtype=torch.uint8)
+        with open(self.path, "rb") as file, warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="The given buffer is not writable")
+            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            return torch.frombuffer(mapped, dtype=torch.uint8, offset=self.payload.start, count=self.payload.length)
+
+
+class GroupScaled:
+    """An int8 matrix (..., K, N) times scales (..., G, N): group g scales the rows g K/G to (g+1) K/G - 1.
+
+    The product is rounded to the scales' dtype, bfloat16 in the release.
+
+    Attributes:
+        weight, scales: the stored tensors.
+    """
+
+    def __init__(self, weight: LazyTensor, scales: LazyTensor):
+        self.weight, self.scales = weight, scales
+        self.shape, self.dtype = weight.shape, scales.dtype
+        self.rows_per_group = weight.shape[-2] // scales.shape[-2]
+
+    def read(self, index: Index) -> torch.Tensor:
+        *lead, rows, columns = (slice(part, part + 1) if isinstance(part, int) else part for part in index)
+        size = self.rows_per_group
+        groups = slice(rows.start // size, -(-rows.stop // size))
+        values = self.weight[(*lead, rows, columns)].read().to(self.dtype)
+        scales = self.scales[(*lead, groups, columns)].read()
+        for group in range(groups.start, groups.stop):
+            first, last = max(group * size, rows.start), min((group + 1) * size, rows.stop)
+            part = values[..., first - rows.start : last - rows.start, :]
+            part *= scales[..., group - groups.start, None, :]
+        return values[tuple(0 if isinstance(part, int) else slice(None) for part in index)]

@@ -1,0 +1,44 @@
+"""The published layouts of Grok-1, brought to one: the keys of hpcai-tech/grok-1."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from moe_probe.checkpoint import Checkpoint, LazyTensor
+from moe_probe.checkpoint.grok_files import FORMAT
+from moe_probe.families.grok1.release import PARTS, from_release
+
+KEYFAN_EMBEDDING = "transformer.in_out_embed.weight"
+KEYFAN_KEYS = {KEYFAN_EMBEDDING: "model.embed_tokens.weight", "transformer.rms_norm.weight": "model.norm.scale"}
+KEYFAN_LAYER = re.compile(r"transformer\.decoder_layer\.(\d+)\.(.+)\.weight")
+KEYFAN_EXPERT = re.compile(r"moe\.(\d+)\.(.+)")
+ARCHITECTURES = {"Grok1ModelForCausalLM"}  # config.json of hpcai-tech/grok-1 has no model_type
+
+
+def recognised(checkpoint: Checkpoint) -> bool:
+    """Whether a checkpoint without the model type `grok-1` is a Grok-1 all the same."""
+    named = ARCHITECTURES.intersection(checkpoint.config.get("architectures") or ())
+    return bool(named) or checkpoint.config.get("format") == FORMAT or KEYFAN_EMBEDDING in checkpoint
+
+
+def published(checkpoint: Checkpoint) -> tuple[Mapping[str, Any], Mapping[str, LazyTensor]]:
+    """Configuration and tensors as hpcai-tech/grok-1 has them, from the release, its own or keyfan's layout."""
+    if checkpoint.config.get("format") == FORMAT:
+        return from_release(checkpoint)
+    if KEYFAN_EMBEDDING in checkpoint:
+        return checkpoint.config, {_from_keyfan(key): tensor for key, tensor in checkpoint.items()}
+    return checkpoint.config, checkpoint
+
+
+def _from_keyfan(key: str) -> str:
+    """The key in hpcai's layout; keyfan's are the release's names, with the experts apart."""
+    match = KEYFAN_LAYER.fullmatch(key)
+    if match is None:
+        return KEYFAN_KEYS.get(key, key)
+    layer, part = match.groups()
+    expert = KEYFAN_EXPERT.fullmatch(part)
+    name = f"moe/{expert[2]}" if expert else part.replace(".", "/")
+    target = PARTS.get(name)
+    return key if target is None else f"model.layers.{layer}." + target.format(expert=expert and expert[1])
