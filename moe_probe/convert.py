@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from rich.progress import track
 from safetensors.torch import save_file
 
 from moe_probe.checkpoint import LazyTensor
+from moe_probe.checkpoint.quantized import SCALES_SUFFIX, grouped_int8
 from moe_probe.errors import InputError
 from moe_probe.families.conversion import Converted
 from moe_probe.families.modules import meta_module
@@ -22,7 +23,12 @@ SHARD_BYTES = 5 * 10**9
 
 
 def convert(
-    source: Source, destination: str | Path, *, dtype: torch.dtype | None = None, shard_bytes: int = SHARD_BYTES
+    source: Source,
+    destination: str | Path,
+    *,
+    dtype: torch.dtype | None = None,
+    keep_int8: bool = False,
+    shard_bytes: int = SHARD_BYTES,
 ) -> Path:
     """Write a model's parameters under the names of its torch module, experts fused, shard by shard.
 
@@ -32,14 +38,16 @@ def convert(
     Args:
         source: whatever `moe_probe.load` accepts.
         destination: a folder that does not exist yet.
-        dtype: of the floating-point tensors; as stored by default (int8 of Grok-1 becomes bfloat16).
+        dtype: of the floating-point tensors; as stored by default (the product of int8 and scales is bfloat16).
+        keep_int8: leave int8 matrices and their scales as they are, as `X` and `X_scales`, under the published keys:
+            half the size, and only moe_probe reads it.
         shard_bytes: size of a shard; a single tensor may be larger.
 
     Returns:
         The folder.
 
     Raises:
-        InputError: the folder exists, or the model is live.
+        InputError: the folder exists, the model is live, or it has no int8 to keep.
         WeightError: a tensor is missing or has another shape than the configuration calls for.
 
     Example:
@@ -55,16 +63,29 @@ def convert(
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
-        _write(model, partial, dtype, shard_bytes)
+        tensors = Converted(meta_module(model.config), model.published)
+        tensors.check()
+        _write(model, partial, _quantized(model) if keep_int8 else tensors, dtype, shard_bytes)
         partial.rename(folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return folder
 
 
-def _write(model: MoEModel, folder: Path, dtype: torch.dtype | None, shard_bytes: int) -> None:
-    tensors = Converted(meta_module(model.config), model.published)
-    tensors.check()
+def _quantized(model: MoEModel) -> dict[str, LazyTensor]:
+    """The published tensors, int8 matrices apart from their scales."""
+    tensors: dict[str, LazyTensor] = {}
+    for key, tensor in model.published.items():
+        pair = grouped_int8(tensor)
+        tensors |= {key: tensor} if pair is None else {key: pair[0], key + SCALES_SUFFIX: pair[1]}
+    if len(tensors) == len(model.published):
+        raise InputError(f"{model.name} stores no int8 matrices that could be kept; convert it without keep_int8.")
+    return tensors
+
+
+def _write(
+    model: MoEModel, folder: Path, tensors: Mapping[str, LazyTensor], dtype: torch.dtype | None, shard_bytes: int
+) -> None:
     shards = list(_shards(tensors, dtype, shard_bytes))
     weight_map, total = {}, 0
     for number, names in enumerate(track(shards, f"Converting {model.name}", transient=True), start=1):
@@ -76,13 +97,13 @@ def _write(model: MoEModel, folder: Path, dtype: torch.dtype | None, shard_bytes
     index = {"metadata": {"total_size": total}, "weight_map": weight_map}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=1))
     config = type(model.config).from_dict(model.config.to_dict())
-    config.dtype = dtype or _main_dtype(tensors)
+    config.dtype = dtype or _main_dtype(model.published)
     config.save_pretrained(folder)
     with suppress(InputError):  # a checkpoint without tokenizer stays one
         model.tokenizer.save_pretrained(folder)
 
 
-def _shards(tensors: Converted, dtype: torch.dtype | None, shard_bytes: int) -> Iterator[list[str]]:
+def _shards(tensors: Mapping[str, LazyTensor], dtype: torch.dtype | None, shard_bytes: int) -> Iterator[list[str]]:
     names: list[str] = []
     size = 0
     for name in tensors:
@@ -103,6 +124,6 @@ def _read(tensor: LazyTensor, dtype: torch.dtype | None) -> torch.Tensor:
     return tensor.copy_to(torch.empty(tensor.shape, dtype=_target(tensor, dtype)))
 
 
-def _main_dtype(tensors: Converted) -> torch.dtype:
-    """The dtype of the largest parameter."""
+def _main_dtype(tensors: Mapping[str, LazyTensor]) -> torch.dtype:
+    """The dtype of the largest tensor."""
     return max(tensors.values(), key=lambda tensor: tensor.numel()).dtype

@@ -17,6 +17,7 @@ import torch
 from moe_probe.checkpoint.array_pickle import Array, Payload, read_pickle
 from moe_probe.checkpoint.folder import Opened, inside, read_json
 from moe_probe.checkpoint.lazy import Index, LazyTensor, Permuted, Stored
+from moe_probe.checkpoint.quantized import GroupScaled
 from moe_probe.errors import CheckpointError
 
 FORMAT = "grok-1 release"
@@ -114,30 +115,3 @@ class ArraySource:
             warnings.filterwarnings("ignore", message="The given buffer is not writable")
             mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
             return torch.frombuffer(mapped, dtype=torch.uint8, offset=self.payload.start, count=self.payload.length)
-
-
-class GroupScaled:
-    """An int8 matrix (..., K, N) times scales (..., G, N): group g scales the rows g K/G to (g+1) K/G - 1.
-
-    The product is rounded to the scales' dtype, bfloat16 in the release.
-
-    Attributes:
-        weight, scales: the stored tensors.
-    """
-
-    def __init__(self, weight: LazyTensor, scales: LazyTensor):
-        self.weight, self.scales = weight, scales
-        self.shape, self.dtype = weight.shape, scales.dtype
-        self.rows_per_group = weight.shape[-2] // scales.shape[-2]
-
-    def read(self, index: Index) -> torch.Tensor:
-        *lead, rows, columns = (slice(part, part + 1) if isinstance(part, int) else part for part in index)
-        size = self.rows_per_group
-        groups = slice(rows.start // size, -(-rows.stop // size))
-        values = self.weight[(*lead, rows, columns)].read().to(self.dtype)
-        scales = self.scales[(*lead, groups, columns)].read()
-        for group in range(groups.start, groups.stop):
-            first, last = max(group * size, rows.start), min((group + 1) * size, rows.stop)
-            part = values[..., first - rows.start : last - rows.start, :]
-            part *= scales[..., group - groups.start, None, :]
-        return values[tuple(0 if isinstance(part, int) else slice(None) for part in index)]

@@ -96,8 +96,8 @@ class LazyTensor(ABC):
         return out.copy_(self.read())
 
     def to(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """`read()`, then `torch.Tensor.to`."""
-        return self.read().to(*args, **kwargs)
+        """`read()`, then `torch.Tensor.to`; row-major, so that products do not depend on the storage order."""
+        return self.read().to(*args, **kwargs).contiguous()
 
     def contiguous(self) -> LazyTensor:
         return self

@@ -2,7 +2,7 @@
 
 A checkpoint with quantized tensors is shown as if it held the plain ones: `fp8` weights with block scales under their
 own name (the `_scale_inv` entries disappear), MXFP4 pairs `X_blocks` / `X_scales` as one tensor `X`. A slice of such a
-tensor reads and dequantizes only the rows that it needs.
+tensor reads and dequantizes only the rows that it needs. int8 matrices with grouped scales are Grok-1's.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from moe_probe.checkpoint.lazy import Index, LazyTensor, Permuted, Stored
 from moe_probe.errors import CheckpointError
 
 FP8 = {torch.float8_e4m3fn, torch.float8_e5m2}
+SCALES_SUFFIX = "_scales"  # of MXFP4 blocks, and of int8 matrices that `convert` kept
 SCALE_SUFFIX = "_scale_inv"
 # the 16 values of a 4-bit float (1 sign, 2 exponent, 1 mantissa bit): OCP Microscaling Formats v1.0, section 5.3.3
 FP4_VALUES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0)
@@ -82,6 +83,47 @@ class Mxfp4:
         return flat[..., offset : offset + columns.stop - columns.start]
 
 
+class GroupScaled:
+    """An int8 matrix (..., K, N) times scales (..., G, N): group g scales the rows g K/G to (g+1) K/G - 1.
+
+    The product is rounded to the scales' dtype, bfloat16 in the release.
+
+    Attributes:
+        weight, scales: the stored tensors.
+    """
+
+    def __init__(self, weight: LazyTensor, scales: LazyTensor):
+        self.weight, self.scales = weight, scales
+        self.shape, self.dtype = weight.shape, scales.dtype
+        self.rows_per_group = weight.shape[-2] // scales.shape[-2]
+
+    def read(self, index: Index) -> torch.Tensor:
+        *lead, rows, columns = (slice(part, part + 1) if isinstance(part, int) else part for part in index)
+        size = self.rows_per_group
+        groups = slice(rows.start // size, -(-rows.stop // size))
+        values = self.weight[(*lead, rows, columns)].read().to(self.dtype)
+        scales = self.scales[(*lead, groups, columns)].read()
+        for group in range(groups.start, groups.stop):
+            first, last = max(group * size, rows.start), min((group + 1) * size, rows.stop)
+            part = values[..., first - rows.start : last - rows.start, :]
+            part *= scales[..., group - groups.start, None, :]
+        return values[tuple(0 if isinstance(part, int) else slice(None) for part in index)]
+
+
+def grouped_int8(tensor: LazyTensor) -> tuple[LazyTensor, LazyTensor] | None:
+    """The stored int8 matrix and scales of an (out, in) matrix that they are multiplied for; None for other tensors.
+
+    Returns:
+        int8 (out, in) and scales (out, groups).
+    """
+    if not isinstance(tensor, Permuted) or tensor.ndim != 2 or not isinstance(tensor.base, Stored):
+        return None
+    scaled, index = tensor.base.source, tensor.base.index
+    if not isinstance(scaled, GroupScaled) or tensor.base.shape != scaled.shape[-2:]:
+        return None
+    return scaled.weight[index[:-2]].T, scaled.scales[index[:-2]].T
+
+
 def dequantized(tensors: dict[str, LazyTensor], config: dict) -> dict[str, LazyTensor]:
     """`tensors` with every quantized entry replaced by its lazy plain one.
 
@@ -107,9 +149,16 @@ def dequantized(tensors: dict[str, LazyTensor], config: dict) -> dict[str, LazyT
         elif key.endswith("_blocks") and (method == "mxfp4" or key.removesuffix("_blocks") + "_scales" in tensors):
             name = key.removesuffix("_blocks")
             out[name] = _mxfp4(name, tensors)
-        elif not (key.endswith("_scales") and key.removesuffix("_scales") + "_blocks" in tensors):
+        elif tensor.dtype is torch.int8 and key + SCALES_SUFFIX in tensors:
+            out[key] = Stored(GroupScaled(tensor.T, tensors[key + SCALES_SUFFIX].T)).T
+        elif not _is_scales(key, tensors):
             out[key] = tensor
     return out
+
+
+def _is_scales(key: str, tensors: dict[str, LazyTensor]) -> bool:
+    base = key.removesuffix(SCALES_SUFFIX)
+    return base != key and (base + "_blocks" in tensors or (base in tensors and tensors[base].dtype is torch.int8))
 
 
 def _mxfp4(name: str, tensors: dict[str, LazyTensor]) -> LazyTensor:
