@@ -9,6 +9,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
+from moe_probe.checkpoint.fairseq_files import open_fairseq
 from moe_probe.checkpoint.folder import Opened, open_files
 from moe_probe.checkpoint.grok_files import open_grok
 from moe_probe.checkpoint.lazy import LazyTensor
@@ -22,9 +23,11 @@ FORMATS: tuple[Callable[[Path], Opened | None], ...] = (
     partial(open_files, container=SafetensorsFile),
     partial(open_files, container=TorchFile),
     open_grok,
+    open_fairseq,
 )
 EXPECTED = (
-    "config.json with model.safetensors or pytorch_model.bin (or their index and shards), or the ckpt-0 of Grok-1"
+    "config.json with model.safetensors or pytorch_model.bin (or their index and shards), the ckpt-0 of Grok-1, or "
+    "fairseq's checkpoint*.pt"
 )
 
 

@@ -12,6 +12,7 @@ import struct
 import zipfile
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -38,10 +39,14 @@ class TorchFile:
     def __getstate__(self) -> dict:
         return {"path": self.path}
 
-    @cached_property
-    def state(self) -> dict[str, torch.Tensor]:
+    def unpickle(self) -> Any:
+        """What the file holds, tensors mapped.
+
+        Raises:
+            CheckpointError: the file is damaged, or names code to run.
+        """
         try:
-            state = torch.load(self.path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(self.path))
+            return torch.load(self.path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(self.path))
         except UNPICKLING_ERRORS as error:
             named = FOREIGN_GLOBAL.search(str(error)) if isinstance(error, pickle.UnpicklingError) else None
             if named:
@@ -52,11 +57,23 @@ class TorchFile:
             raise CheckpointError(
                 f"{self.path} is truncated or damaged, or torch.save did not write it; download it again."
             ) from error
-        if not isinstance(state, dict) or not all(
-            isinstance(key, str) and isinstance(value, torch.Tensor) for key, value in state.items()
+
+    @cached_property
+    def state(self) -> dict[str, torch.Tensor]:
+        """The state dict."""
+        return self.as_state(self.unpickle())
+
+    def as_state(self, value: Any) -> dict[str, torch.Tensor]:
+        """`value`, if it is names to tensors.
+
+        Raises:
+            CheckpointError: it is something else.
+        """
+        if not isinstance(value, dict) or not all(
+            isinstance(key, str) and isinstance(tensor, torch.Tensor) for key, tensor in value.items()
         ):
             raise CheckpointError(f"{self.path} does not hold a state dict (names to tensors).")
-        return {key: value.detach() for key, value in state.items()}
+        return {key: tensor.detach() for key, tensor in value.items()}
 
     def tensors(self) -> dict[str, LazyTensor]:
         """Every entry of the state dict, unread."""
