@@ -2,7 +2,7 @@
 
     python benchmarks/dynamic_speed.py
 
-A Mixtral of 8 layers with random weights (8 experts of 896 neurons, 2 per token, width 512), 8 documents of 256 tokens.
+A Mixtral of 8 layers with random weights (8 experts of 896 neurons, 2 per token, width 512), 8 documents of 64 tokens.
 Every round runs all of them once; the medians of seven rounds are compared.
 """
 
@@ -105,7 +105,7 @@ def notebook(module: MixtralForCausalLM, ids: torch.Tensor) -> None:
 def main() -> None:
     module = build()
     model = moe_probe.load(module)
-    ids = torch.randint(1000, (8, 256))
+    ids = torch.randint(1000, (8, 64))
     texts = ids.tolist()
 
     def run(*analyses: dynamic.Analysis) -> Callable[[], object]:

@@ -1,33 +1,40 @@
 """Train the tiny checkpoints of this folder, on text that every machine with Python has.
 
     python ckpt/train_tiny.py tiny-mixtral tiny-mistral
+    python ckpt/train_tiny.py --help
 
 Three domains, so that experts have something to specialise in: prose (documentation of Python's language and library),
 code (the library's source, without that documentation) and arithmetic (generated sums and products). One byte-level BPE
 of 512 entries serves every family. Nothing is downloaded and everything is seeded: one version of Python and of torch
 gives one checkpoint. What was reached is written into each checkpoint's README.md.
 
-A further family is a function in FAMILIES that returns its untrained model. It gets the same tokenizer, text and schedule.
+A further family is an entry of FAMILIES: a function that returns its untrained model, and one that writes it in its
+published format. It gets the same tokenizer, text and schedule.
 """
 
 from __future__ import annotations
 
 import argparse
 import ast
+import json
 import math
 import platform
 import pydoc_data.topics
 import random
+import shutil
 import sysconfig
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import fairseq_release
+import grok_release
 import torch
+from safetensors.torch import load_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import (
-    AutoModelForCausalLM,
     MistralConfig,
     MistralForCausalLM,
     MixtralConfig,
@@ -35,6 +42,17 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerFast,
 )
+
+import moe_probe
+from moe_probe.families.deepseek.configuration import DeepseekConfig
+from moe_probe.families.deepseek.modeling import DeepseekForCausalLM
+from moe_probe.families.grok1.configuration import Grok1Config
+from moe_probe.families.grok1.modeling import Grok1ForCausalLM
+from moe_probe.families.grok1.release import ORIGINAL
+from moe_probe.families.mh_moe.configuration import MhMoeConfig
+from moe_probe.families.mh_moe.modeling import MhMoeForCausalLM
+from moe_probe.families.moe_plus_plus.configuration import MoePlusPlusConfig
+from moe_probe.families.moe_plus_plus.modeling import MoePlusPlusForCausalLM
 
 HERE = Path(__file__).resolve().parent
 SEED, VOCABULARY, LENGTH, BATCH = 0, 512, 128, 16
@@ -72,7 +90,77 @@ def mistral() -> MistralForCausalLM:
     return MistralForCausalLM(MistralConfig(**SHAPE))
 
 
-FAMILIES: dict[str, Callable[[], PreTrainedModel]] = {"tiny-mixtral": mixtral, "tiny-mistral": mistral}
+def deepseek() -> DeepseekForCausalLM:
+    """One dense layer, then sixteen small experts, four per token, and two shared ones."""
+    experts = {"n_routed_experts": 16, "num_experts_per_tok": 4, "n_shared_experts": 2, "moe_intermediate_size": 40}
+    config = DeepseekConfig(**{**SHAPE, "intermediate_size": 160}, **experts, router_aux_loss_coef=0.02)
+    model = DeepseekForCausalLM(config)
+    model.set_experts_implementation("eager")
+    return model
+
+
+def moe_plus_plus() -> MoePlusPlusForCausalLM:
+    """Eight FFN, two constant, one copy and one zero expert; gated as the published 7B."""
+    gating = {"moe_2layer_gate": False, "moe_use_logits_norm": True, "moe_feature_no_mul_topk": True}
+    config = MoePlusPlusConfig(**SHAPE, **gating, num_experts=[12], router_aux_loss_coef=0.02)
+    model = MoePlusPlusForCausalLM(config)
+    model.set_experts_implementation("eager")
+    return model
+
+
+def grok1() -> Grok1ForCausalLM:
+    """What the original release computes. It masks pad tokens by itself, so that id must not be that of <s>."""
+    multipliers = {"embedding_multiplier_scale": 8.0, "attn_output_multiplier": 0.25}
+    shape = {**SHAPE, "tie_word_embeddings": True, "pad_token_id": 2}
+    model = Grok1ForCausalLM(Grok1Config(**shape, **ORIGINAL, **multipliers, router_aux_loss_coef=0.02))
+    model.set_experts_implementation("eager")
+    return model
+
+
+def mh_moe() -> MhMoeForCausalLM:
+    """Four sub-tokens per token, routed to two of eight experts in every second layer."""
+    shape = {**SHAPE, "tie_word_embeddings": True, "intermediate_size": 192, "num_key_value_heads": 4}
+    experts = {"num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 192, "mhmoe_heads_number": 4}
+    return MhMoeForCausalLM(MhMoeConfig(**shape, **experts))
+
+
+def x_moe() -> MhMoeForCausalLM:
+    """The same without sub-tokens, with the cosine router and one expert per token."""
+    shape = {**SHAPE, "tie_word_embeddings": True, "intermediate_size": 192, "num_key_value_heads": 4}
+    experts = {"num_experts": 8, "num_experts_per_tok": 1, "moe_intermediate_size": 96, "mhmoe_heads_number": 1}
+    return MhMoeForCausalLM(MhMoeConfig(**shape, **experts, router="cosine"))
+
+
+def save_safetensors(model: PreTrainedModel, folder: Path) -> None:
+    """bfloat16 in shards of 1 MB."""
+    model.to(torch.bfloat16).save_pretrained(folder, max_shard_size="1MB")
+
+
+def save_bin(model: PreTrainedModel, folder: Path) -> None:
+    """bfloat16 in two torch `.bin` files with an index, as MoE++ is published."""
+    with tempfile.TemporaryDirectory() as temporary:
+        model.to(torch.bfloat16).save_pretrained(temporary)
+        tensors = load_file(Path(temporary) / "model.safetensors")
+        folder.mkdir(parents=True, exist_ok=True)
+        shutil.copy(Path(temporary) / "config.json", folder)
+    keys, weight_map = sorted(tensors), {}
+    for number, part in enumerate((keys[: len(keys) // 2], keys[len(keys) // 2 :]), start=1):
+        name = f"pytorch_model-{number:05}-of-00002.bin"
+        torch.save({key: tensors[key].clone() for key in part}, folder / name)
+        weight_map |= dict.fromkeys(part, name)
+    index = {"metadata": {"total_size": sum(t.nbytes for t in tensors.values())}, "weight_map": weight_map}
+    (folder / "pytorch_model.bin.index.json").write_text(json.dumps(index, indent=1))
+
+
+FAMILIES: dict[str, tuple[Callable[[], PreTrainedModel], Callable[[PreTrainedModel, Path], None]]] = {
+    "tiny-mixtral": (mixtral, save_safetensors),
+    "tiny-mistral": (mistral, save_safetensors),
+    "tiny-deepseek-moe": (deepseek, save_safetensors),
+    "tiny-moe-plus-plus": (moe_plus_plus, save_bin),
+    "tiny-grok-1": (grok1, grok_release.write_release),
+    "tiny-mh-moe": (mh_moe, fairseq_release.write_release),
+    "tiny-x-moe": (x_moe, fairseq_release.write_release),
+}
 
 
 # ---------------------------------------------------------------------------------------------------------------- text
@@ -221,31 +309,36 @@ def losses(model: PreTrainedModel, rows_by_domain: dict[str, torch.Tensor]) -> d
 
 
 @torch.no_grad()
-def least_used_expert(model: PreTrainedModel, rows: torch.Tensor) -> float:
-    """Smallest share of the routed tokens that any expert of any layer gets; even use is 1 / experts."""
+def least_used_expert(model: PreTrainedModel, rows: torch.Tensor) -> tuple[float, float]:
+    """Smallest share of the choices that any expert of any layer gets, and the share if all got the same."""
     shares = []
     for logits in model(rows, output_router_logits=True, use_cache=False).router_logits:  # (tokens, experts) per layer
         chosen = logits.topk(model.config.num_experts_per_tok, dim=-1).indices
         shares.append(torch.bincount(chosen.flatten(), minlength=logits.shape[-1]) / chosen.numel())
-    return torch.stack(shares).min().item()
+    return torch.stack(shares).min().item(), 1 / len(shares[0])
 
 
 # -------------------------------------------------------------------------------------------------------------- saving
 
 
-def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, folder: Path) -> PreTrainedModel:
-    """Write bfloat16 in the published layout, shards of 1 MB, and return what a user will load (in float32)."""
-    model.to(torch.bfloat16).save_pretrained(folder, max_shard_size="1MB")
+def save(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    folder: Path,
+    write: Callable[[PreTrainedModel, Path], None],
+) -> PreTrainedModel:
+    """Write the published format and the tokenizer, and return what a user will load (in float32)."""
+    write(model, folder)
     tokenizer.save_pretrained(folder)
-    for path in folder.iterdir():
-        path.chmod(0o644)
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    for path in folder.rglob("*"):
+        path.chmod(0o755 if path.is_dir() else 0o644)
+    return moe_probe.load(folder).module
 
 
 README = """# {name}
 
 Made by `python ckpt/train_tiny.py {name}{options}` with Python {python}, torch {torch} (seed {seed}):
-{parameters:,} parameters in bfloat16, {kilobytes:,.0f} kB of weights. {steps:,} steps of {batch} rows of {length}
+{parameters:,} parameters, stored as {dtypes}; {kilobytes:,.0f} kB on disk. {steps:,} steps of {batch} rows of {length}
 tokens: {tokens:,} tokens of {corpus:,} in the corpus.
 
 Loss in nats per token, of the checkpoint as loaded from this folder. Held-out documents are whole modules and topics
@@ -256,22 +349,26 @@ single tokens.
 |---|---|---|---|
 {rows}
 
-Rounding to bfloat16 moved no held-out loss by more than {rounding:.3f}.{experts}
+Rounding to what is stored moved no held-out loss by more than {rounding:.3f}.{experts}
 """
 
 
-def report(name: str, steps: int, model: PreTrainedModel, corpus: Corpus, before: dict[str, float]) -> str:
+def report(
+    name: str, steps: int, model: PreTrainedModel, folder: Path, corpus: Corpus, before: dict[str, float]
+) -> str:
     """README.md of a checkpoint: how it was made and what it reached, measured on the reloaded model."""
     seen, unseen = losses(model, corpus.train), losses(model, corpus.held_out)
     rounding = max(abs(unseen[domain] - before[domain]) for domain in before)
     if rounding > 0.02:
         raise RuntimeError(f"{name}: a held-out loss moved by {rounding:.3f} through saving; expected 0.02 at most")
     experts = ""
-    if hasattr(model.config, "num_local_experts"):
-        least = least_used_expert(model, torch.cat(list(corpus.held_out.values())))
-        experts = f" The least used expert of any layer gets {least:.1%} of the held-out\nchoices (even use: "
-        experts += f"{1 / model.config.num_local_experts:.1%})."
+    if hasattr(model.config, "num_experts_per_tok"):
+        least, even = least_used_expert(model, torch.cat(list(corpus.held_out.values())))
+        experts = (
+            f" The least used expert of any layer gets {least:.1%} of the held-out\nchoices (even use: {even:.1%})."
+        )
     parameters = sum(parameter.numel() for parameter in model.parameters())
+    checkpoint = moe_probe.load(folder).checkpoint
     return README.format(
         name=name,
         options="" if steps == STEPS else f" --steps {steps}",
@@ -279,7 +376,8 @@ def report(name: str, steps: int, model: PreTrainedModel, corpus: Corpus, before
         torch=torch.__version__.split("+")[0],
         seed=SEED,
         parameters=parameters,
-        kilobytes=parameters * 2 / 1000,
+        dtypes=" and ".join(sorted({str(t.dtype).removeprefix("torch.") for t in checkpoint.values()})),
+        kilobytes=checkpoint.nbytes / 1000,
         steps=steps,
         batch=BATCH,
         length=LENGTH,
@@ -297,12 +395,13 @@ STEPS = 2500
 def make(name: str, corpus: Corpus, steps: int, folder: Path) -> None:
     """Train, save, reload and describe one checkpoint."""
     torch.manual_seed(SEED)
-    model = FAMILIES[name]()
+    build, write = FAMILIES[name]
+    model = build()
     print(f"{name}: {sum(parameter.numel() for parameter in model.parameters()):,} parameters", flush=True)
     train(model, torch.cat(list(corpus.train.values())), steps)
     before = losses(model, corpus.held_out)
-    reloaded = save(model, corpus.tokenizer, folder)
-    text = report(name, steps, reloaded, corpus, before)
+    reloaded = save(model, corpus.tokenizer, folder, write)
+    text = report(name, steps, reloaded, folder, corpus, before)
     (folder / "README.md").write_text(text, encoding="utf-8")
     print(text)
 
