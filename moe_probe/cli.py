@@ -9,12 +9,14 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Annotated
 
+import torch
 import typer
 import xarray as xr
 from rich.console import Console
 from rich.table import Table
 
-from moe_probe import plotting, static
+from moe_probe import dynamic, plotting, static
+from moe_probe.convert import convert
 from moe_probe.errors import InputError, MoEProbeError
 from moe_probe.model import MoEModel, load
 from moe_probe.results import load_result, save
@@ -43,6 +45,9 @@ DEFAULTS = (
     ("pca", "matrix"),
     ("router_spectrum", None),
 )
+# what `dynamic` computes when nothing is asked for: what a corpus of any size allows
+CORPUS_ANALYSES = ("output_similarity", "norm_score_ranks")
+WITH_BASELINE = ("output_similarity", "intermediate_states")
 Ckpt = Annotated[str, typer.Argument(metavar="CKPT", help="A checkpoint folder, or a hub id.")]
 Out = Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="Where results and figures go.")]
 
@@ -70,7 +75,11 @@ def info_table(model: MoEModel) -> Table:
         for layer in map(model.layer, model.moe_layers):
             expert = len(layer.projections) * layer.intermediate_size * layer.expert_hidden_size
             active -= expert * max(0, layer.expert_kinds.count("ffn") - layer.top_k)
-    table.add_row("parameters", f"{total:,} in all, {active:,} active per token")
+        if len(first.weighted_experts) < first.num_experts:
+            without = [k for k in dict.fromkeys(first.expert_kinds) if k != "ffn"]
+            table.add_row("", f"{', '.join(without)} have no matrices: static analyses of experts leave them out")
+    at_most = "at most " if "zero" in first.expert_kinds or "copy" in first.expert_kinds else ""
+    table.add_row("parameters", f"{total:,} in all, {at_most}{active:,} active per token")
     dtypes = sorted({str(tensor.dtype).removeprefix("torch.") for tensor in model.checkpoint.values()})
     table.add_row("stored as", ", ".join(dtypes))
     table.add_row("on disk", f"{model.checkpoint.nbytes / 1e9:.3g} GB in {len(model.checkpoint.files)} files")
@@ -125,6 +134,65 @@ def figures(results: Annotated[Path, typer.Argument(metavar="DIR", help="A folde
         raise InputError(f"{results} holds no results (*.nc); make some with `moe-probe static`.")
     count = sum(len(list(draw(load_result(path), results))) for path in found)
     console.print(f"Drew {count} figures of {len(found)} results in {results}")
+
+
+@app.command("dynamic", epilog="Example: `moe-probe dynamic ckpt/Mixtral-8x7B-v0.1 --texts wiki.txt -o out`")
+def dynamic_command(
+    ckpt: Ckpt,
+    texts: Annotated[str, typer.Option(metavar="FILE", help="Texts: .txt (one a line), .jsonl, .csv or .parquet.")],
+    output: Out,
+    analysis: Annotated[
+        list[str] | None, typer.Option(help=f"One of {', '.join(dynamic.analyses())}; may be repeated.")
+    ] = None,
+    baseline: Annotated[str | None, typer.Option(metavar="CKPT", help="A dense model to compare with.")] = None,
+    layers: Annotated[str | None, typer.Option(help="MoE layers, such as 0,5,10-15. Default: all.")] = None,
+    labels: Annotated[str | None, typer.Option(metavar="COLUMN", help="The column of document labels.")] = None,
+    column: Annotated[str | None, typer.Option(metavar="COLUMN", help="The column of the text.")] = None,
+    max_length: Annotated[int | None, typer.Option(help="Tokens per document at most.")] = None,
+    batch_tokens: Annotated[int, typer.Option(help="Places per batch.")] = 4096,
+    layerwise: Annotated[bool, typer.Option(help="Read one layer at a time, for models larger than memory.")] = False,
+    checkpoint_dir: Annotated[Path | None, typer.Option(metavar="DIR", help="Go on from here if interrupted.")] = None,
+    jobs: Annotated[int, typer.Option(help="Processes that share the corpus.")] = 1,
+) -> None:
+    """Run the model over texts, once for all analyses: netCDF results in DIR."""
+    known = dynamic.analyses()
+    names = analysis or CORPUS_ANALYSES
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise InputError(f"There is no dynamic analysis {unknown[0]!r}; there are {', '.join(known)}.")
+    dense = {} if baseline is None else {"baseline": True}
+    chosen = [known[name](**(dense if name in WITH_BASELINE else {})) for name in names]
+    results = dynamic.run(
+        ckpt,
+        texts,
+        chosen,
+        baseline=baseline,
+        labels=labels,
+        column=column,
+        layers=None if layers is None else parse_layers(layers),
+        max_length=max_length,
+        batch_tokens=batch_tokens,
+        execution="layerwise" if layerwise else "auto",
+        checkpoint_dir=checkpoint_dir,
+        n_jobs=jobs,
+    )
+    for name, dataset in results.items():
+        save(dataset, output / f"{name}.nc")
+    console.print(f"Wrote {', '.join(f'{name}.nc' for name in results)} to {output}")
+
+
+@app.command("convert", epilog="Example: `moe-probe convert ckpt/grok-1 ckpt/grok-1-int8 --keep-int8`")
+def convert_command(
+    source: Annotated[str, typer.Argument(metavar="SRC", help="A checkpoint folder in any format, or a hub id.")],
+    destination: Annotated[Path, typer.Argument(metavar="DST", help="A folder that does not exist yet.")],
+    dtype: Annotated[str | None, typer.Option(help="float32, float16 or bfloat16. Default: as stored.")] = None,
+    keep_int8: Annotated[bool, typer.Option(help="Leave Grok-1's int8 matrices as they are.")] = False,
+) -> None:
+    """Write a checkpoint as a safetensors folder that opens fast, shard by shard."""
+    if dtype not in (None, "float32", "float16", "bfloat16"):
+        raise InputError(f"There is no dtype {dtype!r}; there are float32, float16 and bfloat16.")
+    folder = convert(source, destination, dtype=dtype and getattr(torch, dtype), keep_int8=keep_int8)
+    console.print(f"Wrote {folder}")
 
 
 @app.command()

@@ -8,12 +8,13 @@ from contextlib import contextmanager
 import torch
 from transformers import PreTrainedModel
 
+from moe_probe.dynamic.steps import OWNER
 from moe_probe.errors import InputError
 from moe_probe.families.transformers_moe import ModuleArchitecture
 
 
 class DenseTap:
-    """Remembers the last call of any of a dense model's FFNs.
+    """Remembers the last call of any of a dense model's FFNs in its owner's forward passes.
 
     Attributes:
         output: (rows, d).
@@ -22,6 +23,9 @@ class DenseTap:
 
     output: torch.Tensor
     activation: torch.Tensor
+
+    def __init__(self, owner: object):
+        self.owner = owner
 
     @contextmanager
     def watching(self, module: PreTrainedModel, layers: Sequence[int]) -> Iterator[None]:
@@ -49,7 +53,9 @@ class DenseTap:
                 handle.remove()
 
     def _on_ffn(self, module: torch.nn.Module, args: tuple, output: torch.Tensor) -> None:
-        self.output = output.reshape(-1, output.shape[-1])
+        if OWNER.get() is self.owner:
+            self.output = output.reshape(-1, output.shape[-1])
 
     def _on_activation(self, module: torch.nn.Module, args: tuple, output: torch.Tensor) -> None:
-        self.activation = output.reshape(-1, output.shape[-1])
+        if OWNER.get() is self.owner:
+            self.activation = output.reshape(-1, output.shape[-1])

@@ -42,13 +42,13 @@ class Runner:
         """Indices 0 to `stop - 1`, each while its layer is in memory."""
         return iter(range(stop)) if self.streamed is None else self.streamed.each_layer(stop)
 
-    def start(self, batch: Batch, spill: Spill | None = None) -> Forward:
+    def start(self, batch: Batch, owner: object, spill: Spill | None = None) -> Forward:
         """A forward pass of the decoder that waits at its first layer."""
         inputs = {"input_ids": batch.input_ids().to(self.device), "use_cache": False}
         mask = batch.attention_mask()
         if not mask.all():
             inputs["attention_mask"] = mask.to(self.device)
-        forward = Forward(self.decoder, inputs, spill)
+        forward = Forward(self.decoder, inputs, owner, spill)
         forward.advance()
         return forward
 
@@ -93,7 +93,7 @@ class Pass:
         self.batches = list(self.corpus.batches(self.batch_tokens))
         self.tokens: Tokens
         self.keep: torch.Tensor
-        self.tap = DenseTap()
+        self.tap = DenseTap(self)
 
     @torch.no_grad()
     def run(self) -> None:
@@ -108,10 +108,10 @@ class Pass:
         if BASELINE in self.needs and self.baseline is not None:
             dense = Runner(self.baseline, self.layerwise)
         with ExitStack() as stack:
-            stack.enter_context(stepping(runner.layers))
-            stack.enter_context(capture(find_sites(runner.module, self.layers).values(), self._on_event))
+            stack.enter_context(stepping(runner.layers, self))
+            stack.enter_context(capture(find_sites(runner.module, self.layers).values(), self._on_event, self))
             if dense is not None:
-                stack.enter_context(stepping(dense.layers))
+                stack.enter_context(stepping(dense.layers, self))
                 stack.enter_context(self.tap.watching(dense.module, self.layers))
             progress = stack.enter_context(
                 Progress(
@@ -130,7 +130,7 @@ class Pass:
         done = self.progressed.load(self.analyses) if self.progressed else 0
         task = progress.add_task("batches", total=len(self.batches), completed=done)
         for number, batch in enumerate(self.batches[done:], start=done + 1):
-            forwards = [part.start(batch) for part in (dense, runner) if part is not None]
+            forwards = [part.start(batch, self) for part in (dense, runner) if part is not None]
             for _ in range(self._stop):
                 self._advance(batch, forwards)
             for forward in forwards:
@@ -146,7 +146,7 @@ class Pass:
         forwards: list[list[Forward]] = []
         try:
             for batch in self.batches:
-                forwards.append([part.start(batch, self._spill(part)) for part in parts])
+                forwards.append([part.start(batch, self, self._spill(part)) for part in parts])
             for indices in zip(*(part.each_layer(self._stop) for part in parts), strict=True):
                 self.ignored = indices[0] < done
                 for batch, waiting in zip(self.batches, forwards, strict=True):

@@ -6,6 +6,7 @@ beside it a router whose outputs hold the raw router logits.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -50,7 +51,13 @@ class Site:
             raise FamilyError(f"{type(self.experts).__name__} has no activation module, so its states cannot be seen.")
         seen: list[torch.Tensor] = []
         config = getattr(self.experts, "config", None)
-        handle = activation.register_forward_hook(lambda module, args, output: seen.append(output))
+        thread = threading.get_ident()
+
+        def keep(module: nn.Module, args: tuple, output: torch.Tensor) -> None:
+            if threading.get_ident() == thread:
+                seen.append(output)
+
+        handle = activation.register_forward_hook(keep)
         usual = getattr(config, "_experts_implementation", None)
         try:
             if usual is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -11,6 +12,9 @@ from greenlet import getcurrent, greenlet
 from torch import nn
 
 from moe_probe.dynamic.spill import Spill
+
+# whose forward pass is running: hooks of one pass ignore the others that share its module (threads)
+OWNER: ContextVar[object | None] = ContextVar("owner", default=None)
 
 
 class Forward:
@@ -22,15 +26,17 @@ class Forward:
     Args:
         module: the model; called with `inputs`.
         inputs: keyword arguments of the call.
+        owner: whose pass it is.
         spill: where hidden states wait between layers; None to leave them in memory.
     """
 
-    def __init__(self, module: nn.Module, inputs: dict[str, Any], spill: Spill | None = None):
-        self.module, self.inputs, self.spill = module, inputs, spill
+    def __init__(self, module: nn.Module, inputs: dict[str, Any], owner: object, spill: Spill | None = None):
+        self.module, self.inputs, self.owner, self.spill = module, inputs, owner, spill
         self.greenlet = greenlet(self._run)
         self.output: Any = None
 
     def _run(self) -> None:
+        OWNER.set(self.owner)
         self.output = self.module(**self.inputs)
 
     def advance(self) -> None:
@@ -47,22 +53,21 @@ class Forward:
 
 
 @contextmanager
-def stepping(layers: nn.ModuleList) -> Iterator[None]:
-    """Within, a `Forward` through these layers stops before each; other calls of the model run through."""
+def stepping(layers: nn.ModuleList, owner: object) -> Iterator[None]:
+    """Within, a `Forward` of this owner stops before each of these layers; other calls of the model run through."""
 
     def before(module: nn.Module, args: tuple, kwargs: dict) -> None:
-        current = getcurrent()
-        if isinstance(getattr(current, "forward", None), Forward):
-            current.parent.switch()
+        if OWNER.get() is owner:
+            getcurrent().parent.switch()
 
     def after(module: nn.Module, args: tuple, kwargs: dict, output: Any) -> Any:
-        forward = getattr(getcurrent(), "forward", None)
-        if not isinstance(forward, Forward) or forward.spill is None:
+        spill = getcurrent().forward.spill if OWNER.get() is owner else None
+        if spill is None:
             return output
         if isinstance(output, torch.Tensor):
-            return forward.spill(output)
+            return spill(output)
         if isinstance(output, tuple) and isinstance(output[0], torch.Tensor):
-            return (forward.spill(output[0]), *output[1:])
+            return (spill(output[0]), *output[1:])
         return output
 
     handles = []
