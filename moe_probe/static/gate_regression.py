@@ -65,4 +65,5 @@ def gate_regression(
         "projection": experts.projection.values,
         "pair": [f"{kept[i]}-{kept[j]}" for i, j in zip(rows, columns, strict=True)],
     }
-    return with_attrs(out, coords, {**provenance("gate_regression", model, level=level), "level": level})
+    kept_out = {name: text for name, text in experts.attrs.items() if name == "left_out"}
+    return with_attrs(out, coords, {**provenance("gate_regression", model, level=level), **kept_out, "level": level})

@@ -17,7 +17,7 @@ from moe_probe.model import Source, load
 from moe_probe.parallel import map_items
 from moe_probe.results import provenance, with_attrs
 from moe_probe.static.gram import Matrices, flat_gram, standardized_gram
-from moe_probe.static.selection import require_same_shape
+from moe_probe.static.selection import left_out, require_same_shape
 from moe_probe.static.similarity import select_layers_and_matrices
 
 LEVELS = ("matrix", "neuron")
@@ -109,7 +109,7 @@ def pca(
             "component": range(1, n_components + 1),
             "expert": ("point", np.repeat(chosen[0].labels, counts)),
         },
-        {**attrs, "level": level},
+        {**attrs, **left_out(model, layer_index), "level": level},
     )
 
 

@@ -10,6 +10,13 @@ from moe_probe.model import MoEModel
 from moe_probe.static.gram import Matrices
 
 
+def left_out(model: MoEModel, layers: Sequence[int]) -> dict[str, str]:
+    """The attribute `left_out` of a result: experts without matrices, by number and kind; empty if there are none."""
+    kinds = model.layer(layers[0]).expert_kinds
+    without = [f"{expert} ({kind})" for expert, kind in enumerate(kinds) if kind != "ffn"]
+    return {"left_out": f"experts without matrices: {', '.join(without)}"} if without else {}
+
+
 def select_projections(model: MoEModel, layers: Sequence[int], projections: Sequence[str] | str | None) -> list[str]:
     """`projections` in the order up, gate, down; by default those that the experts have.
 

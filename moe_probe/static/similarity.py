@@ -16,7 +16,7 @@ from moe_probe.parallel import map_items
 from moe_probe.results import provenance, with_attrs
 from moe_probe.static.alignment import align
 from moe_probe.static.gram import Matrices, cosine, flat_gram, kernel_gram, l2_distance, mean_neurons
-from moe_probe.static.selection import require_same_shape, select_matrices, select_projections
+from moe_probe.static.selection import left_out, require_same_shape, select_matrices, select_projections
 
 LEVELS = ("matrix", "neuron_mean", "neuron_aligned")
 METRICS = ("cosine", "cka", "l2")
@@ -93,7 +93,7 @@ def similarity(
     return with_attrs(
         {name: (("layer", "projection", "expert", "other"), array.reshape(shape)) for name, array in values.items()},
         {"layer": layer_index, "projection": names, "expert": labels, "other": labels},
-        {**attrs, "level": level, "metric": metric},
+        {**attrs, **left_out(model, layer_index), "level": level, "metric": metric},
     )
 
 

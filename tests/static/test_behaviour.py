@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from conftest import FIXTURES
 from joblib import parallel_config
 from safetensors.torch import load_file, save_file
 from sklearn.decomposition import PCA
@@ -123,3 +124,12 @@ def test_constant_entries_are_left_out_of_a_standardized_pca(mixtral):
     values[:, 0] = 2.0
     gram = standardized_gram(Matrices(0, "up", tuple("0123"), tuple(Stored(InMemory(v)) for v in values)))
     np.testing.assert_allclose(gram.trace(), 3 * 10, rtol=1e-5)
+
+
+def test_experts_without_matrices_are_left_out_and_it_is_said():
+    folder = FIXTURES / "moe_plus_plus" / "checkpoint"
+    kinds = moe_probe.load(folder).layer(0).expert_kinds
+    for dataset in (static.similarity(folder), static.pca(folder), static.gate_regression(folder)):
+        assert dataset.attrs["left_out"] == "experts without matrices: 8 (constant), 9 (constant), 10 (copy), 11 (zero)"
+    assert static.similarity(folder).expert.values.tolist() == [str(e) for e, k in enumerate(kinds) if k == "ffn"]
+    assert static.gate_similarity(folder).sizes["expert"] == 12
