@@ -16,9 +16,11 @@ from rich.console import Console
 from rich.table import Table
 
 from moe_probe import dynamic, plotting, static
+from moe_probe.checkpoint import LazyTensor
+from moe_probe.checkpoint.quantized import grouped_int8
 from moe_probe.convert import convert
 from moe_probe.errors import InputError, MoEProbeError
-from moe_probe.model import MoEModel, load
+from moe_probe.model import MoEModel, load, ranges
 from moe_probe.results import load_result, save
 
 app = typer.Typer(
@@ -63,11 +65,11 @@ def info_table(model: MoEModel) -> Table:
     table = Table(title=model.name, show_header=False, title_justify="left")
     table.add_row("family", model.family)
     table.add_row("layers", f"{model.num_layers}, hidden size {model.hidden_size}")
-    total = sum(tensor.numel() for tensor in model.checkpoint.values())
-    active = total
+    total = sum(tensor.numel() for tensor in parameters(model))
+    active, at_most = total, ""
     if model.moe_layers:
         first = model.layer(model.moe_layers[0])
-        table.add_row("MoE layers", f"{len(model.moe_layers)} ({model.moe_layers[0]} to {model.moe_layers[-1]})")
+        table.add_row("MoE layers", f"{len(model.moe_layers)}: {ranges(model.moe_layers)}")
         kinds = ", ".join(f"{first.expert_kinds.count(k)} {k}" for k in dict.fromkeys(first.expert_kinds))
         shared = f" + {first.num_shared} shared" if first.num_shared else ""
         table.add_row("experts", f"{kinds}{shared}; {first.intermediate_size} neurons each")
@@ -78,12 +80,19 @@ def info_table(model: MoEModel) -> Table:
         if len(first.weighted_experts) < first.num_experts:
             without = [k for k in dict.fromkeys(first.expert_kinds) if k != "ffn"]
             table.add_row("", f"{', '.join(without)} have no matrices: static analyses of experts leave them out")
-    at_most = "at most " if "zero" in first.expert_kinds or "copy" in first.expert_kinds else ""
+            at_most = "at most "
     table.add_row("parameters", f"{total:,} in all, {at_most}{active:,} active per token")
-    dtypes = sorted({str(tensor.dtype).removeprefix("torch.") for tensor in model.checkpoint.values()})
-    table.add_row("stored as", ", ".join(dtypes))
+    dtypes = {"int8 with scales" if grouped_int8(t) else str(t.dtype).removeprefix("torch.") for t in parameters(model)}
+    table.add_row("stored as", ", ".join(sorted(dtypes)))
     table.add_row("on disk", f"{model.checkpoint.nbytes / 1e9:.3g} GB in {len(model.checkpoint.files)} files")
     return table
+
+
+def parameters(model: MoEModel) -> list[LazyTensor]:
+    """The tensors that are parameters: a head that is tied to the embeddings counts once, buffers do not."""
+    tied = model.config.get_text_config(decoder=True).tie_word_embeddings
+    not_counted = ("inv_freq", "lm_head.weight") if tied else ("inv_freq",)
+    return [tensor for key, tensor in model.published.items() if not key.endswith(not_counted)]
 
 
 @app.command(

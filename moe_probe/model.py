@@ -126,7 +126,7 @@ class MoEModel:
         chosen = (layers,) if isinstance(layers, int) else tuple(layers)
         wrong = [index for index in chosen if index not in self.moe_layers]
         if wrong or not chosen:
-            raise InputError(f"{self.name} has the MoE layers {_ranges(self.moe_layers)}; asked for {wrong or 'none'}.")
+            raise InputError(f"{self.name} has the MoE layers {ranges(self.moe_layers)}; asked for {wrong or 'none'}.")
         return chosen
 
     @cached_property
@@ -179,14 +179,14 @@ class MoEModel:
         return partial(load, self.checkpoint.path, **options), ()
 
     def __repr__(self) -> str:
-        moe = f", MoE layers {_ranges(self.moe_layers)}" if self.moe_layers else ", dense"
+        moe = f", MoE layers {ranges(self.moe_layers)}" if self.moe_layers else ", dense"
         return f"MoEModel({self.name!r}, family={self.family!r}, {self.num_layers} layers{moe})"
 
 
 Source = MoEModel | PreTrainedModel | str | Path  # what `load` opens
 
 
-def _ranges(numbers: Sequence[int]) -> str:
+def ranges(numbers: Sequence[int]) -> str:
     """`(1, 2, 3, 7)` as `1-3, 7`."""
     runs: list[list[int]] = []
     for number in numbers:

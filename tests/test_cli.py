@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from moe_probe.cli import parse_layers
+from moe_probe.results import load_result
 
 ROOT = Path(__file__).parents[1]
 
@@ -26,12 +27,6 @@ def test_static_writes_results_and_figures_and_redraws_them(tmp_path):
         path.unlink()
     assert run("figures", tmp_path).returncode == 0
     assert sorted(path.name for path in (tmp_path / "figures").iterdir()) == drawn
-
-
-def test_info_tells_what_the_model_is_made_of():
-    out = run("info", "ckpt/tiny-mixtral").stdout
-    assert "707,136" in out
-    assert "8 ffn" in out
 
 
 @pytest.mark.parametrize(
@@ -54,3 +49,52 @@ def test_bad_input_ends_with_one_sentence_and_code_2(arguments, words):
 
 def test_layers_are_read_as_people_write_them():
     assert parse_layers("0,5,10-12") == [0, 5, 10, 11, 12]
+
+
+@pytest.mark.parametrize(
+    ("folder", "words"),
+    [
+        ("tiny-mistral", ["mistral", "188,992 in all, 188,992 active", "bfloat16"]),
+        ("tiny-mixtral", ["8 ffn; 96 neurons", "707,136 in all"]),
+        ("tiny-deepseek-moe", ["16 ffn + 2 shared", "3: 1-3"]),
+        ("tiny-grok-1", ["674,880 in all", "int8 with scales", "50 files"]),
+        ("tiny-moe-plus-plus", ["8 ffn, 2 constant, 1 copy, 1 zero", "leave them out", "at most"]),
+        ("tiny-mh-moe", ["336,960 in all", "2: 1, 3", "per sub-token"]),
+        ("tiny-x-moe", ["469,824 in all", "1 per token"]),
+    ],
+)
+def test_info_says_what_a_checkpoint_is_made_of(folder, words):
+    done = run("info", f"ckpt/{folder}")
+    assert done.returncode == 0, done.stderr
+    text = " ".join(done.stdout.replace("│", " ").split())
+    for word in words:
+        assert word in text
+
+
+def test_dynamic_writes_results_and_convert_a_folder(tmp_path):
+    (tmp_path / "texts.jsonl").write_text('{"text": "def f(x):", "domain": "code"}\n{"text": "1 + 1 = 2"}\n')
+    names = ["--analysis", "output_similarity", "--analysis", "gate_choices"]
+    options = ["--texts", tmp_path / "texts.jsonl", "--baseline", "ckpt/tiny-mistral", "-o", tmp_path / "out"]
+    done = run("dynamic", "ckpt/tiny-mixtral", *names, *options)
+    assert done.returncode == 0, done.stderr
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["gate_choices.nc", "output_similarity.nc"]
+    assert load_result(tmp_path / "out" / "output_similarity.nc").expert.values[-1] == "F"
+    done = run("convert", "ckpt/tiny-grok-1", tmp_path / "grok", "--keep-int8")
+    assert done.returncode == 0, done.stderr
+    again = run("convert", "ckpt/tiny-grok-1", tmp_path / "grok")
+    assert again.returncode == 2
+    assert "exists already" in " ".join(again.stderr.split())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--texts", "none.txt"], "no file of texts"),
+        (["--texts", "README.md", "--analysis", "nonesuch"], "no dynamic analysis 'nonesuch'"),
+        (["--texts", "README.md", "--layers", "9"], "has the MoE layers 0-3"),
+    ],
+)
+def test_bad_input_of_dynamic_is_one_sentence(arguments, sentence, tmp_path):
+    done = run("dynamic", "ckpt/tiny-mixtral", *arguments, "-o", tmp_path)
+    assert done.returncode == 2
+    assert sentence in " ".join(done.stderr.split())

@@ -19,7 +19,7 @@ ALLOWED = {
     "dynamic": HANDLE,
     "intervene": HANDLE,
     "plotting": {"errors"},
-    "cli": {"errors", "model", "results", "static", "dynamic", "intervene", "plotting", "convert"},
+    "cli": {"errors", "checkpoint", "model", "results", "static", "dynamic", "intervene", "plotting", "convert"},
     "__init__": {"model", "static", "dynamic", "intervene", "plotting", "convert"},
 }
 
