@@ -84,8 +84,8 @@ class Converted(Mapping[str, LazyTensor]):
         """Tensors are stacked in the order of their numbers, which must therefore have no gap."""
         numbers: dict[str, list[int]] = defaultdict(list)
         for pattern, key in sources:
-            if "*" in pattern:
-                found = re.search(re.escape(pattern).replace(r"\*", r"(\d+)"), key)
+            found = re.search(re.escape(pattern).replace(r"\*", r"(\d+)"), key)
+            if "*" in pattern and found:  # a pattern of renamed keys does not match the published one
                 numbers[pattern].append(int(found[1]))
         for pattern, found in numbers.items():
             missing = set(range(found[0], found[0] + len(found))).difference(found)

@@ -122,6 +122,8 @@ def test_missing_unexpected_and_misshaped_keys_are_named(tmp_path):
 
     refused({k: v for k, v in tensors.items() if k != key}, r"layers\.2\.mlp\.experts\.gate_up_proj")
     refused({k: v for k, v in tensors.items() if k != "model.norm.weight"}, r"'model\.norm\.weight'")
+    shifted = {k.replace("layers.2.mlp.experts.7.", "layers.2.mlp.experts.16."): v for k, v in tensors.items()}
+    refused(shifted, r"layers\.2\.mlp\.experts\.gate_up_proj.*number 7 is missing among 0 to 16")
     refused(tensors | {key: tensors[key][:5].clone()}, r"layers\.2\.mlp\.experts\.gate_up_proj")
     refused(tensors | {"lm_head.weight": torch.ones(3, 64)}, r"lm_head.*\(3, 64\).*\(320, 64\)")
     refused(tensors | {"model.layers.4.mlp.extra": torch.ones(1)}, r"'model\.layers\.4\.mlp\.extra' belongs to no")
