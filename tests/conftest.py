@@ -1,19 +1,27 @@
 """Fixtures: tiny checkpoints in their published layout, and the values that the original code computes on them."""
 
+import os
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 from safetensors.torch import load_file
 
 import moe_probe
 
 FIXTURES = Path(__file__).parent / "fixtures"
 
+# `make test` gives the same verdict each time; HYPOTHESIS_PROFILE=explore looks further, with new examples each run
+settings.register_profile("same", deadline=None, derandomize=True)
+settings.register_profile("explore", deadline=None, max_examples=2000)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))
+
 
 @pytest.fixture(scope="session")
 def golden():
     """Values of every experiment of arXiv 2406.18219, by `<family>.<name>...`."""
-    return load_file(FIXTURES / "look_into_moes" / "golden.safetensors")
+    folder = FIXTURES / "look_into_moes"
+    return load_file(folder / "golden.safetensors") | load_file(folder / "golden_grok1.safetensors")
 
 
 @pytest.fixture(scope="session")
@@ -29,3 +37,8 @@ def mistral():
 @pytest.fixture(scope="session")
 def deepseek():
     return moe_probe.load(FIXTURES / "deepseek" / "checkpoint")
+
+
+@pytest.fixture(scope="session")
+def grok():
+    return moe_probe.load(FIXTURES / "grok1_hf" / "checkpoint")

@@ -147,16 +147,15 @@ class LazyTensor(ABC):
         return self.select(dim % self.ndim, 0) if self.shape[dim] == 1 else self
 
     def split(self, sizes: int | Sequence[int], dim: int = 0) -> tuple[LazyTensor, ...]:
-        total = self.shape[dim]
-        if isinstance(sizes, int):
-            sizes = [min(sizes, total - start) for start in range(0, total, sizes)]
-        if sum(sizes) != total:
-            raise ValueError(f"sizes {list(sizes)} do not add up to {total}")
-        starts = [sum(sizes[:i]) for i in range(len(sizes))]
-        return tuple(self.narrow(dim % self.ndim, start, size) for start, size in zip(starts, sizes, strict=True))
+        return self._pieces(torch.empty(self.shape, device="meta").split(sizes, dim), dim)
 
     def chunk(self, chunks: int, dim: int = 0) -> tuple[LazyTensor, ...]:
-        return self.split(-(-self.shape[dim] // chunks), dim)
+        return self._pieces(torch.empty(self.shape, device="meta").chunk(chunks, dim), dim)
+
+    def _pieces(self, like: Sequence[torch.Tensor], dim: int) -> tuple[LazyTensor, ...]:
+        sizes = [piece.shape[dim] for piece in like]
+        starts = [sum(sizes[:i]) for i in range(len(sizes))]
+        return tuple(self.narrow(dim % self.ndim, start, size) for start, size in zip(starts, sizes, strict=True))
 
     def unbind(self, dim: int = 0) -> tuple[LazyTensor, ...]:
         return tuple(self.select(dim % self.ndim, i) for i in range(self.shape[dim]))

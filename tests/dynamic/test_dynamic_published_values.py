@@ -8,11 +8,12 @@ from conftest import FIXTURES
 import moe_probe
 from moe_probe import dynamic
 
-BASELINES = {"mixtral": "mistral", "deepseek": None}
+BASELINES = {"mixtral": "mistral", "deepseek": None, "grok": None}
+FOLDERS = {"grok": "grok1_hf"}
 
 
 def open_model(family):
-    return None if family is None else moe_probe.load(FIXTURES / family / "checkpoint")
+    return None if family is None else moe_probe.load(FIXTURES / FOLDERS.get(family, family) / "checkpoint")
 
 
 def assert_close(found, expected, atol=0.0, rtol=0.0):

@@ -7,7 +7,7 @@ import torch
 from moe_probe import static
 from moe_probe.static.alignment import align
 
-FAMILIES = ["mixtral", "deepseek"]
+FAMILIES = ["mixtral", "deepseek", "grok"]
 
 
 @pytest.fixture(params=FAMILIES)
@@ -33,7 +33,7 @@ def test_matrix_similarity_is_the_papers(case):
 def test_neuron_mean_similarity_is_the_papers_with_baseline_or_shared_block(case):
     family, model, baseline, value = case
     found = static.similarity(model, "neuron_mean", baseline=baseline, shared=family == "deepseek")
-    assert found.expert.values[-1] == ("F" if baseline else "S")
+    assert found.expert.values[-1] == {"mixtral": "F", "deepseek": "S", "grok": "7"}[family]
     by_layer(found, "cosine", value, "neuron_avg_sim", 1e-5)
 
 
