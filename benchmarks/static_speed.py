@@ -123,9 +123,13 @@ def neurons() -> None:
         start = time.perf_counter()
         reference = PCA(2, svd_solver="full").fit(rows)
         theirs_time = time.perf_counter() - start
+        axes = rows.T @ ours.coordinates.values[0, 0]  # each proportional to a component
+        axes /= np.linalg.norm(axes, axis=0)
+        along = (axes.T * reference.components_).sum(1)
+        angle = np.arcsin(np.linalg.norm(axes - reference.components_.T * along, axis=0))
         ratio = np.abs(ours.explained_variance.squeeze() / reference.explained_variance_ - 1).max()
         print(f"neuron PCA: {ours_time:.0f} s, scikit-learn {theirs_time:.0f} s: {theirs_time / ours_time:.1f}x")
-        print(f"  explained variance differs by {float(ratio):.1e} relative")
+        print(f"  explained variance differs by {float(ratio):.1e} relative, components by {angle.max():.1e} rad")
 
 
 def alignment() -> None:

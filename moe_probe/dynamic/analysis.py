@@ -16,9 +16,7 @@ from moe_probe.errors import InputError
 from moe_probe.families import Layer
 from moe_probe.results import provenance, with_attrs
 
-ROUTING, OUTPUTS, ACTIVATIONS, BASELINE, SHARED_OUTPUT = "routing", "outputs", "activations", "baseline", "shared"
-
-
+OUTPUTS, SELECTED, ACTIVATIONS, BASELINE, LOGITS = "outputs", "selected outputs", "activations", "baseline", "logits"
 TOKEN_FIELDS = ("document", "position", "token_id", "label")
 
 
@@ -35,6 +33,8 @@ class LayerBatch:
         top_k_weights: what multiplies their outputs, (n, k), float32.
         expert_input: (n, w), w the width of an expert's input, in the compute dtype.
         routed_output: the weighted sum, (n, w).
+        block_output: of the whole MoE block, with the shared experts' part, (tokens, d).
+        selected_outputs: unweighted outputs of the chosen experts, (n, k, w); None unless needed.
         outputs: unweighted outputs of all experts, (E, n, w); None unless needed.
         activations: act(gate projection) of all experts with weights, (E_ffn, n, ff); None unless needed.
         shared_output: of the shared block, (tokens, d); None unless needed and there.
@@ -49,6 +49,8 @@ class LayerBatch:
     top_k_weights: torch.Tensor
     expert_input: torch.Tensor
     routed_output: torch.Tensor
+    block_output: torch.Tensor
+    selected_outputs: torch.Tensor | None = None
     outputs: torch.Tensor | None = None
     activations: torch.Tensor | None = None
     shared_output: torch.Tensor | None = None
@@ -60,9 +62,28 @@ class LayerBatch:
         """Whether an expert was chosen, (n, E), float32."""
         return torch.zeros_like(self.router_logits).scatter_(1, self.top_k_index, 1.0)
 
+    @property
+    def weights(self) -> torch.Tensor:
+        """The applied weight of every expert, 0 where it was not chosen, (n, E), float32."""
+        return torch.zeros_like(self.router_logits).scatter_add_(1, self.top_k_index, self.top_k_weights)
+
+    @property
+    def first_choice(self) -> torch.Tensor:
+        """The chosen expert with the largest score, (n,), int64."""
+        best = self.scores.gather(1, self.top_k_index).argmax(1, keepdim=True)
+        return self.top_k_index.gather(1, best)[:, 0]
+
+    @property
+    def labels(self) -> np.ndarray:
+        """The document label of each row, (n,)."""
+        return np.repeat(self.tokens.label, self.layer.subtokens)
+
 
 class Analysis(ABC):
     """A statistic that grows with batches of tokens and merges with another one of its kind.
+
+    An analysis that needs nothing besides routing is given whole documents at a time; the others are given as many
+    tokens as memory allows.
 
     Attributes:
         name: the analysis in results and on the command line.
@@ -75,6 +96,10 @@ class Analysis(ABC):
     @abstractmethod
     def update(self, batch: LayerBatch) -> None:
         """Take in some tokens' behaviour in one layer."""
+
+    def update_logits(self, tokens: Tokens, logits: torch.Tensor) -> None:
+        """Take in the model's output (tokens, vocabulary), where LOGITS is needed."""
+        raise NotImplementedError(f"{self.name} needs the model's output, but takes none.")
 
     @abstractmethod
     def merge(self, other: Self) -> None:
@@ -109,7 +134,8 @@ class Analysis(ABC):
 class Sums(Analysis):
     """An analysis whose state is a few sums per layer.
 
-    `measure` gives a batch's sums, `dataset` turns the totals into variables.
+    `measure` gives a batch's sums, `dataset` turns the totals into variables. Names that begin with `least_` or
+    `most_` stand for extremes instead of sums.
     """
 
     def __init__(self) -> None:
@@ -142,13 +168,26 @@ class Sums(Analysis):
     def _add(self, layer: int, sums: dict[str, np.ndarray]) -> None:
         known = self._sums.setdefault(layer, {})
         for name, value in sums.items():
-            known[name] = known[name] + value if name in known else value
+            known[name] = _combine(name)(known[name], value) if name in known else value
 
     def result(self, model: Any, corpus: Corpus) -> xr.Dataset:
         layers = sorted(self._sums)
+        _require_alike({layer: {k: v.shape for k, v in self._sums[layer].items()} for layer in layers})
         sums = {name: np.stack([self._sums[layer][name] for layer in layers]) for name in self._sums[layers[0]]}
         variables, coords = self.dataset(layers, sums)
         return with_attrs(variables, {"layer": layers, **coords}, self.attrs(model, corpus))
+
+
+def _combine(name: str) -> np.ufunc:
+    return {"least": np.minimum, "most": np.maximum}.get(name.split("_")[0], np.add)
+
+
+def _require_alike(shapes: dict[int, dict[str, tuple[int, ...]]]) -> None:
+    """Raises: InputError: the layers' statistics cannot be stacked."""
+    first, *others = shapes
+    other = next((layer for layer in others if shapes[layer] != shapes[first]), None)
+    if other is not None:
+        raise InputError(f"Layers {first} and {other} are made differently; choose layers= that are alike.")
 
 
 class Rows(Analysis):
@@ -171,7 +210,7 @@ class Rows(Analysis):
         """Each variable's dimensions after (layer, token[, subtoken]), and coordinates for them."""
 
     def update(self, batch: LayerBatch) -> None:
-        values = {name: np.asarray(value.float().cpu()) for name, value in self.measure(batch).items()}
+        values = {name: _array(value) for name, value in self.measure(batch).items()}
         self._subtokens = batch.layer.subtokens
         self._rows.setdefault(batch.layer.index, []).append((batch.tokens, values))
 
@@ -213,10 +252,9 @@ class Rows(Analysis):
                 stacked.setdefault(name, []).append(values[order])
         tokens = tokens[order]
         middle = ("layer", "token", "subtoken")
+        _require_alike({at: {k: v[i].shape for k, v in stacked.items()} for i, at in enumerate(layers)})
         variables = {}
         for name, values in stacked.items():
-            if len({value.shape for value in values}) > 1:
-                raise InputError(f"The layers' {name} have different shapes; choose layers= that are alike.")
             array = np.stack(values)
             variables[name] = ((*middle[: array.ndim - len(extra[name])], *extra[name]), array)
         return with_attrs(
@@ -224,8 +262,17 @@ class Rows(Analysis):
         )
 
 
+def _array(value: torch.Tensor) -> np.ndarray:
+    return np.asarray((value.float() if value.is_floating_point() else value).cpu())
+
+
 def _concatenate(parts: list[Tokens]) -> Tokens:
     return Tokens(*(np.concatenate([getattr(part, field) for part in parts]) for field in TOKEN_FIELDS))
+
+
+def expert_labels(model: Any, layer: int) -> list[str]:
+    """Labels of a layer's routed experts, of all kinds."""
+    return [str(expert) for expert in range(model.layer(layer).num_experts)]
 
 
 def token_coords(tokens: Tokens, corpus: Corpus) -> dict[str, tuple[str, Any]]:

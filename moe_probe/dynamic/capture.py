@@ -31,6 +31,7 @@ class Event:
         expert_input: (n, w).
         top_k_index, top_k_weights: chosen experts and what multiplies their outputs, (n, k).
         routed_output: the weighted sum, (n, w).
+        block_output: of the whole block, (tokens, d).
         shared_output: of the shared block, (tokens, d), where there is one.
     """
 
@@ -40,6 +41,7 @@ class Event:
     top_k_index: torch.Tensor
     top_k_weights: torch.Tensor
     routed_output: torch.Tensor
+    block_output: torch.Tensor
     shared_output: torch.Tensor | None = None
 
 
@@ -97,7 +99,7 @@ def _hook(watch: Watch, on_event: Callable[[Event, Watch], None], owner: object 
     def on_block(module: nn.Module, args: tuple, output: Any) -> None:
         if OWNER.get() is not owner:
             return
-        event = _event(watch)
+        event = _event(watch, output if isinstance(output, torch.Tensor) else output[0])
         watch.parts.clear()
         if watch.calls == 0:
             _check(event)
@@ -117,7 +119,7 @@ def _hook(watch: Watch, on_event: Callable[[Event, Watch], None], owner: object 
     return handles
 
 
-def _event(watch: Watch) -> Event:
+def _event(watch: Watch, block_output: torch.Tensor) -> Event:
     index = watch.site.layer.index
     if "call" not in watch.parts or "router" not in watch.parts:
         raise FamilyError(f"Layer {index} ran without calling its router or its experts; it cannot be watched.")
@@ -130,6 +132,7 @@ def _event(watch: Watch) -> Event:
         top_k_index=top_k_index.long(),
         top_k_weights=top_k_weights,
         routed_output=output.reshape(rows.shape),
+        block_output=block_output.reshape(-1, block_output.shape[-1]),
         shared_output=watch.parts.get("shared"),
     )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 
@@ -11,12 +11,12 @@ import psutil
 import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from moe_probe.dynamic.analysis import ACTIVATIONS, BASELINE, OUTPUTS, Analysis, LayerBatch
+from moe_probe.dynamic.analysis import ACTIVATIONS, BASELINE, LOGITS, OUTPUTS, SELECTED, Analysis, LayerBatch
 from moe_probe.dynamic.baseline import DenseTap
 from moe_probe.dynamic.capture import Event, Watch, capture
 from moe_probe.dynamic.corpus import Batch, Corpus, Tokens
 from moe_probe.dynamic.resume import Progressed
-from moe_probe.dynamic.sites import decoder_layers, find_sites
+from moe_probe.dynamic.sites import Site, decoder_layers, find_sites
 from moe_probe.dynamic.spill import Spill
 from moe_probe.dynamic.steps import Forward, stepping
 from moe_probe.dynamic.weights import StreamedModule
@@ -26,16 +26,18 @@ from moe_probe.model import MoEModel
 
 CHUNK_BYTES = 1 << 27  # of all experts' outputs held at once
 SPILL_BYTES = 1 << 30  # hidden states of a whole corpus beyond this wait on disk
+COMPUTED = frozenset({OUTPUTS, SELECTED, ACTIVATIONS, BASELINE})  # in chunks of tokens
 RESIDENT_SHARE = 0.8  # of the free memory that a model may take to be loaded whole
 
 
 class Runner:
-    """A model that a pass goes through: in memory, or a layer at a time."""
+    """A model that a pass goes through: in memory, or a layer at a time; its decoder alone, or up to the head."""
 
-    def __init__(self, model: MoEModel, layerwise: bool):
-        self.streamed = StreamedModule(model) if layerwise else None
+    def __init__(self, model: MoEModel, layerwise: bool, head: bool = False):
+        self.streamed = StreamedModule(model, head) if layerwise else None
         self.module = model.module if self.streamed is None else self.streamed.module
         self.decoder, self.layers = decoder_layers(self.module)
+        self.runs = self.module if head else self.decoder
         self.device = self.decoder.get_input_embeddings().weight.device
 
     def each_layer(self, stop: int) -> Iterator[int]:
@@ -43,12 +45,12 @@ class Runner:
         return iter(range(stop)) if self.streamed is None else self.streamed.each_layer(stop)
 
     def start(self, batch: Batch, owner: object, spill: Spill | None = None) -> Forward:
-        """A forward pass of the decoder that waits at its first layer."""
+        """A forward pass that waits at its first layer."""
         inputs = {"input_ids": batch.input_ids().to(self.device), "use_cache": False}
         mask = batch.attention_mask()
         if not mask.all():
             inputs["attention_mask"] = mask.to(self.device)
-        forward = Forward(self.decoder, inputs, owner, spill)
+        forward = Forward(self.runs, inputs, owner, spill)
         forward.advance()
         return forward
 
@@ -103,7 +105,7 @@ class Pass:
             FamilyError: the model's MoE layers cannot be watched.
             WeightError: weights are missing, or values are not finite.
         """
-        runner = Runner(self.model, self.layerwise)
+        runner = Runner(self.model, self.layerwise, LOGITS in self.needs)
         dense = None
         if BASELINE in self.needs and self.baseline is not None:
             dense = Runner(self.baseline, self.layerwise)
@@ -133,6 +135,7 @@ class Pass:
             forwards = [part.start(batch, self) for part in (dense, runner) if part is not None]
             for _ in range(self._stop):
                 self._advance(batch, forwards)
+            self._take_logits(batch, forwards[-1])
             for forward in forwards:
                 forward.close()
             progress.advance(task)
@@ -154,6 +157,9 @@ class Pass:
                     progress.advance(task)
                 if self.progressed and not self.ignored:
                     self.progressed.save(self.analyses, indices[0] + 1)
+            self.ignored = False
+            for batch, waiting in zip(self.batches, forwards, strict=True):
+                self._take_logits(batch, waiting[-1])
         finally:
             for forward in (forward for waiting in forwards for forward in waiting):
                 forward.close()
@@ -162,7 +168,16 @@ class Pass:
 
     @property
     def _stop(self) -> int:
-        return max(self.layers) + 1
+        return self.model.num_layers if LOGITS in self.needs else max(self.layers) + 1
+
+    def _take_logits(self, batch: Batch, forward: Forward) -> None:
+        if LOGITS not in self.needs:
+            return
+        logits = forward.output.logits.flatten(0, 1)
+        kept = logits[batch.attention_mask().flatten().bool().to(logits.device)]
+        for analysis in self.analyses:
+            if LOGITS in analysis.needs:
+                analysis.update_logits(batch.tokens(), kept)
 
     def _spill(self, part: Runner) -> Spill | None:
         width = self.model.hidden_size * part.decoder.dtype.itemsize
@@ -180,45 +195,33 @@ class Pass:
             return
         layer = event.site.layer
         keep = self.keep.to(event.expert_input.device)
-        rows = keep.repeat_interleave(layer.subtokens)
-        logits = event.router_logits[rows].float()
-        self._require_finite(layer.index, logits, "router logits", layer.subtokens)
-        routed = event.routed_output[rows]
-        self._require_finite(layer.index, routed, "expert outputs", layer.subtokens)
-        whole = {
-            "router_logits": logits,
-            "scores": watch.scores(logits).float(),
-            "top_k_index": event.top_k_index[rows],
-            "top_k_weights": event.top_k_weights[rows].float(),
-            "expert_input": event.expert_input[rows],
-            "routed_output": routed,
-        }
-        per_token = {}
+        values = per_row(event, watch, keep)
+        self._require_finite(layer.index, values["router_logits"], "router logits", layer.subtokens)
+        self._require_finite(layer.index, values["routed_output"], "expert outputs", layer.subtokens)
+        per_token = {"block_output": event.block_output[keep]}
         if event.shared_output is not None:
             per_token["shared_output"] = event.shared_output[keep]
         if BASELINE in self.needs and self.baseline is not None:
             per_token["baseline_output"] = self.tap.output[keep]
             if ACTIVATIONS in self.needs:
                 per_token["baseline_activation"] = self.tap.activation[keep]
-        for start in range(0, len(self.tokens), self._chunk(layer)):
-            tokens = slice(start, start + self._chunk(layer))
-            part = slice(tokens.start * layer.subtokens, tokens.stop * layer.subtokens)
-            values = {name: value[part] for name, value in whole.items()}
-            values |= {name: value[tokens] for name, value in per_token.items()}
-            if ACTIVATIONS in self.needs:
-                values["outputs"], values["activations"] = event.site.all_outputs_and_activations(
-                    values["expert_input"]
-                )
-            elif OUTPUTS in self.needs:
-                values["outputs"] = event.site.all_outputs(values["expert_input"])
-            batch = LayerBatch(layer, self.tokens[tokens], **values)
-            for analysis in self.analyses:
+        of_routing = [analysis for analysis in self.analyses if not analysis.needs & COMPUTED]
+        of_outputs = [analysis for analysis in self.analyses if analysis.needs & COMPUTED]
+        if of_routing:
+            batch = LayerBatch(layer, self.tokens, **values, **per_token)
+            for analysis in of_routing:
+                analysis.update(batch)
+        step = self._chunk(layer)
+        for start in range(0, len(self.tokens) if of_outputs else 0, step):
+            tokens, rows = slice(start, start + step), slice(start * layer.subtokens, (start + step) * layer.subtokens)
+            part = {name: value[rows] for name, value in values.items()}
+            part |= {name: value[tokens] for name, value in per_token.items()}
+            batch = LayerBatch(layer, self.tokens[tokens], **part, **compute(event.site, part, self.needs))
+            for analysis in of_outputs:
                 analysis.update(batch)
 
     def _chunk(self, layer: Layer) -> int:
         """Tokens whose outputs of all experts are held at once."""
-        if not self.needs & {OUTPUTS, ACTIVATIONS}:
-            return len(self.tokens)
         width = max(layer.hidden_size, layer.intermediate_size * layer.subtokens * (ACTIVATIONS in self.needs))
         return max(1, CHUNK_BYTES // (4 * layer.num_experts * width))
 
@@ -230,6 +233,32 @@ class Pass:
                 f"Layer {layer}: the {name} are not finite in document {self.tokens.document[token]}, position "
                 f"{self.tokens.position[token]}; the weights are damaged or overflow in {self.model.dtype}."
             )
+
+
+def per_row(event: Event, watch: Watch, keep: torch.Tensor) -> dict[str, torch.Tensor]:
+    """What a `LayerBatch` has of every row of the tokens to keep, (places,) bool."""
+    rows = keep.repeat_interleave(event.site.layer.subtokens)
+    logits = event.router_logits[rows].float()
+    return {
+        "router_logits": logits,
+        "scores": watch.scores(logits).float(),
+        "top_k_index": event.top_k_index[rows],
+        "top_k_weights": event.top_k_weights[rows].float(),
+        "expert_input": event.expert_input[rows],
+        "routed_output": event.routed_output[rows],
+    }
+
+
+def compute(site: Site, values: Mapping[str, torch.Tensor], needs: frozenset[str]) -> dict[str, torch.Tensor]:
+    """What the experts are asked beyond the forward pass."""
+    computed = {}
+    if ACTIVATIONS in needs:
+        computed["outputs"], computed["activations"] = site.all_outputs_and_activations(values["expert_input"])
+    elif OUTPUTS in needs:
+        computed["outputs"] = site.all_outputs(values["expert_input"])
+    if SELECTED in needs:
+        computed["selected_outputs"] = site.selected_outputs(values["expert_input"], values["top_k_index"])
+    return computed
 
 
 def choose_execution(model: MoEModel, execution: str) -> bool:

@@ -24,6 +24,8 @@ OUTSIDE = {
     "Llama4TextMoe": "it multiplies the experts' inputs, not their outputs, by the router's scores",
     "JetMoeMoE": "its experts are no module of their own: rows are sorted by expert inside the block",
 }
+# experts that cannot be called with one choice per token: they get a second one, of weight 0, to the last expert
+TWO_CHOICES = {"LongcatFlashExperts"}
 
 
 @dataclass(frozen=True)
@@ -69,10 +71,20 @@ class Site:
                 config._experts_implementation = usual
         return outputs, torch.stack(seen)
 
+    def selected_outputs(self, rows: torch.Tensor, top_k_index: torch.Tensor) -> torch.Tensor:
+        """The chosen experts' unweighted outputs: (n, w) and (n, k) to (n, k, w)."""
+        return torch.stack([self._apply(rows, chosen[:, None]) for chosen in top_k_index.unbind(1)], dim=1)
+
     def output(self, rows: torch.Tensor, expert: int) -> torch.Tensor:
         """One expert's unweighted output on every row, (n, w): all rows go to it, with weight 1."""
-        index = torch.full((len(rows), 1), expert, dtype=torch.long, device=rows.device)
-        return self.experts.forward(rows, index, torch.ones_like(index, dtype=rows.dtype)).reshape(rows.shape)
+        return self._apply(rows, torch.full((len(rows), 1), expert, dtype=torch.long, device=rows.device))
+
+    def _apply(self, rows: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+        weights = torch.ones_like(index, dtype=rows.dtype)
+        if type(self.experts).__name__ in TWO_CHOICES:
+            index = torch.cat([index, torch.full_like(index, self.layer.num_experts - 1)], dim=1)
+            weights = torch.cat([weights, torch.zeros_like(weights)], dim=1)
+        return self.experts.forward(rows, index, weights).reshape(rows.shape)
 
 
 def find_sites(module: PreTrainedModel, layers: Sequence[int] | None = None) -> dict[int, Site]:

@@ -22,12 +22,16 @@ from moe_probe.model import MoEModel
 class StreamedModule:
     """The torch module of a model, empty but for its small parts, and its layers one at a time.
 
+    Args:
+        model: opened from files.
+        head: whether the head is loaded too.
+
     Attributes:
         module: on the meta device, with its buffers; embeddings, norms and head are loaded.
         decoder, layers: the part of it that is run, and its decoder layers.
     """
 
-    def __init__(self, model: MoEModel):
+    def __init__(self, model: MoEModel, head: bool = False):
         self.device, self.dtype = torch.device(model.device or "cpu"), model.dtype
         self.module = empty_module(model)
         self.decoder, self.layers = decoder_layers(self.module)
@@ -35,7 +39,7 @@ class StreamedModule:
         self.tensors.check()
         names = {id(child): name for name, child in self.module.named_modules()}
         self.prefixes = [names[id(layer)] + "." for layer in self.layers]
-        inside = names[id(self.decoder)] + "." if names[id(self.decoder)] else ""
+        inside = names[id(self.decoder)] + "." if names[id(self.decoder)] and not head else ""
         outer = [n for n in self._names("") if n.startswith(inside) and not n.startswith(tuple(self.prefixes))]
         self._place(self._read(outer))
         self.module.to(self.device) if self.device.type != "cpu" else None

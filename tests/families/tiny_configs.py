@@ -66,6 +66,9 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "longcat_flash": {"num_layers": LAYERS, "zero_expert_num": 2, "num_hidden_layers": 2 * LAYERS},
     "zaya": {"num_experts_per_tok": 1},
 }
+LATENT_ATTENTION = "axk1 axk2 deepseek_v2 deepseek_v3 deepseek_v32 glm4_moe_lite glm_moe_dsa longcat_flash".split()
+for name in LATENT_ATTENTION:  # one key and value head per query head
+    OVERRIDES.setdefault(name, {})["num_key_value_heads"] = SHRUNK["num_attention_heads"]
 
 
 def tiny_config(model_type: str) -> PreTrainedConfig:

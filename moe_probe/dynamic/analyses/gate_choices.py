@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from moe_probe.dynamic.analysis import LayerBatch, Rows
+from moe_probe.dynamic.analysis import LayerBatch, Rows, expert_labels
 
 
 class GateChoices(Rows):
@@ -23,7 +23,7 @@ class GateChoices(Rows):
     name = "gate_choices"
 
     def measure(self, batch: LayerBatch) -> dict[str, torch.Tensor]:
-        return {"weight": torch.zeros_like(batch.router_logits).scatter_add_(1, batch.top_k_index, batch.top_k_weights)}
+        return {"weight": batch.weights}
 
     def dims(self, model: Any, layers: list[int]) -> tuple[dict[str, tuple[str, ...]], dict]:
-        return {"weight": ("expert",)}, {"expert": [str(e) for e in range(model.layer(layers[0]).num_experts)]}
+        return {"weight": ("expert",)}, {"expert": expert_labels(model, layers[0])}

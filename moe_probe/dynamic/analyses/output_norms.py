@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from moe_probe.dynamic.analysis import OUTPUTS, LayerBatch, Rows
+from moe_probe.dynamic.analysis import OUTPUTS, LayerBatch, Rows, expert_labels
 
 
 class OutputNorms(Rows):
@@ -29,5 +29,4 @@ class OutputNorms(Rows):
         return {"norm": norm, "score": batch.scores, "chosen": batch.selected}
 
     def dims(self, model: Any, layers: list[int]) -> tuple[dict[str, tuple[str, ...]], dict]:
-        labels = [str(expert) for expert in range(model.layer(layers[0]).num_experts)]
-        return {name: ("expert",) for name in ("norm", "score", "chosen")}, {"expert": labels}
+        return {name: ("expert",) for name in ("norm", "score", "chosen")}, {"expert": expert_labels(model, layers[0])}

@@ -1,0 +1,291 @@
+"""Routing traces: Parquet files with a row per choice, and what is needed to analyse them without the model."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset as pads
+import pyarrow.parquet as pq
+import torch
+import xarray as xr
+
+from moe_probe.dynamic.analysis import Analysis, LayerBatch
+from moe_probe.dynamic.corpus import Corpus, Document, Tokens
+from moe_probe.errors import InputError
+from moe_probe.families import Layer
+
+CARD, DOCUMENTS = "trace.json", "documents.parquet"
+FILE_ROWS = 1 << 17  # choices per file
+LOGITS = pa.list_(pa.float32())
+TEXT = pa.dictionary(pa.int32(), pa.string())
+SCHEMA = pa.schema(
+    [
+        ("document", pa.int32()),
+        ("position", pa.int32()),
+        ("subtoken", pa.int16()),
+        ("token_id", pa.int32()),
+        ("label", TEXT),
+        ("layer", pa.int16()),
+        ("rank", pa.int16()),
+        ("expert", pa.int16()),
+        ("kind", TEXT),
+        ("logit", pa.float32()),
+        ("score", pa.float32()),
+        ("weight", pa.float32()),
+        ("norm", pa.float32()),
+        ("router_logits", LOGITS),
+        ("scores", LOGITS),
+    ]
+)
+
+
+def to_table(batch: LayerBatch) -> pa.Table:
+    """A batch's choices, a row each, rank 0 first."""
+    n, k = batch.top_k_index.shape
+    parts = batch.layer.subtokens
+    order = batch.scores.gather(1, batch.top_k_index).argsort(dim=1, descending=True, stable=True)
+    expert = batch.top_k_index.gather(1, order)
+
+    def flat(values: torch.Tensor) -> np.ndarray:
+        return values.float().flatten().cpu().numpy()
+
+    def per_row(values: np.ndarray) -> np.ndarray:
+        return np.repeat(values, k)
+
+    def on_first(values: torch.Tensor) -> pa.Array:
+        """A list of all experts' values on rank 0, null on the others."""
+        ends = np.repeat(np.arange(1, n + 1) * values.shape[1], k)
+        offsets = np.concatenate([[0], ends]).astype(np.int32)
+        empty = np.arange(n * k) % k != 0
+        return pa.ListArray.from_arrays(pa.array(offsets), pa.array(flat(values)), mask=pa.array(empty))
+
+    tokens = batch.tokens
+    norm = None if batch.selected_outputs is None else batch.selected_outputs.float().norm(dim=-1).gather(1, order)
+    kinds = np.asarray(batch.layer.expert_kinds)[expert.cpu().numpy()].flatten()
+    columns = {
+        "document": np.repeat(tokens.document, parts * k),
+        "position": np.repeat(tokens.position, parts * k),
+        "subtoken": per_row(np.tile(np.arange(parts), len(tokens))),
+        "token_id": np.repeat(tokens.token_id, parts * k),
+        "label": pa.array(np.repeat(tokens.label.astype(str), parts * k)).dictionary_encode(),
+        "layer": np.full(n * k, batch.layer.index),
+        "rank": np.tile(np.arange(k), n),
+        "expert": expert.flatten().cpu().numpy(),
+        "kind": pa.array(kinds).dictionary_encode(),
+        "logit": flat(batch.router_logits.gather(1, expert)),
+        "score": flat(batch.scores.gather(1, expert)),
+        "weight": flat(batch.top_k_weights.gather(1, order)),
+        "norm": pa.nulls(n * k, pa.float32()) if norm is None else flat(norm),
+        "router_logits": on_first(batch.router_logits),
+        "scores": on_first(batch.scores),
+    }
+    return pa.table({field.name: _column(columns[field.name], field) for field in SCHEMA}, schema=SCHEMA)
+
+
+def _column(values: Any, field: pa.Field) -> pa.Array:
+    return values.cast(field.type) if isinstance(values, pa.Array) else pa.array(values, field.type)
+
+
+def write_file(table: pa.Table, path: Path) -> None:
+    """Write one Parquet file; it appears under its name only when it is complete."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        pq.write_table(table.unify_dictionaries(), partial, compression="zstd")
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def finish(folder: Path, files: Sequence[str], model: Any, corpus: Corpus, layers: Sequence[int]) -> None:
+    """Write what makes the folder a trace: its documents and the card. Files of interrupted runs are deleted."""
+    for stray in folder.glob("part-*.parquet"):
+        if stray.name not in files:
+            stray.unlink()
+    documents = [(d.number, d.label, np.asarray(d.ids, np.int32)) for d in corpus.documents]
+    columns = dict(zip(("number", "label", "ids"), zip(*documents, strict=True), strict=True))
+    write_file(pa.table({name: list(values) for name, values in columns.items()}), folder / DOCUMENTS)
+    card = {
+        "name": model.name,
+        "family": model.family,
+        "fingerprint": model.fingerprint,
+        "layers": [asdict(model.layer(layer)) for layer in layers],
+        "strings": {str(token): text for token, text in corpus.strings.items()},
+        "files": sorted(files),
+    }
+    partial = folder / f".{CARD}.{os.getpid()}.partial"
+    try:
+        partial.write_text(json.dumps(card), encoding="utf-8")
+        partial.replace(folder / CARD)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+@dataclass(frozen=True)
+class Trace:
+    """A recorded routing, and what its results say of the model: takes the place of a model in analyses.
+
+    Attributes:
+        folder: where it is.
+        name, family, fingerprint: of the model.
+        moe_layers: that were recorded.
+        corpus: the documents.
+        files: paths of the Parquet files.
+    """
+
+    folder: Path
+    name: str
+    family: str
+    fingerprint: str
+    moe_layers: tuple[int, ...]
+    corpus: Corpus
+    files: tuple[str, ...]
+    _layers: dict[int, Layer]
+
+    def layer(self, index: int) -> Layer:
+        """What layer `index` is made of."""
+        return self._layers[index]
+
+    @property
+    def dataset(self) -> pads.Dataset:
+        """The rows, for pyarrow, pandas, DuckDB or polars."""
+        return pads.dataset(list(self.files), format="parquet")
+
+    @property
+    def num_rows(self) -> int:
+        """Choices recorded."""
+        return self.dataset.count_rows()
+
+    def to_dataframe(self, columns: Sequence[str] | None = None) -> pd.DataFrame:
+        """The rows by layer, document, position, subtoken and rank, with the token's string."""
+        keys = ["layer", "document", "position", "subtoken", "rank"]
+        read = None if columns is None else list(dict.fromkeys([*keys, "token_id", *columns]))
+        table = self.dataset.to_table(columns=read)
+        frame = table.sort_by([(key, "ascending") for key in keys]).to_pandas()
+        frame["string"] = frame.token_id.map(self.corpus.strings)
+        return frame if columns is None else frame[[*keys, *(c for c in columns if c not in keys)]]
+
+    def batches(self) -> Iterator[LayerBatch]:
+        """The recorded batches: whole documents, layer by layer within each file's documents."""
+        for documents in self._groups():
+            rows = self.dataset.to_table(filter=pc.field("document").isin(documents))
+            for index in self.moe_layers:
+                yield self._batch(rows.filter(pc.equal(rows["layer"], index)), self._layers[index])
+
+    def _groups(self) -> Iterator[list[int]]:
+        """Document numbers whose choices fit into memory together."""
+        group: list[int] = []
+        size = 0
+        for document in self.corpus.documents:
+            group.append(document.number)
+            size += len(document.ids)
+            if size * len(self.moe_layers) * max(layer.top_k for layer in self._layers.values()) > FILE_ROWS:
+                yield group
+                group, size = [], 0
+        if group:
+            yield group
+
+    def _batch(self, rows: pa.Table, layer: Layer) -> LayerBatch:
+        rows = rows.sort_by([(key, "ascending") for key in ("document", "position", "subtoken", "rank")])
+        k = layer.top_k
+        first = rows.filter(pc.equal(rows["rank"], 0))
+        tokens = first.filter(pc.equal(first["subtoken"], 0))
+        if rows.num_rows != k * first.num_rows or first.num_rows != layer.subtokens * tokens.num_rows:
+            raise InputError(f"{self.folder}: rows of layer {layer.index} are missing; the trace is damaged.")
+
+        def of(name: str) -> torch.Tensor:
+            return torch.from_numpy(rows[name].to_numpy().copy()).view(-1, k)
+
+        def of_all(name: str) -> torch.Tensor:
+            values = first[name].combine_chunks().flatten().to_numpy(zero_copy_only=False)
+            return torch.from_numpy(values.copy()).view(-1, layer.num_experts)
+
+        nothing = torch.empty(0)
+        return LayerBatch(
+            layer=layer,
+            tokens=Tokens(
+                *(tokens[name].to_numpy().astype(np.int64) for name in ("document", "position", "token_id")),
+                np.asarray(tokens["label"].to_pylist(), dtype=object),
+            ),
+            router_logits=of_all("router_logits"),
+            scores=of_all("scores"),
+            top_k_index=of("expert").long(),
+            top_k_weights=of("weight"),
+            expert_input=nothing,
+            routed_output=nothing,
+            block_output=nothing,
+        )
+
+
+def read_trace(folder: str | Path) -> Trace:
+    """Open a trace that `RoutingTrace` has written; rows are read when asked for.
+
+    Raises:
+        InputError: the folder holds no trace, or one that was not finished, or lacks files.
+
+    Example:
+        >>> trace = read_trace("out/trace")  # doctest: +SKIP
+        >>> trace.to_dataframe(["expert", "weight"]).head()  # doctest: +SKIP
+    """
+    folder = Path(folder)
+    if not (folder / CARD).is_file():
+        unfinished = any(folder.glob("part-*.parquet"))
+        reason = "its run did not come to its end; run it again" if unfinished else f"it holds no {CARD}"
+        raise InputError(f"{folder} is no routing trace: {reason}.")
+    try:
+        card = json.loads((folder / CARD).read_text(encoding="utf-8"))
+        documents = pq.read_table(folder / DOCUMENTS).to_pylist()
+        layers = [Layer(**_tuples(layer)) for layer in card["layers"]]
+        files = tuple(str(folder / Path(name).name) for name in card["files"])
+        strings = {int(token): text for token, text in card["strings"].items()}
+        facts = {name: card[name] for name in ("name", "family", "fingerprint")}
+    except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
+        raise InputError(f"{folder} is a damaged routing trace ({error}).") from error
+    missing = next((name for name in files if not Path(name).is_file()), None)
+    if missing is not None:
+        raise InputError(f"{folder} is a damaged routing trace: {Path(missing).name} is missing.")
+    return Trace(
+        folder=folder,
+        **facts,
+        moe_layers=tuple(layer.index for layer in layers),
+        corpus=Corpus(tuple(Document(d["number"], tuple(d["ids"]), d["label"]) for d in documents), strings),
+        files=files,
+        _layers={layer.index: layer for layer in layers},
+    )
+
+
+def _tuples(layer: dict[str, Any]) -> dict[str, Any]:
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in layer.items()}
+
+
+def from_trace(trace: Trace | str | Path, analyses: Sequence[Analysis]) -> dict[str, xr.Dataset]:
+    """What `run` gives, from a recorded routing instead of a model: the same numbers.
+
+    Args:
+        trace: opened, or its folder.
+        analyses: those that need routing alone.
+
+    Raises:
+        InputError: an analysis needs what a trace does not hold, or the trace is damaged.
+
+    Example:
+        >>> from_trace("out/trace", [ExpertLoad(), Coactivation()])  # doctest: +SKIP
+    """
+    trace = trace if isinstance(trace, Trace) else read_trace(trace)
+    needing = next((analysis for analysis in analyses if analysis.needs), None)
+    if needing is not None:
+        raise InputError(f"{needing.name} needs {', '.join(sorted(needing.needs))}, which no trace holds; use run.")
+    fresh = [analysis.fresh() for analysis in analyses]
+    for batch in trace.batches():
+        for analysis in fresh:
+            analysis.update(batch)
+    return {analysis.name: analysis.result(trace, trace.corpus) for analysis in fresh}
