@@ -14,6 +14,7 @@ import xarray as xr
 
 from moe_probe.dynamic.analyses import analyses
 from moe_probe.dynamic.analysis import Analysis
+from moe_probe.dynamic.generation import generate
 from moe_probe.dynamic.run import run
 from moe_probe.dynamic.trace import Trace, from_trace, read_trace
 
@@ -38,4 +39,4 @@ _CLASSES = {analysis.__name__: analysis for analysis in analyses().values()}
 _FUNCTIONS = {name: _function(analysis) for name, analysis in analyses().items()}
 globals().update(_CLASSES | _FUNCTIONS)
 
-__all__ = ["Analysis", "Trace", "analyses", "from_trace", "read_trace", "run", *_CLASSES, *_FUNCTIONS]
+__all__ = ["Analysis", "Trace", "analyses", "from_trace", "generate", "read_trace", "run", *_CLASSES, *_FUNCTIONS]

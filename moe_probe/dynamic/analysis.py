@@ -93,6 +93,13 @@ class Analysis(ABC):
     name: ClassVar[str]
     needs: frozenset[str] = frozenset()
 
+    def prepare(self, model: Any, corpus: Corpus, layers: list[int]) -> None:  # noqa: B027 - most need none
+        """Refuse, before any work, what cannot be done.
+
+        Raises:
+            InputError: the model or the corpus does not fit.
+        """
+
     @abstractmethod
     def update(self, batch: LayerBatch) -> None:
         """Take in some tokens' behaviour in one layer."""

@@ -171,7 +171,7 @@ def make_corpus(
         for number, (tokens, (_, label)) in enumerate(zip(ids, rows, strict=True))
         if tokens
     )
-    return Corpus(documents, _strings(documents, model, bool(written)))
+    return Corpus(documents, token_strings(documents, model, needed=bool(written)))
 
 
 def _rows(texts: Any, column: str | None, label_column: str | None) -> Iterator[tuple[Any, str]]:
@@ -240,8 +240,12 @@ def _truncate(ids: list[list[int]], model: MoEModel, max_length: int | None) -> 
     return [tokens[:longest] for tokens in ids]
 
 
-def _strings(documents: Sequence[Document], model: MoEModel, needed: bool) -> dict[int, str]:
-    """Each token id's own string; the id itself where there is no tokenizer."""
+def token_strings(documents: Sequence[Document], model: MoEModel, needed: bool = False) -> dict[int, str]:
+    """Each token id's own string; the id itself where there is no tokenizer.
+
+    Raises:
+        InputError: there is no tokenizer, but one is needed.
+    """
     distinct = sorted({token for document in documents for token in document.ids})
     try:
         return {token: model.tokenizer.decode([token]) for token in distinct}

@@ -76,6 +76,8 @@ def run(
     corpus = make_corpus(model, texts, labels=labels, column=column, max_length=max_length)
     analyses = [analysis.fresh() for analysis in analyses]
     _check(analyses, dense)
+    for analysis in analyses:
+        analysis.prepare(model, corpus, chosen)
     work = partial(
         _run_part,
         model=model,
