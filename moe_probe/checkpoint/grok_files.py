@@ -7,9 +7,7 @@ as they are read. The pickles are not run, and a slice of a tensor reads only it
 
 from __future__ import annotations
 
-import mmap
 import re
-import warnings
 from pathlib import Path
 
 import torch
@@ -17,6 +15,7 @@ import torch
 from moe_probe.checkpoint.array_pickle import Array, Payload, read_pickle
 from moe_probe.checkpoint.folder import Opened, inside, read_json
 from moe_probe.checkpoint.lazy import Index, LazyTensor, Permuted, Stored
+from moe_probe.checkpoint.mapped import map_file
 from moe_probe.checkpoint.quantized import GroupScaled
 from moe_probe.errors import CheckpointError
 
@@ -111,7 +110,5 @@ class ArraySource:
         if self.payload is None:
             found = read_pickle(self.path)
             return torch.frombuffer(bytearray((found[self.part] if self.part else found).data), dtype=torch.uint8)
-        with open(self.path, "rb") as file, warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="The given buffer is not writable")
-            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-            return torch.frombuffer(mapped, dtype=torch.uint8, offset=self.payload.start, count=self.payload.length)
+        start, length = self.payload.start, self.payload.length
+        return torch.frombuffer(map_file(self.path), dtype=torch.uint8, offset=start, count=length)

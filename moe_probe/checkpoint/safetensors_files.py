@@ -6,8 +6,6 @@ Files are mapped read-only, so that a file larger than the machine's memory open
 from __future__ import annotations
 
 import json
-import mmap
-import warnings
 from functools import cached_property
 from pathlib import Path
 
@@ -16,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import _TYPES
 
 from moe_probe.checkpoint.lazy import Index, LazyTensor, Stored
+from moe_probe.checkpoint.mapped import map_file
 from moe_probe.errors import CheckpointError
 
 TORCH_DTYPES = {**_TYPES, "F8_E8M0": torch.float8_e8m0fnu}  # the scales of newer fp8 releases
@@ -38,12 +37,12 @@ class SafetensorsFile:
         """The tensors' bytes, mapped: uint8, everything behind the header."""
         with open(self.path, "rb") as file:
             start = 8 + int.from_bytes(file.read(8), "little")
-            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        if len(mapped) == start:
-            return torch.empty(0, dtype=torch.uint8)
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="The given buffer is not writable")
-            return torch.frombuffer(mapped, dtype=torch.uint8, offset=start)
+        mapped = map_file(self.path)
+        return (
+            torch.frombuffer(mapped, dtype=torch.uint8, offset=start)
+            if len(mapped) > start
+            else torch.empty(0, dtype=torch.uint8)
+        )
 
     def tensors(self) -> dict[str, LazyTensor]:
         """Every entry of the header, unread."""

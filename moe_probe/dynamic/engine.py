@@ -38,7 +38,8 @@ class Runner:
         self.module = model.module if self.streamed is None else self.streamed.module
         self.decoder, self.layers = decoder_layers(self.module)
         self.runs = self.module if head else self.decoder
-        self.device = self.decoder.get_input_embeddings().weight.device
+        embeddings = self.decoder.get_input_embeddings().weight
+        self.device = torch.device("cpu") if embeddings.is_meta else embeddings.device  # accelerate moves inputs itself
 
     def each_layer(self, stop: int) -> Iterator[int]:
         """Indices 0 to `stop - 1`, each while its layer is in memory."""

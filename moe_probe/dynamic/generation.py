@@ -12,7 +12,7 @@ import xarray as xr
 from moe_probe.dynamic.analysis import BASELINE, LOGITS, Analysis, LayerBatch
 from moe_probe.dynamic.capture import Event, Watch, capture
 from moe_probe.dynamic.corpus import Corpus, Document, Texts, Tokens, make_corpus, token_strings
-from moe_probe.dynamic.engine import compute, per_row
+from moe_probe.dynamic.engine import Runner, compute, per_row
 from moe_probe.dynamic.sites import Site, find_sites
 from moe_probe.errors import FamilyError, InputError
 from moe_probe.model import MoEModel, Source, load
@@ -97,8 +97,7 @@ def _continue(
             values["shared_output"] = event.shared_output
         seen[event.site.layer.index].append(values | compute(event.site, values, needs))
 
-    device = model.module.get_input_embeddings().weight.device
-    ids = torch.tensor([prompt.ids], device=device)
+    ids = torch.tensor([prompt.ids], device=Runner(model, layerwise=False).device)
     with capture(sites.values(), on_event):
         written = model.module.generate(ids, attention_mask=torch.ones_like(ids), **{"do_sample": False, **options})
     return written[0, :-1].tolist(), {index: _concatenated(parts) for index, parts in seen.items()}

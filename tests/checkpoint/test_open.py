@@ -9,9 +9,11 @@ import time
 
 import pytest
 import torch
+from conftest import FIXTURES
 from safetensors.torch import save_file
 from small_checkpoint import TENSORS, write
 
+import moe_probe
 from moe_probe.checkpoint import open_checkpoint
 from moe_probe.errors import WeightError
 
@@ -111,3 +113,14 @@ def test_an_absent_tensor_is_named_and_has_a_default(tmp_path):
     with pytest.raises(WeightError, match=r"no tensor 'c\.weight'"):
         checkpoint["c.weight"]
     assert checkpoint.get("c.weight") is None
+
+
+@pytest.mark.parametrize("family", ["mixtral", "grok1_hf", "grok1_jax", "mh_moe"])
+def test_writing_into_a_weight_never_reaches_its_file(family):
+    folder = FIXTURES / family / "checkpoint"
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    before = [path.read_bytes() for path in files]
+    model = moe_probe.load(folder)
+    model.router_weight(model.moe_layers[0]).fill_(7)
+    model.expert_weight(model.moe_layers[0], "0", "up").fill_(7)
+    assert [path.read_bytes() for path in files] == before
