@@ -1,0 +1,234 @@
+"""Each analysis against numbers by hand, against float64 and libraries, and merged in any order."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+import xarray as xr
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.special import logsumexp, softmax
+from scipy.stats import rankdata
+from small_batches import NoModel, batch_of, corpus_of, layer_of, random_routing
+
+from moe_probe import dynamic
+from moe_probe.errors import InputError
+
+DOCUMENTS = [[4, 5, 4, 6], [4, 4], [6, 5, 5]]
+LABELS = ["a", "b", "a"]
+MAKERS = [
+    dynamic.ExpertLoad,
+    lambda: dynamic.RouterScores(bins=7),
+    dynamic.Coactivation,
+    lambda: dynamic.TokenSpecialization(min_count=1),
+    dynamic.NormScoreRanks,
+    lambda: dynamic.OutputSimilarity("angular"),
+    dynamic.GateChoices,
+    dynamic.OutputNorms,
+]
+
+
+def result(analysis, model, corpus, batches):
+    for batch in batches:
+        analysis.update(batch)
+    return analysis.result(model, corpus)
+
+
+# three tokens, four experts, two of them per token; logits such that the choice is plain
+LOGITS = [[3.0, 2.0, 0.0, 0.0], [3.0, 0.0, 2.0, 0.0], [0.0, 3.0, 2.0, 0.0]]
+INDEX = [[0, 1], [0, 2], [1, 2]]
+WEIGHTS = [[0.7, 0.3], [0.6, 0.4], [0.9, 0.1]]
+
+
+@pytest.fixture
+def three():
+    layer, corpus = layer_of(4, 2), corpus_of([[7, 8], [7]], ["x", "y"])
+    return NoModel(layer), corpus, [batch_of(layer, corpus, LOGITS, INDEX, WEIGHTS)]
+
+
+def test_load_by_hand(three):
+    found = result(dynamic.ExpertLoad(), *three).isel(layer=0)
+    assert found.selections.values.tolist() == [2, 2, 2, 0]
+    np.testing.assert_allclose(found.share, [1 / 3, 1 / 3, 1 / 3, 0])
+    np.testing.assert_allclose(found.frequency, [2 / 3, 2 / 3, 2 / 3, 0])
+    np.testing.assert_allclose(found.importance, [1.3, 1.2, 0.5, 0], rtol=1e-6)
+    assert found.label.values.tolist() == ["x", "y"]
+    np.testing.assert_allclose(found.label_share, [[0.5, 0.25, 0.25, 0], [0, 0.5, 0.5, 0]])
+    assert float(found.cv2_load) == pytest.approx(0.75 / 2.25)
+    assert float(found.cv2_importance) == pytest.approx(np.var([1.3, 1.2, 0.5, 0]) / 0.75**2)
+    assert float(found.entropy) == pytest.approx(np.log(3) / np.log(4))
+    assert float(found.max_violation) == pytest.approx(2 / 1.5 - 1)
+    assert float(found.activation_ratio) == pytest.approx(0.75)
+
+
+def test_balance_losses_by_formula_in_float64(three):
+    found = result(dynamic.ExpertLoad(), *three).isel(layer=0)
+    logits = np.asarray(LOGITS)
+    scores = softmax(logits, axis=1).mean(0)
+    first = np.asarray([2, 1, 0, 0]) / 3
+    assert float(found.gshard_loss) == pytest.approx((first * scores).mean(), rel=1e-6)
+    assert float(found.switch_loss) == pytest.approx(4 * (np.asarray([1, 1, 1, 0]) / 3 * scores).sum(), rel=1e-6)
+    assert float(found.z_loss) == pytest.approx((logsumexp(logits, axis=1) ** 2).mean(), rel=1e-6)
+
+
+def test_switch_loss_is_one_when_routing_is_even():
+    layer, corpus = layer_of(3, 1), corpus_of([[1, 2, 3]])
+    batch = batch_of(layer, corpus, torch.zeros(3, 3), [[0], [1], [2]])
+    found = result(dynamic.ExpertLoad(), NoModel(layer), corpus, [batch])
+    np.testing.assert_allclose(found.switch_loss, [1], rtol=1e-6)
+
+
+def test_highest_and_second_scores_by_hand():
+    layer, corpus = layer_of(3, 1), corpus_of([[1, 2]])
+    scores = np.asarray([[0.7, 0.2, 0.1], [0.3, 0.25, 0.45]])
+    batch = batch_of(layer, corpus, np.log(scores), [[0], [2]])
+    found = result(dynamic.RouterScores(bins=4), NoModel(layer), corpus, [batch])
+    assert found["count"].isel(layer=0).values.tolist() == [[0, 1, 1, 0], [1, 1, 0, 0]]
+    np.testing.assert_allclose(found["mean"].isel(layer=0), [0.575, 0.25], rtol=1e-6)
+    np.testing.assert_allclose(found["variance"].isel(layer=0), [0.125**2, 0.05**2], rtol=1e-5)
+    np.testing.assert_allclose(found["maximum"].isel(layer=0), [0.7, 0.3], rtol=1e-6)
+    np.testing.assert_allclose(found["pooled_minimum"], [0.45, 0.2], rtol=1e-6)
+    np.testing.assert_allclose(found.bin, [0, 0.25, 0.5, 0.75])
+
+
+def test_pairs_by_hand(three):
+    found = result(dynamic.Coactivation(), *three).isel(layer=0)
+    assert found["count"].values.tolist() == [[2, 1, 1, 0], [1, 2, 1, 0], [1, 1, 2, 0], [0, 0, 0, 0]]
+    assert float(found.conditional.sel(expert="0", other="2")) == 0.5
+    assert float(found.lift.sel(expert="0", other="1")) == pytest.approx((1 / 3) / (2 / 3) ** 2)
+    assert float(found.chance_lift) == pytest.approx(4 * 1 / (2 * 3))
+
+
+def test_flow_between_layers_by_hand():
+    corpus = corpus_of([[1, 2, 3]])
+    layers = [layer_of(2, 1, index) for index in (1, 4)]
+    first = batch_of(layers[0], corpus, torch.zeros(3, 2), [[0], [0], [1]])
+    second = batch_of(layers[1], corpus, torch.zeros(3, 2), [[1], [0], [1]])
+    found = result(dynamic.Coactivation(), NoModel(*layers), corpus, [first, second])
+    assert np.isnan(found.flow.sel(layer=1)).all()
+    assert found.flow.sel(layer=4).values.tolist() == [[0.5, 0.5], [0, 1]]
+
+
+def test_lift_of_random_choices_is_near_its_chance_level():
+    layer, corpus = layer_of(8, 3), corpus_of([list(range(20000))])
+    found = result(dynamic.Coactivation(), NoModel(layer), corpus, random_routing(layer, corpus, 0))
+    pairs = found.lift.isel(layer=0).where(found.expert != found.other)
+    assert float(abs(pairs - found.chance_lift.isel(layer=0)).max()) < 0.05
+
+
+def test_specialization_by_hand():
+    # id 7 goes to 0, 0, 1; id 8 to 1, 1: two of the three choices of expert 1 are of id 8, always routed there
+    layer, corpus = layer_of(2, 1), corpus_of([[7, 7, 8, 8, 7]])
+    index = [[0], [0], [1], [1], [1]]
+    logits = torch.nn.functional.one_hot(torch.tensor(index)[:, 0], 2).float()
+    batch = batch_of(layer, corpus, logits, index)
+    found = result(dynamic.TokenSpecialization(min_count=1), NoModel(layer), corpus, [batch]).isel(layer=0)
+    np.testing.assert_allclose(found.vocabulary_specialization, [2 / 3, (1 / 3 + 2) / 3])
+    np.testing.assert_allclose(found.vocabulary_chance, [2 / 5, 3 / 5])
+    assert float(found.context_independence) == pytest.approx((2 + 2) / (6 + 2))  # ordered pairs of one id
+    assert float(found.context_chance) == pytest.approx((2 + 6) / 20)
+    np.testing.assert_allclose(found.repetition.sel(choice="first"), 3 / 4)
+    np.testing.assert_allclose(found.repetition_chance.sel(choice="first"), 0.4**2 + 0.6**2)
+    assert found.place.values.tolist() == [0, 1, 2, 4]
+    np.testing.assert_allclose(found.position_share, [[1, 0], [1, 0], [0, 1], [0, 1]])
+
+
+def test_rare_tokens_are_left_out():
+    layer, corpus = layer_of(2, 1), corpus_of([[7, 7, 8]])
+    batch = batch_of(layer, corpus, torch.zeros(3, 2), [[0], [0], [1]])
+    found = result(dynamic.TokenSpecialization(min_count=2), NoModel(layer), corpus, [batch]).isel(layer=0)
+    assert int(found.token_ids) == 1
+    np.testing.assert_allclose(found.vocabulary_specialization, [1, np.nan])
+
+
+def test_consecutive_tokens_are_of_one_document_and_share_any_expert():
+    layer, corpus = layer_of(4, 2), corpus_of([[1, 2], [3, 4]])
+    batch = batch_of(layer, corpus, torch.zeros(4, 4), [[0, 1], [1, 2], [1, 2], [0, 3]])
+    found = result(dynamic.TokenSpecialization(min_count=1), NoModel(layer), corpus, [batch]).isel(layer=0)
+    assert float(found.repetition.sel(choice="any")) == 0.5  # of two pairs, not three
+    disjoint = sum(not {0, 1} & set(pair) for pair in itertools.combinations(range(4), 2)) / 6
+    assert float(found.repetition_chance.sel(choice="any")) == pytest.approx(1 - disjoint)
+
+
+def test_subtokens_are_rows_of_their_token():
+    layer, corpus = layer_of(2, 1, subtokens=2), corpus_of([[1, 2]], ["x"])
+    batch = batch_of(layer, corpus, torch.zeros(4, 2), [[0], [1], [0], [0]])
+    model = NoModel(layer)
+    load = result(dynamic.ExpertLoad(), model, corpus, [batch]).isel(layer=0)
+    assert load.selections.values.tolist() == [3, 1]
+    np.testing.assert_allclose(load.frequency, [1.5, 0.5])
+    choices = result(dynamic.GateChoices(), model, corpus, [batch])
+    assert choices.weight.dims == ("layer", "token", "subtoken", "expert")
+    assert choices.weight.values[0].tolist() == [[[1, 0], [0, 1]], [[1, 0], [1, 0]]]
+    places = result(dynamic.TokenSpecialization(min_count=1), model, corpus, [batch]).isel(layer=0)
+    assert float(places.repetition.sel(choice="any")) == 0.5
+
+
+@pytest.mark.parametrize("subtokens", [1, 2])
+@pytest.mark.parametrize("maker", MAKERS)
+@given(order=st.permutations(range(len(DOCUMENTS))), cut=st.integers(1, 2), seed=st.integers(0, 9))
+def test_merging_in_any_order_gives_the_same(maker, subtokens, order, cut, seed):
+    layers = [layer_of(5, 2, index, subtokens) for index in (0, 3)]
+    corpus, model = corpus_of(DOCUMENTS, LABELS), NoModel(*layers)
+    routed = list(zip(*(random_routing(layer, corpus, seed + layer.index) for layer in layers), strict=True))
+    whole = result(maker(), model, corpus, [batch for batches in routed for batch in batches])
+    parts = [maker(), maker()]
+    for place, number in enumerate(order):
+        for batch in routed[number]:
+            parts[place >= cut].update(batch)
+    restored = maker()
+    restored.restore(parts[1].state())
+    parts[0].merge(restored)
+    xr.testing.assert_allclose(parts[0].result(model, corpus), whole)
+
+
+@pytest.mark.parametrize("maker", MAKERS[:6])
+@given(new=st.permutations(range(5)), seed=st.integers(0, 9))
+def test_relabelling_experts_permutes_results(maker, new, seed):
+    layer, corpus = layer_of(5, 2), corpus_of(DOCUMENTS)
+    model, new = NoModel(layer), torch.tensor(new)
+    old = new.argsort()  # expert e becomes new[e]
+    batches = random_routing(layer, corpus, seed)
+    renamed = []
+    for batch in batches:
+        number = int(batch.tokens.document[0])
+        logits, outputs = batch.router_logits[:, old], batch.outputs[old]
+        index = new[batch.top_k_index]
+        renamed.append(batch_of(layer, corpus, logits, index, batch.top_k_weights, [number], outputs))
+    found, expected = (result(maker(), model, corpus, some) for some in (renamed, batches))
+    for dim in {"expert", "other", "source"} & set(expected.dims):
+        expected = expected.isel({dim: old.tolist()}).assign_coords({dim: found[dim]})
+    for name in expected.data_vars:
+        np.testing.assert_allclose(found[name], expected[name], rtol=1e-6, atol=1e-9, err_msg=name)
+
+
+def test_norm_and_score_ranks_equal_those_of_scipy():
+    layer, corpus = layer_of(6, 2), corpus_of(DOCUMENTS)
+    batches = random_routing(layer, corpus, 3)
+    found = result(dynamic.NormScoreRanks(), NoModel(layer), corpus, batches)
+    expected = np.zeros((6, 6), int)
+    for batch in batches:
+        norms = np.linalg.norm(batch.outputs.double().numpy(), axis=-1).T
+        scores = rankdata(batch.scores.numpy(), axis=1, method="ordinal").astype(int)
+        np.add.at(expected, (scores - 1, rankdata(norms, axis=1, method="ordinal").astype(int) - 1), 1)
+    np.testing.assert_array_equal(found["count"].isel(layer=0), expected)
+
+
+def test_layers_made_differently_are_refused_together():
+    layers = [layer_of(4, 2, 0), layer_of(3, 2, 1)]
+    corpus = corpus_of(DOCUMENTS)
+    batches = [batch for layer in layers for batch in random_routing(layer, corpus, 0)]
+    with pytest.raises(InputError, match="Layers 0 and 1 are made differently"):
+        result(dynamic.ExpertLoad(), NoModel(*layers), corpus, batches)
+
+
+def test_parameters_out_of_range_are_refused():
+    with pytest.raises(InputError, match="at least one bin"):
+        dynamic.RouterScores(bins=0)
+    with pytest.raises(InputError, match="min_count is at least 1"):
+        dynamic.TokenSpecialization(min_count=0)
+    with pytest.raises(InputError, match="no metric 'dot'"):
+        dynamic.OutputSimilarity("dot")
+    with pytest.raises(InputError, match="outputs is none, selected or all"):
+        dynamic.Record(outputs="some")

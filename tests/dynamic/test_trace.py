@@ -1,0 +1,169 @@
+"""A routing trace holds what the model did: every analysis of routing gives the same numbers from it."""
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+import xarray as xr
+from conftest import FIXTURES
+
+import moe_probe
+from moe_probe import dynamic
+from moe_probe.dynamic import trace as trace_module
+from moe_probe.errors import InputError
+
+FAMILIES = ["mixtral", "deepseek", "moe_plus_plus", "grok1_hf", "mh_moe"]
+LENGTHS = (3, 17, 1, 9, 9, 30, 5)
+LABELS = list("abcabca")
+
+
+def texts():
+    generator = np.random.default_rng(0)
+    return [generator.integers(4, 60, length).tolist() for length in LENGTHS]
+
+
+def of_routing():
+    analyses = [dynamic.GateChoices(), dynamic.ExpertLoad(), dynamic.RouterScores(), dynamic.Coactivation()]
+    return [*analyses, dynamic.TokenSpecialization(min_count=2)]
+
+
+def run(folder, family="mixtral", norms=False, analyses=(), **options):
+    model = moe_probe.load(FIXTURES / family / "checkpoint")
+    recorder = dynamic.RoutingTrace(folder, norms=norms)
+    return dynamic.run(model, texts(), [recorder, *analyses], labels=LABELS, progress=False, **options)
+
+
+@pytest.mark.parametrize("file_rows", [50, 1 << 17])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_analyses_of_a_trace_equal_those_of_the_model(family, file_rows, tmp_path, monkeypatch):
+    monkeypatch.setattr(trace_module, "FILE_ROWS", file_rows)
+    expected = run(tmp_path / "trace", family, analyses=of_routing(), batch_tokens=24)
+    found = dynamic.from_trace(tmp_path / "trace", of_routing())
+    assert len(dynamic.read_trace(tmp_path / "trace").files) > 1 or file_rows > 50
+    for name, dataset in found.items():
+        xr.testing.assert_allclose(dataset, expected[name], rtol=1e-12)
+        assert dataset.attrs == expected[name].attrs
+
+
+def test_rows_say_what_every_choice_was(tmp_path):
+    model = moe_probe.load(FIXTURES / "mixtral" / "checkpoint")
+    run(tmp_path / "trace", norms=True, batch_tokens=24)
+    frame = dynamic.read_trace(tmp_path / "trace").to_dataframe()
+    kept = dynamic.record(model, texts(), outputs="selected", progress=False)
+    tokens, layers, k = sum(LENGTHS), len(model.moe_layers), 2
+    assert len(frame) == tokens * layers * k
+    assert frame.label.tolist()[: LENGTHS[0] * k] == ["a"] * LENGTHS[0] * k
+    assert set(frame.kind) == {"ffn"}
+
+    def column(name):
+        return frame[name].to_numpy().reshape(layers, tokens, k)
+
+    expert = column("expert")
+    np.testing.assert_array_equal(np.sort(expert, -1), np.sort(kept.topk_expert, -1))
+    for name, variable in (("logit", "router_logits"), ("score", "score")):
+        np.testing.assert_allclose(column(name), np.take_along_axis(kept[variable].values, expert, -1), atol=1e-5)
+    order = np.argsort(-kept.topk_weight.values, -1, kind="stable")
+    np.testing.assert_allclose(column("weight"), np.take_along_axis(kept.topk_weight.values, order, -1), atol=1e-5)
+    norms = np.linalg.norm(kept.selected_output.values, axis=-1)
+    np.testing.assert_allclose(column("norm"), np.take_along_axis(norms, order, -1), rtol=1e-4)
+    assert (np.diff(column("score"), axis=-1) <= 0).all()
+
+
+def test_a_trace_reads_like_any_parquet_dataset(tmp_path):
+    run(tmp_path / "trace")
+    trace = dynamic.read_trace(tmp_path / "trace")
+    frame = pd.read_parquet(list(trace.files), columns=["document", "layer", "expert"])
+    assert len(frame) == trace.num_rows == int(sum(LENGTHS) * 2 * 4)
+    some = trace.to_dataframe(["expert", "weight"])
+    assert some.columns.tolist() == ["layer", "document", "position", "subtoken", "rank", "expert", "weight"]
+
+
+@pytest.mark.parametrize("options", [{"n_jobs": 2}, {"execution": "layerwise"}, {"batch_tokens": 1}])
+def test_a_trace_is_the_same_however_the_pass_runs(options, tmp_path):
+    run(tmp_path / "one", batch_tokens=10**6)
+    run(tmp_path / "other", **options)
+    one, other = (dynamic.read_trace(tmp_path / name).to_dataframe() for name in ("one", "other"))
+    exact = ["layer", "document", "position", "rank", "expert", "token_id", "label"]
+    pd.testing.assert_frame_equal(one[exact], other[exact])
+    for name in ("logit", "score", "weight"):
+        np.testing.assert_allclose(one[name], other[name], atol=1e-5)
+
+
+INTERRUPTED = """
+import sys, time
+sys.path[:0] = {path!r}
+import test_trace
+from moe_probe.dynamic import resume
+resume.SECONDS = 0
+save = resume.Progressed.save
+def slow(self, *arguments):
+    save(self, *arguments)
+    print("saved", flush=True)
+    time.sleep(0.5)
+resume.Progressed.save = slow
+test_trace.run({trace!r}, batch_tokens=12, execution={execution!r}, checkpoint_dir={folder!r})
+"""
+
+
+@pytest.mark.parametrize("execution", ["resident", "layerwise"])
+def test_a_killed_trace_goes_on_where_it_was(execution, tmp_path):
+    trace, folder = str(tmp_path / "trace"), str(tmp_path / "state")
+    code = INTERRUPTED.format(path=[p for p in sys.path if p], trace=trace, execution=execution, folder=folder)
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "saved\n"
+        assert process.stdout.readline() == "saved\n"
+        os.kill(process.pid, signal.SIGKILL)
+    with pytest.raises(InputError, match="its run did not come to its end; run it again"):
+        dynamic.read_trace(trace)
+    run(trace, batch_tokens=12, execution=execution, checkpoint_dir=folder)
+    run(tmp_path / "whole")
+    found, expected = (dynamic.read_trace(path).to_dataframe() for path in (trace, tmp_path / "whole"))
+    exact = ["layer", "document", "position", "rank", "expert"]
+    pd.testing.assert_frame_equal(found[exact], expected[exact])
+
+
+def test_a_full_disk_leaves_nothing_that_looks_whole(tmp_path, monkeypatch):
+    monkeypatch.setattr(trace_module, "FILE_ROWS", 100)
+    write, written = pq.write_table, []
+
+    def full(table, path, **options):
+        if len(written) == 2:
+            path.write_bytes(b"half")
+            raise OSError(errno.ENOSPC, "No space left on device")
+        written.append(path)
+        write(table, path, **options)
+
+    monkeypatch.setattr(trace_module.pq, "write_table", full)
+    with pytest.raises(OSError, match="No space left"):
+        run(tmp_path, batch_tokens=12)
+    assert all(pq.ParquetFile(path).metadata.num_rows for path in tmp_path.iterdir())
+    with pytest.raises(InputError, match="its run did not come to its end"):
+        dynamic.read_trace(tmp_path)
+
+
+def test_what_is_no_trace_or_a_damaged_one_is_refused(tmp_path):
+    with pytest.raises(InputError, match=r"it holds no trace\.json"):
+        dynamic.read_trace(tmp_path)
+    folder = tmp_path / "trace"
+    run(folder)
+    with pytest.raises(InputError, match="holds a trace already"):
+        dynamic.RoutingTrace(folder)
+    with pytest.raises(InputError, match="output_norms needs outputs, which no trace holds"):
+        dynamic.from_trace(folder, [dynamic.OutputNorms()])
+    part = next(folder.glob("part-*.parquet"))
+    table = pq.read_table(part)
+    pq.write_table(table.slice(1), part)
+    with pytest.raises(InputError, match="rows of layer 0 are missing"):
+        dynamic.from_trace(folder, [dynamic.ExpertLoad()])
+    part.unlink()
+    with pytest.raises(InputError, match=f"{part.name} is missing"):
+        dynamic.read_trace(folder)
+    (folder / "trace.json").write_text("{")
+    with pytest.raises(InputError, match="damaged routing trace"):
+        dynamic.read_trace(folder)
