@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TypeVar
 
 from joblib import Parallel, delayed
+from joblib.parallel import get_active_backend
 from rich.progress import track
 
 Item = TypeVar("Item")
@@ -21,5 +22,7 @@ def map_items(
     cluster.
     """
     items = list(items)
-    results = Parallel(n_jobs=n_jobs, return_as="generator")(delayed(function)(item) for item in items)
+    one_by_one = get_active_backend()[0].supports_return_generator  # Ray gives all results at the end
+    parallel = Parallel(n_jobs=n_jobs, return_as="generator" if one_by_one else "list")
+    results = parallel(delayed(function)(item) for item in items)
     return list(track(results, description, total=len(items), transient=True))
