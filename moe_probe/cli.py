@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated
@@ -47,8 +47,10 @@ DEFAULTS = (
     ("pca", "matrix"),
     ("router_spectrum", None),
 )
-# what `dynamic` computes when nothing is asked for: what a corpus of any size allows
-CORPUS_ANALYSES = ("output_similarity", "norm_score_ranks")
+# what `dynamic` computes when nothing is asked for: what a corpus of any size allows, and what a trace allows
+TRACE_ANALYSES = ("expert_load", "router_scores", "coactivation", "token_specialization")
+CORPUS_ANALYSES = ("output_similarity", "norm_score_ranks", *TRACE_ANALYSES)
+BALANCE = ("cv2_load", "entropy", "max_violation", "activation_ratio")
 WITH_BASELINE = ("output_similarity", "intermediate_states")
 Ckpt = Annotated[str, typer.Argument(metavar="CKPT", help="A checkpoint folder, or a hub id.")]
 Out = Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="Where results and figures go.")]
@@ -116,23 +118,20 @@ def static_command(
     model = load(ckpt)
     dense = None if baseline is None else load(baseline)
     chosen = model.select_layers(None if layers is None else parse_layers(layers))
-    written = []
-    for name, at_level in choose(analysis, level):
-        arguments: dict = {"layers": chosen}
-        if at_level is not None:
-            arguments |= {"level": at_level, "n_jobs": jobs}
-        if name in ("similarity", "pca"):
-            arguments["baseline"] = dense
-        if name == "similarity":
-            arguments["metric"] = metric
-            arguments["shared"] = shared and at_level == "neuron_mean"
-        dataset = getattr(static, name)(model, **arguments)
-        written.append(save(dataset, output / f"{result_stem(dataset)}.nc"))
-        written.extend(draw(dataset, output))
-        if (table := summary(dataset)) is not None:
-            console.print(table)
-    pdfs = [path for path in written if path.suffix == ".pdf"]
-    console.print(f"Wrote {len(written) - len(pdfs)} results (.nc) and {len(pdfs)} figures (.pdf) to {output}")
+
+    def results() -> Iterator[xr.Dataset]:
+        for name, at_level in choose(analysis, level):
+            arguments: dict = {"layers": chosen}
+            if at_level is not None:
+                arguments |= {"level": at_level, "n_jobs": jobs}
+            if name in ("similarity", "pca"):
+                arguments["baseline"] = dense
+            if name == "similarity":
+                arguments["metric"] = metric
+                arguments["shared"] = shared and at_level == "neuron_mean"
+            yield getattr(static, name)(model, **arguments)
+
+    write(results(), output)
 
 
 @app.command(epilog="Example: `moe-probe figures out`")
@@ -145,15 +144,27 @@ def figures(results: Annotated[Path, typer.Argument(metavar="DIR", help="A folde
     console.print(f"Drew {count} figures of {len(found)} results in {results}")
 
 
-@app.command("dynamic", epilog="Example: `moe-probe dynamic ckpt/Mixtral-8x7B-v0.1 --texts wiki.txt -o out`")
+@app.command(
+    "dynamic",
+    epilog="Examples: `moe-probe dynamic ckpt/Mixtral-8x7B-v0.1 --texts wiki.txt -o out`, then without the model "
+    "`moe-probe dynamic out/trace --analysis expert_load -o out`",
+)
 def dynamic_command(
-    ckpt: Ckpt,
-    texts: Annotated[str, typer.Option(metavar="FILE", help="Texts: .txt (one a line), .jsonl, .csv or .parquet.")],
+    source: Annotated[str, typer.Argument(metavar="CKPT", help="A checkpoint folder, a hub id, or a routing trace.")],
     output: Out,
-    analysis: Annotated[
-        list[str] | None, typer.Option(help=f"One of {', '.join(dynamic.analyses())}; may be repeated.")
+    texts: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Texts: .txt (one a line), .jsonl, .csv or .parquet.")
     ] = None,
+    analysis: Annotated[
+        list[str] | None,
+        typer.Option(
+            help=f"One of {', '.join(dynamic.analyses())}; may be repeated. Default: {', '.join(CORPUS_ANALYSES)}."
+        ),
+    ] = None,
+    metric: Annotated[str, typer.Option(help="Of output_similarity: cosine or angular.")] = "cosine",
+    per_token: Annotated[bool, typer.Option(help="output_similarity token by token, for short texts.")] = False,
     baseline: Annotated[str | None, typer.Option(metavar="CKPT", help="A dense model to compare with.")] = None,
+    shared: Annotated[bool, typer.Option(help="output_similarity with the shared block.")] = False,
     layers: Annotated[str | None, typer.Option(help="MoE layers, such as 0,5,10-15. Default: all.")] = None,
     labels: Annotated[str | None, typer.Option(metavar="COLUMN", help="The column of document labels.")] = None,
     column: Annotated[str | None, typer.Option(metavar="COLUMN", help="The column of the text.")] = None,
@@ -163,31 +174,59 @@ def dynamic_command(
     checkpoint_dir: Annotated[Path | None, typer.Option(metavar="DIR", help="Go on from here if interrupted.")] = None,
     jobs: Annotated[int, typer.Option(help="Processes that share the corpus.")] = 1,
 ) -> None:
-    """Run the model over texts, once for all analyses: netCDF results in DIR."""
+    """Run the model over texts, once for all analyses: netCDF results and PDF figures in DIR."""
+    options: dict[str, dict] = {
+        "output_similarity": {"metric": metric, "per_token": per_token, "shared": shared},
+        "routing_trace": {"path": output / "trace"},
+    }
+    for name in WITH_BASELINE:
+        options.setdefault(name, {})["baseline"] = baseline is not None
+    if dynamic.is_trace(source):
+        results = dynamic.from_trace(source, make_analyses(analysis or TRACE_ANALYSES, options))
+    else:
+        if texts is None:
+            raise InputError(f"{source} is no routing trace, so it needs texts to run on: --texts FILE.")
+        results = dynamic.run(
+            source,
+            texts,
+            make_analyses(analysis or CORPUS_ANALYSES, options),
+            baseline=baseline,
+            labels=labels,
+            column=column,
+            layers=None if layers is None else parse_layers(layers),
+            max_length=max_length,
+            batch_tokens=batch_tokens,
+            execution="layerwise" if layerwise else "auto",
+            checkpoint_dir=checkpoint_dir,
+            n_jobs=jobs,
+        )
+    write(results.values(), output)
+
+
+def make_analyses(names: Sequence[str], options: Mapping[str, dict]) -> list[dynamic.Analysis]:
+    """Analyses by name, with the options that each takes.
+
+    Raises:
+        InputError: there is no such analysis.
+    """
     known = dynamic.analyses()
-    names = analysis or CORPUS_ANALYSES
     unknown = [name for name in names if name not in known]
     if unknown:
         raise InputError(f"There is no dynamic analysis {unknown[0]!r}; there are {', '.join(known)}.")
-    dense = {} if baseline is None else {"baseline": True}
-    chosen = [known[name](**(dense if name in WITH_BASELINE else {})) for name in names]
-    results = dynamic.run(
-        ckpt,
-        texts,
-        chosen,
-        baseline=baseline,
-        labels=labels,
-        column=column,
-        layers=None if layers is None else parse_layers(layers),
-        max_length=max_length,
-        batch_tokens=batch_tokens,
-        execution="layerwise" if layerwise else "auto",
-        checkpoint_dir=checkpoint_dir,
-        n_jobs=jobs,
-    )
-    for name, dataset in results.items():
-        save(dataset, output / f"{name}.nc")
-    console.print(f"Wrote {', '.join(f'{name}.nc' for name in results)} to {output}")
+    return [known[name](**options.get(name, {})) for name in names]
+
+
+def write(results: Iterable[xr.Dataset], output: Path) -> None:
+    """Save results and draw their figures; print short tables, and what was written."""
+    count = figures = 0
+    for dataset in results:
+        save(dataset, output / f"{result_stem(dataset)}.nc")
+        count += 1
+        if dataset.attrs["analysis"] in plotting.names():
+            figures += sum(1 for _ in draw(dataset, output))
+        if (table := summary(dataset)) is not None:
+            console.print(table)
+    console.print(f"Wrote {count} results (.nc) and {figures} figures (.pdf) to {output}")
 
 
 @app.command("convert", epilog="Example: `moe-probe convert ckpt/grok-1 ckpt/grok-1-int8 --keep-int8`")
@@ -206,10 +245,18 @@ def convert_command(
 
 @app.command()
 def demo(output: Out = Path("out/demo")) -> None:
-    """Run the static analysis of the embedded tiny Mixtral, with the tiny Mistral as baseline."""
+    """Run the static and dynamic analyses of the embedded tiny checkpoints; a folder of results for each."""
     root = Path(str(files("moe_probe"))).parent / "ckpt"
-    console.print(info_table(load(root / "tiny-mixtral")))
-    static_command(str(root / "tiny-mixtral"), output, baseline=str(root / "tiny-mistral"))
+    for folder in sorted(root.glob("tiny-*")):
+        model = load(folder)
+        if not model.moe_layers:
+            continue
+        console.print(info_table(model))
+        baseline = str(root / "tiny-mistral") if model.family == "mixtral" else None
+        static_command(str(folder), output / folder.name, baseline=baseline)
+        dynamic_command(
+            str(folder), output / folder.name, str(root / "texts.jsonl"), labels="domain", baseline=baseline
+        )
 
 
 def choose(analysis: list[str] | None, level: str | None) -> list[tuple[str, str | None]]:
@@ -268,15 +315,17 @@ def draw(dataset: xr.Dataset, folder: Path) -> Iterator[Path]:
 
 
 def summary(dataset: xr.Dataset) -> Table | None:
-    """A short table of a result: layers by projection."""
+    """A short table of a result: layers by projection, or by measure."""
     makers: dict[str, Callable[[xr.Dataset], tuple[str, xr.DataArray]]] = {
         "similarity": _mean_similarity,
         "gate_regression": lambda ds: ("R² of gate similarity on expert similarity", ds.r_squared),
+        "expert_load": lambda ds: ("Balance of load", ds[list(BALANCE)].to_array("measure").transpose("layer", ...)),
+        "token_specialization": lambda ds: ("Next token, same expert", ds.repetition),
     }
     if dataset.attrs["analysis"] not in makers:
         return None
     title, values = makers[dataset.attrs["analysis"]](dataset)
-    table = Table("layer", *map(str, values.projection.values), title=title, title_justify="left")
+    table = Table("layer", *map(str, values[values.dims[1]].values), title=title, title_justify="left")
     for layer in values.layer.values:
         table.add_row(str(layer), *(f"{value:.3f}" for value in values.sel(layer=layer).values))
     return table

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import xarray as xr
 
 from moe_probe.cli import parse_layers
 from moe_probe.results import load_result
@@ -77,7 +78,8 @@ def test_dynamic_writes_results_and_convert_a_folder(tmp_path):
     options = ["--texts", tmp_path / "texts.jsonl", "--baseline", "ckpt/tiny-mistral", "-o", tmp_path / "out"]
     done = run("dynamic", "ckpt/tiny-mixtral", *names, *options)
     assert done.returncode == 0, done.stderr
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["gate_choices.nc", "output_similarity.nc"]
+    assert sorted(path.name for path in (tmp_path / "out").glob("*.nc")) == ["gate_choices.nc", "output_similarity.nc"]
+    assert (tmp_path / "out" / "figures" / "gate_choices_layer0.pdf").exists()
     assert load_result(tmp_path / "out" / "output_similarity.nc").expert.values[-1] == "F"
     done = run("convert", "ckpt/tiny-grok-1", tmp_path / "grok", "--keep-int8")
     assert done.returncode == 0, done.stderr
@@ -98,3 +100,25 @@ def test_bad_input_of_dynamic_is_one_sentence(arguments, sentence, tmp_path):
     done = run("dynamic", "ckpt/tiny-mixtral", *arguments, "-o", tmp_path)
     assert done.returncode == 2
     assert sentence in " ".join(done.stderr.split())
+
+
+def test_a_trace_takes_the_place_of_the_model(tmp_path):
+    names = [part for name in ("routing_trace", "expert_load") for part in ("--analysis", name)]
+    names += ["--labels", "domain", "--layers", "2"]
+    run("dynamic", "ckpt/tiny-mixtral", "--texts", "ckpt/texts.jsonl", *names, "-o", tmp_path)
+    done = run("dynamic", tmp_path / "trace", "-o", tmp_path / "again")
+    assert done.returncode == 0, done.stderr
+    assert "Wrote 4 results (.nc)" in done.stdout
+    expected, found = (load_result(folder / "expert_load.nc") for folder in (tmp_path, tmp_path / "again"))
+    xr.testing.assert_allclose(found, expected, rtol=1e-12)
+    assert found.attrs == expected.attrs
+    assert sorted(found.label.values) == ["arithmetic", "code", "prose"]
+    done = run("dynamic", tmp_path / "trace", "--analysis", "output_norms", "-o", tmp_path)
+    assert done.returncode == 2
+    assert "output_norms needs outputs, which no trace holds" in " ".join(done.stderr.split())
+
+
+def test_a_model_without_texts_is_refused(tmp_path):
+    done = run("dynamic", "ckpt/tiny-mixtral", "-o", tmp_path)
+    assert done.returncode == 2
+    assert "so it needs texts to run on: --texts FILE" in " ".join(done.stderr.split())

@@ -16,7 +16,7 @@ from moe_probe.dynamic.analyses import analyses
 from moe_probe.dynamic.analysis import Analysis
 from moe_probe.dynamic.generation import generate
 from moe_probe.dynamic.run import run
-from moe_probe.dynamic.trace import Trace, from_trace, read_trace
+from moe_probe.dynamic.trace import Trace, from_trace, is_trace, read_trace
 
 
 def _function(analysis: type[Analysis]) -> Callable[..., xr.Dataset]:
@@ -39,4 +39,15 @@ _CLASSES = {analysis.__name__: analysis for analysis in analyses().values()}
 _FUNCTIONS = {name: _function(analysis) for name, analysis in analyses().items()}
 globals().update(_CLASSES | _FUNCTIONS)
 
-__all__ = ["Analysis", "Trace", "analyses", "from_trace", "generate", "read_trace", "run", *_CLASSES, *_FUNCTIONS]
+__all__ = [
+    "Analysis",
+    "Trace",
+    "analyses",
+    "from_trace",
+    "generate",
+    "is_trace",
+    "read_trace",
+    "run",
+    *_CLASSES,
+    *_FUNCTIONS,
+]

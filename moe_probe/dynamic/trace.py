@@ -226,6 +226,11 @@ class Trace:
         )
 
 
+def is_trace(folder: str | Path) -> bool:
+    """Whether a folder holds a routing trace, finished or not."""
+    return (Path(folder) / CARD).is_file() or any(Path(folder).glob("part-*.parquet"))
+
+
 def read_trace(folder: str | Path) -> Trace:
     """Open a trace that `RoutingTrace` has written; rows are read when asked for.
 

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from moe_probe.errors import InputError
 
-__all__ = ["figures", "plot"]
+__all__ = ["figures", "names", "plot"]
 
 
 def plot(ds: xr.Dataset, **options: Any) -> Figure:
@@ -41,12 +41,18 @@ def figures(ds: xr.Dataset) -> Iterator[tuple[str, Figure]]:
     yield from _module(ds).figures(ds)
 
 
+def names() -> list[str]:
+    """The analyses that have a plot."""
+    return list(_modules())
+
+
+def _modules() -> dict[str, ModuleType]:
+    modules = {info.name: importlib.import_module(f"{__name__}.{info.name}") for info in pkgutil.iter_modules(__path__)}
+    return {name: module for name, module in modules.items() if hasattr(module, "figures")}
+
+
 def _module(ds: xr.Dataset) -> ModuleType:
-    name = ds.attrs.get("analysis")
-    names = [info.name for info in pkgutil.iter_modules(__path__)]
-    modules = {n: importlib.import_module(f"{__name__}.{n}") for n in names if n == name}
-    drawable = {n: module for n, module in modules.items() if hasattr(module, "figures")}
+    name, drawable = ds.attrs.get("analysis"), _modules()
     if name not in drawable:
-        known = [n for n in names if n not in ("style", "heatmap")]
-        raise InputError(f"There is no plot for the analysis {name!r}; there are plots for {', '.join(known)}.")
+        raise InputError(f"There is no plot for the analysis {name!r}; there are plots for {', '.join(drawable)}.")
     return drawable[name]

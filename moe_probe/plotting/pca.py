@@ -10,7 +10,7 @@ import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from moe_probe.plotting.style import PAGE, style
+from moe_probe.plotting.style import BLUE, ORANGE, PAGE, style
 
 
 def plot(ds: xr.Dataset, layer: int | None = None) -> Figure:
@@ -62,11 +62,11 @@ def _experts(axes: Axes, part: xr.Dataset) -> None:
     points, labels = part.coordinates.values, part.expert.values
     dense = labels == "F"
     outlier = part.outlier.values if "outlier" in part else np.zeros(len(labels), bool)
-    axes.scatter(*points[~dense & ~outlier].T, s=22, color="#0072B2", label="expert")
+    axes.scatter(*points[~dense & ~outlier].T, s=22, color=BLUE, label="expert")
     if dense.any():
-        axes.scatter(*points[dense].T, s=28, color="#D55E00", marker="^", label="dense FFN")
+        axes.scatter(*points[dense].T, s=28, color=ORANGE, marker="^", label="dense FFN")
     if outlier.any():
-        axes.scatter(*points[outlier].T, s=22, facecolors="none", edgecolors="#0072B2", label="outlier")
+        axes.scatter(*points[outlier].T, s=22, facecolors="none", edgecolors=BLUE, label="outlier")
     for point, label in zip(points, labels, strict=True):
         if len(point) == 3:
             axes.text(*point, f" {label}", fontsize=6)

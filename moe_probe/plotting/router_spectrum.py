@@ -11,7 +11,7 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from moe_probe.plotting.style import COLORMAP, PAGE, style
+from moe_probe.plotting.style import BLUE, COLORMAP, GREY, PAGE, style
 
 
 def plot(ds: xr.Dataset) -> Figure:
@@ -32,8 +32,8 @@ def plot(ds: xr.Dataset) -> Figure:
             left.plot(ds.index + 1, ds.singular_value.sel(layer=layer), color=color, linewidth=1)
         left.set(xlabel="index", ylabel="singular value", ylim=(0, None))
         figure.colorbar(ScalarMappable(norm, COLORMAP), ax=left, label="layer", ticks=MaxNLocator(integer=True))
-        right.plot(ds.layer, ds.effective_rank, marker="o", markersize=3, color="#0072B2")
-        right.axhline(ds.sizes["index"], color="grey", linewidth=0.8, linestyle="--")
+        right.plot(ds.layer, ds.effective_rank, marker="o", markersize=3, color=BLUE)
+        right.axhline(ds.sizes["index"], color=GREY, linewidth=0.8, linestyle="--")
         right.annotate(
             "number of experts",
             (0.02, ds.sizes["index"]),
@@ -41,7 +41,7 @@ def plot(ds: xr.Dataset) -> Figure:
             xytext=(0, 3),
             textcoords="offset points",
             fontsize=6,
-            color="grey",
+            color=GREY,
         )
         right.set(xlabel="layer", ylabel="effective rank", ylim=(0, ds.sizes["index"] * 1.15))
         right.xaxis.get_major_locator().set_params(integer=True)

@@ -7,10 +7,13 @@ from contextlib import contextmanager
 
 import matplotlib
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 
 COLUMN, PAGE = 3.3, 6.9  # widths of a single and a double column, inches
 COLORMAP = "viridis"
-PROJECTION_COLORS = {"up": "#0072B2", "gate": "#D55E00", "down": "#009E73"}
+DIVERGING = "PuOr"
+BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#777777"
+PROJECTION_COLORS = {"up": BLUE, "gate": ORANGE, "down": GREEN}
 MAX_TICKS = 9
 RC = {
     "font.size": 8,
@@ -41,3 +44,9 @@ def label_ticks(axes: Axes, labels: Sequence[str], x: bool = True, y: bool = Tru
     at = sorted({*at, *letters})
     axes.set_xticks(at, [labels[i] for i in at] if x else [])
     axes.set_yticks(at, [labels[i] for i in at] if y else [])
+
+
+def thin_ticks(axis: Axis, labels: Sequence[str], most: int = MAX_TICKS) -> None:
+    """Tick labels 0, 1, 2, ... along one axis, thinned to about `most`."""
+    at = range(0, len(labels), -(-len(labels) // most))
+    axis.set_ticks(list(at), [labels[i] for i in at])

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import logsumexp, softmax
 from scipy.stats import rankdata
@@ -167,6 +167,7 @@ def test_subtokens_are_rows_of_their_token():
 
 @pytest.mark.parametrize("subtokens", [1, 2])
 @pytest.mark.parametrize("maker", MAKERS)
+@settings(max_examples=30)
 @given(order=st.permutations(range(len(DOCUMENTS))), cut=st.integers(1, 2), seed=st.integers(0, 9))
 def test_merging_in_any_order_gives_the_same(maker, subtokens, order, cut, seed):
     layers = [layer_of(5, 2, index, subtokens) for index in (0, 3)]
@@ -184,6 +185,7 @@ def test_merging_in_any_order_gives_the_same(maker, subtokens, order, cut, seed)
 
 
 @pytest.mark.parametrize("maker", MAKERS[:6])
+@settings(max_examples=30)
 @given(new=st.permutations(range(5)), seed=st.integers(0, 9))
 def test_relabelling_experts_permutes_results(maker, new, seed):
     layer, corpus = layer_of(5, 2), corpus_of(DOCUMENTS)

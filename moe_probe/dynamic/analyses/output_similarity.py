@@ -29,7 +29,8 @@ class OutputSimilarity(Analysis):
         baseline: add the FFN of the dense model in the same layer, which runs on the same token ids, as `"F"`.
         shared: add the shared block as `"S"`.
 
-    The result has `similarity` (layer, expert, other) or (layer, token[, subtoken], expert, other), float64 or float32.
+    The result has `similarity` (layer, expert, other), float64; token by token (layer, token[, subtoken], expert,
+    other), float32, and `topk_expert` (layer, token[, subtoken], rank), int64, the chosen experts.
     An expert that returns zero has similarity 0 with every other. With sub-tokens `"S"` and `"F"` cannot be compared.
 
     Example:
@@ -98,11 +99,11 @@ class _PerToken(Rows):
         self._owner = owner
 
     def measure(self, batch: LayerBatch) -> dict[str, torch.Tensor]:
-        return {"similarity": self._owner.similarity(batch)}
+        return {"similarity": self._owner.similarity(batch), "topk_expert": batch.top_k_index}
 
     def dims(self, model: Any, layers: list[int]) -> tuple[dict[str, tuple[str, ...]], dict]:
         labels = self._owner._labels
-        return {"similarity": ("expert", "other")}, {"expert": labels, "other": labels}
+        return {"similarity": ("expert", "other"), "topk_expert": ("rank",)}, {"expert": labels, "other": labels}
 
 
 class _Mean(Sums):

@@ -1,0 +1,54 @@
+"""Which experts work together: maps of pairs, and of the flow between layers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import xarray as xr
+from matplotlib.figure import Figure
+
+from moe_probe.errors import InputError
+from moe_probe.plotting.heatmap import heatmaps
+from moe_probe.plotting.style import style
+
+VARIABLES = {
+    "lift": ("P(both) / P(both if independent)", ("expert", "other expert")),
+    "conditional": ("P(other | expert)", ("other expert", "expert")),
+    "flow": ("share of choices", ("expert of this layer", "expert of the layer before")),
+}
+
+
+def plot(ds: xr.Dataset, layer: int | None = None, variable: str = "lift") -> Figure:
+    """Map of one layer; a pair of an expert with itself is left blank.
+
+    Args:
+        ds: result of `dynamic.coactivation`.
+        layer: the first one of the result by default.
+        variable: `lift` (1 if independent), `conditional`, or `flow` from the MoE layer before.
+
+    Raises:
+        InputError: there is no such variable.
+
+    Example:
+        >>> plot(dynamic.coactivation("ckpt/tiny-mixtral", texts), layer=2, variable="flow")
+    """
+    if variable not in VARIABLES:
+        raise InputError(f"variable is one of {', '.join(VARIABLES)}, not {variable!r}.")
+    layer = int(ds.layer[0]) if layer is None else layer
+    values = ds[variable].sel(layer=layer)
+    if variable != "flow":
+        values = values.where(ds.expert != ds.other)
+    bar, names = VARIABLES[variable]
+    chance = f" (at random: {float(ds.chance_lift.sel(layer=layer)):.2f})" if variable == "lift" else ""
+    with style():
+        bounds = float(values.min()), float(values.max())
+        return heatmaps({f"layer {layer}{chance}": values}, bounds, ds.attrs["model"], bar, names)
+
+
+def figures(ds: xr.Dataset) -> Iterator[tuple[str, Figure]]:
+    """Pairs in every layer, where a token has more than one expert, and the flow: (file stem, figure)."""
+    for at, layer in enumerate(ds.layer.values):
+        if float(ds.chance_lift.sel(layer=layer)) > 0:
+            yield f"coactivation_layer{layer}", plot(ds, int(layer))
+        if at:
+            yield f"coactivation_flow_layer{layer}", plot(ds, int(layer), "flow")

@@ -1,0 +1,67 @@
+"""How evenly experts are used: maps over layers, balance over layers, and maps by document label."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import xarray as xr
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from moe_probe.plotting.heatmap import around, layer_map
+from moe_probe.plotting.style import BLUE, COLUMN, PAGE, style, thin_ticks
+
+BALANCE = {
+    "cv2_load": "CV² of load",
+    "entropy": "entropy / ln E",
+    "max_violation": "MaxVio",
+    "switch_loss": "Switch loss",
+}
+
+
+def plot(ds: xr.Dataset) -> Figure:
+    """Selections of every expert in every layer, in times its even share.
+
+    Args:
+        ds: result of `dynamic.expert_load`.
+
+    Example:
+        >>> plot(dynamic.expert_load("ckpt/tiny-mixtral", texts))
+    """
+    with style():
+        return layer_map(ds.share * ds.sizes["expert"], ds.attrs["model"], "load / even load", even=1)
+
+
+def balance(ds: xr.Dataset) -> Figure:
+    """Measures of balance over the layers."""
+    with style():
+        figure = Figure(figsize=(PAGE, 1.9), layout="constrained")
+        for axes, (name, label) in zip(figure.subplots(1, len(BALANCE)), BALANCE.items(), strict=True):
+            axes.plot(ds.layer, ds[name], marker="o", markersize=3, color=BLUE)
+            axes.set(xlabel="layer", title=label)
+            axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        figure.suptitle(ds.attrs["model"])
+        return figure
+
+
+def by_label(ds: xr.Dataset, layer: int) -> Figure:
+    """Load of one layer by document label, in times its even share."""
+    values = ds.label_share.sel(layer=layer) * ds.sizes["expert"]
+    with style():
+        figure = Figure(figsize=(COLUMN, min(1.4 + 0.2 * values.sizes["label"], 6)), layout="constrained")
+        axes = figure.subplots()
+        image = axes.imshow(values, aspect="auto", **around(values, 1))
+        axes.set(xlabel="expert", title=f"{ds.attrs['model']}, layer {layer}")
+        thin_ticks(axes.xaxis, [str(label) for label in ds.expert.values])
+        thin_ticks(axes.yaxis, [str(label) for label in ds.label.values], 30)
+        figure.colorbar(image, label="load / even load")
+        return figure
+
+
+def figures(ds: xr.Dataset) -> Iterator[tuple[str, Figure]]:
+    """The map, the balance, and maps by label: (file stem, figure)."""
+    yield "expert_load", plot(ds)
+    yield "expert_load_balance", balance(ds)
+    if "label_share" in ds:
+        for layer in ds.layer.values:
+            yield f"expert_load_labels_layer{layer}", by_label(ds, int(layer))

@@ -1,0 +1,54 @@
+"""Neuron maps: act(gate projection) of every expert, a panel per token (arXiv 2406.18219)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import xarray as xr
+from matplotlib.figure import Figure
+
+from moe_probe.plotting.heatmap import SCALES, limits
+from moe_probe.plotting.style import COLORMAP, PAGE, style, thin_ticks
+from moe_probe.plotting.tokens import choose, rows, written
+
+
+def plot(ds: xr.Dataset, layer: int | None = None, scale: str = "layer", tokens: Sequence[int] | None = None) -> Figure:
+    """Experts by neurons, a row of the figure per token.
+
+    Args:
+        ds: result of `dynamic.intermediate_states`.
+        layer: the first one of the result by default.
+        scale: colours from the least to the largest value of this layer (`layer`) or of all layers (`all`).
+        tokens: places of the tokens to show; the first four by default.
+
+    Example:
+        >>> plot(dynamic.intermediate_states(model, ["A short text."], layers=[0]))
+    """
+    layer = int(ds.layer[0]) if layer is None else layer
+    one = rows(ds)
+    shown, experts = choose(one, tokens), ds.sizes["expert"]
+    bounds = limits(one.activation, layer, scale)
+    with style():
+        height = min(max(0.13 * experts, 0.9), 2.2)
+        figure = Figure(figsize=(PAGE, 0.7 + len(shown) * (height + 0.2)), layout="constrained")
+        all_axes = figure.subplots(len(shown), 1, sharex=True, squeeze=False)[:, 0]
+        for axes, token in zip(all_axes, shown, strict=True):
+            values = one.activation.sel(layer=layer).isel(token=token).transpose("expert", "neuron").values
+            image = axes.imshow(
+                values, aspect="auto", interpolation="nearest", cmap=COLORMAP, vmin=bounds[0], vmax=bounds[1]
+            )
+            axes.hlines([e + 0.5 for e in range(experts - 1)], -0.5, values.shape[1] - 0.5, "white", linewidth=0.4)
+            thin_ticks(axes.yaxis, [str(label) for label in ds.expert.values], 9)
+            axes.set_ylabel("expert")
+            axes.set_title(f"{token}: {written(str(one.string.values[token]))}", loc="left")
+        all_axes[-1].set_xlabel("neuron")
+        figure.colorbar(image, ax=list(all_axes), label="act(gate projection)", aspect=20 * len(shown))
+        figure.suptitle(f"{ds.attrs['model']}, layer {layer}")
+        return figure
+
+
+def figures(ds: xr.Dataset) -> Iterator[tuple[str, Figure]]:
+    """Every layer in both colour scales: (file stem, figure)."""
+    for layer in ds.layer.values:
+        for scale in SCALES:
+            yield f"intermediate_states_layer{layer}_scale-{scale}", plot(ds, int(layer), scale)

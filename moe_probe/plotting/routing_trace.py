@@ -1,0 +1,29 @@
+"""What a routing trace holds: choices of every expert in every layer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import xarray as xr
+from matplotlib.figure import Figure
+
+from moe_probe.plotting.heatmap import layer_map
+from moe_probe.plotting.style import style
+
+
+def plot(ds: xr.Dataset) -> Figure:
+    """Choices written, layers by experts.
+
+    Args:
+        ds: result of `dynamic.routing_trace`.
+
+    Example:
+        >>> plot(dynamic.routing_trace("ckpt/tiny-mixtral", texts, path="out/trace"))
+    """
+    with style():
+        return layer_map(ds.rows, f"{ds.attrs['model']}, {ds.attrs['tokens']:,} tokens", "choices")
+
+
+def figures(ds: xr.Dataset) -> Iterator[tuple[str, Figure]]:
+    """The one figure: (file stem, figure)."""
+    yield "routing_trace", plot(ds)
