@@ -108,8 +108,9 @@ def offloaded(folder: Path, batches: list[torch.Tensor]) -> tuple[float, int]:
     """Seconds and extra bytes on disk of transformers with disk offload."""
     with tempfile.TemporaryDirectory(dir=folder.parent) as extra:
         start = time.perf_counter()
+        places = dict.fromkeys(("model.embed_tokens", "model.norm", "model.rotary_emb", "lm_head"), "cpu")
         module = AutoModelForCausalLM.from_pretrained(
-            folder, device_map={"": "cpu", "model.layers": "disk"}, offload_folder=extra, dtype=torch.bfloat16
+            folder, device_map={**places, "model.layers": "disk"}, offload_folder=extra, dtype=torch.bfloat16
         )
         for batch in batches:
             module.model(batch, use_cache=False)

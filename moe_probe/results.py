@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -30,8 +31,13 @@ def provenance(analysis: str, model: Any, **parameters: Any) -> dict[str, Any]:
         "family": model.family,
         "fingerprint": model.fingerprint,
         "parameters": json.dumps(given, default=str, sort_keys=True),
-        "versions": json.dumps({name: version(name) for name in LIBRARIES}),
+        "versions": _versions(),
     }
+
+
+@cache
+def _versions() -> str:
+    return json.dumps({name: version(name) for name in LIBRARIES})
 
 
 def save(dataset: xr.Dataset, path: str | Path) -> Path:

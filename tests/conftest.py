@@ -3,6 +3,8 @@
 import os
 from pathlib import Path
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests run side by side, on tiny models; before torch is imported
+
 import pytest
 from hypothesis import settings
 from safetensors.torch import load_file

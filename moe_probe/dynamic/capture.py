@@ -15,7 +15,7 @@ from moe_probe.dynamic.sites import Site, expert_call, raw_logits
 from moe_probe.dynamic.steps import OWNER
 from moe_probe.errors import FamilyError
 
-CHECKED_ROWS = 16
+CHECKED_ROWS = 2
 # largest difference between the experts' weighted sum and the block's routed output, relative to the largest output
 TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-6}
 LOW_PRECISION_TOLERANCE = 5e-2
@@ -138,16 +138,14 @@ def _event(watch: Watch, block_output: torch.Tensor) -> Event:
 
 
 def _check(event: Event) -> None:
-    """sum_k weight_k * output_k == routed output, on the first rows.
+    """sum_k weight_k * output_k == routed output, on the first and the last row.
 
     Raises:
         FamilyError: it is not.
     """
-    rows = slice(0, CHECKED_ROWS)
-    outputs = event.site.all_outputs(event.expert_input[rows]).float()  # (E, n, w)
-    weights = torch.zeros_like(event.router_logits[rows], dtype=torch.float32)
-    weights.scatter_add_(1, event.top_k_index[rows], event.top_k_weights[rows].float())  # (n, E)
-    found = torch.einsum("ne,enw->nw", weights, outputs)
+    rows = torch.linspace(0, len(event.expert_input) - 1, CHECKED_ROWS, device=event.expert_input.device).long()
+    outputs = event.site.selected_outputs(event.expert_input[rows], event.top_k_index[rows]).float()  # (n, k, w)
+    found = (event.top_k_weights[rows].float().unsqueeze(-1) * outputs).sum(1)
     expected = event.routed_output[rows].float()
     if not bool(expected.isfinite().all()):
         return  # said by whoever looks at the values

@@ -40,7 +40,10 @@ class Site:
 
     def all_outputs(self, rows: torch.Tensor) -> torch.Tensor:
         """Every expert's unweighted output on every row, by the module's own code: (n, w) to (E, n, w)."""
-        return torch.stack([self.output(rows, expert) for expert in range(self.layer.num_experts)])
+        outputs = rows.new_empty(self.layer.num_experts, *rows.shape)
+        for expert, output in enumerate(outputs):
+            output.copy_(self.output(rows, expert))
+        return outputs
 
     def all_outputs_and_activations(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """`all_outputs`, and act(gate projection) of the experts with weights, (E_ffn, n, ff).

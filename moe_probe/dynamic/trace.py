@@ -171,6 +171,7 @@ class Trace:
         read = None if columns is None else list(dict.fromkeys([*keys, "token_id", *columns]))
         table = self.dataset.to_table(columns=read)
         frame = table.sort_by([(key, "ascending") for key in keys]).to_pandas()
+        frame = frame.astype({name: str for name in ("label", "kind") if name in frame})
         frame["string"] = frame.token_id.map(self.corpus.strings)
         return frame if columns is None else frame[[*keys, *(c for c in columns if c not in keys)]]
 

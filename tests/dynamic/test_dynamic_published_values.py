@@ -35,7 +35,9 @@ def test_long_texts(family, execution, golden):
 
         assert_close(value("output_similarity", "similarity"), golden[f"{family}.long.angular_avg.{layer}"], 1e-5)
         assert_close(value("norm_score_ranks", "count"), golden[f"{family}.long.rank_count.{layer}"])
-        assert_close(value("output_norms", "norm"), golden[f"{family}.long.norm.{layer}"], rtol=1e-5)
+        # relative to the layer's largest: in which order float32 sums are taken depends on the number of threads
+        norms = golden[f"{family}.long.norm.{layer}"]
+        assert_close(value("output_norms", "norm"), norms, 1e-5 * float(norms.max()))
         assert_close(value("output_norms", "score"), golden[f"{family}.long.gate_score.{layer}"], 2e-5)
         index, weight = (golden[f"{family}.long.choice_{name}.{layer}"] for name in ("index", "weight"))
         dense = torch.zeros(len(index), model.layer(layer).num_experts).scatter_(1, index, weight)

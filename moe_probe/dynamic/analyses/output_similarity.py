@@ -65,8 +65,9 @@ class OutputSimilarity(Analysis):
             outputs.append(extra.float())
             self._labels.append(label)
         stacked = torch.stack(outputs, dim=1)  # (n, R, w)
-        stacked = stacked / stacked.norm(dim=-1, keepdim=True).clamp(min=EPSILON)
-        cosine = stacked @ stacked.transpose(1, 2)
+        products = stacked @ stacked.transpose(1, 2)
+        norms = products.diagonal(dim1=1, dim2=2).sqrt().clamp(min=EPSILON)  # (n, R)
+        cosine = products / (norms[:, :, None] * norms[:, None, :])
         if self.metric == "angular":
             cosine = 1 - torch.arccos(cosine.clamp(-1, 1)) / torch.pi
         cosine.diagonal(dim1=1, dim2=2).fill_(1)
