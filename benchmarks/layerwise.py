@@ -5,13 +5,15 @@
 Writes a checkpoint with random bfloat16 weights in the published layout (2.9 GB a layer) and prints the peak of
 resident memory without mapped files, in layers of the compute dtype; the bytes read from the checkpoint, in its size;
 and the time of one layerwise pass over all batches. With --offload also the time of transformers with accelerate's disk
-offload, batch by batch, and the disk that it takes.
+offload in the same dtype, batch by batch, and the disk that it takes; as for a model larger than memory, the page cache
+is dropped before each batch.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
 import tempfile
 import threading
@@ -70,7 +72,7 @@ def write(folder: Path, layers: int) -> None:
         file = f"model-{number:05}.safetensors"
         save_file(tensors, folder / file, metadata={"format": "pt"})
         weight_map |= dict.fromkeys(tensors, file)
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
 
 
 class Peak:
@@ -96,23 +98,24 @@ class Peak:
 
 def drop_cache(folder: Path) -> None:
     """Have the files read from the disk again."""
-    import os
 
-    for path in folder.glob("*.safetensors"):
+    for path in (path for path in folder.rglob("*") if path.is_file()):
         with open(path, "rb") as file:
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 @torch.no_grad()
-def offloaded(folder: Path, batches: list[torch.Tensor]) -> tuple[float, int]:
+def offloaded(folder: Path, batches: list[torch.Tensor], dtype: torch.dtype) -> tuple[float, int]:
     """Seconds and extra bytes on disk of transformers with disk offload."""
     with tempfile.TemporaryDirectory(dir=folder.parent) as extra:
         start = time.perf_counter()
         places = dict.fromkeys(("model.embed_tokens", "model.norm", "model.rotary_emb", "lm_head"), "cpu")
         module = AutoModelForCausalLM.from_pretrained(
-            folder, device_map={**places, "model.layers": "disk"}, offload_folder=extra, dtype=torch.bfloat16
+            folder, device_map={**places, "model.layers": "disk"}, offload_folder=extra, dtype=dtype
         )
         for batch in batches:
+            drop_cache(Path(extra))  # a model larger than memory does not stay in the page cache
+            drop_cache(folder)
             module.model(batch, use_cache=False)
         seconds = time.perf_counter() - start
         return seconds, sum(path.stat().st_size for path in Path(extra).rglob("*") if path.is_file())
@@ -124,14 +127,16 @@ def main() -> None:
     parser.add_argument("--batches", type=int, default=8)
     parser.add_argument("--tokens", type=int, default=256, help="per batch")
     parser.add_argument("--folder", type=Path, help="where the checkpoint is written; temporary by default")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="to compute in")
     parser.add_argument("--offload", action="store_true")
     arguments = parser.parse_args()
     folder = Path(tempfile.mkdtemp(dir=arguments.folder))
     try:
         write(folder, arguments.layers)
-        model = moe_probe.load(folder)
+        dtype = getattr(torch, arguments.dtype)
+        model = moe_probe.load(folder, dtype=dtype)
         ids = torch.randint(CONFIG["vocab_size"], (arguments.batches, arguments.tokens))
-        layer = sum(t.numel() for k, t in model.checkpoint.items() if k.startswith("model.layers.0.")) * 4
+        layer = sum(t.numel() for k, t in model.checkpoint.items() if k.startswith("model.layers.0.")) * dtype.itemsize
         drop_cache(folder)
         before = psutil.Process().io_counters().read_bytes
         start = time.perf_counter()
@@ -141,11 +146,11 @@ def main() -> None:
         ours = time.perf_counter() - start
         read = psutil.Process().io_counters().read_bytes - before
         print(f"layerwise: {ours:.0f} s for {arguments.batches} batches, {arguments.layers} layers")
-        print(f"  peak resident memory without mapped files: {peak.bytes / layer:.2f} layers in float32")
+        print(f"  peak resident memory without mapped files: {peak.bytes / layer:.2f} layers in {arguments.dtype}")
         print(f"  read from disk: {read / model.checkpoint.nbytes:.2f}x the checkpoint's size")
         if arguments.offload:
             drop_cache(folder)
-            theirs, extra = offloaded(folder, list(ids[:, None]))
+            theirs, extra = offloaded(folder, list(ids[:, None]), dtype)
             print(f"  transformers with disk offload: {theirs / ours:.1f}x as long, {extra / 1e9:.1f} GB more on disk")
     finally:
         shutil.rmtree(folder)
