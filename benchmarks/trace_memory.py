@@ -2,8 +2,8 @@
 
     python benchmarks/trace_memory.py CSV [--tokens 100000]
 
-Traces half as many tokens of a CSV file of texts through the tiny Mixtral, so many, and twice as many, each in a process
-of its own, and prints the peak of resident memory without mapped files, and what the trace takes on disk.
+Traces half as many tokens of a CSV file of texts through the tiny Mixtral, so many, and twice as many, each in its own
+process, and prints the peak of resident memory without mapped files, and what the trace takes on disk.
 """
 
 from __future__ import annotations
