@@ -139,14 +139,16 @@ def figures(results: Annotated[Path, typer.Argument(metavar="DIR", help="A folde
     """Draw the figures of saved results again."""
     found = sorted(results.glob("*.nc"))
     if not found:
-        raise InputError(f"{results} holds no results (*.nc); make some with `moe-probe static`.")
-    count = sum(len(list(draw(load_result(path), results))) for path in found)
-    console.print(f"Drew {count} figures of {len(found)} results in {results}")
+        raise InputError(f"{results} holds no results (*.nc); make some with `moe-probe static` or `dynamic`.")
+    datasets = [dataset for dataset in map(load_result, found) if dataset.attrs["analysis"] in plotting.names()]
+    count = sum(len(list(draw(dataset, results))) for dataset in datasets)
+    console.print(f"Drew {count} figures of {len(datasets)} results in {results}")
 
 
 @app.command(
     "dynamic",
-    epilog="Examples: `moe-probe dynamic ckpt/Mixtral-8x7B-v0.1 --texts wiki.txt -o out`, then without the model "
+    epilog=f"Analyses: {', '.join(name + '*' * (name in CORPUS_ANALYSES) for name in dynamic.analyses())}\n\n"
+    "Examples: `moe-probe dynamic ckpt/Mixtral-8x7B-v0.1 --texts wiki.txt -o out`, then without the model "
     "`moe-probe dynamic out/trace --analysis expert_load -o out`",
 )
 def dynamic_command(
@@ -157,20 +159,18 @@ def dynamic_command(
     ] = None,
     analysis: Annotated[
         list[str] | None,
-        typer.Option(
-            help=f"One of {', '.join(dynamic.analyses())}; may be repeated. Default: {', '.join(CORPUS_ANALYSES)}."
-        ),
+        typer.Option(metavar="NAME", help="An analysis, of those below; may be repeated. Default: those with a star."),
     ] = None,
     metric: Annotated[str, typer.Option(help="Of output_similarity: cosine or angular.")] = "cosine",
-    per_token: Annotated[bool, typer.Option(help="output_similarity token by token, for short texts.")] = False,
+    per_token: Annotated[bool, typer.Option("--per-token", help="output_similarity token by token.")] = False,
     baseline: Annotated[str | None, typer.Option(metavar="CKPT", help="A dense model to compare with.")] = None,
-    shared: Annotated[bool, typer.Option(help="output_similarity with the shared block.")] = False,
+    shared: Annotated[bool, typer.Option("--shared", help="output_similarity with the shared block.")] = False,
     layers: Annotated[str | None, typer.Option(help="MoE layers, such as 0,5,10-15. Default: all.")] = None,
     labels: Annotated[str | None, typer.Option(metavar="COLUMN", help="The column of document labels.")] = None,
     column: Annotated[str | None, typer.Option(metavar="COLUMN", help="The column of the text.")] = None,
     max_length: Annotated[int | None, typer.Option(help="Tokens per document at most.")] = None,
     batch_tokens: Annotated[int, typer.Option(help="Places per batch.")] = 4096,
-    layerwise: Annotated[bool, typer.Option(help="Read one layer at a time, for models larger than memory.")] = False,
+    layerwise: Annotated[bool, typer.Option("--layerwise", help="Read one layer at a time, for large models.")] = False,
     checkpoint_dir: Annotated[Path | None, typer.Option(metavar="DIR", help="Go on from here if interrupted.")] = None,
     jobs: Annotated[int, typer.Option(help="Processes that share the corpus.")] = 1,
 ) -> None:

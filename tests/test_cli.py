@@ -122,3 +122,13 @@ def test_a_model_without_texts_is_refused(tmp_path):
     done = run("dynamic", "ckpt/tiny-mixtral", "-o", tmp_path)
     assert done.returncode == 2
     assert "so it needs texts to run on: --texts FILE" in " ".join(done.stderr.split())
+
+
+def test_results_without_a_figure_are_passed_over(tmp_path):
+    names = ["--analysis", "record", "--analysis", "expert_load", "--layers", "2"]
+    done = run("dynamic", "ckpt/tiny-mixtral", "--texts", "ckpt/texts.jsonl", *names, "-o", tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "Wrote 2 results (.nc) and 2 figures (.pdf)" in " ".join(done.stdout.split())
+    done = run("figures", tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "Drew 2 figures of 1 results" in " ".join(done.stdout.split())

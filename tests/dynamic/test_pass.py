@@ -1,10 +1,6 @@
 """A pass gives the same numbers however it is cut into batches, processes and runs, and refuses what it cannot do."""
 
 import json
-import os
-import signal
-import subprocess
-import sys
 
 import joblib
 import numpy as np
@@ -13,6 +9,7 @@ import pytest
 import torch
 import xarray as xr
 from conftest import FIXTURES
+from interrupted import run_and_kill
 
 import moe_probe
 from moe_probe import dynamic
@@ -107,29 +104,9 @@ def test_only_the_layers_asked_for_are_looked_at():
     )
 
 
-INTERRUPTED = """
-import sys, time
-sys.path[:0] = {path!r}
-import test_pass
-from moe_probe.dynamic import resume
-resume.SECONDS = 0
-save = resume.Progressed.save
-def slow(self, *arguments):
-    save(self, *arguments)
-    print("saved", flush=True)
-    time.sleep(0.5)
-resume.Progressed.save = slow
-test_pass.run(batch_tokens=12, execution={execution!r}, checkpoint_dir={folder!r})
-"""
-
-
 @pytest.mark.parametrize("execution", ["resident", "layerwise"])
 def test_a_killed_run_goes_on_where_it_was(execution, tmp_path):
-    code = INTERRUPTED.format(path=[p for p in sys.path if p], execution=execution, folder=str(tmp_path))
-    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout.readline() == "saved\n"
-        assert process.stdout.readline() == "saved\n"
-        os.kill(process.pid, signal.SIGKILL)
+    run_and_kill("test_pass", batch_tokens=12, execution=execution, checkpoint_dir=str(tmp_path))
     state = tmp_path / "part-0" / "state.npz"
     with np.load(state) as saved:
         assert saved["done"] >= 2

@@ -1,10 +1,6 @@
 """A routing trace holds what the model did: every analysis of routing gives the same numbers from it."""
 
 import errno
-import os
-import signal
-import subprocess
-import sys
 
 import numpy as np
 import pandas as pd
@@ -12,6 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 import xarray as xr
 from conftest import FIXTURES
+from interrupted import run_and_kill
 
 import moe_probe
 from moe_probe import dynamic
@@ -95,30 +92,10 @@ def test_a_trace_is_the_same_however_the_pass_runs(options, tmp_path):
         np.testing.assert_allclose(one[name], other[name], atol=1e-5)
 
 
-INTERRUPTED = """
-import sys, time
-sys.path[:0] = {path!r}
-import test_trace
-from moe_probe.dynamic import resume
-resume.SECONDS = 0
-save = resume.Progressed.save
-def slow(self, *arguments):
-    save(self, *arguments)
-    print("saved", flush=True)
-    time.sleep(0.5)
-resume.Progressed.save = slow
-test_trace.run({trace!r}, batch_tokens=12, execution={execution!r}, checkpoint_dir={folder!r})
-"""
-
-
 @pytest.mark.parametrize("execution", ["resident", "layerwise"])
 def test_a_killed_trace_goes_on_where_it_was(execution, tmp_path):
     trace, folder = str(tmp_path / "trace"), str(tmp_path / "state")
-    code = INTERRUPTED.format(path=[p for p in sys.path if p], trace=trace, execution=execution, folder=folder)
-    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout.readline() == "saved\n"
-        assert process.stdout.readline() == "saved\n"
-        os.kill(process.pid, signal.SIGKILL)
+    run_and_kill("test_trace", trace, batch_tokens=12, execution=execution, checkpoint_dir=folder)
     with pytest.raises(InputError, match="its run did not come to its end; run it again"):
         dynamic.read_trace(trace)
     run(trace, batch_tokens=12, execution=execution, checkpoint_dir=folder)
