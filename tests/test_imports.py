@@ -19,7 +19,19 @@ ALLOWED = {
     "dynamic": HANDLE,
     "intervene": HANDLE,
     "plotting": {"errors"},
-    "cli": {"errors", "checkpoint", "model", "results", "static", "dynamic", "intervene", "plotting", "convert"},
+    "cli": {
+        "errors",
+        "checkpoint",
+        "model",
+        "results",
+        "static",
+        "dynamic",
+        "intervene",
+        "plotting",
+        "convert",
+        "tables",
+    },
+    "tables": {"checkpoint", "model"},
     "__init__": {"model", "static", "dynamic", "intervene", "plotting", "convert"},
 }
 

@@ -1,6 +1,6 @@
 """Checkpoints in safetensors files, memory-mapped: one file, or shards with `model.safetensors.index.json`.
 
-Files are mapped read-only, so that a file larger than the machine's memory opens too.
+Files are mapped, so that a file larger than the machine's memory opens too.
 """
 
 from __future__ import annotations

@@ -82,8 +82,8 @@ class LayerBatch:
 class Analysis(ABC):
     """A statistic that grows with batches of tokens and merges with another one of its kind.
 
-    An analysis that needs nothing besides routing is given whole documents at a time; the others are given as many
-    tokens as memory allows.
+    An analysis that needs routing, or the chosen experts' outputs, is given whole documents at a time; the others are
+    given as many tokens as memory allows.
 
     Attributes:
         name: the analysis in results and on the command line.

@@ -26,7 +26,7 @@ from moe_probe.model import MoEModel
 
 CHUNK_BYTES = 1 << 27  # of all experts' outputs held at once
 SPILL_BYTES = 1 << 30  # hidden states of a whole corpus beyond this wait on disk
-COMPUTED = frozenset({OUTPUTS, SELECTED, ACTIVATIONS, BASELINE})  # in chunks of tokens
+CHUNKED = frozenset({OUTPUTS, ACTIVATIONS, BASELINE})  # what is computed in chunks of tokens
 RESIDENT_SHARE = 0.8  # of the free memory that a model may take to be loaded whole
 
 
@@ -206,8 +206,9 @@ class Pass:
             per_token["baseline_output"] = self.tap.output[keep]
             if ACTIVATIONS in self.needs:
                 per_token["baseline_activation"] = self.tap.activation[keep]
-        of_routing = [analysis for analysis in self.analyses if not analysis.needs & COMPUTED]
-        of_outputs = [analysis for analysis in self.analyses if analysis.needs & COMPUTED]
+        of_routing = [analysis for analysis in self.analyses if not analysis.needs & CHUNKED]
+        of_outputs = [analysis for analysis in self.analyses if analysis.needs & CHUNKED]
+        values |= compute(event.site, values, self.needs & {SELECTED})
         if of_routing:
             batch = LayerBatch(layer, self.tokens, **values, **per_token)
             for analysis in of_routing:
@@ -217,7 +218,7 @@ class Pass:
             tokens, rows = slice(start, start + step), slice(start * layer.subtokens, (start + step) * layer.subtokens)
             part = {name: value[rows] for name, value in values.items()}
             part |= {name: value[tokens] for name, value in per_token.items()}
-            batch = LayerBatch(layer, self.tokens[tokens], **part, **compute(event.site, part, self.needs))
+            batch = LayerBatch(layer, self.tokens[tokens], **part, **compute(event.site, part, self.needs - {SELECTED}))
             for analysis in of_outputs:
                 analysis.update(batch)
 

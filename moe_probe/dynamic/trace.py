@@ -95,32 +95,35 @@ def _column(values: Any, field: pa.Field) -> pa.Array:
     return values.cast(field.type) if isinstance(values, pa.Array) else pa.array(values, field.type)
 
 
-def write_file(table: pa.Table, path: Path) -> None:
-    """Write one Parquet file; it appears under its name only when it is complete."""
+def write_file(batches: Sequence[pa.Table], path: Path) -> None:
+    """Write one Parquet file, a row group per batch; it appears under its name only when it is complete."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        pq.write_table(table.unify_dictionaries(), partial, compression="zstd")
+        with pq.ParquetWriter(partial, batches[0].schema, compression="zstd") as writer:
+            for batch in batches:
+                writer.write_table(batch, row_group_size=batch.num_rows)
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
 
 
-def finish(folder: Path, files: Sequence[str], model: Any, corpus: Corpus, layers: Sequence[int]) -> None:
+def finish(folder: Path, files: Sequence[str], rows: int, model: Any, corpus: Corpus, layers: Sequence[int]) -> None:
     """Write what makes the folder a trace: its documents and the card. Files of interrupted runs are deleted."""
     for stray in folder.glob("part-*.parquet"):
         if stray.name not in files:
             stray.unlink()
     documents = [(d.number, d.label, np.asarray(d.ids, np.int32)) for d in corpus.documents]
     columns = dict(zip(("number", "label", "ids"), zip(*documents, strict=True), strict=True))
-    write_file(pa.table({name: list(values) for name, values in columns.items()}), folder / DOCUMENTS)
+    write_file([pa.table({name: list(values) for name, values in columns.items()})], folder / DOCUMENTS)
     card = {
         "name": model.name,
         "family": model.family,
         "fingerprint": model.fingerprint,
         "layers": [asdict(model.layer(layer)) for layer in layers],
         "strings": {str(token): text for token, text in corpus.strings.items()},
-        "files": sorted(files),
+        "files": list(files),
+        "rows": rows,
     }
     partial = folder / f".{CARD}.{os.getpid()}.partial"
     try:
@@ -139,7 +142,7 @@ class Trace:
         name, family, fingerprint: of the model.
         moe_layers: that were recorded.
         corpus: the documents.
-        files: paths of the Parquet files.
+        files: paths of the Parquet files, in the order in which they were written; a row group is a batch of the pass.
     """
 
     folder: Path
@@ -176,32 +179,20 @@ class Trace:
         return frame if columns is None else frame[[*keys, *(c for c in columns if c not in keys)]]
 
     def batches(self) -> Iterator[LayerBatch]:
-        """The recorded batches: whole documents, layer by layer within each file's documents."""
-        for documents in self._groups():
-            rows = self.dataset.to_table(filter=pc.field("document").isin(documents))
-            for index in self.moe_layers:
-                yield self._batch(rows.filter(pc.equal(rows["layer"], index)), self._layers[index])
-
-    def _groups(self) -> Iterator[list[int]]:
-        """Document numbers whose choices fit into memory together."""
-        group: list[int] = []
-        size = 0
-        for document in self.corpus.documents:
-            group.append(document.number)
-            size += len(document.ids)
-            if size * len(self.moe_layers) * max(layer.top_k for layer in self._layers.values()) > FILE_ROWS:
-                yield group
-                group, size = [], 0
-        if group:
-            yield group
+        """The recorded batches, as they were and in the order in which the pass gave them."""
+        for path in self.files:
+            file = pq.ParquetFile(path)
+            for group in range(file.num_row_groups):
+                rows = file.read_row_group(group)
+                yield self._batch(rows, self._layers[rows["layer"][0].as_py()])
 
     def _batch(self, rows: pa.Table, layer: Layer) -> LayerBatch:
-        rows = rows.sort_by([(key, "ascending") for key in ("document", "position", "subtoken", "rank")])
         k = layer.top_k
         first = rows.filter(pc.equal(rows["rank"], 0))
         tokens = first.filter(pc.equal(first["subtoken"], 0))
-        if rows.num_rows != k * first.num_rows or first.num_rows != layer.subtokens * tokens.num_rows:
-            raise InputError(f"{self.folder}: rows of layer {layer.index} are missing; the trace is damaged.")
+        in_order = np.array_equal(rows["rank"].to_numpy(), np.tile(np.arange(k), first.num_rows))
+        if not in_order or first.num_rows != layer.subtokens * tokens.num_rows:
+            raise InputError(f"{self.folder}: rows of layer {layer.index} are out of order; the trace is damaged.")
 
         def of(name: str) -> torch.Tensor:
             return torch.from_numpy(rows[name].to_numpy().copy()).view(-1, k)
@@ -259,7 +250,7 @@ def read_trace(folder: str | Path) -> Trace:
     missing = next((name for name in files if not Path(name).is_file()), None)
     if missing is not None:
         raise InputError(f"{folder} is a damaged routing trace: {Path(missing).name} is missing.")
-    return Trace(
+    trace = Trace(
         folder=folder,
         **facts,
         moe_layers=tuple(layer.index for layer in layers),
@@ -267,6 +258,9 @@ def read_trace(folder: str | Path) -> Trace:
         files=files,
         _layers={layer.index: layer for layer in layers},
     )
+    if trace.num_rows != card["rows"]:
+        raise InputError(f"{folder} is a damaged routing trace: it has {trace.num_rows:,} of {card['rows']:,} rows.")
+    return trace
 
 
 def _tuples(layer: dict[str, Any]) -> dict[str, Any]:

@@ -10,7 +10,6 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 from accelerate import init_empty_weights
 from accelerate.utils import set_module_tensor_to_device
-from torch import nn
 from transformers import PreTrainedModel
 
 from moe_probe.dynamic.sites import decoder_layers
@@ -86,8 +85,3 @@ def empty_module(model: MoEModel) -> PreTrainedModel:
     with init_empty_weights(include_buffers=False):
         module = model_class(config)._from_config(config, dtype=model.dtype)
     return module.eval()
-
-
-def layer_bytes(layers: nn.ModuleList, dtype: torch.dtype) -> int:
-    """Size of the largest layer in `dtype`."""
-    return max(sum(p.numel() for p in layer.parameters()) for layer in layers) * dtype.itemsize

@@ -4,6 +4,7 @@ import errno
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import xarray as xr
@@ -36,11 +37,13 @@ def run(folder, family="mixtral", norms=False, analyses=(), **options):
     return dynamic.run(model, texts(), [recorder, *analyses], labels=LABELS, progress=False, **options)
 
 
+@pytest.mark.parametrize("options", [{}, {"execution": "layerwise"}, {"norms": True}])
 @pytest.mark.parametrize("file_rows", [50, 1 << 17])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_analyses_of_a_trace_equal_those_of_the_model(family, file_rows, tmp_path, monkeypatch):
+def test_analyses_of_a_trace_equal_those_of_the_model(family, file_rows, options, tmp_path, monkeypatch):
     monkeypatch.setattr(trace_module, "FILE_ROWS", file_rows)
-    expected = run(tmp_path / "trace", family, analyses=of_routing(), batch_tokens=24)
+    monkeypatch.setattr("moe_probe.dynamic.engine.CHUNK_BYTES", 1)  # whatever is cut, routing is not
+    expected = run(tmp_path / "trace", family, analyses=of_routing(), batch_tokens=24, **options)
     found = dynamic.from_trace(tmp_path / "trace", of_routing())
     assert len(dynamic.read_trace(tmp_path / "trace").files) > 1 or file_rows > 50
     for name, dataset in found.items():
@@ -107,16 +110,16 @@ def test_a_killed_trace_goes_on_where_it_was(execution, tmp_path):
 
 def test_a_full_disk_leaves_nothing_that_looks_whole(tmp_path, monkeypatch):
     monkeypatch.setattr(trace_module, "FILE_ROWS", 100)
-    write, written = pq.write_table, []
+    writer, written = pq.ParquetWriter, []
 
-    def full(table, path, **options):
+    def full(path, *arguments, **options):
         if len(written) == 2:
             path.write_bytes(b"half")
             raise OSError(errno.ENOSPC, "No space left on device")
         written.append(path)
-        write(table, path, **options)
+        return writer(path, *arguments, **options)
 
-    monkeypatch.setattr(trace_module.pq, "write_table", full)
+    monkeypatch.setattr(trace_module.pq, "ParquetWriter", full)
     with pytest.raises(OSError, match="No space left"):
         run(tmp_path, batch_tokens=12)
     assert all(pq.ParquetFile(path).metadata.num_rows for path in tmp_path.iterdir())
@@ -136,7 +139,10 @@ def test_what_is_no_trace_or_a_damaged_one_is_refused(tmp_path):
     part = next(folder.glob("part-*.parquet"))
     table = pq.read_table(part)
     pq.write_table(table.slice(1), part)
-    with pytest.raises(InputError, match="rows of layer 0 are missing"):
+    with pytest.raises(InputError, match="damaged routing trace: it has 591 of 592 rows"):
+        dynamic.read_trace(folder)
+    pq.write_table(pa.concat_tables([table.slice(1), table.slice(0, 1)]), part)
+    with pytest.raises(InputError, match="rows of layer 0 are out of order"):
         dynamic.from_trace(folder, [dynamic.ExpertLoad()])
     part.unlink()
     with pytest.raises(InputError, match=f"{part.name} is missing"):

@@ -65,7 +65,7 @@ class RoutingTrace(Analysis):
     def _flush(self) -> None:
         if self._waiting:
             name = f"part-{uuid.uuid4().hex}.parquet"
-            trace.write_file(pa.concat_tables(self._waiting), Path(self.path) / name)
+            trace.write_file(self._waiting, Path(self.path) / name)
             self._files.append(name)
             self._waiting = []
 
@@ -94,7 +94,8 @@ class RoutingTrace(Analysis):
     def result(self, model: Any, corpus: Corpus) -> xr.Dataset:
         self._flush()
         layers = sorted(self._rows)
-        trace.finish(Path(self.path), self._files, model, corpus, layers)
+        total = sum(int(counts.sum()) for counts in self._rows.values())
+        trace.finish(Path(self.path), self._files, total, model, corpus, layers)
         counts = {model.layer(layer).num_experts for layer in layers}
         if len(counts) > 1:
             raise InputError(f"The layers have {sorted(counts)} experts; choose layers= that are alike.")
