@@ -155,6 +155,11 @@ class MoEModel:
         return self._architecture.published
 
     @property
+    def tokenizer_source(self) -> PreTrainedTokenizerBase | str | Path | None:
+        """The tokenizer as it was given to `load`."""
+        return self._tokenizer
+
+    @property
     def device(self) -> str | torch.device | None:
         """Where `module` goes; None for the CPU."""
         return self._device

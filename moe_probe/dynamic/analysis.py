@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
@@ -88,10 +89,14 @@ class Analysis(ABC):
     Attributes:
         name: the analysis in results and on the command line.
         needs: what the pass must compute besides routing.
+        changes: fields of the model's configuration; where there are some, a second pass with the model so changed is
+            given to a fresh analysis, `changed`.
     """
 
     name: ClassVar[str]
     needs: frozenset[str] = frozenset()
+    changes: ClassVar[Mapping[str, Any]] = {}
+    changed: Self
 
     def prepare(self, model: Any, corpus: Corpus, layers: list[int]) -> None:  # noqa: B027 - most need none
         """Refuse, before any work, what cannot be done.
@@ -130,7 +135,11 @@ class Analysis(ABC):
 
     def parameters(self) -> dict[str, Any]:
         """What it was asked for, for the result's `attrs`."""
-        return {key: value for key, value in vars(self).items() if not key.startswith("_") and key != "needs"}
+        return {
+            key: value
+            for key, value in vars(self).items()
+            if not key.startswith("_") and key not in ("needs", "changed")
+        }
 
     def attrs(self, model: Any, corpus: Corpus) -> dict[str, Any]:
         """Provenance and the size of the corpus."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,16 +31,26 @@ class Document:
         number: position in the corpus; results carry it as the coordinate `document`.
         ids: token ids, special tokens included.
         label: domain, task or other group; "" where none is given.
+        text: what was tokenized; for token ids, their strings one after the other.
+        spans: the characters of `text` that each token stands for, (tokens, 2): start and end; empty for special
+            tokens.
     """
 
     number: int
     ids: tuple[int, ...]
     label: str = ""
+    text: str = ""
+    spans: np.ndarray = field(default_factory=lambda: np.zeros((0, 2), np.int64), compare=False, repr=False)
 
 
 @dataclass(frozen=True)
 class Corpus:
     """Documents, and the strings of their tokens where a tokenizer is at hand.
+
+    Attributes:
+        documents: in order.
+        strings: of each token id, with the blank that it begins with; the id itself without a tokenizer.
+        special: ids that stand for no text, such as the beginning of a sequence.
 
     Example:
         >>> corpus = make_corpus(load("ckpt/tiny-mixtral"), ["Two texts,", "two documents."])
@@ -50,6 +60,11 @@ class Corpus:
 
     documents: tuple[Document, ...]
     strings: dict[int, str]
+    special: frozenset[int] = frozenset()
+
+    def tokens(self) -> Tokens:
+        """What is known of each token, document by document."""
+        return Batch(self.documents).tokens()
 
     @property
     def num_tokens(self) -> int:
@@ -64,7 +79,7 @@ class Corpus:
             least = sizes.index(min(sizes))
             heaps[least].append(document)
             sizes[least] += len(document.ids)
-        return [Corpus(tuple(sorted(heap, key=lambda d: d.number)), self.strings) for heap in heaps]
+        return [replace(self, documents=tuple(sorted(heap, key=lambda d: d.number))) for heap in heaps]
 
     def batches(self, batch_tokens: int) -> Iterator[Batch]:
         """Batches of documents of like length, at most `batch_tokens` places each (at least one document)."""
@@ -127,6 +142,16 @@ class Tokens:
         return Tokens(self.document[index], self.position[index], self.token_id[index], self.label[index])
 
 
+def place_of(position: np.ndarray) -> np.ndarray:
+    """Number of the place that a position in a document falls in: 0, 1, 2-3, 4-7, 8-15, ..."""
+    return np.frexp(position)[1]
+
+
+def place_start(place: np.ndarray) -> np.ndarray:
+    """First position of each place."""
+    return np.where(place > 0, 1 << np.maximum(place - 1, 0), 0)
+
+
 Texts = str | Path | Corpus | Iterable[Any]
 
 
@@ -158,20 +183,47 @@ def make_corpus(
         if len(labels) != len(rows):
             raise InputError(f"There are {len(labels)} labels for {len(rows)} documents; give one for each.")
         rows = [(text, str(label)) for (text, _), label in zip(rows, labels, strict=True)]
-    rows = [(text, label) for text, label in rows if len(text)]
+    rows = [(text, label) for text, label in rows if len(text.strip() if isinstance(text, str) else text)]
     if not rows:
         raise InputError("The corpus is empty; give at least one text that is not blank.")
-    written = [text for text, _ in rows if isinstance(text, str)]
-    encoded = iter(model.tokenizer(written)["input_ids"] if written else ())
-    ids = [next(encoded) if isinstance(text, str) else [int(token) for token in text] for text, _ in rows]
-    _check_vocabulary(ids, model)
-    ids = _truncate(ids, model, max_length)
-    documents = tuple(
-        Document(number, tuple(tokens), label)
-        for number, (tokens, (_, label)) in enumerate(zip(ids, rows, strict=True))
-        if tokens
-    )
-    return Corpus(documents, token_strings(documents, model, needed=bool(written)))
+    encoded = _encode([text for text, _ in rows if isinstance(text, str)], model)
+    pairs = [next(encoded) if isinstance(text, str) else ([int(i) for i in text], None) for text, _ in rows]
+    _check_vocabulary([ids for ids, _ in pairs], model)
+    shortened = _truncate([ids for ids, _ in pairs], model, max_length)
+    distinct = {token for ids in shortened for token in ids}
+    strings, special = token_strings(distinct, model, needed=any(isinstance(text, str) for text, _ in rows))
+    documents = []
+    for number, ((text, label), ids, (_, spans)) in enumerate(zip(rows, shortened, pairs, strict=True)):
+        if ids and spans is not None:
+            documents.append(Document(number, tuple(ids), label, text, spans[: len(ids)]))
+        elif ids:
+            documents.append(of_ids(number, ids, label, strings, special))
+    return Corpus(tuple(documents), strings, special)
+
+
+def of_ids(
+    number: int, ids: Sequence[int], label: str, strings: Mapping[int, str], special: frozenset[int]
+) -> Document:
+    """A document whose text is put together of its tokens' strings."""
+    parts = ["" if token in special else strings[token] for token in ids]
+    ends = np.cumsum([len(part) for part in parts])
+    spans = np.stack([ends - [len(part) for part in parts], ends], axis=1)
+    return Document(number, tuple(ids), label, "".join(parts), spans)
+
+
+def _encode(texts: list[str], model: MoEModel) -> Iterator[tuple[list[int], np.ndarray | None]]:
+    """Token ids of each text, and their spans where the tokenizer can tell. Blanks at both ends are left out."""
+    if not texts:
+        return
+    tokenizer = model.tokenizer
+    encoded = tokenizer([text.strip() for text in texts], return_offsets_mapping=tokenizer.is_fast)
+    offsets = encoded["offset_mapping"] if tokenizer.is_fast else [None] * len(texts)
+    for text, ids, found in zip(texts, encoded["input_ids"], offsets, strict=True):
+        blank = len(text) - len(text.lstrip())
+        spans = None if found is None else np.asarray(found, np.int64).reshape(-1, 2)
+        if spans is not None:
+            spans = np.where(spans[:, :1] < spans[:, 1:], spans + blank, 0)
+        yield ids, spans
 
 
 def _rows(texts: Any, column: str | None, label_column: str | None) -> Iterator[tuple[Any, str]]:
@@ -180,7 +232,7 @@ def _rows(texts: Any, column: str | None, label_column: str | None) -> Iterator[
         texts = _read(texts)
     for row in texts:
         if isinstance(row, str):
-            yield row.strip(), ""
+            yield row, ""
         elif hasattr(row, "keys"):
             yield _field(row, column), "" if label_column is None else str(_named(row, label_column))
         elif isinstance(row, Iterable):
@@ -195,7 +247,7 @@ def _field(row: Any, column: str | None) -> str:
         if column is None:
             raise InputError(f"The rows have the columns {', '.join(map(str, row.keys()))}; say which holds the text.")
     text = _named(row, column)
-    return text.strip() if isinstance(text, str) else ""
+    return text if isinstance(text, str) else ""
 
 
 def _named(row: Any, column: str) -> Any:
@@ -240,16 +292,36 @@ def _truncate(ids: list[list[int]], model: MoEModel, max_length: int | None) -> 
     return [tokens[:longest] for tokens in ids]
 
 
-def token_strings(documents: Sequence[Document], model: MoEModel, needed: bool = False) -> dict[int, str]:
-    """Each token id's own string; the id itself where there is no tokenizer.
+def token_strings(
+    tokens: Iterable[int], model: MoEModel, needed: bool = False
+) -> tuple[dict[int, str], frozenset[int]]:
+    """Each token id's own string, and which ids are special; the ids themselves where there is no tokenizer.
+
+    A string begins with the blank that the token stands for. Decoders drop it at the beginning of a text, so each token
+    is decoded after another one.
 
     Raises:
         InputError: there is no tokenizer, but one is needed.
     """
-    distinct = sorted({token for document in documents for token in document.ids})
+    distinct = sorted(set(tokens))
     try:
-        return {token: model.tokenizer.decode([token]) for token in distinct}
+        tokenizer = model.tokenizer
     except InputError:
         if needed:
             raise
-        return {token: str(token) for token in distinct}
+        return {token: str(token) for token in distinct}, frozenset()
+    special = frozenset(tokenizer.all_special_ids)
+
+    def decoded(ids: list[int]) -> str:
+        return tokenizer.decode(ids, clean_up_tokenization_spaces=False)
+
+    before = [token for token in tokenizer("a", add_special_tokens=False)["input_ids"] if token not in special][-1:]
+    start = decoded(before)
+
+    def string(token: int) -> str:
+        after = decoded([*before, token])
+        if token in special or not after.startswith(start):
+            return decoded([token])
+        return after.removeprefix(start)
+
+    return {token: string(token) for token in distinct}, special.intersection(distinct)

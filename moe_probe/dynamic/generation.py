@@ -11,7 +11,7 @@ import xarray as xr
 
 from moe_probe.dynamic.analysis import BASELINE, LOGITS, Analysis, LayerBatch
 from moe_probe.dynamic.capture import Event, Watch, capture
-from moe_probe.dynamic.corpus import Corpus, Document, Texts, Tokens, make_corpus, token_strings
+from moe_probe.dynamic.corpus import Corpus, Document, Texts, Tokens, make_corpus, of_ids, token_strings
 from moe_probe.dynamic.engine import Runner, compute, per_row
 from moe_probe.dynamic.sites import Site, find_sites
 from moe_probe.errors import FamilyError, InputError
@@ -65,11 +65,14 @@ def generate(
     unknown = next((analysis for analysis in fresh if analysis.needs & {BASELINE, LOGITS}), None)
     if unknown is not None:
         raise InputError(f"{unknown.name} as asked for needs what generation does not give; use run.")
+    changing = next((analysis for analysis in fresh if analysis.changes), None)
+    if changing is not None:
+        raise InputError(f"{changing.name} takes a second pass over the corpus; use run.")
     sites = find_sites(model.module, chosen)
-    documents = []
+    written: list[list[int]] = []
     for prompt in prompts.documents:
         ids, seen = _continue(model, prompt, sites, needs, {"max_new_tokens": max_new_tokens, **options})
-        documents.append(Document(prompt.number, tuple(ids), prompt.label))
+        written.append(ids)
         for index, values in seen.items():
             if len(values["router_logits"]) != len(ids) * sites[index].layer.subtokens:
                 raise FamilyError(f"{model.family} generates without a cache, so its tokens cannot be told apart.")
@@ -78,7 +81,12 @@ def generate(
             batch = LayerBatch(sites[index].layer, tokens, **values)
             for analysis in fresh:
                 analysis.update(batch)
-    corpus = Corpus(tuple(documents), token_strings(documents, model))
+    strings, special = token_strings({token for ids in written for token in ids}, model)
+    documents = [
+        of_ids(prompt.number, ids, prompt.label, strings, special)
+        for prompt, ids in zip(prompts.documents, written, strict=True)
+    ]
+    corpus = Corpus(tuple(documents), strings, special)
     return {analysis.name: analysis.result(model, corpus) for analysis in fresh}
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import xarray as xr
 
+from moe_probe.dynamic.altered import altered
 from moe_probe.dynamic.analysis import BASELINE, Analysis
 from moe_probe.dynamic.corpus import Corpus, Texts, make_corpus
 from moe_probe.dynamic.engine import Pass, choose_execution
@@ -79,23 +80,34 @@ def run(
     for analysis in analyses:
         analysis.prepare(model, corpus, chosen)
     work = partial(
-        _run_part,
-        model=model,
-        analyses=analyses,
+        _run_passes,
         layers=chosen,
         baseline=dense,
         batch_tokens=batch_tokens,
         layerwise=choose_execution(model, execution),
-        checkpoint_dir=checkpoint_dir,
         show=progress and n_jobs == 1,
+        corpus=corpus,
+        n_jobs=n_jobs,
     )
+    seen = work(model=model, analyses=analyses, checkpoint_dir=checkpoint_dir)
+    for at, analysis in enumerate(analyses):
+        if analysis.changes:
+            folder = None if checkpoint_dir is None else Path(checkpoint_dir) / f"{analysis.name}-changed"
+            with altered(model, analysis.changes) as other:
+                (seen[at].changed,) = work(model=other, analyses=[analysis], checkpoint_dir=folder)
+    return {analysis.name: analysis.result(model, corpus) for analysis in seen}
+
+
+def _run_passes(*, corpus: Corpus, n_jobs: int, **options: object) -> list[Analysis]:
+    """The analyses when they have seen the corpus, in one process or several."""
+    work = partial(_run_part, **options)
     parts = corpus.split(n_jobs) if n_jobs > 1 else [corpus]
     numbered = list(enumerate(parts))
     first, *others = map_items(work, numbered, n_jobs, "parts") if len(parts) > 1 else [work(numbered[0])]
     for other in others:
         for analysis, more in zip(first, other, strict=True):
             analysis.merge(more)
-    return {analysis.name: analysis.result(model, corpus) for analysis in first}
+    return first
 
 
 def _check(analyses: Sequence[Analysis], baseline: MoEModel | None) -> None:

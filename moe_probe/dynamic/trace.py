@@ -113,15 +113,18 @@ def finish(folder: Path, files: Sequence[str], rows: int, model: Any, corpus: Co
     for stray in folder.glob("part-*.parquet"):
         if stray.name not in files:
             stray.unlink()
-    documents = [(d.number, d.label, np.asarray(d.ids, np.int32)) for d in corpus.documents]
-    columns = dict(zip(("number", "label", "ids"), zip(*documents, strict=True), strict=True))
-    write_file([pa.table({name: list(values) for name, values in columns.items()})], folder / DOCUMENTS)
+    documents = [
+        {"number": d.number, "label": d.label, "text": d.text, "ids": d.ids, "spans": d.spans.flatten()}
+        for d in corpus.documents
+    ]
+    write_file([pa.Table.from_pylist(documents)], folder / DOCUMENTS)
     card = {
         "name": model.name,
         "family": model.family,
         "fingerprint": model.fingerprint,
         "layers": [asdict(model.layer(layer)) for layer in layers],
         "strings": {str(token): text for token, text in corpus.strings.items()},
+        "special": sorted(corpus.special),
         "files": list(files),
         "rows": rows,
     }
@@ -240,10 +243,11 @@ def read_trace(folder: str | Path) -> Trace:
         raise InputError(f"{folder} is no routing trace: {reason}.")
     try:
         card = json.loads((folder / CARD).read_text(encoding="utf-8"))
-        documents = pq.read_table(folder / DOCUMENTS).to_pylist()
+        documents = tuple(_document(row) for row in pq.read_table(folder / DOCUMENTS).to_pylist())
         layers = [Layer(**_tuples(layer)) for layer in card["layers"]]
         files = tuple(str(folder / Path(name).name) for name in card["files"])
         strings = {int(token): text for token, text in card["strings"].items()}
+        corpus = Corpus(documents, strings, frozenset(card["special"]))
         facts = {name: card[name] for name in ("name", "family", "fingerprint")}
     except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
         raise InputError(f"{folder} is a damaged routing trace ({error}).") from error
@@ -254,13 +258,18 @@ def read_trace(folder: str | Path) -> Trace:
         folder=folder,
         **facts,
         moe_layers=tuple(layer.index for layer in layers),
-        corpus=Corpus(tuple(Document(d["number"], tuple(d["ids"]), d["label"]) for d in documents), strings),
+        corpus=corpus,
         files=files,
         _layers={layer.index: layer for layer in layers},
     )
     if trace.num_rows != card["rows"]:
         raise InputError(f"{folder} is a damaged routing trace: it has {trace.num_rows:,} of {card['rows']:,} rows.")
     return trace
+
+
+def _document(row: dict[str, Any]) -> Document:
+    spans = np.asarray(row["spans"], np.int64).reshape(-1, 2)
+    return Document(row["number"], tuple(row["ids"]), row["label"], row["text"], spans)
 
 
 def _tuples(layer: dict[str, Any]) -> dict[str, Any]:
@@ -284,7 +293,12 @@ def from_trace(trace: Trace | str | Path, analyses: Sequence[Analysis]) -> dict[
     needing = next((analysis for analysis in analyses if analysis.needs), None)
     if needing is not None:
         raise InputError(f"{needing.name} needs {', '.join(sorted(needing.needs))}, which no trace holds; use run.")
+    changing = next((analysis for analysis in analyses if analysis.changes), None)
+    if changing is not None:
+        raise InputError(f"{changing.name} changes the model, which no trace holds; use run.")
     fresh = [analysis.fresh() for analysis in analyses]
+    for analysis in fresh:
+        analysis.prepare(trace, trace.corpus, list(trace.moe_layers))
     for batch in trace.batches():
         for analysis in fresh:
             analysis.update(batch)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Any, Self
 
 import numpy as np
@@ -9,19 +10,27 @@ import torch
 import xarray as xr
 
 from moe_probe.dynamic.analysis import Analysis, LayerBatch, Sums
+from moe_probe.dynamic.bootstrap import BLOCKS, block_sums, check_draws, interval
 from moe_probe.dynamic.corpus import Corpus
 
 
 class Coactivation(Analysis):
     """Pairs of experts chosen by the same token (or sub-token), and the flow from each MoE layer to the next one.
 
-    All pairs of the k chosen experts count (OLMoE's published code counts only neighbours in the top-k list).
+    All pairs of the k chosen experts count.
 
     The result has, per layer, `count` (layer, expert, other), int64: rows that chose both, on the diagonal those that
     chose the expert; `conditional`, P(other | expert); `lift`, P(both) / (P(expert) P(other)), 1 if independent;
     `chance_lift`, what k experts drawn at random without preference would have: E (k - 1) / (k (E - 1)); and, from
     the second layer on, `flow` (layer, source, expert): the share of the choices of a row in this layer, given that it
-    chose `source` in the MoE layer before; nan in the first one.
+    chose `source` in the MoE layer before; nan in the first one; `flow_chance` (layer, expert): that share whatever
+    was chosen before. `lift_low` and `lift_high`: 95 % bootstrap interval over documents.
+
+    Args:
+        bootstrap: draws of the interval; 0 for none (32 times less memory).
+        chance: whether to give the chance levels.
+        as_published: count what OLMoE's code counts, pairs of neighbours in the top-k list, best score first; for k
+            above 2 that leaves most pairs out.
 
     Example:
         >>> from moe_probe import dynamic
@@ -31,8 +40,9 @@ class Coactivation(Analysis):
 
     name = "coactivation"
 
-    def __init__(self) -> None:
-        self._pairs = _Pairs()
+    def __init__(self, bootstrap: int = 200, chance: bool = True, as_published: bool = False):
+        self.bootstrap, self.chance, self.as_published = check_draws(bootstrap), chance, as_published
+        self._pairs = _Pairs(bootstrap, as_published)
         self._before: dict[int, tuple[int, np.ndarray]] = {}  # first document of a batch: layer, chosen experts
 
     def update(self, batch: LayerBatch) -> None:
@@ -57,18 +67,17 @@ class Coactivation(Analysis):
         self._pairs.restore(state)
 
     def result(self, model: Any, corpus: Corpus) -> xr.Dataset:
-        return self._pairs.result(model, corpus).assign_attrs(self.attrs(model, corpus))
+        found = self._pairs.result(model, corpus).assign_attrs(self.attrs(model, corpus))
+        return found if self.chance else found.drop_vars(["chance_lift", "flow_chance"])
 
 
 class _Pairs(Sums):
     name = "coactivation"
 
-    def __init__(self) -> None:
+    def __init__(self, bootstrap: int, as_published: bool) -> None:
         super().__init__()
         self.before: np.ndarray | None = None
-
-    def parameters(self) -> dict[str, Any]:
-        return {}
+        self.bootstrap, self.as_published = bootstrap, as_published
 
     def measure(self, batch: LayerBatch) -> dict[str, torch.Tensor]:
         selected = batch.selected.double()
@@ -76,28 +85,65 @@ class _Pairs(Sums):
         if self.before is not None:
             source = torch.from_numpy(self.before.astype(np.int64)).to(selected.device)
             flow = torch.zeros_like(selected).scatter_(1, source, 1.0).T @ selected
+        count = _neighbours(batch) if self.as_published else lambda rows: selected[rows].T @ selected[rows]
+        block = np.repeat(batch.tokens.document, batch.layer.subtokens) % BLOCKS if self.bootstrap else None
+        blocks = torch.zeros(BLOCKS if self.bootstrap else 1, *flow.shape, dtype=torch.int32)
+        for at in [0] if block is None else np.unique(block):
+            rows = slice(None) if block is None else torch.from_numpy(np.flatnonzero(block == at)).to(selected.device)
+            blocks[at] = count(rows).round().int().cpu()
         return {
-            "count": (selected.T @ selected).round().long(),
+            "count": blocks,
             "flow": flow,
-            "rows": torch.tensor(len(selected)),
+            "rows": block_sums(
+                torch.ones(len(selected)), np.zeros(len(selected)) if block is None else block, len(blocks)
+            ),
             "least_k": torch.tensor(batch.top_k_index.shape[1]),
         }
 
     def dataset(self, layers: list[int], sums: dict[str, np.ndarray]) -> tuple[dict, dict]:
-        count, k = sums["count"], sums["least_k"]
-        chosen = np.diagonal(count, axis1=1, axis2=2).astype(float)
+        count, k = sums["count"].sum(1, dtype=np.int64), sums["least_k"]  # (layers, E, E)
         experts = count.shape[-1]
+        totals = {"count": count, "rows": sums["rows"].sum(1)}
         with np.errstate(divide="ignore", invalid="ignore"):
-            conditional = count / chosen[:, :, None]
-            lift = count * sums["rows"][:, None, None] / (chosen[:, :, None] * chosen[:, None, :])
+            conditional = count / np.diagonal(count, axis1=1, axis2=2)[:, :, None]
             flow = sums["flow"] / sums["flow"].sum(-1, keepdims=True)
+            lift = _lift(totals)
         labels = [str(expert) for expert in range(experts)]
         pair = ("layer", "expert", "other")
-        variables = {
+        chosen = np.diagonal(count, axis1=1, axis2=2)
+        variables: dict[str, Any] = {
             "count": (pair, count),
             "conditional": (pair, conditional),
             "lift": (pair, lift),
             "chance_lift": (("layer",), experts * (k - 1) / (k * max(experts - 1, 1))),
             "flow": (("layer", "source", "expert"), flow),
+            "flow_chance": (("layer", "expert"), chosen / chosen.sum(1, keepdims=True)),
         }
+        if self.bootstrap:
+            bounds = [
+                interval(_lift, {"count": c, "rows": r}, self.bootstrap)
+                for c, r in zip(sums["count"], sums["rows"], strict=True)
+            ]
+            for end, both in zip(("low", "high"), zip(*bounds, strict=True), strict=True):
+                variables[f"lift_{end}"] = (pair, np.stack(both))
         return variables, {"expert": labels, "other": labels, "source": labels}
+
+
+def _lift(total: Mapping[str, np.ndarray]) -> np.ndarray:
+    """P(both) / (P(expert) P(other)), of counts (..., E, E) among rows (...)."""
+    chosen = np.diagonal(total["count"], axis1=-2, axis2=-1)
+    return total["count"] * total["rows"][..., None, None] / (chosen[..., :, None] * chosen[..., None, :])
+
+
+def _neighbours(batch: LayerBatch) -> Callable[[Any], torch.Tensor]:
+    """Counts (E, E) of pairs next to each other in the top-k list, both ways round; the diagonal counts choices."""
+    experts = batch.layer.num_experts
+    order = batch.scores.gather(1, batch.top_k_index).argsort(dim=1, descending=True, stable=True)
+    index = batch.top_k_index.gather(1, order)
+
+    def count(rows: Any) -> torch.Tensor:
+        one, other = index[rows, :-1].flatten(), index[rows, 1:].flatten()
+        pairs = torch.bincount(one * experts + other, minlength=experts**2).view(experts, experts)
+        return pairs + pairs.T + torch.diag(torch.bincount(index[rows].flatten(), minlength=experts))
+
+    return count

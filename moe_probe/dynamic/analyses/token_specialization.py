@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 from math import comb
-from typing import Any, Self
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 import xarray as xr
+from scipy.sparse import csr_array
 
 from moe_probe.dynamic.analysis import Analysis, LayerBatch, Sums
-from moe_probe.dynamic.corpus import Corpus
+from moe_probe.dynamic.bootstrap import BLOCKS, block_sums, check_draws, interval
+from moe_probe.dynamic.corpus import Corpus, place_of, place_start
+from moe_probe.dynamic.labelled import ends
+from moe_probe.dynamic.parts import Parts
+from moe_probe.dynamic.tally import Tally
 from moe_probe.errors import InputError
 from moe_probe.results import with_attrs
 
-PLACES = 32  # positions 0, 1, 2-3, 4-7, ...
+PLACES = 32
+DRAWS_AT_ONCE = 25
 
 
-class TokenSpecialization(Analysis):
+class TokenSpecialization(Parts):
     """Routing by token id, by position, and from one token to the next.
 
     With n_x occurrences of token id x in the corpus (ids with fewer than `min_count` are left out), n_xe of which
@@ -29,13 +35,18 @@ class TokenSpecialization(Analysis):
     choice, pairs drawn within ids without replacement; `context_chance`, the same of any two tokens. `position_share`
     (layer, place, expert): choices by position in the document, places 0, 1, 2-3, 4-7, ...; `repetition` (layer,
     choice): how often a token and the next one have the same `first` choice, or `any` of their k in common (Mixtral's
-    table 5), and `repetition_chance`: sum of squares of the first choices' shares, and 1 - C(E-k, k) / C(E, k).
+    table 5), and `repetition_chance`: sum of squares of the first choices' shares, and 1 - C(E-k, k) / C(E, k);
+    `position_chance` (layer, expert), the share at all positions. `vocabulary_specialization`, `context_independence`,
+    `position_share` and `repetition` have 95 % bootstrap intervals over documents, `_low` and `_high`.
 
-    OLMoE's published means include ids that were seen once, for which n_xe / n_x says nothing: `min_count=1` gives
-    those. With sub-tokens each counts as a row of its token, and repetition compares those at the same place.
+    With sub-tokens each counts as a row of its token, and repetition compares those at the same place.
 
     Args:
         min_count: occurrences in the corpus from which on a token id counts.
+        bootstrap: draws of the intervals; 0 for none (the counts then take less memory).
+        chance: whether to give the chance levels.
+        as_published: the means of OLMoE's code, which include ids that were seen once, for which n_xe / n_x says
+            nothing; `min_count` is 1.
 
     Example:
         >>> from moe_probe import dynamic
@@ -45,137 +56,206 @@ class TokenSpecialization(Analysis):
 
     name = "token_specialization"
 
-    def __init__(self, min_count: int = 5):
+    def __init__(self, min_count: int = 5, bootstrap: int = 200, chance: bool = True, as_published: bool = False):
         if min_count < 1:
             raise InputError(f"min_count is at least 1, not {min_count}.")
-        self.min_count = min_count
-        self._counts: dict[int, _Counts] = {}
-        self._sums = _Places()
-
-    def update(self, batch: LayerBatch) -> None:
-        ids = np.repeat(batch.tokens.token_id, batch.layer.subtokens)
-        first = batch.first_choice.cpu().numpy()
-        known = self._counts.setdefault(batch.layer.index, _Counts.empty(batch.layer.num_experts))
-        self._counts[batch.layer.index] = known + _Counts.of(ids, batch.selected.cpu().numpy(), first)
-        self._sums.update(batch)
-
-    def merge(self, other: Self) -> None:
-        for layer, counts in other._counts.items():
-            self._counts[layer] = self._counts[layer] + counts if layer in self._counts else counts
-        self._sums.merge(other._sums)
-
-    def state(self) -> dict[str, np.ndarray]:
-        counts = {f"ids/{layer}/{k}": v for layer, c in self._counts.items() for k, v in vars(c).items()}
-        return {**self._sums.state(), **counts}
-
-    def restore(self, state: dict[str, np.ndarray]) -> None:
-        counts: dict[int, dict[str, np.ndarray]] = {}
-        for key in [key for key in state if key.startswith("ids/")]:
-            _, layer, name = key.split("/")
-            counts.setdefault(int(layer), {})[name] = state.pop(key)
-        self._counts = {layer: _Counts(**values) for layer, values in counts.items()}
-        self._sums.restore(state)
+        self.min_count = 1 if as_published else min_count
+        self.bootstrap, self.chance, self.as_published = check_draws(bootstrap), chance, as_published
+        super().__init__(vocabulary=_Vocabulary(self.min_count, bootstrap), places=_Places(bootstrap))
 
     def result(self, model: Any, corpus: Corpus) -> xr.Dataset:
-        places = self._sums.result(model, corpus)
-        layers = [int(layer) for layer in places.layer]
-        found = [self._counts[layer].statistics(self.min_count) for layer in layers]
-        dims = {"vocabulary_specialization": ("layer", "expert"), "vocabulary_chance": ("layer", "expert")}
+        places, vocabulary = (self._parts[name].result(model, corpus) for name in ("places", "vocabulary"))
+        found = vocabulary.merge(places).assign_attrs(self.attrs(model, corpus))
+        return found if self.chance else found.drop_vars([name for name in found if name.endswith("_chance")])
+
+
+class _Vocabulary(Analysis):
+    """Choices by layer, token id and block of documents: rows, chosen experts, first choices."""
+
+    name = "token_specialization"
+
+    def __init__(self, min_count: int, bootstrap: int):
+        self.min_count, self.bootstrap = min_count, bootstrap
+        self._tallies: dict[tuple[int, str], Tally] = {}
+
+    def update(self, batch: LayerBatch) -> None:
+        experts, parts = batch.layer.num_experts, batch.layer.subtokens
+        block = batch.tokens.document % BLOCKS if self.bootstrap else 0
+        row = np.repeat(batch.tokens.token_id * BLOCKS + block, parts)
+        index = batch.top_k_index.cpu().numpy()
+        found = {
+            "rows": row,
+            "chosen": (row[:, None] * experts + index).flatten(),
+            "first": row * experts + batch.first_choice.cpu().numpy(),
+        }
+        for name, keys in found.items():
+            self._tallies.setdefault((batch.layer.index, name), Tally()).add(keys)
+
+    def merge(self, other: _Vocabulary) -> None:
+        for key, tally in other._tallies.items():
+            self._tallies.setdefault(key, Tally()).merge(tally)
+
+    def state(self) -> dict[str, np.ndarray]:
+        tallies = {f"{layer}/{name}": tally for (layer, name), tally in self._tallies.items()}
+        return {f"{key}/{part}": getattr(t, part) for key, t in tallies.items() for part in ("keys", "counts")}
+
+    def restore(self, state: dict[str, np.ndarray]) -> None:
+        names = {key.rpartition("/")[0] for key in state}
+        self._tallies = {
+            (int(name.split("/")[0]), name.split("/")[1]): Tally(state[f"{name}/keys"], state[f"{name}/counts"])
+            for name in names
+        }
+
+    def result(self, model: Any, corpus: Corpus) -> xr.Dataset:
+        layers = sorted({layer for layer, _ in self._tallies})
+        experts = [model.layer(layer).num_experts for layer in layers]
+        found = [self._layer(layer, count) for layer, count in zip(layers, experts, strict=True)]
+        dims = {name: ("layer", "expert") for name in found[0] if name.startswith("vocabulary")}
         variables = {name: (dims.get(name, ("layer",)), np.stack([f[name] for f in found])) for name in found[0]}
-        coords = {"layer": layers, "expert": places.expert.values}
-        return with_attrs(variables, coords, self.attrs(model, corpus)).merge(places, combine_attrs="override")
+        return with_attrs(variables, {"layer": layers, "expert": [str(expert) for expert in range(experts[0])]}, {})
+
+    def _layer(self, layer: int, experts: int) -> dict[str, np.ndarray]:
+        """What the result says of one layer; nan where no id is frequent enough."""
+        rows, chosen, first = (self._tallies[layer, name] for name in ("rows", "chosen", "first"))
+        ids, of_row = np.unique(rows.keys // BLOCKS, return_inverse=True)
+        frequent = np.flatnonzero(np.bincount(of_row, rows.counts) >= self.min_count)
+        counts = _Counts(ids[frequent], rows, chosen, first, experts)
+        found = counts.statistics(np.ones((BLOCKS, 1)))
+        result = {name: value[..., 0] for name, value in found.items()}
+        result["token_ids"] = np.asarray(len(frequent))
+        if self.bootstrap:
+            used = np.unique(rows.keys % BLOCKS)
+            weights = np.zeros((BLOCKS, self.bootstrap))
+            share = np.full(len(used), 1 / len(used))
+            weights[used] = np.random.default_rng(0).multinomial(len(used), share, size=self.bootstrap).T
+            for name in ("vocabulary_specialization", "context_independence"):
+                both = [np.full(found[name].shape[:-1], np.nan)] * 2
+                if len(used) > 1:
+                    chunks = (weights[:, at : at + DRAWS_AT_ONCE] for at in range(0, self.bootstrap, DRAWS_AT_ONCE))
+                    drawn = np.concatenate([counts.statistics(chunk, name)[name] for chunk in chunks], axis=-1)
+                    both = ends(np.moveaxis(drawn, -1, 0))
+                result[f"{name}_low"], result[f"{name}_high"] = both
+        return result
 
 
 class _Counts:
-    """Occurrences of each token id: rows, choices of each expert, first choices of each expert."""
+    """Sparse counts of the chosen ids: n_x, n_xe and first choices f_xe, each by block of documents."""
 
-    def __init__(self, ids: np.ndarray, rows: np.ndarray, chosen: np.ndarray, first: np.ndarray):
-        self.ids, self.rows, self.chosen, self.first = ids, rows, chosen, first
+    def __init__(self, ids: np.ndarray, rows: Tally, chosen: Tally, first: Tally, experts: int):
+        self.ids, self.experts = ids, experts
+        self.rows, _, self.row_id = self._sparse(rows, 1)
+        self.chosen, self.chosen_expert, self.chosen_id = self._sparse(chosen, experts)
+        self.first, self.first_expert, self.first_id = self._sparse(first, experts)
 
-    @classmethod
-    def empty(cls, experts: int) -> Self:
-        none = np.zeros((0, experts), np.int64)
-        return cls(np.zeros(0, np.int64), np.zeros(0, np.int64), none, none)
+    def _sparse(self, tally: Tally, experts: int) -> tuple[csr_array, np.ndarray, np.ndarray]:
+        """Counts (pairs of id and expert, blocks), and each pair's expert and place in `ids`."""
+        keys, counts = tally.keys, tally.counts
+        row, expert = keys // experts, keys % experts
+        wanted = np.isin(row // BLOCKS, self.ids)
+        row, expert, counts = row[wanted], expert[wanted], counts[wanted]
+        pairs, of_key = np.unique(row // BLOCKS * experts + expert, return_inverse=True)
+        matrix = csr_array((counts.astype(float), (of_key, row % BLOCKS)), shape=(len(pairs), BLOCKS))
+        return matrix, pairs % experts, np.searchsorted(self.ids, pairs // experts)
 
-    @classmethod
-    def of(cls, ids: np.ndarray, selected: np.ndarray, first: np.ndarray) -> Self:
-        """Of rows with these ids, chosen experts (n, E) and first choices (n,)."""
-        unique, inverse, rows = np.unique(ids, return_inverse=True, return_counts=True)
-        chosen, firsts = (np.zeros((len(unique), selected.shape[1]), np.int64) for _ in range(2))
-        np.add.at(chosen, inverse, selected.astype(np.int64))
-        np.add.at(firsts, (inverse, first), 1)
-        return cls(unique, rows, chosen, firsts)
+    def statistics(self, weights: np.ndarray, only: str | None = None) -> dict[str, np.ndarray]:
+        """Values (..., draws) for documents that count so many times, (blocks, draws).
 
-    def __add__(self, other: Self) -> Self:
-        ids = np.union1d(self.ids, other.ids)
-        sizes = [len(ids), (len(ids), self.chosen.shape[1]), (len(ids), self.first.shape[1])]
-        total = type(self)(ids, *(np.zeros(size, np.int64) for size in sizes))
-        for part in (self, other):
-            at = np.searchsorted(ids, part.ids)
-            for name in ("rows", "chosen", "first"):
-                getattr(total, name)[at] += getattr(part, name)
-        return total
-
-    def statistics(self, min_count: int) -> dict[str, np.ndarray]:
-        """What the result says of one layer; nan where no id is frequent enough."""
-        keep = self.rows >= min_count
-        rows, chosen, first = self.rows[keep], self.chosen[keep], self.first[keep].astype(float)
+        Where a document counts twice, its tokens make no pairs with their own copies.
+        """
+        found = {}
+        rows = self.rows @ weights
         with np.errstate(divide="ignore", invalid="ignore"):
-            pairs, all_rows = (rows * (rows - 1)).sum(), rows.sum()
-            together, pooled = (first * (first - 1)).sum(), first.sum(0)
-            return {
-                "vocabulary_specialization": (chosen**2 / rows[:, None]).sum(0) / chosen.sum(0),
-                "vocabulary_chance": chosen.sum(0) / np.float64(all_rows),
-                "context_independence": np.divide(together, pairs),
-                "context_chance": np.divide((pooled * (pooled - 1)).sum(), all_rows * (all_rows - 1)),
-                "token_ids": np.asarray(keep.sum()),
-            }
+            if only != "context_independence":
+                chosen = self.chosen @ weights
+                squares = chosen**2 - self.chosen @ weights**2 + chosen
+                of_id = np.maximum(rows[self.chosen_id], 1e-300)
+                own = self._by_expert(self.chosen_expert, chosen)
+                found["vocabulary_specialization"] = self._by_expert(self.chosen_expert, squares / of_id) / own
+                found["vocabulary_chance"] = own / rows.sum(0)
+            if only != "vocabulary_specialization":
+                first = self.first @ weights
+                pooled, own = self._by_expert(self.first_expert, first), self.first @ weights**2
+                same, pairs = first**2 - own, rows**2 - self.rows @ weights**2
+                found["context_independence"] = same.sum(0) / pairs.sum(0)
+                total = rows.sum(0)
+                found["context_chance"] = (pooled * (pooled - 1)).sum(0) / (total * (total - 1))
+        return found
+
+    def _by_expert(self, expert: np.ndarray, values: np.ndarray) -> np.ndarray:
+        total = np.zeros((self.experts, values.shape[1]))
+        np.add.at(total, expert, values)
+        return total
 
 
 class _Places(Sums):
     name = "token_specialization"
 
-    def parameters(self) -> dict[str, Any]:
-        return {}
+    def __init__(self, bootstrap: int):
+        super().__init__()
+        self.bootstrap = bootstrap
 
     def measure(self, batch: LayerBatch) -> dict[str, torch.Tensor]:
-        parts = batch.layer.subtokens
+        parts, experts = batch.layer.subtokens, batch.layer.num_experts
         selected, first = batch.selected.cpu(), batch.first_choice.cpu()
-        position = torch.from_numpy(np.repeat(batch.tokens.position, parts))
-        place = torch.where(position > 0, position.clamp(min=1).double().log2().floor().long() + 1, 0)
-        by_place = torch.zeros(PLACES, batch.layer.num_experts, dtype=torch.float64).index_add_(
-            0, place.clamp(max=PLACES - 1), selected.double()
-        )
-        document = torch.from_numpy(np.repeat(batch.tokens.document, parts))
-        follows = document[parts:] == document[:-parts]
-        same = (first[parts:] == first[:-parts])[follows].sum()
-        common = ((selected[parts:] * selected[:-parts]).sum(1) > 0)[follows].sum()
+        document = np.repeat(batch.tokens.document, parts)
+        cell = np.repeat(place_of(batch.tokens.position), parts) + PLACES * (document % BLOCKS)
+        by_place = block_sums(selected, cell, BLOCKS * PLACES).view(BLOCKS, PLACES, experts)
+        follows = torch.from_numpy(document[parts:] == document[:-parts])
+        same = first[parts:] == first[:-parts]
+        common = (selected[parts:] * selected[:-parts]).sum(1) > 0
+        repeated = torch.stack([same & follows, common & follows, follows], dim=1)
         return {
             "place": by_place,
-            "first": torch.bincount(first, minlength=batch.layer.num_experts),
-            "repeated": torch.stack([same, common]),
-            "pairs": follows.sum(),
+            "first": torch.bincount(first, minlength=experts),
+            "repeated": block_sums(repeated, document[parts:]),
             "least_k": torch.tensor(batch.top_k_index.shape[1]),
         }
 
     def dataset(self, layers: list[int], sums: dict[str, np.ndarray]) -> tuple[dict, dict]:
         experts, k = sums["first"].shape[1], int(sums["least_k"][0])
-        used = np.flatnonzero(sums["place"].sum((0, 2)))
-        by_place = sums["place"][:, used]
+        used = np.flatnonzero(sums["place"].sum((0, 1, 3)))
+        place, repeated = sums["place"][:, :, used], sums["repeated"]  # (layers, blocks, ...)
         share = sums["first"] / sums["first"].sum(1, keepdims=True)
         in_common = np.full(len(layers), 1 - comb(experts - k, k) / comb(experts, k))
-        chance = np.stack([(share**2).sum(1), in_common], axis=1)
         with np.errstate(divide="ignore", invalid="ignore"):
-            repetition = sums["repeated"] / sums["pairs"][:, None]
-            position_share = by_place / by_place.sum(-1, keepdims=True)
+            values = {
+                "position_share": _place_share({"place": place.sum(1)}),
+                "repetition": _repetition({"repeated": repeated.sum(1)}),
+            }
+        values["repetition_chance"] = np.stack([(share**2).sum(1), in_common], axis=1)
+        values["position_chance"] = _place_share({"place": place.sum((1, 2))})
+        if self.bootstrap:
+            for name, kept, statistic in (
+                ("position_share", {"place": place}, _place_share),
+                ("repetition", {"repeated": repeated}, _repetition),
+            ):
+                bounds = [
+                    interval(statistic, {k: v[at] for k, v in kept.items()}, self.bootstrap)
+                    for at in range(len(layers))
+                ]
+                for end, both in zip(("low", "high"), zip(*bounds, strict=True), strict=True):
+                    values[f"{name}_{end}"] = np.stack(both)
         variables = {
-            "position_share": (("layer", "place", "expert"), position_share),
-            "repetition": (("layer", "choice"), repetition),
-            "repetition_chance": (("layer", "choice"), chance),
+            name: (self.DIMS[name.removesuffix("_low").removesuffix("_high")], v) for name, v in values.items()
         }
         coords = {
-            "place": [0 if at == 0 else 2 ** (at - 1) for at in used.tolist()],
+            "place": place_start(used),
             "choice": ["first", "any"],
             "expert": [str(expert) for expert in range(experts)],
         }
         return variables, coords
+
+    DIMS: ClassVar = {
+        "position_share": ("layer", "place", "expert"),
+        "position_chance": ("layer", "expert"),
+        "repetition": ("layer", "choice"),
+        "repetition_chance": ("layer", "choice"),
+    }
+
+
+def _place_share(total: dict[str, np.ndarray]) -> np.ndarray:
+    return total["place"] / total["place"].sum(-1, keepdims=True)
+
+
+def _repetition(total: dict[str, np.ndarray]) -> np.ndarray:
+    return total["repeated"][..., :2] / total["repeated"][..., 2:]

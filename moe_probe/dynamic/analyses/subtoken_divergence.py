@@ -1,0 +1,221 @@
+"""How many different experts a token's sub-tokens go to, for words of several meanings and for the rest (MH-MoE)."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from scipy.stats import mannwhitneyu
+
+from moe_probe.dynamic.analysis import LayerBatch, token_coords
+from moe_probe.dynamic.bootstrap import check_draws, interval, per_document
+from moe_probe.dynamic.corpus import Corpus
+from moe_probe.dynamic.per_token import PerToken, by_token
+from moe_probe.dynamic.words import (
+    LISTS,
+    find_words,
+    normal_form,
+    special_tokens,
+    tokens_of_spans,
+    tokens_of_words,
+    word_list,
+)
+from moe_probe.errors import InputError
+
+GROUPS = ["PF", "non-PF"]
+
+
+class SubtokenDivergence(PerToken):
+    """Distinct experts among all choices of a token's sub-tokens (MH-MoE, arXiv 2404.15045, section 4.4, figure 7).
+
+    Tokens of polysemous words and false cognates (PF) are compared with the rest; special tokens are left out. A token
+    that is part of a listed word, or touches a span, is PF.
+
+    A model without sub-tokens chooses k experts for every token, so the same is asked of its top-k sets: how many
+    distinct experts two occurrences of one token id choose together, k to 2k, averaged over the token's other
+    occurrences (ours; nan for an id that occurs once). `attrs["unit"]` says which of the two it is.
+
+    The result has, per token, `divergence` (layer, token), float32, `divergence_first` (sub-tokens only: of first
+    choices alone) and `divergence_mean` (token), over layers, with `group` among the coordinates. Of the groups:
+    `mean` (group), `layer_mean` (layer, group), `tokens` (group); `difference`, PF minus non-PF, and
+    `layer_difference` (layer); both with `_low` and `_high`, a 95 % bootstrap interval over documents; `u_statistic`
+    and `p_value`, the two-sided rank test of Mann and Whitney over tokens; `superiority`, the probability that a PF
+    token diverges more than another one; `difference_chance`, `_chance_low` and `_chance_high`: what it is when the
+    mark is dealt out at random among word types (among tokens where spans are given).
+
+    Args:
+        words: PF words, exact forms without case; all lists of the package by default (see `word_list`).
+        spans: (start, end) characters of the documents' texts that are PF, by document number; in place of words, or
+            beside words that are given.
+        bootstrap: draws of the intervals; 0 for none.
+        permutations: draws of the chance level; 0 for none.
+
+    Raises:
+        InputError: the word list is empty, a span is outside its text, or a group has no token.
+
+    Example:
+        >>> from moe_probe import dynamic
+        >>> ds = dynamic.subtoken_divergence("ckpt/tiny-mh-moe", ["The bank by the river was closed."])
+        >>> ds.divergence.dims
+        ('layer', 'token')
+    """
+
+    name = "subtoken_divergence"
+
+    def __init__(
+        self,
+        words: Collection[str] | None = None,
+        spans: Mapping[int, Sequence[tuple[int, int]]] | None = None,
+        bootstrap: int = 200,
+        permutations: int = 200,
+    ):
+        super().__init__()
+        if words is not None and not len(words):
+            raise InputError("The list of words is empty; give some words, or none for the lists of the package.")
+        if isinstance(words, str):
+            raise InputError(f"words is a list of words, not the text {words!r}.")
+        self.words = None if words is None else sorted(set(words))
+        self.spans = None if spans is None else {int(n): [tuple(p) for p in pairs] for n, pairs in spans.items()}
+        self.bootstrap, self.permutations = check_draws(bootstrap), check_draws(permutations)
+
+    def prepare(self, model: Any, corpus: Corpus, layers: list[int]) -> None:
+        marked, special = self._marked(corpus), special_tokens(corpus)
+        for group, some in zip(GROUPS, (marked & ~special, ~marked & ~special), strict=True):
+            if not some.any():
+                raise InputError(f"No token of the corpus is {group}; give other texts, words or spans.")
+
+    def measure(self, batch: LayerBatch) -> dict[str, np.ndarray]:
+        index = by_token(batch.top_k_index.cpu(), batch)  # (tokens, subtokens, k)
+        if batch.layer.subtokens == 1:
+            return {"index": index[:, 0].astype(np.int16)}
+        first = by_token(batch.first_choice.cpu(), batch)
+        return {
+            "divergence": _distinct(index.reshape(len(index), -1)),
+            "divergence_first": _distinct(first),
+        }
+
+    def dataset(
+        self, model: Any, corpus: Corpus, layers: list[int], values: dict[str, np.ndarray]
+    ) -> tuple[dict, dict]:
+        tokens = corpus.tokens()
+        per_token = {k: v.astype(np.float32) for k, v in values.items() if k != "index"}
+        if "index" in values:
+            experts = model.layer(layers[0]).num_experts
+            found = [_between_occurrences(index, tokens.token_id, experts) for index in values["index"]]
+            per_token["divergence"] = np.stack(found).astype(np.float32)
+        divergence = per_token["divergence"].astype(float)
+        marked, usable = self._marked(corpus), ~special_tokens(corpus) & ~np.isnan(divergence).any(0)
+        groups = np.stack([marked & usable, ~marked & usable])
+        variables: dict[str, Any] = {name: (("layer", "token"), value) for name, value in per_token.items()}
+        variables["divergence_mean"] = (("token",), divergence.mean(0))
+        for name, (dims, value) in self._compare(divergence, groups, corpus).items():
+            variables[name] = (dims, value)
+        names = np.select([~usable, marked], ["", GROUPS[0]], GROUPS[1])
+        return variables, {**token_coords(tokens, corpus), "token_group": ("token", names), "group": GROUPS}
+
+    def attrs(self, model: Any, corpus: Corpus) -> dict[str, Any]:
+        parts = model.layer(min(self._kept)).subtokens
+        unit = f"{parts} sub-tokens" if parts > 1 else "two occurrences"
+        return {**super().attrs(model, corpus), "unit": unit}
+
+    def _marked(self, corpus: Corpus) -> np.ndarray:
+        marked = np.zeros(corpus.num_tokens, dtype=bool)
+        if self.words is not None or self.spans is None:
+            words = self.words if self.words is not None else [word for name in LISTS for word in word_list(name)]
+            marked |= tokens_of_words(corpus, words)
+        return marked if self.spans is None else marked | tokens_of_spans(corpus, self.spans)
+
+    def _compare(
+        self, divergence: np.ndarray, groups: np.ndarray, corpus: Corpus
+    ) -> dict[str, tuple[tuple[str, ...], np.ndarray]]:
+        """What is said of the two groups (2, tokens) of divergences (layers, tokens)."""
+        values = np.where(groups.any(0), divergence, 0).T  # (tokens, layers)
+        document = corpus.tokens().document
+        sums = {
+            "total": per_document(groups.T[:, :, None] * values[:, None], document),  # (documents, group, layers)
+            "count": per_document(groups.T.astype(float), document),
+        }
+
+        def means(total: Mapping[str, np.ndarray]) -> np.ndarray:
+            with np.errstate(divide="ignore", invalid="ignore"):
+                return total["total"] / total["count"][..., None]  # (..., group, layers)
+
+        def difference(total: Mapping[str, np.ndarray]) -> np.ndarray:
+            found = means(total)
+            by_layer = found[..., 0, :] - found[..., 1, :]
+            return np.concatenate([by_layer, by_layer.mean(-1, keepdims=True)], axis=-1)
+
+        whole = {name: value.sum(0) for name, value in sums.items()}
+        mean, differences = means(whole), difference(whole)
+        found: dict[str, tuple[tuple[str, ...], np.ndarray]] = {
+            "mean": (("group",), mean.mean(1)),
+            "layer_mean": (("layer", "group"), mean.T),
+            "tokens": (("group",), groups.sum(1)),
+        }
+
+        def add(suffix: str, value: np.ndarray) -> None:
+            found[f"layer_difference{suffix}"] = (("layer",), value[:-1])
+            found[f"difference{suffix}"] = ((), value[-1])
+
+        add("", differences)
+        if self.bootstrap:
+            low, high = interval(difference, sums, self.bootstrap)
+            add("_low", low)
+            add("_high", high)
+        if self.permutations:
+            null = self._permuted(values, groups, corpus, difference)
+            add("_chance", null.mean(0))
+            for suffix, at in (("_chance_low", 0.025), ("_chance_high", 0.975)):
+                add(suffix, np.quantile(null, at, axis=0))
+        pooled = divergence.mean(0)
+        statistic, p_value = np.nan, np.nan
+        if groups.any(1).all():
+            statistic, p_value = mannwhitneyu(pooled[groups[0]], pooled[groups[1]])
+        found |= {"u_statistic": ((), statistic), "p_value": ((), p_value)}
+        with np.errstate(invalid="ignore"):
+            found["superiority"] = ((), statistic / np.float64(groups[0].sum() * groups[1].sum()))
+        return found
+
+    def _permuted(self, values: np.ndarray, groups: np.ndarray, corpus: Corpus, difference: Any) -> np.ndarray:
+        """Differences (permutations, layers + 1) with the mark dealt out at random."""
+        usable = groups.any(0)
+        units = _word_types(corpus)[usable] if self.spans is None else np.arange(usable.sum())
+        total, count = per_document(values[usable], units), per_document(np.ones(usable.sum()), units)
+        marks = per_document(groups[0][usable].astype(float), units) > 0
+        generator = np.random.default_rng(0)
+        null = []
+        for _ in range(self.permutations):
+            dealt = generator.permutation(marks)
+            sums = {"total": np.stack([total[dealt].sum(0), total[~dealt].sum(0)])}
+            sums["count"] = np.stack([count[dealt].sum(), count[~dealt].sum()])
+            null.append(difference(sums))
+        return np.stack(null)
+
+
+def _distinct(index: np.ndarray) -> np.ndarray:
+    """Distinct values of each row, (n, m) to (n,)."""
+    ordered = np.sort(index, axis=1)
+    return (1 + (ordered[:, 1:] != ordered[:, :-1]).sum(1)).astype(np.int16)
+
+
+def _between_occurrences(index: np.ndarray, token_id: np.ndarray, experts: int) -> np.ndarray:
+    """Mean size of the union of a token's top-k set with those of the same id's other occurrences, (tokens,)."""
+    unique, inverse, count = np.unique(token_id, return_inverse=True, return_counts=True)
+    chosen = np.zeros((len(unique), experts), np.int64)
+    np.add.at(chosen, (inverse[:, None], index), 1)
+    others = chosen[inverse[:, None], index].sum(1) - index.shape[1]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return 2 * index.shape[1] - others / (count[inverse] - 1)
+
+
+def _word_types(corpus: Corpus) -> np.ndarray:
+    """A number for each word type, the same for all of its tokens; tokens of no word by their ids, below 0."""
+    numbers: dict[str, int] = {}
+    parts = []
+    for document in corpus.documents:
+        found = find_words(document)
+        types = [numbers.setdefault(normal_form(word), len(numbers)) for word in found.texts]
+        own = -1 - np.asarray(document.ids)
+        parts.append(np.where(found.of_token >= 0, np.append(types, 0)[found.of_token], own))
+    return np.concatenate(parts).astype(np.int64)

@@ -1,0 +1,77 @@
+"""The capacity rule of expert-parallel training: which choices an expert has no place for (arXiv 2006.16668)."""
+
+from __future__ import annotations
+
+from math import ceil
+
+import numpy as np
+
+from moe_probe.errors import InputError
+
+ORDERS = ("slot", "token", "score")
+
+
+def capacity(rows: int, experts: int, top_k: int, factor: float = 1.0, groups: int = 1) -> int:
+    """Places per expert and group: ceil(factor k ceil(S / E)) for the S rows of a group.
+
+    With factor 1 that of MH-MoE's training code; GShard's 2 N / (G E) (arXiv 2006.16668, section 3.1) is that of k = 2.
+
+    Example:
+        >>> capacity(96, 8, 2)
+        24
+    """
+    return ceil(round(factor * top_k * ceil(ceil(rows / groups) / experts), 9))
+
+
+def places(index: np.ndarray, weights: np.ndarray, experts: int, order: str = "slot", groups: int = 1) -> np.ndarray:
+    """How many choices arrived at the same expert before each choice; those that overflow count too.
+
+    Args:
+        index: chosen experts, (S, k), first choice first.
+        weights: of the choices, (S, k).
+        experts: E.
+        order: of arrival: `slot`, first choices of all rows before the second ones (GShard, MH-MoE); `token`, all
+            choices of a row before the next row's; `score`, as slot with the rows in descending order of their largest
+            weight (batch prioritized routing, arXiv 2106.05974, section 4).
+        groups: consecutive groups of rows, of equal size up to one, each with counters of its own.
+
+    Returns:
+        (S, k), int64.
+
+    Raises:
+        InputError: there is no such order, or there are more groups than rows.
+    """
+    if order not in ORDERS:
+        raise InputError(f"There is no order of arrival {order!r}; there are {', '.join(ORDERS)}.")
+    rows, k = index.shape
+    if not 1 <= groups <= rows:
+        raise InputError(f"{rows} rows cannot be dealt into {groups} groups.")
+    choices = np.arange(rows * k).reshape(rows, k)
+    if order == "score":
+        choices = choices[np.argsort(-weights.max(1), kind="stable")]
+    arrival = choices.flatten() if order == "token" else choices.T.flatten()
+    group = np.repeat(np.arange(groups), [len(part) for part in np.array_split(np.arange(rows), groups)])
+    queue = (index.astype(np.int64) + group[:, None] * experts).flatten()[arrival]
+    by_queue = np.argsort(queue, kind="stable")
+    starts = np.searchsorted(queue[by_queue], np.arange(experts * groups))
+    found = np.empty(rows * k, np.int64)
+    found[arrival[by_queue]] = np.arange(rows * k) - starts[queue[by_queue]]
+    return found.reshape(rows, k)
+
+
+def kept(
+    index: np.ndarray,
+    weights: np.ndarray,
+    experts: int,
+    factor: float = 1.0,
+    order: str = "slot",
+    groups: int = 1,
+) -> np.ndarray:
+    """Whether an expert has a place for each choice, (S, k) bool; the arguments are those of `places`.
+
+    Example:
+        >>> kept(np.array([[0], [0], [0], [1]]), np.ones((4, 1)), 2)[:, 0].tolist()
+        [True, True, False, True]
+    """
+    rows, k = index.shape
+    return places(index, weights, experts, order, groups) < capacity(rows, experts, k, factor, groups)

@@ -1,0 +1,84 @@
+"""Parts of speech, by whatever tags words."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from moe_probe.dynamic.words import Words
+from moe_probe.errors import InputError
+
+Tagger = Callable[[list[str]], Sequence[str]]
+PENN = {  # by the first two letters of a Penn Treebank tag
+    "NN": "noun",
+    "VB": "verb",
+    "MD": "verb",
+    "JJ": "adjective",
+    "RB": "adverb",
+    "WR": "adverb",
+    "PR": "pronoun",
+    "WP": "pronoun",
+    "IN": "preposition",
+    "TO": "preposition",
+    "DT": "determiner",
+    "WD": "determiner",
+    "PD": "determiner",
+    "CC": "conjunction",
+    "CD": "number",
+    "UH": "interjection",
+}
+
+
+def make_tagger(tagger: Any) -> Tagger | None:
+    """A callable from words to tags: of a callable, a spaCy pipeline, `"textblob"`, or None.
+
+    Raises:
+        InputError: it is none of these, or textblob is not installed.
+    """
+    if tagger is None:
+        return None
+    if hasattr(tagger, "pipe_names"):
+        return _Spacy(tagger)
+    if tagger == "textblob":
+        return _textblob
+    if callable(tagger):
+        return tagger
+    raise InputError(f"A tagger is a callable, a spaCy pipeline or 'textblob', not {tagger!r}.")
+
+
+def tag_words(tagger: Tagger, words: Sequence[Words]) -> np.ndarray:
+    """The part of speech of each token's word, "" where it has none, (tokens,) of str.
+
+    Raises:
+        InputError: the tagger gives more or fewer tags than words.
+    """
+    parts = []
+    for document in words:
+        tags = list(tagger(document.texts.tolist())) if len(document.texts) else []
+        if len(tags) != len(document.texts):
+            raise InputError(
+                f"The tagger gave {len(tags)} tags for {len(document.texts)} words; it must give one each."
+            )
+        parts.append(np.asarray([*map(str, tags), ""], dtype=object)[document.of_token])
+    return np.concatenate(parts)
+
+
+def _textblob(words: list[str]) -> list[str]:
+    try:
+        from textblob.en import tag
+    except ImportError as error:
+        raise InputError('The tagger textblob is not installed: pip install -e ".[pos]".') from error
+    tagged = tag(" ".join(words).replace("’", "'"), tokenize=False)
+    return [PENN.get(penn[:2], "other") for _, penn in tagged]
+
+
+class _Spacy:
+    def __init__(self, pipeline: Any):
+        self.pipeline = pipeline
+
+    def __call__(self, words: list[str]) -> list[str]:
+        from spacy.tokens import Doc
+
+        return [token.pos_ for token in self.pipeline(Doc(self.pipeline.vocab, words=words))]

@@ -1,0 +1,123 @@
+"""Words of a text, and which tokens they were split into; the word lists that ship with the package."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+
+import numpy as np
+import pandas as pd
+
+from moe_probe.dynamic.corpus import Corpus, Document
+from moe_probe.errors import InputError
+
+WORD = re.compile(r"\w+(?:['’]\w+)*")
+LISTS = ("polysemous_en", "false_cognates_es", "false_cognates_fr", "false_cognates_de")
+Spans = Mapping[int, Sequence[tuple[int, int]]]
+
+
+@dataclass(frozen=True)
+class Words:
+    """The words of one document.
+
+    Attributes:
+        texts: each word as it is written, (words,).
+        starts, ends: its characters in the document's text, (words,).
+        of_token: the word that each token belongs to, -1 for punctuation and special tokens, (tokens,).
+    """
+
+    texts: np.ndarray
+    starts: np.ndarray
+    ends: np.ndarray
+    of_token: np.ndarray
+
+    @property
+    def tokens(self) -> np.ndarray:
+        """Tokens that each word was split into, (words,)."""
+        return np.bincount(self.of_token[self.of_token >= 0], minlength=len(self.texts))
+
+
+def find_words(document: Document) -> Words:
+    """Words of a document: letters, digits and inner apostrophes; a token belongs to the first word that it touches."""
+    found = [match.span() for match in WORD.finditer(document.text)]
+    bounds = np.asarray(found, np.int64).reshape(-1, 2)
+    texts = np.asarray([document.text[start:end] for start, end in found], dtype=object)
+    return Words(texts, bounds[:, 0], bounds[:, 1], first_overlap(document, bounds))
+
+
+def first_overlap(document: Document, bounds: np.ndarray) -> np.ndarray:
+    """For each token the first of some disjoint ascending character ranges (n, 2) that it touches, or -1."""
+    at = np.searchsorted(bounds[:, 1], document.spans[:, 0], side="right")
+    starts = np.append(bounds[:, 0], np.iinfo(np.int64).max)[at]
+    touches = (starts < document.spans[:, 1]) & (document.spans[:, 0] < document.spans[:, 1])
+    return np.where(touches, at, -1)
+
+
+def word_list(name: str) -> list[str]:
+    """English words of a list that ships with the package, each of them with a gloss in its file.
+
+    Args:
+        name: `polysemous_en`, or `false_cognates_es`, `_fr`, `_de`: words that mean something else in Spanish, French
+            or German.
+
+    Raises:
+        InputError: there is no such list.
+
+    Example:
+        >>> "bank" in word_list("polysemous_en")
+        True
+    """
+    if name not in LISTS:
+        raise InputError(f"There is no word list {name!r}; there are {', '.join(LISTS)}.")
+    with (files("moe_probe") / "data" / f"{name}.csv").open(encoding="utf-8") as file:
+        return pd.read_csv(file, keep_default_na=False).word.tolist()
+
+
+def normal_form(word: str) -> str:
+    """A word as lists have it: without case and possessive ending."""
+    return re.sub(r"['’]s$", "", word.casefold())
+
+
+def tokens_of_words(corpus: Corpus, words: Collection[str]) -> np.ndarray:
+    """Whether each token of the corpus is part of one of these words, whatever their case, (tokens,) bool."""
+    wanted = {normal_form(word) for word in words}
+    parts = []
+    for document in corpus.documents:
+        found = find_words(document)
+        hit = np.asarray([normal_form(word) in wanted for word in found.texts], dtype=bool)
+        parts.append(np.append(hit, False)[found.of_token])  # -1: no word
+    return np.concatenate(parts)
+
+
+def tokens_of_spans(corpus: Corpus, spans: Spans) -> np.ndarray:
+    """Whether each token touches one of its document's character ranges, (tokens,) bool.
+
+    Args:
+        corpus: the documents.
+        spans: (start, end) pairs in the text, by document number.
+
+    Raises:
+        InputError: a range is empty, or outside its document.
+    """
+    numbers = {document.number: document for document in corpus.documents}
+    for number, ranges in spans.items():
+        length = len(numbers[number].text) if number in numbers else -1
+        wrong = next((pair for pair in ranges if not 0 <= pair[0] < pair[1] <= length), None)
+        if length < 0 or wrong is not None:
+            has = f"has {length} characters, not the span {wrong}" if length >= 0 else "is not in the corpus"
+            raise InputError(f"Document {number} {has}; spans are (start, end) of the text by document number.")
+    parts = []
+    for document in corpus.documents:
+        marked = np.zeros(len(document.text) + 1, dtype=np.int64)
+        for start, end in spans.get(document.number, ()):
+            marked[start + 1 : end + 1] = 1
+        until = marked.cumsum()
+        parts.append(until[document.spans[:, 1]] > until[document.spans[:, 0]])
+    return np.concatenate(parts)
+
+
+def special_tokens(corpus: Corpus) -> np.ndarray:
+    """Whether each token stands for no text, (tokens,) bool."""
+    return np.isin(corpus.tokens().token_id, sorted(corpus.special))
