@@ -7,9 +7,9 @@ from collections.abc import Callable
 import xarray as xr
 from rich.table import Table
 
-from moe_probe.checkpoint import LazyTensor
 from moe_probe.checkpoint.quantized import grouped_int8
 from moe_probe.model import MoEModel, ranges
+from moe_probe.parameters import parameters
 
 BALANCE = ("cv2_load", "entropy", "max_violation", "activation_ratio")
 
@@ -40,13 +40,6 @@ def info_table(model: MoEModel) -> Table:
     table.add_row("stored as", ", ".join(sorted(dtypes)))
     table.add_row("on disk", f"{model.checkpoint.nbytes / 1e9:.3g} GB in {len(model.checkpoint.files)} files")
     return table
-
-
-def parameters(model: MoEModel) -> list[LazyTensor]:
-    """The tensors that are parameters: a head that is tied to the embeddings counts once, buffers do not."""
-    tied = model.config.get_text_config(decoder=True).tie_word_embeddings
-    not_counted = ("inv_freq", "lm_head.weight") if tied else ("inv_freq",)
-    return [tensor for key, tensor in model.published.items() if not key.endswith(not_counted)]
 
 
 def summary(dataset: xr.Dataset) -> Table | None:

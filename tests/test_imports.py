@@ -16,7 +16,7 @@ ALLOWED = {
     "tokenizer": {"errors"},
     "convert": HANDLE,
     "static": HANDLE,
-    "dynamic": HANDLE,
+    "dynamic": HANDLE | {"parameters"},
     "intervene": HANDLE,
     "plotting": {"errors"},
     "cli": {
@@ -31,7 +31,8 @@ ALLOWED = {
         "convert",
         "tables",
     },
-    "tables": {"checkpoint", "model"},
+    "tables": {"checkpoint", "model", "parameters"},
+    "parameters": {"checkpoint", "model"},
     "__init__": {"model", "static", "dynamic", "intervene", "plotting", "convert"},
 }
 

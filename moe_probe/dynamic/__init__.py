@@ -15,8 +15,15 @@ import xarray as xr
 from moe_probe.dynamic.analyses import analyses
 from moe_probe.dynamic.analysis import Analysis
 from moe_probe.dynamic.generation import generate
+from moe_probe.dynamic.over_checkpoints import (
+    expert_activation,
+    patch_divergence_over_steps,
+    router_saturation,
+    routing_drift,
+)
 from moe_probe.dynamic.run import run
 from moe_probe.dynamic.trace import Trace, from_trace, is_trace, read_trace
+from moe_probe.dynamic.words import word_list
 
 
 def _function(analysis: type[Analysis]) -> Callable[..., xr.Dataset]:
@@ -43,11 +50,16 @@ __all__ = [
     "Analysis",
     "Trace",
     "analyses",
+    "expert_activation",
     "from_trace",
     "generate",
     "is_trace",
+    "patch_divergence_over_steps",
     "read_trace",
+    "router_saturation",
+    "routing_drift",
     "run",
+    "word_list",
     *_CLASSES,
     *_FUNCTIONS,
 ]

@@ -72,9 +72,38 @@ def run(
         ['gate_choices']
     """
     model = load(model)
+    corpus = make_corpus(model, texts, labels=labels, column=column, max_length=max_length)
+    seen = observe(
+        model,
+        corpus,
+        analyses,
+        baseline=baseline,
+        layers=layers,
+        batch_tokens=batch_tokens,
+        execution=execution,
+        checkpoint_dir=checkpoint_dir,
+        n_jobs=n_jobs,
+        progress=progress,
+    )
+    return {analysis.name: analysis.result(model, corpus) for analysis in seen}
+
+
+def observe(
+    model: MoEModel,
+    corpus: Corpus,
+    analyses: Sequence[Analysis],
+    *,
+    baseline: Source | None = None,
+    layers: Sequence[int] | int | None = None,
+    batch_tokens: int = 4096,
+    execution: str = "auto",
+    checkpoint_dir: str | Path | None = None,
+    n_jobs: int = 1,
+    progress: bool = True,
+) -> list[Analysis]:
+    """Fresh analyses that have seen the corpus; arguments and errors are those of `run`."""
     dense = None if baseline is None else load(baseline)
     chosen = model.select_layers(layers)
-    corpus = make_corpus(model, texts, labels=labels, column=column, max_length=max_length)
     analyses = [analysis.fresh() for analysis in analyses]
     _check(analyses, dense)
     for analysis in analyses:
@@ -95,7 +124,7 @@ def run(
             folder = None if checkpoint_dir is None else Path(checkpoint_dir) / f"{analysis.name}-changed"
             with altered(model, analysis.changes) as other:
                 (seen[at].changed,) = work(model=other, analyses=[analysis], checkpoint_dir=folder)
-    return {analysis.name: analysis.result(model, corpus) for analysis in seen}
+    return seen
 
 
 def _run_passes(*, corpus: Corpus, n_jobs: int, **options: object) -> list[Analysis]:

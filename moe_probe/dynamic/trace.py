@@ -290,6 +290,11 @@ def from_trace(trace: Trace | str | Path, analyses: Sequence[Analysis]) -> dict[
         >>> from_trace("out/trace", [ExpertLoad(), Coactivation()])  # doctest: +SKIP
     """
     trace = trace if isinstance(trace, Trace) else read_trace(trace)
+    return {analysis.name: analysis.result(trace, trace.corpus) for analysis in observe_trace(trace, analyses)}
+
+
+def observe_trace(trace: Trace, analyses: Sequence[Analysis]) -> list[Analysis]:
+    """Fresh analyses that have seen a trace; the errors are those of `from_trace`."""
     needing = next((analysis for analysis in analyses if analysis.needs), None)
     if needing is not None:
         raise InputError(f"{needing.name} needs {', '.join(sorted(needing.needs))}, which no trace holds; use run.")
@@ -302,4 +307,4 @@ def from_trace(trace: Trace | str | Path, analyses: Sequence[Analysis]) -> dict[
     for batch in trace.batches():
         for analysis in fresh:
             analysis.update(batch)
-    return {analysis.name: analysis.result(trace, trace.corpus) for analysis in fresh}
+    return fresh

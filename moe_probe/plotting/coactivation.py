@@ -8,7 +8,7 @@ import xarray as xr
 from matplotlib.figure import Figure
 
 from moe_probe.errors import InputError
-from moe_probe.plotting.heatmap import heatmaps
+from moe_probe.plotting.heatmap import dots, heatmaps
 from moe_probe.plotting.style import style
 
 VARIABLES = {
@@ -39,16 +39,23 @@ def plot(ds: xr.Dataset, layer: int | None = None, variable: str = "lift") -> Fi
     if variable != "flow":
         values = values.where(ds.expert != ds.other)
     bar, names = VARIABLES[variable]
-    chance = f" (at random: {float(ds.chance_lift.sel(layer=layer)):.2f})" if variable == "lift" else ""
+    chance = ds.chance_lift.sel(layer=layer) if variable == "lift" and "chance_lift" in ds else None
+    random = "" if chance is None else f" (at random: {float(chance):.2f})"
     with style():
         bounds = float(values.min()), float(values.max())
-        return heatmaps({f"layer {layer}{chance}": values}, bounds, ds.attrs["model"], bar, names)
+        figure = heatmaps({f"layer {layer}{random}": values}, bounds, ds.attrs["model"], bar, names)
+        if chance is not None and "lift_low" in ds:
+            own = ds.sel(layer=layer)
+            axes = figure.axes[0]
+            dots(axes, ((own.lift_low <= chance) & (chance <= own.lift_high) & (ds.expert != ds.other)).values)
+            axes.set_xlabel(f"{names[0]} (dots: the interval holds chance)")
+        return figure
 
 
 def figures(ds: xr.Dataset) -> Iterator[tuple[str, Figure]]:
     """Pairs in every layer, where a token has more than one expert, and the flow: (file stem, figure)."""
     for at, layer in enumerate(ds.layer.values):
-        if float(ds.chance_lift.sel(layer=layer)) > 0:
+        if bool((ds["count"].sel(layer=layer).where(ds.expert != ds.other) > 0).any()):
             yield f"coactivation_layer{layer}", plot(ds, int(layer))
         if at:
             yield f"coactivation_flow_layer{layer}", plot(ds, int(layer), "flow")

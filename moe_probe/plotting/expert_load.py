@@ -8,7 +8,7 @@ import xarray as xr
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from moe_probe.plotting.heatmap import around, layer_map
+from moe_probe.plotting.heatmap import around, dots, layer_map
 from moe_probe.plotting.style import BLUE, COLUMN, PAGE, style, thin_ticks
 
 BALANCE = {
@@ -55,6 +55,11 @@ def by_label(ds: xr.Dataset, layer: int) -> Figure:
         thin_ticks(axes.xaxis, [str(label) for label in ds.expert.values])
         thin_ticks(axes.yaxis, [str(label) for label in ds.label.values], 30)
         figure.colorbar(image, label="load / even load")
+        if {"label_share_low", "label_share_chance"} <= set(ds):
+            own = ds.sel(layer=layer)
+            known = (own.label_share_low <= own.label_share_chance) & (own.label_share_chance <= own.label_share_high)
+            dots(axes, known.transpose("label", "expert").values)
+            axes.set_xlabel("expert (dots: the interval holds the share of all labels)")
         return figure
 
 

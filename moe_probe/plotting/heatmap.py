@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import xarray as xr
+from matplotlib.axes import Axes
 from matplotlib.colors import TwoSlopeNorm
 from matplotlib.figure import Figure
 
@@ -30,6 +32,12 @@ def limits(values: xr.DataArray, layer: int, scale: str) -> tuple[float, float]:
 def around(values: xr.DataArray, even: float) -> dict[str, Any]:
     """Colours of values from 0 on that diverge from `even`."""
     return {"cmap": DIVERGING, "norm": TwoSlopeNorm(even, 0, max(float(values.max()), 2 * even))}
+
+
+def dots(axes: Axes, where: np.ndarray) -> None:
+    """Small dots on the cells (y, x) of a map."""
+    y, x = np.nonzero(where)
+    axes.plot(x, y, ".", color="black", markersize=1.5)
 
 
 def layer_map(values: xr.DataArray, title: str, bar: str, even: float | None = None) -> Figure:

@@ -6,8 +6,9 @@ from collections.abc import Iterator
 
 import xarray as xr
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
+from moe_probe.plotting.heatmap import dots
+from moe_probe.plotting.lines import chance_line, line, whole_numbers
 from moe_probe.plotting.style import BLUE, COLORMAP, COLUMN, GREEN, GREY, PAGE, style, thin_ticks
 
 
@@ -20,23 +21,26 @@ def plot(ds: xr.Dataset) -> Figure:
     Example:
         >>> plot(dynamic.token_specialization("ckpt/tiny-mixtral", texts))
     """
-    vocabulary = ds.vocabulary_specialization.mean("expert"), ds.vocabulary_chance.mean("expert")
-    repetition = {c: (ds.repetition.sel(choice=c), ds.repetition_chance.sel(choice=c)) for c in ds.choice.values}
+    by_expert = [name for name in ds if name.startswith("vocabulary")]
+    means = ds[by_expert].mean("expert")
     panels = {
-        "vocabulary specialization": {"": vocabulary},
-        "context independence": {"": (ds.context_independence, ds.context_chance)},
-        "next token, same expert": repetition,
+        "vocabulary specialization": {"": (means, "vocabulary_specialization", "vocabulary_chance")},
+        "context independence": {"": (ds, "context_independence", "context_chance")},
+        "next token, same expert": {
+            str(choice): (ds.sel(choice=choice), "repetition", "repetition_chance") for choice in ds.choice.values
+        },
     }
     with style():
         figure = Figure(figsize=(PAGE, 2.2), layout="constrained")
         for axes, (title, lines) in zip(figure.subplots(1, 3), panels.items(), strict=True):
-            for color, (label, (found, chance)) in zip((BLUE, GREEN), lines.items(), strict=False):
-                axes.plot(ds.layer, found, marker="o", markersize=3, color=color, label=f"{label} choice")
-                axes.plot(ds.layer, chance, linestyle="--", linewidth=0.8, color=color if label else GREY)
-            axes.set(xlabel="layer", title=title, ylim=(0, 1))
-            axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+            for color, (label, (found, name, chance)) in zip((BLUE, GREEN), lines.items(), strict=False):
+                line(axes, found, name, color=color, label=f"{label} choice")
+                chance_line(axes, found, chance, color=color if label else GREY)
+            axes.set(title=title, ylim=(0, 1))
+            whole_numbers(axes)
         axes.legend(frameon=False)
-        figure.suptitle(f"{ds.attrs['model']} (dashed: chance)")
+        notes = ["dashed: chance"] * ("repetition_chance" in ds) + ["bands: 95 %"] * ("repetition_low" in ds)
+        figure.suptitle(ds.attrs["model"] + (f" ({'; '.join(notes)})" if notes else ""))
         return figure
 
 
@@ -52,6 +56,12 @@ def places(ds: xr.Dataset, layer: int) -> Figure:
         thin_ticks(axes.xaxis, [str(label) for label in ds.expert.values])
         thin_ticks(axes.yaxis, names, 32)
         figure.colorbar(image, label="share of choices")
+        if {"position_share_low", "position_chance"} <= set(ds):
+            own = ds.sel(layer=layer)
+            chance = own.position_chance
+            known = (own.position_share_low <= chance) & (chance <= own.position_share_high)
+            dots(axes, known.transpose("place", "expert").values)
+            axes.set_xlabel("expert (dots: the interval holds the share at all positions)")
         return figure
 
 

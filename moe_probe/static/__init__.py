@@ -5,5 +5,6 @@ from moe_probe.static.gate_similarity import gate_similarity
 from moe_probe.static.pca import pca
 from moe_probe.static.router_spectrum import router_spectrum
 from moe_probe.static.similarity import similarity
+from moe_probe.static.weight_drift import weight_drift
 
-__all__ = ["gate_regression", "gate_similarity", "pca", "router_spectrum", "similarity"]
+__all__ = ["gate_regression", "gate_similarity", "pca", "router_spectrum", "similarity", "weight_drift"]

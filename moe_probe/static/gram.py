@@ -112,6 +112,28 @@ def flat_gram(matrices: Matrices) -> torch.Tensor:
     return gram
 
 
+def paired_gram(matrices: Matrices) -> tuple[torch.Tensor, torch.Tensor]:
+    """As `flat_gram` of 2R matrices, and the squared distances of the first R from the others, (R,), float64.
+
+    The distances are summed from differences, so that small ones are exact too.
+
+    Raises:
+        WeightError: a matrix holds NaN or infinity.
+    """
+    half = len(matrices.tensors) // 2
+
+    def reduce(slab: list[torch.Tensor]) -> torch.Tensor:
+        sums = torch.zeros(len(slab), len(slab) + 1, dtype=torch.float64)
+        for chunk in _chunks(slab):
+            sums[:, :-1] += chunk @ chunk.T
+            sums[:half, -1] += (chunk[half:] - chunk[:half]).square_().sum(1)
+        return sums
+
+    sums = _sum_over_slabs(matrices.tensors, reduce)
+    matrices.check(sums.diagonal())
+    return sums[:, :-1], sums[:half, -1]
+
+
 def standardized_gram(matrices: Matrices) -> torch.Tensor:
     """As `flat_gram`, of matrices whose every entry is standardized over the R matrices (mean 0, deviation 1, ddof 1).
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from moe_probe.dynamic.analyses.subtoken_divergence import distinct
 from moe_probe.dynamic.analysis import LayerBatch
 from moe_probe.dynamic.bootstrap import check_draws, interval
 from moe_probe.dynamic.corpus import Corpus
@@ -22,7 +23,8 @@ class PatchDivergence(PerToken):
     """Distinct experts among a patch's sub-tokens, on the patches' grid (MH-MoE, arXiv 2404.15045, figures 8 and 10).
 
     Every document is one picture: `rows * columns` tokens in reading order, after `offset` other tokens (a class token,
-    text) and before whatever follows. Several checkpoints in order: `dynamic.over_steps`.
+    text) and before whatever follows. Several checkpoints in order:
+    `dynamic.patch_divergence_over_steps`.
 
     The paper judges by eye where a picture has much texture. The rule here is ours: a patch's energy is the `gradient`
     energy, the mean squared difference of neighbouring grey values (0 to 1), or the `spectrum` energy, the share of
@@ -88,8 +90,7 @@ class PatchDivergence(PerToken):
             raise InputError(f"There are {len(self._pictures)} pictures for {len(corpus.documents)} documents.")
 
     def measure(self, batch: LayerBatch) -> dict[str, np.ndarray]:
-        index = np.sort(by_token(batch.top_k_index.cpu(), batch).reshape(len(batch.tokens), -1), axis=1)
-        return {"divergence": (1 + (np.diff(index, axis=1) != 0).sum(1)).astype(np.int16)}
+        return {"divergence": distinct(by_token(batch.top_k_index.cpu(), batch).reshape(len(batch.tokens), -1))}
 
     def dataset(
         self, model: Any, corpus: Corpus, layers: list[int], values: dict[str, np.ndarray]

@@ -91,8 +91,8 @@ class SubtokenDivergence(PerToken):
             return {"index": index[:, 0].astype(np.int16)}
         first = by_token(batch.first_choice.cpu(), batch)
         return {
-            "divergence": _distinct(index.reshape(len(index), -1)),
-            "divergence_first": _distinct(first),
+            "divergence": distinct(index.reshape(len(index), -1)),
+            "divergence_first": distinct(first),
         }
 
     def dataset(
@@ -193,7 +193,7 @@ class SubtokenDivergence(PerToken):
         return np.stack(null)
 
 
-def _distinct(index: np.ndarray) -> np.ndarray:
+def distinct(index: np.ndarray) -> np.ndarray:
     """Distinct values of each row, (n, m) to (n,)."""
     ordered = np.sort(index, axis=1)
     return (1 + (ordered[:, 1:] != ordered[:, :-1]).sum(1)).astype(np.int16)

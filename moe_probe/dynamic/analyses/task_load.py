@@ -39,8 +39,8 @@ class TaskLoad(Parts):
     accuracy over tasks, and `zero_accuracy_p`.
 
     `share_low`, `share_high`, `ffn_per_token_low`, `_high`, `task_distance_low`, `_high`: 95 % bootstrap intervals,
-    with documents drawn within tasks. `task_distance_chance` and its `_low` and `_high`: with the tasks dealt out at random
-    among the documents; `share_chance` (layer, expert): the share over all tasks.
+    with documents drawn within tasks. `task_distance_chance` and its `_low` and `_high`: with the tasks dealt out at
+    random among the documents; `share_chance` (layer, expert): the share over all tasks.
 
     Args:
         accuracy: of the model, by task.

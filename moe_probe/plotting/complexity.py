@@ -1,0 +1,47 @@
+"""Theory and measurement of the FFN experts' share as a table (MoE++, arXiv 2410.07348, table 1)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import xarray as xr
+from matplotlib.figure import Figure
+
+from moe_probe.plotting.style import PAGE, style
+
+COLUMNS = ["", "FFN experts", "zero-computation\nexperts", "share of choices\nto FFN experts", "FFN experts\nper token"]
+
+
+def plot(ds: xr.Dataset) -> Figure:
+    """A row for MoE, for every tau, and for what was measured.
+
+    Args:
+        ds: result of `dynamic.complexity`.
+
+    Example:
+        >>> plot(dynamic.complexity("ckpt/tiny-moe-plus-plus", texts))
+    """
+    ffn, zero = int(ds.ffn_experts), int(ds.zero_computation_experts)
+    rows = [["MoE, O(T)", str(ffn), "0", "1", str(int(ds.top_k))]]
+    for tau in ds.tau.values:
+        one = ds.sel(tau=tau)
+        share, count = float(one.theory), float(one.theory_ffn_per_token)
+        rows.append([f"MoE++, tau = {tau:g}", str(ffn), str(zero), f"{share:.4f}", f"{count:.4f}"])
+    share, count = float(ds.measured_mean), float(ds.measured_ffn_per_token_mean)
+    rows.append(["measured", str(ffn), str(zero), f"{share:.4f}", f"{count:.4f}"])
+    with style():
+        figure = Figure(figsize=(PAGE, 0.75 + 0.24 * len(rows)), layout="constrained")
+        axes = figure.subplots()
+        axes.axis("off")
+        table = axes.table(rows, colLabels=COLUMNS, cellLoc="center", bbox=(0, 0, 1, 1), edges="horizontal")
+        table.auto_set_font_size(False)
+        table.set_fontsize(8)
+        for column in range(len(COLUMNS)):
+            table[0, column].set_height(2 * table[1, column].get_height())
+        axes.set_title(ds.attrs["model"])
+        return figure
+
+
+def figures(ds: xr.Dataset) -> Iterator[tuple[str, Figure]]:
+    """The table: (file stem, figure)."""
+    yield "complexity", plot(ds)

@@ -1,0 +1,82 @@
+"""FFN experts per token by token, word, part of speech and position (MoE++, arXiv 2410.07348, figure 5)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import xarray as xr
+from matplotlib.figure import Figure
+
+from moe_probe.errors import InputError
+from moe_probe.plotting.lines import chance_line
+from moe_probe.plotting.style import BLUE, PAGE, style
+from moe_probe.plotting.tokens import written
+
+CLASSES = {
+    "type": "token",
+    "word": "word",
+    "pos": "part of speech",
+    "piece": "kind of token",
+    "place": "position in the document",
+}
+SHOWN = 40
+
+
+def plot(ds: xr.Dataset, by: str = "type", shown: int = SHOWN) -> Figure:
+    """Bars of the mean number of FFN experts, with counts; of the most and the least where there are many.
+
+    Args:
+        ds: result of `dynamic.ffn_experts_per_token`.
+        by: `type`, `word`, `pos`, `piece` or `place`.
+        shown: bars at most.
+
+    Raises:
+        InputError: the result has no such class, or nothing was frequent enough.
+
+    Example:
+        >>> plot(dynamic.ffn_experts_per_token("ckpt/tiny-moe-plus-plus", texts), by="word")
+    """
+    if by not in CLASSES or f"{by}_density" not in ds or not ds.sizes[by]:
+        known = [name for name in CLASSES if f"{name}_density" in ds and ds.sizes[name]]
+        raise InputError(f"The result has nothing by {by!r}; it has {', '.join(known)}.")
+    count = ds.sizes[by]
+    places = np.arange(count) if count <= shown else np.r_[: shown // 2, count - shown // 2 : count]
+    own = ds.isel({by: places})
+    values, x = own[f"{by}_density"].values, np.arange(len(places))
+    with style():
+        figure = Figure(figsize=(PAGE, 2.5), layout="constrained")
+        axes = figure.subplots()
+        axes.bar(x, values, color=BLUE, width=0.7)
+        if f"{by}_density_low" in own:
+            low, high = (own[f"{by}_density_{end}"].values for end in ("low", "high"))
+            error = np.clip([values - low, high - values], 0, None)
+            axes.errorbar(x, values, error, fmt="none", ecolor="0.25", elinewidth=0.7)
+        chance_line(axes, ds, "chance")
+        if count > shown:
+            axes.axvline(shown // 2 - 0.5, color="0.6", linewidth=0.8, linestyle=":")
+        rotation = 90 if len(places) > 8 else 0
+        counts = own[f"{by}_count"].values
+        between = "  " if rotation else "\n"
+        axes.set_xticks(x, [f"{n}{between}({c:,})" for n, c in zip(names(own, by), counts, strict=True)])
+        axes.tick_params(axis="x", rotation=rotation)
+        axes.set(xlabel=f"{CLASSES[by]} (occurrences)", ylabel="FFN experts per token", xlim=(-0.6, len(x) - 0.4))
+        least = f"; the {shown // 2} highest and lowest of {count:,}" if count > shown else ""
+        axes.set_title(f"{ds.attrs['model']}{least}" + ("; dashed: all tokens" if "chance" in ds else ""))
+        return figure
+
+
+def names(ds: xr.Dataset, by: str) -> list[str]:
+    """What the bars are called."""
+    if by == "type":
+        return [written(str(text)) for text in ds.type_string.values]
+    if by == "place":
+        return [str(a) if a < 2 else f"{a}–{2 * a - 1}" for a in ds.place.values]
+    return [written(str(name)) for name in ds[by].values]
+
+
+def figures(ds: xr.Dataset) -> Iterator[tuple[str, Figure]]:
+    """The bars by each class that the result has: (file stem, figure)."""
+    for name in CLASSES:
+        if f"{name}_density" in ds and ds.sizes[name]:
+            yield f"ffn_experts_per_token_{name}", plot(ds, name)

@@ -1,0 +1,49 @@
+"""How early the router's final choices are made (OLMoE, arXiv 2409.02060)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import matplotlib
+import xarray as xr
+from matplotlib.figure import Figure
+
+from moe_probe.plotting.lines import chance_line
+from moe_probe.plotting.style import COLORMAP, PAGE, style
+
+PANELS = {"saturation": ("all k choices", "chance"), "first_saturation": ("first choice", "first_chance")}
+
+
+def plot(ds: xr.Dataset) -> Figure:
+    """Share of the final choices that are made already, over checkpoints, a line per layer.
+
+    Args:
+        ds: result of `dynamic.router_saturation`.
+
+    Example:
+        >>> plot(dynamic.router_saturation(steps, texts))
+    """
+    at, layers = list(range(ds.sizes["checkpoint"])), ds.layer.values
+    colors = matplotlib.colormaps[COLORMAP].resampled(len(layers))
+    with style():
+        figure = Figure(figsize=(PAGE, 2.5), layout="constrained")
+        for axes, (name, (title, chance)) in zip(figure.subplots(1, 2, sharey=True), PANELS.items(), strict=True):
+            for number, layer in enumerate(layers):
+                own = ds.sel(layer=layer)
+                label = f"layer {layer}" if len(layers) <= 6 or number in (0, len(layers) - 1) else None
+                axes.plot(at, own[name], color=colors(number), marker="o", markersize=3, label=label)
+                if f"{name}_low" in own:
+                    low, high = own[f"{name}_low"], own[f"{name}_high"]
+                    axes.fill_between(at, low, high, color=colors(number), alpha=0.15, linewidth=0)
+            chance_line(axes, ds, chance, label="chance")
+            rotation = {"rotation": 30, "ha": "right"} if len(at) > 4 else {}
+            axes.set_xticks(at, [str(label) for label in ds.checkpoint.values], **rotation)
+            axes.set(title=title, ylim=(0, 1.03), xlabel="checkpoint")
+        axes.legend(frameon=False)
+        figure.axes[0].set_ylabel("share of the final choices")
+        return figure
+
+
+def figures(ds: xr.Dataset) -> Iterator[tuple[str, Figure]]:
+    """The lines: (file stem, figure)."""
+    yield "router_saturation", plot(ds)

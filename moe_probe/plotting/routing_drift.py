@@ -1,0 +1,50 @@
+"""How far routing moved between two checkpoints, and which tokens moved."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import matplotlib
+import xarray as xr
+from matplotlib.figure import Figure
+
+from moe_probe.plotting.lines import chance_line, line, whole_numbers
+from moe_probe.plotting.style import BLUE, COLORMAP, ORANGE, PAGE, style
+
+
+def plot(ds: xr.Dataset) -> Figure:
+    """Changed tokens and kept choices over layers; and changed tokens against their margin, a line per layer.
+
+    Args:
+        ds: result of `dynamic.routing_drift`.
+
+    Example:
+        >>> plot(dynamic.routing_drift(base, instruct, texts))
+    """
+    before, after = (str(label) for label in ds.checkpoint.values)
+    layers = ds.layer.values
+    colors = matplotlib.colormaps[COLORMAP].resampled(len(layers))
+    with style():
+        figure = Figure(figsize=(PAGE, 2.5), layout="constrained")
+        left, right = figure.subplots(1, 2)
+        line(left, ds, "changed", color=ORANGE, label="tokens with another top-k set")
+        line(left, ds, "overlap", color=BLUE, label="share of choices kept")
+        chance_line(left, ds, "chance", label="kept by chance")
+        left.set(ylim=(-0.02, 1.03), title="over layers")
+        left.legend(frameon=False)
+        whole_numbers(left)
+        for at, layer in enumerate(layers):
+            own = ds.sel(layer=layer)
+            label = f"layer {layer}" if len(layers) <= 6 or at in (0, len(layers) - 1) else None
+            right.plot(own.margin, own.margin_changed, color=colors(at), marker="o", markersize=2, label=label)
+        right.set(
+            xlabel=f"margin of the top-k set in {before}", title="tokens with another top-k set", ylim=(-0.02, 1.03)
+        )
+        right.legend(frameon=False)
+        figure.suptitle(f"{before} to {after}")
+        return figure
+
+
+def figures(ds: xr.Dataset) -> Iterator[tuple[str, Figure]]:
+    """Both panels: (file stem, figure)."""
+    yield "routing_drift", plot(ds)

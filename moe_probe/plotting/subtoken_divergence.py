@@ -1,0 +1,69 @@
+"""Divergence of words of several meanings and of the rest (MH-MoE, arXiv 2404.15045, figure 7)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import xarray as xr
+from matplotlib.figure import Figure
+
+from moe_probe.plotting.lines import chance_line, line, whole_numbers
+from moe_probe.plotting.style import BLUE, COLUMN, GREEN, ORANGE, style
+
+COLORS = {"PF": ORANGE, "non-PF": BLUE}
+
+
+def plot(ds: xr.Dataset, bins: int = 20) -> Figure:
+    """Histograms of the mean divergence of both groups' tokens, their means, and the difference.
+
+    Args:
+        ds: result of `dynamic.subtoken_divergence`.
+        bins: of the histograms.
+
+    Example:
+        >>> plot(dynamic.subtoken_divergence("ckpt/tiny-mh-moe", texts))
+    """
+    values = ds.divergence_mean.values
+    edges = np.histogram_bin_edges(values[np.isfinite(values)], bins)
+    with style():
+        figure = Figure(figsize=(COLUMN, 2.6), layout="constrained")
+        axes = figure.subplots()
+        for group, color in COLORS.items():
+            own = values[(ds.token_group == group).values]
+            label = f"{group} (n = {len(own):,})"
+            weights = np.full(len(own), 1 / max(len(own), 1))
+            axes.hist(own, edges, weights=weights, color=color, alpha=0.5, label=label)
+            axes.axvline(float(ds["mean"].sel(group=group)), color=color, linewidth=1, linestyle="--")
+        axes.set(xlabel=f"distinct experts, {ds.attrs['unit']}", ylabel="share of the group's tokens")
+        axes.legend(frameon=False)
+        axes.set_title(f"{ds.attrs['model']}\n{described(ds)}")
+        return figure
+
+
+def described(ds: xr.Dataset) -> str:
+    """The difference, its interval, and the rank test."""
+    ends = f" [{float(ds.difference_low):.3f}, {float(ds.difference_high):.3f}]" if "difference_low" in ds else ""
+    return f"difference of means {float(ds.difference):.3f}{ends}, rank test p = {float(ds.p_value):.2g}"
+
+
+def by_layer(ds: xr.Dataset) -> Figure:
+    """The difference of the groups' means in every layer, with interval and chance."""
+    with style():
+        figure = Figure(figsize=(COLUMN, 2.3), layout="constrained")
+        axes = figure.subplots()
+        if "layer_difference_chance_low" in ds:
+            low, high = (ds[f"layer_difference_chance_{end}"] for end in ("low", "high"))
+            axes.fill_between(ds.layer, low, high, color="0.85", linewidth=0, label="chance")
+        chance_line(axes, ds, "layer_difference_chance")
+        line(axes, ds, "layer_difference", color=GREEN, label="PF minus non-PF")
+        axes.set(ylabel="distinct experts", title=f"{ds.attrs['model']}, {ds.attrs['unit']}")
+        axes.legend(frameon=False)
+        whole_numbers(axes)
+        return figure
+
+
+def figures(ds: xr.Dataset) -> Iterator[tuple[str, Figure]]:
+    """The histograms, and the differences by layer: (file stem, figure)."""
+    yield "subtoken_divergence", plot(ds)
+    yield "subtoken_divergence_layers", by_layer(ds)

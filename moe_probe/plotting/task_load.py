@@ -1,0 +1,122 @@
+"""Load by task and kind of expert, and how tasks and layers differ (MoE++, arXiv 2410.07348, figures 4, A to E)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import matplotlib
+import numpy as np
+import xarray as xr
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from moe_probe.errors import InputError
+from moe_probe.plotting.lines import chance_line, line, whole_numbers
+from moe_probe.plotting.style import BLUE, COLUMN, GREEN, ORANGE, PAGE, style, thin_ticks
+
+KIND_MAPS = {"ffn": "Blues", "constant": "Greens", "copy": "Oranges", "zero": "Purples"}
+
+
+def plot(ds: xr.Dataset, layer: int | None = None) -> Figure:
+    """Bars for every task, one for each kind, a segment for each expert; and the line of FFN experts per token.
+
+    Args:
+        ds: result of `dynamic.task_load`.
+        layer: the first one by default.
+
+    Example:
+        >>> plot(dynamic.task_load("ckpt/tiny-moe-plus-plus", texts, labels=tasks), layer=1)
+    """
+    own = ds.sel(layer=ds.layer.values[0] if layer is None else layer)
+    tasks, kinds = ds.sizes["task"], [str(kind) for kind in ds.kind.values]
+    x, width = np.arange(tasks), 0.8 / len(kinds)
+    with style():
+        figure = Figure(figsize=(PAGE, 2.9), layout="constrained")
+        axes = figure.subplots()
+        for at, kind in enumerate(kinds):
+            _stack(axes, own, kind, x + (at - (len(kinds) - 1) / 2) * width, width)
+        axes.set(ylabel="share of choices", xlim=(-0.6, tasks - 0.4))
+        rotation = 30 if tasks > 6 else 0
+        axes.set_xticks(
+            x, [str(task) for task in ds.task.values], rotation=rotation, ha="right" if rotation else "center"
+        )
+        other = axes.twinx()
+        other.plot(x, own.ffn_per_token, color="black", marker="o", markersize=3, linewidth=0.9)
+        if "ffn_per_token_low" in own:
+            other.fill_between(x, own.ffn_per_token_low, own.ffn_per_token_high, color="black", alpha=0.12, linewidth=0)
+        for task, value in zip(x, own.ffn_per_token.values, strict=True):
+            other.annotate(f"{value:.3f}", (task, value), (0, 4), textcoords="offset points", ha="center", fontsize=6)
+        low, high = float(own.ffn_per_token.min()), float(own.ffn_per_token.max())
+        room = max(high - low, 0.1)
+        other.set(ylabel="FFN experts per token", ylim=(low - 2 * room, high + room))
+        handles = [matplotlib.patches.Patch(color=matplotlib.colormaps[KIND_MAPS[k]](0.65), label=k) for k in kinds]
+        axes.legend(handles=handles, frameon=False, ncols=len(kinds), loc="upper left", bbox_to_anchor=(0, 1.0))
+        axes.set_ylim(top=axes.get_ylim()[1] * 1.25)
+        axes.set_title(f"{ds.attrs['model']}, layer {int(own.layer)}")
+        return figure
+
+
+def _stack(axes: Axes, own: xr.Dataset, kind: str, x: np.ndarray, width: float) -> None:
+    """The experts of one kind, one above the other."""
+    share = own.share.values[:, (own.expert_kind == kind).values]  # (tasks, experts)
+    bottom = np.zeros(len(x))
+    for at, values in enumerate(share.T):
+        color = matplotlib.colormaps[KIND_MAPS[kind]](0.35 + 0.5 * at / max(share.shape[1] - 1, 1))
+        axes.bar(x, values, width, bottom=bottom, color=color, edgecolor="white", linewidth=0.2)
+        bottom += values
+
+
+def correlation(ds: xr.Dataset, over: str = "tasks") -> Figure:
+    """Correlation of layers' FFN experts per token, over tasks or over tokens.
+
+    Raises:
+        InputError: `over` is neither.
+    """
+    if over not in ("tasks", "tokens"):
+        raise InputError(f"over is tasks or tokens, not {over!r}.")
+    name = "correlation" if over == "tasks" else "token_correlation"
+    with style():
+        figure = Figure(figsize=(COLUMN, 2.9), layout="constrained")
+        axes = figure.subplots()
+        image = axes.imshow(ds[name], cmap="PuOr", vmin=-1, vmax=1)
+        labels = [str(layer) for layer in ds.layer.values]
+        thin_ticks(axes.xaxis, labels)
+        thin_ticks(axes.yaxis, labels)
+        adjacent = float(ds[f"adjacent_{name}"])
+        axes.set(xlabel="layer", ylabel="layer")
+        axes.set_title(f"{ds.attrs['model']}\nFFN experts per token, over {over}; adjacent layers {adjacent:.2f}")
+        figure.colorbar(image, label="Pearson's correlation")
+        return figure
+
+
+def differences(ds: xr.Dataset) -> Figure:
+    """How far apart tasks are in every layer: distance of loads with its chance level, spread of FFN experts."""
+    with style():
+        figure = Figure(figsize=(PAGE, 2.2), layout="constrained")
+        panels = figure.subplots(1, 2 + ("layer_zero_accuracy" in ds))
+        line(panels[0], ds, "task_distance", color=BLUE, label="tasks")
+        if "task_distance_chance_low" in ds:
+            low, high = (ds[f"task_distance_chance_{end}"] for end in ("low", "high"))
+            panels[0].fill_between(ds.layer, low, high, color="0.85", linewidth=0)
+        chance_line(panels[0], ds, "task_distance_chance", label="chance")
+        panels[0].legend(frameon=False)
+        panels[0].set_title("distance between tasks")
+        line(panels[1], ds, "ffn_spread", color=GREEN)
+        panels[1].set_title("FFN experts per token, std over tasks")
+        if "layer_zero_accuracy" in ds:
+            line(panels[2], ds, "layer_zero_accuracy", color=ORANGE)
+            panels[2].set(title="zero experts against accuracy (Spearman)", ylim=(-1.05, 1.05))
+        for axes in panels:
+            whole_numbers(axes)
+        figure.suptitle(ds.attrs["model"])
+        return figure
+
+
+def figures(ds: xr.Dataset) -> Iterator[tuple[str, Figure]]:
+    """Bars of every layer, correlations and differences: (file stem, figure)."""
+    for layer in ds.layer.values:
+        yield f"task_load_layer{layer}", plot(ds, int(layer))
+    for over, name in (("tasks", "correlation"), ("tokens", "token_correlation")):
+        if bool(ds[name].notnull().any()):
+            yield f"task_load_correlation_{over}", correlation(ds, over)
+    yield "task_load_differences", differences(ds)
