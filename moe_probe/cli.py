@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
+import json
 import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from importlib.resources import files
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import typer
@@ -45,11 +48,26 @@ DEFAULTS = (
     ("pca", "matrix"),
     ("router_spectrum", None),
 )
-# what `dynamic` computes when nothing is asked for: what a corpus of any size allows, and what a trace allows
-TRACE_ANALYSES = ("expert_load", "router_scores", "coactivation", "token_specialization")
+# what `dynamic` computes when nothing is asked for, of a trace and of a model: that for which both have what it takes
+TRACE_ANALYSES = (
+    "expert_load",
+    "router_scores",
+    "coactivation",
+    "token_specialization",
+    "expert_capacity",
+    "subtoken_divergence",
+    "ffn_experts_per_token",
+    "complexity",
+    "task_load",
+)
 CORPUS_ANALYSES = ("output_similarity", "norm_score_ranks", *TRACE_ANALYSES)
+COMPARISONS = ("expert_activation", "router_saturation", "routing_drift", "weight_drift")
 WITH_BASELINE = ("output_similarity", "intermediate_states")
 Ckpt = Annotated[str, typer.Argument(metavar="CKPT", help="A checkpoint folder, or a hub id.")]
+Options = Annotated[
+    list[str] | None,
+    typer.Option(metavar="NAME.KEY=VALUE", help="An argument of an analysis, in JSON; may be repeated."),
+]
 Out = Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="Where results and figures go.")]
 
 
@@ -135,47 +153,149 @@ def dynamic_command(
     layerwise: Annotated[bool, typer.Option("--layerwise", help="Read one layer at a time, for large models.")] = False,
     checkpoint_dir: Annotated[Path | None, typer.Option(metavar="DIR", help="Go on from here if interrupted.")] = None,
     jobs: Annotated[int, typer.Option(help="Processes that share the corpus.")] = 1,
+    option: Options = None,
 ) -> None:
     """Run the model over texts, once for all analyses: netCDF results and PDF figures in DIR."""
-    options: dict[str, dict] = {
-        "output_similarity": {"metric": metric, "per_token": per_token, "shared": shared},
-        "routing_trace": {"path": output / "trace"},
-    }
+    options = parse_options(option)
+    options.setdefault("output_similarity", {}).update(metric=metric, per_token=per_token, shared=shared)
+    options.setdefault("routing_trace", {}).setdefault("path", output / "trace")
     for name in WITH_BASELINE:
         options.setdefault(name, {})["baseline"] = baseline is not None
     if dynamic.is_trace(source):
-        results = dynamic.from_trace(source, make_analyses(analysis or TRACE_ANALYSES, options))
-    else:
-        if texts is None:
-            raise InputError(f"{source} is no routing trace, so it needs texts to run on: --texts FILE.")
-        results = dynamic.run(
-            source,
-            texts,
-            make_analyses(analysis or CORPUS_ANALYSES, options),
-            baseline=baseline,
-            labels=labels,
-            column=column,
-            layers=None if layers is None else parse_layers(layers),
-            max_length=max_length,
-            batch_tokens=batch_tokens,
-            execution="layerwise" if layerwise else "auto",
-            checkpoint_dir=checkpoint_dir,
-            n_jobs=jobs,
+        trace = dynamic.read_trace(source)
+        chosen = make_analyses(analysis, options) or fitting(
+            TRACE_ANALYSES, options, trace, trace.corpus, trace.moe_layers
         )
+        write(dynamic.from_trace(trace, chosen).values(), output)
+        return
+    if texts is None:
+        raise InputError(f"{source} is no routing trace, so it needs texts to run on: --texts FILE.")
+    model = load(source)
+    of_layers = model.select_layers(None if layers is None else parse_layers(layers))
+    corpus = dynamic.make_corpus(model, texts, labels=labels, column=column, max_length=max_length)
+    results = dynamic.run(
+        model,
+        corpus,
+        make_analyses(analysis, options) or fitting(CORPUS_ANALYSES, options, model, corpus, of_layers),
+        baseline=baseline,
+        layers=of_layers,
+        batch_tokens=batch_tokens,
+        execution="layerwise" if layerwise else "auto",
+        checkpoint_dir=checkpoint_dir,
+        n_jobs=jobs,
+    )
     write(results.values(), output)
 
 
-def make_analyses(names: Sequence[str], options: Mapping[str, dict]) -> list[dynamic.Analysis]:
+@app.command(
+    epilog=f"Comparisons: {', '.join(COMPARISONS)}, patch_divergence\n\n"
+    "Example: `moe-probe compare ckpt/base ckpt/instruct --label base --label instruct --texts wiki.txt -o out`",
+)
+def compare(
+    sources: Annotated[list[str], typer.Argument(metavar="CKPT...", help="Checkpoints or traces, in their order.")],
+    output: Out,
+    texts: Annotated[str | None, typer.Option(metavar="FILE", help="Texts, as for dynamic; none for traces.")] = None,
+    label: Annotated[list[str] | None, typer.Option(help="What each is called; repeated. Default: its name.")] = None,
+    analysis: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="A comparison, of those below; repeated. Default: all that can be made."),
+    ] = None,
+    layers: Annotated[str | None, typer.Option(help="MoE layers, such as 0,5,10-15. Default: all.")] = None,
+    column: Annotated[str | None, typer.Option(metavar="COLUMN", help="The column of the text.")] = None,
+    max_length: Annotated[int | None, typer.Option(help="Tokens per document at most.")] = None,
+    layerwise: Annotated[bool, typer.Option("--layerwise", help="Read one layer at a time, for large models.")] = False,
+    option: Options = None,
+) -> None:
+    """Compare checkpoints: how they use their experts, and how routing and weights moved from one to the next."""
+    if label is not None and len(set(label)) != len(sources):
+        raise InputError(f"There are {len(sources)} checkpoints; give each a label of its own.")
+    opened = dynamic.open_sources(sources if label is None else dict(zip(label, sources, strict=True)))
+    options, run_options = parse_options(option), {"column": column, "max_length": max_length}
+    run_options["execution"] = "layerwise" if layerwise else "auto"
+    run_options["layers"] = None if layers is None else parse_layers(layers)
+
+    def results() -> Iterator[xr.Dataset]:
+        for name in analysis or COMPARISONS:
+            try:
+                yield comparison(name, opened, texts, options.get(name, {}), run_options)
+            except InputError as error:
+                if analysis is not None:
+                    raise
+                console.print(f"No {name}: {error}", markup=False, highlight=False)
+
+    write(results(), output)
+
+
+def comparison(name: str, sources: Mapping[str, Any], texts: str | None, own: Mapping, rest: Mapping) -> xr.Dataset:
+    """One comparison of models or traces by label.
+
+    Raises:
+        InputError: there is no such comparison, or it cannot be made.
+    """
+    if name in ("expert_activation", "router_saturation"):
+        return getattr(dynamic, name)(sources, texts, **own, **rest)
+    if name == "patch_divergence":
+        return dynamic.patch_divergence_over_steps(sources, texts, dynamic.PatchDivergence(**own), **rest)
+    if name not in COMPARISONS:
+        raise InputError(f"There is no comparison {name!r}; there are {', '.join(COMPARISONS)} and patch_divergence.")
+    if len(sources) != 2:
+        raise InputError(f"{name} compares two checkpoints, not {len(sources)}.")
+    before, after = ({label: source} for label, source in sources.items())
+    if name == "routing_drift":
+        return dynamic.routing_drift(before, after, texts, **own, **rest)
+    models = list(sources.values())
+    if any(isinstance(model, dynamic.Trace) for model in models):
+        raise InputError("weight_drift reads weights, which a trace does not hold.")
+    return static.weight_drift(*models, layers=rest["layers"], **own)
+
+
+def parse_options(texts: Sequence[str] | None) -> dict[str, dict]:
+    """`["expert_capacity.factors=[1, 2]"]` as {"expert_capacity": {"factors": [1, 2]}}.
+
+    Raises:
+        InputError: a text is not of that form.
+    """
+    found: dict[str, dict] = {}
+    for text in texts or ():
+        name, equals, value = text.partition("=")
+        analysis, dot, key = name.partition(".")
+        if not (equals and dot and key):
+            raise InputError(f"{text!r} is no option; write it like expert_capacity.factors=[1,1.25].")
+        try:
+            found.setdefault(analysis, {})[key] = json.loads(value)
+        except ValueError:
+            found.setdefault(analysis, {})[key] = value
+    return found
+
+
+def make_analyses(names: Sequence[str] | None, options: Mapping[str, dict]) -> list[dynamic.Analysis]:
     """Analyses by name, with the options that each takes.
 
     Raises:
-        InputError: there is no such analysis.
+        InputError: there is no such analysis, or it takes no such option.
     """
     known = dynamic.analyses()
-    unknown = [name for name in names if name not in known]
+    unknown = [name for name in (*(names or ()), *options) if name not in known]
     if unknown:
         raise InputError(f"There is no dynamic analysis {unknown[0]!r}; there are {', '.join(known)}.")
-    return [known[name](**options.get(name, {})) for name in names]
+    for name, given in options.items():
+        takes = list(inspect.signature(known[name]).parameters)
+        wrong = [key for key in given if key not in takes]
+        if wrong:
+            raise InputError(f"{name} takes no {wrong[0]!r}; it takes {', '.join(takes) or 'no options'}.")
+    return [known[name](**options.get(name, {})) for name in names or ()]
+
+
+def fitting(
+    names: Sequence[str], options: Mapping[str, dict], model: Any, corpus: Any, layers: Sequence[int]
+) -> list[dynamic.Analysis]:
+    """Those of the analyses that the model and its corpus have what it takes for."""
+    found = []
+    for analysis in make_analyses(names, options):
+        with suppress(InputError):
+            analysis.prepare(model, corpus, list(layers))
+            found.append(analysis)
+    return found
 
 
 def write(results: Iterable[xr.Dataset], output: Path) -> None:
@@ -207,18 +327,19 @@ def convert_command(
 
 @app.command()
 def demo(output: Out = Path("out/demo")) -> None:
-    """Run the static and dynamic analyses of the embedded tiny checkpoints; a folder of results for each."""
+    """Run static and dynamic analyses of the embedded tiny checkpoints, and compare them; a folder of results each."""
     root = Path(str(files("moe_probe"))).parent / "ckpt"
-    for folder in sorted(root.glob("tiny-*")):
+    texts, folders = str(root / "texts.jsonl"), sorted(root.glob("tiny-*"))
+    mixtures = [folder for folder in folders if load(folder).moe_layers]
+    for folder in mixtures:
         model = load(folder)
-        if not model.moe_layers:
-            continue
         console.print(info_table(model))
         baseline = str(root / "tiny-mistral") if model.family == "mixtral" else None
         static_command(str(folder), output / folder.name, baseline=baseline)
-        dynamic_command(
-            str(folder), output / folder.name, str(root / "texts.jsonl"), labels="domain", baseline=baseline
-        )
+        dynamic_command(str(folder), output / folder.name, texts, labels="domain", baseline=baseline)
+    residual = ["gating_residual"]
+    dynamic_command(str(root / "tiny-moe-plus-plus"), output / "tiny-moe-plus-plus", texts, analysis=residual)
+    compare([str(folder) for folder in mixtures], output / "compared", texts, analysis=["expert_activation"])
 
 
 def choose(analysis: list[str] | None, level: str | None) -> list[tuple[str, str | None]]:

@@ -49,6 +49,13 @@ def summary(dataset: xr.Dataset) -> Table | None:
         "gate_regression": lambda ds: ("R² of gate similarity on expert similarity", ds.r_squared),
         "expert_load": lambda ds: ("Balance of load", ds[list(BALANCE)].to_array("measure").transpose("layer", ...)),
         "token_specialization": lambda ds: ("Next token, same expert", ds.repetition),
+        "subtoken_divergence": lambda ds: (f"Distinct experts, {ds.attrs['unit']}", ds.layer_mean),
+        "task_load": lambda ds: ("FFN experts per token", ds.ffn_per_token.transpose("layer", "task")),
+        "router_saturation": lambda ds: ("Share of final choices", ds.saturation.transpose("layer", "checkpoint")),
+        "routing_drift": lambda ds: (
+            "Routing drift",
+            ds[["changed", "overlap"]].to_array("of").transpose("layer", "of"),
+        ),
     }
     if dataset.attrs["analysis"] not in makers:
         return None

@@ -14,6 +14,8 @@ import xarray as xr
 
 from moe_probe.dynamic.analyses import analyses
 from moe_probe.dynamic.analysis import Analysis
+from moe_probe.dynamic.choices import labelled as open_sources
+from moe_probe.dynamic.corpus import make_corpus
 from moe_probe.dynamic.generation import generate
 from moe_probe.dynamic.over_checkpoints import (
     expert_activation,
@@ -54,6 +56,8 @@ __all__ = [
     "from_trace",
     "generate",
     "is_trace",
+    "make_corpus",
+    "open_sources",
     "patch_divergence_over_steps",
     "read_trace",
     "router_saturation",

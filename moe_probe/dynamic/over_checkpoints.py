@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -78,7 +79,7 @@ def routing_drift(
     layer by layer.
 
     Args:
-        before, after: folders, hub ids, models or traces.
+        before, after: folders, hub ids, models or traces; as {label: checkpoint} for labels of their own.
         texts: what they run on; not needed for traces.
         bins: of the margin.
         bootstrap: draws of the intervals; 0 for none.
@@ -103,10 +104,13 @@ def routing_drift(
     check_draws(bootstrap)
     if bins < 1:
         raise InputError(f"bins is at least 1, not {bins}.")
-    sides = [side if isinstance(side, dict) else {name: side} for name, side in (("before", before), ("after", after))]
-    if len(sides[0] | sides[1]) != 2:
+    sides = [
+        side if isinstance(side, Mapping) else {name: side} for name, side in (("before", before), ("after", after))
+    ]
+    both = {**sides[0], **sides[1]}
+    if len(both) != 2:
         raise InputError("routing_drift compares two checkpoints under two labels.")
-    routings = record_choices(sides[0] | sides[1], texts, **options)
+    routings = record_choices(both, texts, **options)
     first, second = routings
     stays = overlap(first.index, second.index)  # (layers, tokens, subtokens)
     changes = (stays < 1).astype(float)

@@ -48,7 +48,7 @@ def plot(ds: xr.Dataset, layer: int | None = None, variable: str = "lift") -> Fi
             own = ds.sel(layer=layer)
             axes = figure.axes[0]
             dots(axes, ((own.lift_low <= chance) & (chance <= own.lift_high) & (ds.expert != ds.other)).values)
-            axes.set_xlabel(f"{names[0]} (dots: the interval holds chance)")
+            axes.set_xlabel(f"{names[0]} (dots: maybe chance)")
         return figure
 
 

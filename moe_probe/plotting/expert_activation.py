@@ -65,15 +65,17 @@ def summary(ds: xr.Dataset, against: str | None = None) -> Figure:
                 axes.bar(range(len(labels)), values, color=color, width=0.6)
                 axes.set_xticks(range(len(labels)), labels, rotation=30, ha="right")
             else:
-                order = np.argsort(ds[against].values, kind="stable")
-                axes.plot(ds[against].values[order], values[order], marker="o", markersize=3, color=color)
+                at = ds[against].values
+                for label, x, value in zip(labels, at, values, strict=True):
+                    axes.plot(x, value, "o", color=color, markersize=4)
+                    axes.annotate(label, (x, value), (4, 0), textcoords="offset points", fontsize=6, va="center")
                 axes.set_xscale("log", base=2)
-                axes.set_xticks(
-                    np.unique(ds[against].values), [str(n) for n in np.unique(ds[against].values)], minor=False
-                )
+                axes.set_xlim(at.min() / 1.4, at.max() * 4)
+                axes.set_xticks(np.unique(at), [str(n) for n in np.unique(at)])
+                axes.minorticks_off()
                 axes.set_xlabel({"num_experts": "experts", "subtokens": "sub-tokens"}[against])
             axes.set_title(title)
-            axes.set_ylim(bottom=0)
+            axes.set_ylim(0, 1.1 * max(float(values.max()), 1e-9))
         return figure
 
 

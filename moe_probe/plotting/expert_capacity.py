@@ -12,9 +12,9 @@ from moe_probe.errors import InputError
 from moe_probe.plotting.style import COLORMAP, COLUMN, style
 
 VARIABLES = {
-    "dropped": "share of choices dropped",
-    "fully_dropped": "share of tokens dropped altogether",
-    "second_dropped": "share of second choices dropped, random routing",
+    "dropped": "choices dropped",
+    "fully_dropped": "tokens dropped altogether",
+    "second_dropped": "second choices dropped",
 }
 
 

@@ -59,7 +59,7 @@ def by_label(ds: xr.Dataset, layer: int) -> Figure:
             own = ds.sel(layer=layer)
             known = (own.label_share_low <= own.label_share_chance) & (own.label_share_chance <= own.label_share_high)
             dots(axes, known.transpose("label", "expert").values)
-            axes.set_xlabel("expert (dots: the interval holds the share of all labels)")
+            axes.set_xlabel("expert (dots: maybe as all labels)")
         return figure
 
 

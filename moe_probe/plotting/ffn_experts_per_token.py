@@ -45,7 +45,7 @@ def plot(ds: xr.Dataset, by: str = "type", shown: int = SHOWN) -> Figure:
     own = ds.isel({by: places})
     values, x = own[f"{by}_density"].values, np.arange(len(places))
     with style():
-        figure = Figure(figsize=(PAGE, 2.5), layout="constrained")
+        figure = Figure(figsize=(PAGE, 3), layout="constrained")
         axes = figure.subplots()
         axes.bar(x, values, color=BLUE, width=0.7)
         if f"{by}_density_low" in own:

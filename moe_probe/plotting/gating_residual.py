@@ -34,7 +34,7 @@ def plot(ds: xr.Dataset, layer: int | None = None) -> Figure:
                 moments = [float(one[f"{prefix}{name}"].sel(which=which)) for name in ("mean", "variance")]
                 label = f"{which}: mean {moments[0]:.3f}, variance {moments[1]:.2g}"
                 axes.bar(ds.bin, count / count.sum(), width, align="edge", color=color, alpha=0.6, label=label)
-            axes.set(xlabel="routing score", title=f"{residual} gating residuals")
+            axes.set(xlabel="routing score", title=f"gating residual: {residual}")
             axes.legend(frameon=False, loc="upper right")
         both[0].set_ylabel("share of tokens")
         both[0].set_ylim(top=both[0].get_ylim()[1] * 1.25)

@@ -27,7 +27,7 @@ def plot(ds: xr.Dataset, bins: int = 20) -> Figure:
     values = ds.divergence_mean.values
     edges = np.histogram_bin_edges(values[np.isfinite(values)], bins)
     with style():
-        figure = Figure(figsize=(COLUMN, 2.6), layout="constrained")
+        figure = Figure(figsize=(COLUMN, 2.8), layout="constrained")
         axes = figure.subplots()
         for group, color in COLORS.items():
             own = values[(ds.token_group == group).values]
@@ -44,7 +44,7 @@ def plot(ds: xr.Dataset, bins: int = 20) -> Figure:
 def described(ds: xr.Dataset) -> str:
     """The difference, its interval, and the rank test."""
     ends = f" [{float(ds.difference_low):.3f}, {float(ds.difference_high):.3f}]" if "difference_low" in ds else ""
-    return f"difference of means {float(ds.difference):.3f}{ends}, rank test p = {float(ds.p_value):.2g}"
+    return f"difference {float(ds.difference):.3f}{ends}\nrank test p = {float(ds.p_value):.2g}"
 
 
 def by_layer(ds: xr.Dataset) -> Figure:

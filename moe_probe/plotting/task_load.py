@@ -84,7 +84,7 @@ def correlation(ds: xr.Dataset, over: str = "tasks") -> Figure:
         thin_ticks(axes.yaxis, labels)
         adjacent = float(ds[f"adjacent_{name}"])
         axes.set(xlabel="layer", ylabel="layer")
-        axes.set_title(f"{ds.attrs['model']}\nFFN experts per token, over {over}; adjacent layers {adjacent:.2f}")
+        axes.set_title(f"{ds.attrs['model']}, FFN experts over {over}\n(adjacent layers: {adjacent:.2f})")
         figure.colorbar(image, label="Pearson's correlation")
         return figure
 
@@ -102,10 +102,10 @@ def differences(ds: xr.Dataset) -> Figure:
         panels[0].legend(frameon=False)
         panels[0].set_title("distance between tasks")
         line(panels[1], ds, "ffn_spread", color=GREEN)
-        panels[1].set_title("FFN experts per token, std over tasks")
+        panels[1].set_title("std over tasks of FFN experts")
         if "layer_zero_accuracy" in ds:
             line(panels[2], ds, "layer_zero_accuracy", color=ORANGE)
-            panels[2].set(title="zero experts against accuracy (Spearman)", ylim=(-1.05, 1.05))
+            panels[2].set(title="zero experts and accuracy (ρ)", ylim=(-1.05, 1.05))
         for axes in panels:
             whole_numbers(axes)
         figure.suptitle(ds.attrs["model"])

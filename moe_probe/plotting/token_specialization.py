@@ -61,7 +61,7 @@ def places(ds: xr.Dataset, layer: int) -> Figure:
             chance = own.position_chance
             known = (own.position_share_low <= chance) & (chance <= own.position_share_high)
             dots(axes, known.transpose("place", "expert").values)
-            axes.set_xlabel("expert (dots: the interval holds the share at all positions)")
+            axes.set_xlabel("expert (dots: maybe as elsewhere)")
         return figure
 
 

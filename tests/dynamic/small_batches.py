@@ -4,7 +4,7 @@ import numpy as np
 import torch
 
 from moe_probe.dynamic.analysis import LayerBatch
-from moe_probe.dynamic.corpus import Corpus, Document, Tokens
+from moe_probe.dynamic.corpus import Corpus, Tokens, of_ids
 from moe_probe.families import Layer
 
 
@@ -20,16 +20,16 @@ class NoModel:
         return self.layers[index]
 
 
-def layer_of(experts, top_k, index=0, subtokens=1, width=4):
-    kinds = ("ffn",) * experts
-    return Layer(index, width * subtokens, 3, experts, top_k, kinds, subtokens=subtokens)
+def layer_of(experts, top_k, index=0, subtokens=1, width=4, kinds=None):
+    return Layer(index, width * subtokens, 3, experts, top_k, kinds or ("ffn",) * experts, subtokens=subtokens)
 
 
 def corpus_of(documents, labels=None):
-    """Documents of token ids."""
-    labels = labels or [""] * len(documents)
-    numbered = (Document(n, tuple(ids), label) for n, (ids, label) in enumerate(zip(documents, labels, strict=True)))
-    return Corpus(tuple(numbered), {token: str(token) for ids in documents for token in ids})
+    """Documents of token ids; each token is a word, its number."""
+    labels, strings = labels or [""] * len(documents), {token: str(token) for ids in documents for token in ids}
+    words = {token: f" {text}" for token, text in strings.items()}
+    numbered = zip(range(len(documents)), documents, labels, strict=True)
+    return Corpus(tuple(of_ids(n, ids, label, words, frozenset()) for n, ids, label in numbered), strings)
 
 
 def batch_of(layer, corpus, logits, index, weights=None, documents=None, outputs=None):

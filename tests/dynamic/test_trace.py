@@ -28,7 +28,13 @@ def texts():
 
 def of_routing():
     analyses = [dynamic.GateChoices(), dynamic.ExpertLoad(), dynamic.RouterScores(), dynamic.Coactivation()]
-    return [*analyses, dynamic.TokenSpecialization(min_count=2)]
+    analyses += [dynamic.TokenSpecialization(2, bootstrap=9), dynamic.TaskLoad(bootstrap=9, permutations=9)]
+    spans = dynamic.SubtokenDivergence(spans={1: [(0, 4)]}, bootstrap=9, permutations=9)
+    return [*analyses, spans, dynamic.ExpertCapacity(factors=[1.0]), dynamic.PatchDivergence(grid=(1, 1))]
+
+
+def of_zero_computation():
+    return [dynamic.FFNExpertsPerToken(min_count=2, bootstrap=9), dynamic.Complexity()]
 
 
 def run(folder, family="mixtral", norms=False, analyses=(), **options):
@@ -37,14 +43,16 @@ def run(folder, family="mixtral", norms=False, analyses=(), **options):
     return dynamic.run(model, texts(), [recorder, *analyses], labels=LABELS, progress=False, **options)
 
 
-@pytest.mark.parametrize("options", [{}, {"execution": "layerwise"}, {"norms": True}])
-@pytest.mark.parametrize("file_rows", [50, 1 << 17])
+@pytest.mark.parametrize(
+    ("options", "file_rows"), [({}, 50), ({"execution": "layerwise"}, 50), ({"norms": True}, 1 << 17)]
+)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_analyses_of_a_trace_equal_those_of_the_model(family, file_rows, options, tmp_path, monkeypatch):
     monkeypatch.setattr(trace_module, "FILE_ROWS", file_rows)
     monkeypatch.setattr("moe_probe.dynamic.engine.CHUNK_BYTES", 1)  # whatever is cut, routing is not
-    expected = run(tmp_path / "trace", family, analyses=of_routing(), batch_tokens=24, **options)
-    found = dynamic.from_trace(tmp_path / "trace", of_routing())
+    analyses = of_routing() + (of_zero_computation() if family == "moe_plus_plus" else [])
+    expected = run(tmp_path / "trace", family, analyses=analyses, batch_tokens=24, **options)
+    found = dynamic.from_trace(tmp_path / "trace", analyses)
     assert len(dynamic.read_trace(tmp_path / "trace").files) > 1 or file_rows > 50
     for name, dataset in found.items():
         xr.testing.assert_allclose(dataset, expected[name], rtol=1e-12)

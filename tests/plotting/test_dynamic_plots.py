@@ -19,11 +19,16 @@ TEXTS = [
 ]
 PLAIN = [dynamic.NormScoreRanks, dynamic.OutputSimilarity, dynamic.ExpertLoad, dynamic.RouterScores]
 PLAIN += [dynamic.Coactivation, dynamic.TokenSpecialization, dynamic.OutputNorms, dynamic.GateChoices]
+PLAIN += [dynamic.TaskLoad, dynamic.ExpertCapacity, dynamic.AdaptiveMixtures, dynamic.Complexity]
+WIDE = [lambda: dynamic.FFNExpertsPerToken(1), lambda: dynamic.SubtokenDivergence(["4"])]
 
 
 @pytest.fixture(scope="module", params=["tiny-moe-plus-plus", "tiny-mh-moe"])
 def results(request, tmp_path_factory):
     analyses = [cls() for cls in PLAIN] + [dynamic.IntermediateStates(), dynamic.ActiveNeurons()]
+    analyses.append(dynamic.SubtokenDivergence(words=["file", "block"]))
+    if request.param == "tiny-moe-plus-plus":
+        analyses += [dynamic.GatingResidual(), dynamic.FFNExpertsPerToken(1, "textblob")]
     analyses.append(dynamic.RoutingTrace(tmp_path_factory.mktemp("trace") / "trace"))
     model = moe_probe.load(f"ckpt/{request.param}")
     found = dynamic.run(model, TEXTS, analyses, labels=["code", "prose", "prose"], layers=[3], progress=False)
@@ -53,9 +58,13 @@ def test_every_figure_has_all_its_text_inside(results):
 
 
 @pytest.mark.parametrize("experts", [8, 64, 256])
-@pytest.mark.parametrize("analysis", PLAIN)
+@pytest.mark.parametrize("analysis", [*PLAIN, *WIDE])
 def test_labels_do_not_overlap_for_few_and_many_experts(analysis, experts):
-    layer, corpus = layer_of(experts, 2, index=31), corpus_of([[4, 5, 4, 6], [4, 4], [6, 5, 5]], ["a", "b", "a"])
+    kinds = ("ffn",) * (experts - 2) + ("copy", "zero")
+    layer, corpus = (
+        layer_of(experts, 2, index=31, kinds=kinds),
+        corpus_of([[4, 5, 4, 6], [4, 4], [6, 5, 5]], ["a", "b", "a"]),
+    )
     found = analysis()
     for batch in random_routing(layer, corpus, 0):
         found.update(batch)

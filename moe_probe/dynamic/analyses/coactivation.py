@@ -86,17 +86,15 @@ class _Pairs(Sums):
             source = torch.from_numpy(self.before.astype(np.int64)).to(selected.device)
             flow = torch.zeros_like(selected).scatter_(1, source, 1.0).T @ selected
         count = _neighbours(batch) if self.as_published else lambda rows: selected[rows].T @ selected[rows]
-        block = np.repeat(batch.tokens.document, batch.layer.subtokens) % BLOCKS if self.bootstrap else None
-        blocks = torch.zeros(BLOCKS if self.bootstrap else 1, *flow.shape, dtype=torch.int32)
-        for at in [0] if block is None else np.unique(block):
-            rows = slice(None) if block is None else torch.from_numpy(np.flatnonzero(block == at)).to(selected.device)
-            blocks[at] = count(rows).round().int().cpu()
+        parts = BLOCKS if self.bootstrap else 1
+        block = np.repeat(batch.tokens.document, batch.layer.subtokens) % parts
+        blocks = torch.zeros(parts, *flow.shape, dtype=torch.int32)
+        for at in np.unique(block):
+            blocks[at] = count(torch.from_numpy(np.flatnonzero(block == at)).to(selected.device)).round().int().cpu()
         return {
             "count": blocks,
             "flow": flow,
-            "rows": block_sums(
-                torch.ones(len(selected)), np.zeros(len(selected)) if block is None else block, len(blocks)
-            ),
+            "rows": block_sums(torch.ones(len(selected)), block, parts),
             "least_k": torch.tensor(batch.top_k_index.shape[1]),
         }
 

@@ -31,7 +31,7 @@ class Complexity(Sums):
         taus: values of tau.
 
     Raises:
-        InputError: tau is not positive.
+        InputError: tau is not positive, or all experts are FFN experts.
 
     Example:
         >>> from moe_probe import dynamic
@@ -47,6 +47,11 @@ class Complexity(Sums):
         if not len(taus) or min(taus) <= 0:
             raise InputError(f"tau is positive, not {list(taus)}.")
         self.taus = [float(tau) for tau in taus]
+
+    def prepare(self, model: Any, corpus: Corpus, layers: list[int]) -> None:
+        for layer in map(model.layer, layers):
+            if set(layer.expert_kinds) == {"ffn"}:
+                raise InputError(f"Layer {layer.index} has FFN experts only, so there is no work to save.")
 
     def measure(self, batch: LayerBatch) -> dict[str, torch.Tensor]:
         ffn = torch.tensor([kind == "ffn" for kind in batch.layer.expert_kinds], device=batch.scores.device)

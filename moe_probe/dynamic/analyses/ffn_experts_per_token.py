@@ -61,10 +61,13 @@ class FFNExpertsPerToken(PerToken):
         self.bootstrap = check_draws(bootstrap)
         self._tag = make_tagger(tagger)
 
+    def prepare(self, model: Any, corpus: Corpus, layers: list[int]) -> None:
+        for layer in map(model.layer, layers):
+            if set(layer.expert_kinds) == {"ffn"}:
+                raise InputError(f"Layer {layer.index} has FFN experts only: every token uses {layer.top_k}.")
+
     def measure(self, batch: LayerBatch) -> dict[str, np.ndarray]:
         ffn = np.asarray(batch.layer.expert_kinds) == "ffn"
-        if ffn.all():
-            raise InputError(f"Layer {batch.layer.index} has FFN experts only: every token uses {batch.layer.top_k}.")
         return {"ffn_experts": by_token(ffn[batch.top_k_index.cpu().numpy()].sum(1), batch).sum(1).astype(np.uint8)}
 
     def dataset(
