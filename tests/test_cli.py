@@ -108,7 +108,7 @@ def test_a_trace_takes_the_place_of_the_model(tmp_path):
     run("dynamic", "ckpt/tiny-mixtral", "--texts", "ckpt/texts.jsonl", *names, "-o", tmp_path)
     done = run("dynamic", tmp_path / "trace", "-o", tmp_path / "again")
     assert done.returncode == 0, done.stderr
-    assert "Wrote 4 results (.nc)" in done.stdout
+    assert "Wrote 7 results (.nc)" in done.stdout
     expected, found = (load_result(folder / "expert_load.nc") for folder in (tmp_path, tmp_path / "again"))
     xr.testing.assert_allclose(found, expected, rtol=1e-12)
     assert found.attrs == expected.attrs
@@ -132,3 +132,35 @@ def test_results_without_a_figure_are_passed_over(tmp_path):
     done = run("figures", tmp_path)
     assert done.returncode == 0, done.stderr
     assert "Drew 2 figures of 1 results" in " ".join(done.stdout.split())
+
+
+def test_compare_makes_what_can_be_made_and_says_what_cannot(tmp_path):
+    pair = ["ckpt/tiny-mixtral", "ckpt/tiny-mixtral", "--label", "a", "--label", "b"]
+    (tmp_path / "texts.txt").write_text("def f(x): return x\n1 + 1 = 2\n")
+    done = run("compare", *pair, "--texts", tmp_path / "texts.txt", "-o", tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    names = ["expert_activation", "router_saturation", "routing_drift", "weight_drift"]
+    assert sorted(path.stem for path in (tmp_path / "out").glob("*.nc")) == names
+    assert (tmp_path / "out" / "figures" / "routing_drift.pdf").exists()
+    assert float(load_result(tmp_path / "out" / "routing_drift.nc").changed.max()) == 0
+    others = ["ckpt/tiny-mixtral", "ckpt/tiny-mh-moe", "--texts", tmp_path / "texts.txt", "-o", tmp_path / "other"]
+    done = run("compare", *others)
+    assert done.returncode == 0, done.stderr
+    assert "No weight_drift: Layer 0: tiny-mixtral has 8 experts" in " ".join(done.stdout.split())
+    assert [path.stem for path in (tmp_path / "other").glob("*.nc")] == ["expert_activation"]
+    done = run("compare", *others, "--analysis", "weight_drift")
+    assert done.returncode == 2
+
+
+@pytest.mark.parametrize(
+    ("option", "sentence"),
+    [
+        ("factors=1", "is no option; write it like"),
+        ("expert_capacity.factor=1", "expert_capacity takes no 'factor'; it takes factors"),
+        ("nonesuch.x=1", "no dynamic analysis 'nonesuch'"),
+    ],
+)
+def test_options_of_analyses_are_checked(option, sentence, tmp_path):
+    done = run("dynamic", "ckpt/tiny-mixtral", "--texts", "ckpt/texts.jsonl", "--option", option, "-o", tmp_path)
+    assert done.returncode == 2
+    assert sentence in " ".join(done.stderr.split())
