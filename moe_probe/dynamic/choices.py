@@ -37,9 +37,6 @@ class Choices(PerToken):
             "margin": by_token((inner - outer).float().cpu(), batch),
         }
 
-    def dataset(self, *arguments: Any) -> tuple[dict, dict]:
-        raise NotImplementedError
-
 
 @dataclass(frozen=True)
 class Routing:

@@ -27,11 +27,11 @@ class PerToken(Analysis):
     def measure(self, batch: LayerBatch) -> dict[str, np.ndarray]:
         """Values (tokens, ...) of a batch, by name."""
 
-    @abstractmethod
     def dataset(
         self, model: Any, corpus: Corpus, layers: list[int], values: dict[str, np.ndarray]
     ) -> tuple[dict, dict]:
-        """Variables and coordinates, from values (layers, tokens, ...)."""
+        """Variables and coordinates, from values (layers, tokens, ...); none where `values` is all that is wanted."""
+        raise NotImplementedError(f"{self.name} has no result of its own.")
 
     def update(self, batch: LayerBatch) -> None:
         values = self.measure(batch)

@@ -31,8 +31,10 @@ def plot(ds: xr.Dataset, bins: int = 20) -> Figure:
         axes = figure.subplots()
         for group, color in COLORS.items():
             own = values[(ds.token_group == group).values]
+            if not len(own):
+                continue
             label = f"{group} (n = {len(own):,})"
-            weights = np.full(len(own), 1 / max(len(own), 1))
+            weights = np.full(len(own), 1 / len(own))
             axes.hist(own, edges, weights=weights, color=color, alpha=0.5, label=label)
             axes.axvline(float(ds["mean"].sel(group=group)), color=color, linewidth=1, linestyle="--")
         axes.set(xlabel=f"distinct experts, {ds.attrs['unit']}", ylabel="share of the group's tokens")
@@ -43,6 +45,8 @@ def plot(ds: xr.Dataset, bins: int = 20) -> Figure:
 
 def described(ds: xr.Dataset) -> str:
     """The difference, its interval, and the rank test."""
+    if bool(ds.difference.isnull()):
+        return "no tokens of one group"
     ends = f" [{float(ds.difference_low):.3f}, {float(ds.difference_high):.3f}]" if "difference_low" in ds else ""
     return f"difference {float(ds.difference):.3f}{ends}\nrank test p = {float(ds.p_value):.2g}"
 

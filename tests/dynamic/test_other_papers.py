@@ -88,6 +88,13 @@ def test_divergence_of_two_groups_by_hand():
     assert float(found.p_value) == pytest.approx(mannwhitneyu([2, 2], [1, 1]).pvalue)
 
 
+def test_without_a_listed_word_there_is_divergence_but_no_difference():
+    found = result(dynamic.SubtokenDivergence(), *routed(layer_of(4, 1, subtokens=2), [[1, 2], [3]]))
+    assert np.isfinite(found.divergence_mean).all()
+    assert np.isnan(found.difference)
+    assert len(dict(moe_probe.plotting.figures(found))) == 2
+
+
 def test_without_sub_tokens_occurrences_are_compared():
     layer, corpus = layer_of(6, 2), corpus_of([[1, 1, 1, 2, 2]])
     batch = batch_of(layer, corpus, torch.zeros(5, 6), [[0, 1], [1, 2], [3, 4], [0, 5], [0, 5]])
@@ -309,7 +316,7 @@ def test_what_a_corpus_or_model_lacks_is_said():
     with pytest.raises(InputError, match="accuracy lacks the tasks b"):
         run("ckpt/tiny-mixtral", texts * 2, [dynamic.TaskLoad({"a": 1})], labels=["a", "b"], progress=False)
     with pytest.raises(InputError, match="No token of the corpus is PF"):
-        run("ckpt/tiny-mh-moe", texts, [dynamic.SubtokenDivergence()], progress=False)
+        run("ckpt/tiny-mh-moe", texts, [dynamic.SubtokenDivergence(words=["bank"])], progress=False)
     with pytest.raises(InputError, match="FFN experts only: every token uses 2"):
         run("ckpt/tiny-mixtral", texts, [dynamic.FFNExpertsPerToken()], progress=False)
     with pytest.raises(InputError, match="no gating residual"):

@@ -19,8 +19,8 @@ TEXTS = [
 ]
 PLAIN = [dynamic.NormScoreRanks, dynamic.OutputSimilarity, dynamic.ExpertLoad, dynamic.RouterScores]
 PLAIN += [dynamic.Coactivation, dynamic.TokenSpecialization, dynamic.OutputNorms, dynamic.GateChoices]
-PLAIN += [dynamic.TaskLoad, dynamic.ExpertCapacity, dynamic.AdaptiveMixtures, dynamic.Complexity]
-WIDE = [lambda: dynamic.FFNExpertsPerToken(1), lambda: dynamic.SubtokenDivergence(["4"])]
+PLAIN += [dynamic.TaskLoad, dynamic.ExpertCapacity, dynamic.AdaptiveMixtures]
+WIDE = [dynamic.Complexity, lambda: dynamic.FFNExpertsPerToken(1), lambda: dynamic.SubtokenDivergence(["4"])]
 
 
 @pytest.fixture(scope="module", params=["tiny-moe-plus-plus", "tiny-mh-moe"])
@@ -28,7 +28,7 @@ def results(request, tmp_path_factory):
     analyses = [cls() for cls in PLAIN] + [dynamic.IntermediateStates(), dynamic.ActiveNeurons()]
     analyses.append(dynamic.SubtokenDivergence(words=["file", "block"]))
     if request.param == "tiny-moe-plus-plus":
-        analyses += [dynamic.GatingResidual(), dynamic.FFNExpertsPerToken(1, "textblob")]
+        analyses += [dynamic.Complexity(), dynamic.GatingResidual(), dynamic.FFNExpertsPerToken(1, "textblob")]
     analyses.append(dynamic.RoutingTrace(tmp_path_factory.mktemp("trace") / "trace"))
     model = moe_probe.load(f"ckpt/{request.param}")
     found = dynamic.run(model, TEXTS, analyses, labels=["code", "prose", "prose"], layers=[3], progress=False)

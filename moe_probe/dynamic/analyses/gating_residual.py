@@ -46,9 +46,7 @@ class GatingResidual(Parts):
 
     def prepare(self, model: Any, corpus: Corpus, layers: list[int]) -> None:
         if not getattr(model.config, "moe_gate_residual", False):
-            raise InputError(
-                f"{model.name} has no gating residual, which only MoE++ has (and a model without it lacks)."
-            )
+            raise InputError(f"{model.name} has no gating residual to remove; MoE++ has one.")
 
     def result(self, model: Any, corpus: Corpus) -> xr.Dataset:
         both = [self._parts["scores"].result(model, corpus), self.changed._parts["scores"].result(model, corpus)]

@@ -52,7 +52,8 @@ class SubtokenDivergence(PerToken):
         permutations: draws of the chance level; 0 for none.
 
     Raises:
-        InputError: the word list is empty, a span is outside its text, or a group has no token.
+        InputError: the list of words is empty, a span is outside its text, or words or spans are given and a group has
+            no token (nan where the package's lists leave one empty).
 
     Example:
         >>> from moe_probe import dynamic
@@ -80,10 +81,11 @@ class SubtokenDivergence(PerToken):
         self.bootstrap, self.permutations = check_draws(bootstrap), check_draws(permutations)
 
     def prepare(self, model: Any, corpus: Corpus, layers: list[int]) -> None:
-        marked, special = self._marked(corpus), special_tokens(corpus)
-        for group, some in zip(GROUPS, (marked & ~special, ~marked & ~special), strict=True):
-            if not some.any():
-                raise InputError(f"No token of the corpus is {group}; give other texts, words or spans.")
+        marked, usable = self._marked(corpus), ~special_tokens(corpus)
+        if self.words is not None or self.spans is not None:
+            for group, some in zip(GROUPS, (marked & usable, ~marked & usable), strict=True):
+                if not some.any():
+                    raise InputError(f"No token of the corpus is {group}; give other texts, words or spans.")
 
     def measure(self, batch: LayerBatch) -> dict[str, np.ndarray]:
         index = by_token(batch.top_k_index.cpu(), batch)  # (tokens, subtokens, k)

@@ -135,9 +135,6 @@ class _FFN(PerToken):
         ffn = np.asarray(batch.layer.expert_kinds) == "ffn"
         return {"count": by_token(ffn[batch.top_k_index.cpu().numpy()].sum(1), batch).sum(1).astype(np.uint8)}
 
-    def dataset(self, *arguments: Any) -> tuple[dict, dict]:
-        raise NotImplementedError
-
 
 def _correlations(name: str, values: np.ndarray) -> dict[str, tuple[tuple[str, ...], Any]]:
     """Pearson's correlation of layers, from values (layers, n); nan for a layer whose values are all the same."""
