@@ -21,6 +21,8 @@ VARIABLES = {
 def plot(ds: xr.Dataset, layer: int | None = None, variable: str = "lift") -> Figure:
     """Map of one layer; a pair of an expert with itself is left blank.
 
+    Dots: the pair's 95 % interval holds the lift of experts chosen at random.
+
     Args:
         ds: result of `dynamic.coactivation`.
         layer: the first one of the result by default.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import matplotlib
 import numpy as np
 import xarray as xr
 from matplotlib.figure import Figure
@@ -15,6 +16,7 @@ SUMMARY = {
     "entropy": "entropy of load / ln E",
     "divergence": "distinct experts",
 }
+MARKERS = "osD^vP*X"
 
 
 def plot(ds: xr.Dataset) -> Figure:
@@ -48,34 +50,46 @@ def plot(ds: xr.Dataset) -> Figure:
         return figure
 
 
-def summary(ds: xr.Dataset, against: str | None = None) -> Figure:
-    """Activation ratio, evenness of load and divergence of every checkpoint.
+def summary(ds: xr.Dataset) -> Figure:
+    """Activation ratio, evenness of load and divergence of every checkpoint: bars.
 
     Args:
         ds: result of `dynamic.expert_activation`.
-        against: `num_experts` or `subtokens` for points on a logarithmic axis; bars by label by default.
     """
     labels = [str(label) for label in ds.checkpoint.values]
     with style():
         figure = Figure(figsize=(PAGE, 2.4), layout="constrained")
         panels = figure.subplots(1, len(SUMMARY))
         for axes, (name, title), color in zip(panels, SUMMARY.items(), (BLUE, GREEN, ORANGE), strict=True):
-            values = ds[name].values
-            if against is None:
-                axes.bar(range(len(labels)), values, color=color, width=0.6)
-                axes.set_xticks(range(len(labels)), labels, rotation=30, ha="right")
-            else:
-                at = ds[against].values
-                for label, x, value in zip(labels, at, values, strict=True):
-                    axes.plot(x, value, "o", color=color, markersize=4)
-                    axes.annotate(label, (x, value), (4, 0), textcoords="offset points", fontsize=6, va="center")
-                axes.set_xscale("log", base=2)
-                axes.set_xlim(at.min() / 1.4, at.max() * 4)
-                axes.set_xticks(np.unique(at), [str(n) for n in np.unique(at)])
-                axes.minorticks_off()
-                axes.set_xlabel({"num_experts": "experts", "subtokens": "sub-tokens"}[against])
+            axes.bar(range(len(labels)), ds[name].values, color=color, width=0.6)
+            axes.set_xticks(range(len(labels)), labels, rotation=30, ha="right")
             axes.set_title(title)
-            axes.set_ylim(0, 1.1 * max(float(values.max()), 1e-9))
+        return figure
+
+
+def against(ds: xr.Dataset, variable: str) -> Figure:
+    """The same against what differs between the checkpoints: a marker for each, on a logarithmic axis.
+
+    Args:
+        ds: result of `dynamic.expert_activation`.
+        variable: `num_experts` or `subtokens`.
+    """
+    at = ds[variable].values
+    colors = matplotlib.colormaps[COLORMAP](np.linspace(0, 0.9, len(at)))
+    with style():
+        figure = Figure(figsize=(PAGE, 2.5), layout="constrained")
+        panels = figure.subplots(1, len(SUMMARY))
+        for axes, (name, title) in zip(panels, SUMMARY.items(), strict=True):
+            for point, (label, x, value) in enumerate(zip(ds.checkpoint.values, at, ds[name].values, strict=True)):
+                look = {"marker": MARKERS[point % len(MARKERS)], "color": colors[point], "markersize": 5}
+                axes.plot(x, value, linestyle="none", alpha=0.8, label=str(label), **look)
+            axes.set_xscale("log", base=2)
+            axes.set_xlim(at.min() / 1.4, at.max() * 1.4)
+            axes.set_xticks(np.unique(at), [str(n) for n in np.unique(at)])
+            axes.minorticks_off()
+            axes.set(xlabel={"num_experts": "experts", "subtokens": "sub-tokens"}[variable], title=title)
+            axes.set_ylim(0, 1.1 * max(float(ds[name].max()), 1e-9))
+        figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
         return figure
 
 
@@ -83,6 +97,6 @@ def figures(ds: xr.Dataset) -> Iterator[tuple[str, Figure]]:
     """The maps; the summary by label, and against what differs between the checkpoints: (file stem, figure)."""
     yield "expert_activation", plot(ds)
     yield "expert_activation_summary", summary(ds)
-    for against in ("num_experts", "subtokens"):
-        if len(np.unique(ds[against])) > 1:
-            yield f"expert_activation_{against}", summary(ds, against)
+    for variable in ("num_experts", "subtokens"):
+        if len(np.unique(ds[variable])) > 1:
+            yield f"expert_activation_{variable}", against(ds, variable)

@@ -45,7 +45,10 @@ def plot(ds: xr.Dataset) -> Figure:
 
 
 def places(ds: xr.Dataset, layer: int) -> Figure:
-    """Load of one layer's experts by position in the document."""
+    """Load of one layer's experts by position in the document.
+
+    Dots: the 95 % interval holds the expert's share at all positions together.
+    """
     with style():
         figure = Figure(figsize=(COLUMN, 2.5), layout="constrained")
         axes = figure.subplots()
