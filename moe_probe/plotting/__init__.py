@@ -9,9 +9,9 @@ from types import ModuleType
 from typing import Any
 
 import xarray as xr
-from matplotlib.figure import Figure
 
 from moe_probe.errors import InputError
+from moe_probe.plotting.style import Figure
 
 __all__ = ["figures", "names", "plot"]
 

@@ -9,11 +9,10 @@ import numpy as np
 import xarray as xr
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
-from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from moe_probe.plotting.heatmap import layer_map
-from moe_probe.plotting.style import COLORMAP, COLUMN, style
+from moe_probe.plotting.style import COLORMAP, COLUMN, Figure, style
 
 
 def plot(ds: xr.Dataset, layer: int | None = None) -> Figure:

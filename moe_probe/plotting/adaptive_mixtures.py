@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import xarray as xr
-from matplotlib.figure import Figure
 
 from moe_probe.plotting.heatmap import layer_map
 from moe_probe.plotting.lines import line, whole_numbers
-from moe_probe.plotting.style import BLUE, GREEN, ORANGE, PAGE, style
+from moe_probe.plotting.style import BLUE, GREEN, ORANGE, PAGE, Figure, style
 
 LOSSES = {"cooperative": BLUE, "competitive": ORANGE, "likelihood": GREEN}
 ENTROPIES = {"prior_entropy": (BLUE, "score"), "responsibility_entropy": (ORANGE, "responsibility")}

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import xarray as xr
-from matplotlib.figure import Figure
 
 from moe_probe.errors import InputError
 from moe_probe.plotting.heatmap import dots, heatmaps
-from moe_probe.plotting.style import style
+from moe_probe.plotting.style import Figure, style
 
 VARIABLES = {
     "lift": ("P(both) / P(both if independent)", ("expert", "other expert")),

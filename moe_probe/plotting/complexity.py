@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import xarray as xr
-from matplotlib.figure import Figure
 
-from moe_probe.plotting.style import PAGE, style
+from moe_probe.plotting.style import PAGE, Figure, style
 
 COLUMNS = ["", "FFN experts", "zero-computation\nexperts", "share of choices\nto FFN experts", "FFN experts\nper token"]
 

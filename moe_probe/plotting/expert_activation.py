@@ -7,9 +7,8 @@ from collections.abc import Iterator
 import matplotlib
 import numpy as np
 import xarray as xr
-from matplotlib.figure import Figure
 
-from moe_probe.plotting.style import BLUE, COLORMAP, COLUMN, GREEN, ORANGE, PAGE, style, thin_ticks
+from moe_probe.plotting.style import BLUE, COLORMAP, COLUMN, GREEN, ORANGE, PAGE, Figure, style, thin_ticks
 
 SUMMARY = {
     "activation_ratio": "activation ratio",

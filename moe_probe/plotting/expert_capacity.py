@@ -6,10 +6,9 @@ from collections.abc import Iterator
 
 import matplotlib
 import xarray as xr
-from matplotlib.figure import Figure
 
 from moe_probe.errors import InputError
-from moe_probe.plotting.style import COLORMAP, COLUMN, style
+from moe_probe.plotting.style import COLORMAP, COLUMN, Figure, style
 
 VARIABLES = {
     "dropped": "choices dropped",

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import xarray as xr
-from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from moe_probe.plotting.heatmap import around, dots, layer_map
-from moe_probe.plotting.style import BLUE, COLUMN, PAGE, style, thin_ticks
+from moe_probe.plotting.style import BLUE, COLUMN, PAGE, Figure, style, thin_ticks
 
 BALANCE = {
     "cv2_load": "CV² of load",

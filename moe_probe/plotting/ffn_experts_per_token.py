@@ -6,11 +6,10 @@ from collections.abc import Iterator
 
 import numpy as np
 import xarray as xr
-from matplotlib.figure import Figure
 
 from moe_probe.errors import InputError
 from moe_probe.plotting.lines import chance_line
-from moe_probe.plotting.style import BLUE, PAGE, style
+from moe_probe.plotting.style import BLUE, PAGE, Figure, style
 from moe_probe.plotting.tokens import written
 
 CLASSES = {

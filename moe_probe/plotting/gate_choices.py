@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import xarray as xr
-from matplotlib.figure import Figure
 
 from moe_probe.errors import InputError
-from moe_probe.plotting.style import PAGE, style, thin_ticks
+from moe_probe.plotting.style import PAGE, Figure, style, thin_ticks
 from moe_probe.plotting.tokens import rows, written
 
 TOKENS = 64  # in one figure

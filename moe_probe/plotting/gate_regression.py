@@ -6,9 +6,8 @@ from collections.abc import Iterator
 
 import numpy as np
 import xarray as xr
-from matplotlib.figure import Figure
 
-from moe_probe.plotting.style import PAGE, PROJECTION_COLORS, style
+from moe_probe.plotting.style import PAGE, PROJECTION_COLORS, Figure, style
 
 
 def plot(ds: xr.Dataset, layer: int | None = None) -> Figure:

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import xarray as xr
-from matplotlib.figure import Figure
 
 from moe_probe.plotting.heatmap import SCALES, heatmaps, limits
-from moe_probe.plotting.style import style
+from moe_probe.plotting.style import Figure, style
 
 
 def plot(ds: xr.Dataset, layer: int | None = None, scale: str = "layer", beside: xr.Dataset | None = None) -> Figure:

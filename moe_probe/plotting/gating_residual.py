@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import xarray as xr
-from matplotlib.figure import Figure
 
-from moe_probe.plotting.style import BLUE, ORANGE, PAGE, style
+from moe_probe.plotting.style import BLUE, ORANGE, PAGE, Figure, style
 
 COLORS = {"highest": BLUE, "second": ORANGE}
 

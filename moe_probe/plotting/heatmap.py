@@ -9,10 +9,9 @@ import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.colors import TwoSlopeNorm
-from matplotlib.figure import Figure
 
 from moe_probe.errors import InputError
-from moe_probe.plotting.style import COLORMAP, COLUMN, DIVERGING, PAGE, label_ticks, thin_ticks
+from moe_probe.plotting.style import COLORMAP, COLUMN, DIVERGING, PAGE, Figure, label_ticks, thin_ticks
 
 SCALES = ("layer", "all")
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 import xarray as xr
-from matplotlib.figure import Figure
 
 from moe_probe.plotting.heatmap import SCALES, limits
-from moe_probe.plotting.style import COLORMAP, PAGE, style, thin_ticks
+from moe_probe.plotting.style import COLORMAP, PAGE, Figure, style, thin_ticks
 from moe_probe.plotting.tokens import choose, rows, written
 
 

@@ -9,10 +9,9 @@ import numpy as np
 import xarray as xr
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
-from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from moe_probe.plotting.style import COLORMAP, COLUMN, PAGE, style
+from moe_probe.plotting.style import COLORMAP, COLUMN, PAGE, Figure, style
 
 LINES = 8  # of panels, where experts are many
 FEW, MANY = 16, 64  # experts in one panel of bars, and in all of them

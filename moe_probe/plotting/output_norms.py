@@ -7,9 +7,8 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
-from moe_probe.plotting.style import BLUE, MAX_TICKS, ORANGE, PAGE, style, thin_ticks
+from moe_probe.plotting.style import BLUE, MAX_TICKS, ORANGE, PAGE, Figure, style, thin_ticks
 from moe_probe.plotting.tokens import choose, panel_title, rows
 
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 import xarray as xr
-from matplotlib.figure import Figure
 
 from moe_probe.plotting.heatmap import SCALES, heatmaps, limits
-from moe_probe.plotting.style import style
+from moe_probe.plotting.style import Figure, style
 from moe_probe.plotting.tokens import choose, panel_title, rows
 
 LABELS = {"cosine": "cosine similarity", "angular": "angular similarity"}

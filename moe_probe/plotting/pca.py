@@ -8,9 +8,8 @@ import matplotlib
 import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
-from moe_probe.plotting.style import BLUE, ORANGE, PAGE, style
+from moe_probe.plotting.style import BLUE, ORANGE, PAGE, Figure, style
 
 
 def plot(ds: xr.Dataset, layer: int | None = None) -> Figure:

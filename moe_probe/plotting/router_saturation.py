@@ -6,10 +6,9 @@ from collections.abc import Iterator
 
 import matplotlib
 import xarray as xr
-from matplotlib.figure import Figure
 
 from moe_probe.plotting.lines import chance_line
-from moe_probe.plotting.style import COLORMAP, PAGE, style
+from moe_probe.plotting.style import COLORMAP, PAGE, Figure, style
 
 PANELS = {"saturation": ("all k choices", "chance"), "first_saturation": ("first choice", "first_chance")}
 

@@ -8,10 +8,9 @@ import matplotlib
 import xarray as xr
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
-from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from moe_probe.plotting.style import BLUE, COLORMAP, GREY, PAGE, style
+from moe_probe.plotting.style import BLUE, COLORMAP, GREY, PAGE, Figure, style
 
 
 def plot(ds: xr.Dataset) -> Figure:

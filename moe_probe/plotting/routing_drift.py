@@ -6,10 +6,9 @@ from collections.abc import Iterator
 
 import matplotlib
 import xarray as xr
-from matplotlib.figure import Figure
 
 from moe_probe.plotting.lines import chance_line, line, whole_numbers
-from moe_probe.plotting.style import BLUE, COLORMAP, ORANGE, PAGE, style
+from moe_probe.plotting.style import BLUE, COLORMAP, ORANGE, PAGE, Figure, style
 
 
 def plot(ds: xr.Dataset) -> Figure:

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import xarray as xr
-from matplotlib.figure import Figure
 
 from moe_probe.plotting.heatmap import SCALES, heatmaps, limits
-from moe_probe.plotting.style import COLUMN, PROJECTION_COLORS, style
+from moe_probe.plotting.style import COLUMN, PROJECTION_COLORS, Figure, style
 
 METRIC_LABELS = {"cosine": "cosine similarity", "cka": "linear CKA", "l2": "L2 distance", "kendall_tau": "Kendall's τ"}
 LEVEL_LABELS = {"matrix": "matrices", "neuron_mean": "mean neurons", "neuron_aligned": "aligned neurons"}

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from io import BytesIO
+from pathlib import Path
+from typing import Any
 
 import matplotlib
+import matplotlib.figure
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 
@@ -15,17 +19,7 @@ DIVERGING = "PuOr"
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#777777"
 PROJECTION_COLORS = {"up": BLUE, "gate": ORANGE, "down": GREEN}
 MAX_TICKS = 9
-RC = {
-    "font.size": 8,
-    "axes.titlesize": 8,
-    "axes.labelsize": 8,
-    "xtick.labelsize": 7,
-    "ytick.labelsize": 7,
-    "legend.fontsize": 7,
-    "figure.titlesize": 9,
-    "pdf.fonttype": 42,
-    "savefig.dpi": 300,
-}
+RC = matplotlib.rc_params_from_file(Path(__file__).with_name("moe_probe.mplstyle"), use_default_template=False)
 
 
 @contextmanager
@@ -33,6 +27,20 @@ def style() -> Iterator[None]:
     """Draw in the project's style, and leave matplotlib's settings as they were."""
     with matplotlib.rc_context(RC):
         yield
+
+
+class Figure(matplotlib.figure.Figure):
+    """A figure that keeps the project's style when it is saved (fonts embedded as TrueType) and shows in notebooks."""
+
+    def savefig(self, fname: Any, **options: Any) -> None:
+        """As matplotlib's."""
+        with style():
+            super().savefig(fname, **options)
+
+    def _repr_png_(self) -> bytes:
+        buffer = BytesIO()
+        self.savefig(buffer, format="png", dpi=120)
+        return buffer.getvalue()
 
 
 def label_ticks(axes: Axes, labels: Sequence[str], x: bool = True, y: bool = True) -> None:

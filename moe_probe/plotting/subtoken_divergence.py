@@ -6,10 +6,9 @@ from collections.abc import Iterator
 
 import numpy as np
 import xarray as xr
-from matplotlib.figure import Figure
 
 from moe_probe.plotting.lines import chance_line, line, whole_numbers
-from moe_probe.plotting.style import BLUE, COLUMN, GREEN, ORANGE, style
+from moe_probe.plotting.style import BLUE, COLUMN, GREEN, ORANGE, Figure, style
 
 COLORS = {"PF": ORANGE, "non-PF": BLUE}
 

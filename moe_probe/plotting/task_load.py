@@ -8,11 +8,10 @@ import matplotlib
 import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from moe_probe.errors import InputError
 from moe_probe.plotting.lines import chance_line, line, whole_numbers
-from moe_probe.plotting.style import BLUE, COLUMN, GREEN, ORANGE, PAGE, style, thin_ticks
+from moe_probe.plotting.style import BLUE, COLUMN, GREEN, ORANGE, PAGE, Figure, style, thin_ticks
 
 KIND_MAPS = {"ffn": "Blues", "constant": "Greens", "copy": "Oranges", "zero": "Purples"}
 

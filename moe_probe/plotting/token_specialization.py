@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import xarray as xr
-from matplotlib.figure import Figure
 
 from moe_probe.plotting.heatmap import dots
 from moe_probe.plotting.lines import chance_line, line, whole_numbers
-from moe_probe.plotting.style import BLUE, COLORMAP, COLUMN, GREEN, GREY, PAGE, style, thin_ticks
+from moe_probe.plotting.style import BLUE, COLORMAP, COLUMN, GREEN, GREY, PAGE, Figure, style, thin_ticks
 
 
 def plot(ds: xr.Dataset) -> Figure:

@@ -5,10 +5,20 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import xarray as xr
-from matplotlib.figure import Figure
 
 from moe_probe.plotting.lines import whole_numbers
-from moe_probe.plotting.style import BLUE, COLORMAP, GREEN, GREY, ORANGE, PAGE, PROJECTION_COLORS, style, thin_ticks
+from moe_probe.plotting.style import (
+    BLUE,
+    COLORMAP,
+    GREEN,
+    GREY,
+    ORANGE,
+    PAGE,
+    PROJECTION_COLORS,
+    Figure,
+    style,
+    thin_ticks,
+)
 
 ROUTER = "router"
 
