@@ -142,9 +142,9 @@ class Analysis(ABC):
         }
 
     def attrs(self, model: Any, corpus: Corpus) -> dict[str, Any]:
-        """Provenance and the size of the corpus."""
-        sizes = {"documents": len(corpus.documents), "tokens": corpus.num_tokens}
-        return {**provenance(self.name, model, **self.parameters()), **sizes}
+        """Provenance, and which texts."""
+        texts = {"documents": len(corpus.documents), "tokens": corpus.num_tokens, "texts": corpus.fingerprint}
+        return {**provenance(self.name, model, **self.parameters()), **texts}
 
 
 class Sums(Analysis):

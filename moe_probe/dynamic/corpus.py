@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -70,6 +71,17 @@ class Corpus:
     def num_tokens(self) -> int:
         """Tokens of all documents."""
         return sum(len(document.ids) for document in self.documents)
+
+    @property
+    def fingerprint(self) -> str:
+        """Identifies the tokens and labels in results."""
+        content = [(document.number, document.ids, document.label) for document in self.documents]
+        return hashlib.sha256(repr(content).encode()).hexdigest()[:16]
+
+    def beginning(self, tokens: int) -> Corpus:
+        """The first document alone, no longer than so many tokens."""
+        first = self.documents[0]
+        return replace(self, documents=(replace(first, ids=first.ids[:tokens], spans=first.spans[:tokens]),))
 
     def split(self, parts: int) -> list[Corpus]:
         """At most `parts` corpora of about as many tokens each, which keep the documents' numbers."""

@@ -26,7 +26,8 @@ def plot(ds: xr.Dataset, layer: int | None = None, scale: str = "layer", beside:
     panels = {"gate embeddings": ds.cosine.sel(layer=layer)}
     bounds = limits(ds.cosine, layer, scale)
     if beside is not None:
-        experts = beside.cosine.sel(expert=ds.expert.values, other=ds.other.values)
+        with_matrices = [label for label in ds.expert.values if label in beside.expert]
+        experts = beside.cosine.sel(expert=with_matrices, other=with_matrices)
         panels |= {f"{name} projection": experts.sel(layer=layer, projection=name) for name in beside.projection.values}
         others = limits(experts, layer, scale)
         bounds = min(bounds[0], others[0]), max(bounds[1], others[1])

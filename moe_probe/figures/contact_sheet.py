@@ -1,0 +1,49 @@
+"""All figures at a glance: small pictures on pages, each under its file's name."""
+
+from __future__ import annotations
+
+import os
+import textwrap
+from collections.abc import Sequence
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+from matplotlib.backends.backend_pdf import PdfPages
+from matplotlib.figure import Figure
+from matplotlib.image import imread
+
+from moe_probe.plotting.style import style
+
+COLUMNS, ROWS = 4, 7
+DPI = 72
+
+
+def thumbnail(figure: Figure) -> np.ndarray:
+    """A small picture of a figure, (height, width, 4)."""
+    buffer = BytesIO()
+    figure.savefig(buffer, format="png", dpi=DPI)
+    buffer.seek(0)
+    return (imread(buffer) * 255).astype(np.uint8)
+
+
+def contact_sheet(pictures: Sequence[tuple[str, np.ndarray]], path: Path, title: str) -> None:
+    """Write named pictures to the pages of a PDF; it appears under its name when it is complete."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        with style(), PdfPages(partial) as pages:
+            size = COLUMNS * ROWS
+            sheets = [pictures[at : at + size] for at in range(0, len(pictures), size)] or [[]]
+            for number, sheet in enumerate(sheets, 1):
+                figure = Figure(figsize=(8.3, 11.7), layout="constrained")
+                figure.suptitle(f"{title}, page {number} of {len(sheets)}")
+                for axes, (name, picture) in zip(figure.subplots(ROWS, COLUMNS).flat, sheet, strict=False):
+                    axes.imshow(picture)
+                    axes.set_title("\n".join(textwrap.wrap(name, 46)), fontsize=4.5)
+                for axes in figure.axes:
+                    axes.set_axis_off()
+                pages.savefig(figure, dpi=150)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)

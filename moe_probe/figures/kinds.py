@@ -1,0 +1,99 @@
+"""What a figure of a paper is made of: an analysis of weights, of texts or of several models, and its drawing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import xarray as xr
+from matplotlib.figure import Figure
+
+from moe_probe import plotting
+from moe_probe.dynamic import Analysis
+from moe_probe.model import MoEModel
+
+Draw = Callable[[xr.Dataset, Mapping[str, xr.Dataset]], Iterator[tuple[str, Figure]]]
+
+
+def all_figures(ds: xr.Dataset, results: Mapping[str, xr.Dataset]) -> Iterator[tuple[str, Figure]]:
+    """Every figure of the result itself."""
+    return plotting.figures(ds)
+
+
+@dataclass(frozen=True)
+class Given:
+    """What a figure is made from.
+
+    Attributes:
+        model: the model.
+        baseline: a dense model of the same shapes; None where there is none.
+        layers: MoE layers of the model.
+        n_jobs: layers, or parts of a corpus, at a time.
+    """
+
+    model: MoEModel
+    baseline: MoEModel | None
+    layers: Sequence[int]
+    n_jobs: int = 1
+
+    @property
+    def shared(self) -> bool:
+        """Whether the layers have a shared block."""
+        return self.model.layer(self.layers[0]).num_shared > 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kind:
+    """One kind of figure.
+
+    Attributes:
+        figure: its number in the paper, such as `figure 7`; "" where it has none. File names begin with it.
+        shows: what it shows.
+        name: of the result's file.
+        draw: figures of the result (the second argument holds this model's earlier results by name).
+    """
+
+    figure: str = ""
+    shows: str
+    name: str
+    draw: Draw = all_figures
+
+    def stem(self, figure: str) -> str:
+        """File stem of one of its figures."""
+        return "_".join(part for part in (self.figure.replace(" ", ""), figure) if part)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OfWeights(Kind):
+    """Made from weights alone."""
+
+    compute: Callable[[Given], xr.Dataset]
+
+
+@dataclass(frozen=True, kw_only=True)
+class OfTexts(Kind):
+    """Made by running over texts; all analyses with the same `tokens` share a pass.
+
+    Attributes:
+        analysis: made for a model, with the options that the user gives it.
+        tokens: only so many tokens of the first text; None for all texts.
+    """
+
+    analysis: Callable[..., Analysis]
+    tokens: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class OfModels(Kind):
+    """Made from several models on the same texts; `compute` takes them by label, the texts, and `run`'s options."""
+
+    compute: Callable[..., xr.Dataset]
+
+
+@dataclass(frozen=True)
+class Paper:
+    """A paper's name on the command line, its arXiv number, and its kinds of figures."""
+
+    name: str
+    arxiv: str
+    kinds: tuple[Kind, ...]

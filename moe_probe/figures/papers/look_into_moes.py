@@ -1,0 +1,114 @@
+"""A Closer Look into Mixture-of-Experts in Large Language Models (arXiv 2406.18219)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from functools import partial
+
+import xarray as xr
+from matplotlib.figure import Figure
+
+from moe_probe import dynamic, plotting, static
+from moe_probe.figures.kinds import Given, Kind, OfTexts, OfWeights, Paper
+from moe_probe.plotting.heatmap import SCALES
+
+SHORT, SENTENCE = 8, 64  # tokens, where figures show single ones
+
+
+def gates_beside_experts(ds: xr.Dataset, results: Mapping[str, xr.Dataset]) -> Iterator[tuple[str, Figure]]:
+    """Gate embeddings beside the mean neurons of the experts, on one scale."""
+    for layer in map(int, ds.layer.values):
+        for scale in SCALES:
+            figure = plotting.plot(ds, layer=layer, scale=scale, beside=results.get("similarity_neuron_mean"))
+            yield f"gate_similarity_layer{layer}_scale-{scale}", figure
+
+
+def similarity(level: str, with_shared: bool) -> Kind:
+    """Similarity of weights; the shared block takes part where its size does not matter."""
+    return OfWeights(
+        shows={"matrix": "cosine of the experts' matrices", "neuron_mean": "cosine of the experts' mean neurons"}[
+            level
+        ],
+        name=f"similarity_{level}",
+        compute=lambda given: static.similarity(
+            given.model,
+            level,
+            baseline=given.baseline,
+            shared=with_shared and given.shared,
+            layers=given.layers,
+            n_jobs=given.n_jobs,
+        ),
+    )
+
+
+def pca(level: str) -> Kind:
+    """Experts or neurons in the plane."""
+    return OfWeights(
+        shows={"matrix": "principal components of the experts", "neuron": "principal components of the neurons"}[level],
+        name=f"pca_{level}",
+        compute=lambda given: static.pca(
+            given.model, level, baseline=given.baseline, layers=given.layers, n_jobs=given.n_jobs
+        ),
+    )
+
+
+def output_similarity(given: Given, **options: object) -> dynamic.Analysis:
+    """Outputs of all experts, with the dense FFN or the shared block where there is one."""
+    return dynamic.OutputSimilarity(baseline=given.baseline is not None, shared=given.shared, **options)
+
+
+PAPER = Paper(
+    name="look-into-moes",
+    arxiv="2406.18219",
+    kinds=(
+        similarity("matrix", with_shared=False),
+        similarity("neuron_mean", with_shared=True),
+        OfWeights(
+            shows="cosine of the gate embeddings, beside that of the mean neurons",
+            name="gate_similarity",
+            compute=lambda given: static.gate_similarity(given.model, layers=given.layers),
+            draw=gates_beside_experts,
+        ),
+        OfWeights(
+            shows="R² of gate similarity on expert similarity",
+            name="gate_regression_neuron_mean",
+            compute=lambda given: static.gate_regression(given.model, layers=given.layers, n_jobs=given.n_jobs),
+        ),
+        pca("matrix"),
+        pca("neuron"),
+        OfTexts(
+            shows="cosine of the experts' outputs, token by token",
+            name="output_similarity_tokens",
+            analysis=partial(output_similarity, per_token=True),
+            tokens=SHORT,
+        ),
+        OfTexts(
+            shows="angular similarity of the experts' outputs, averaged over the texts",
+            name="output_similarity_angular",
+            analysis=partial(output_similarity, metric="angular"),
+        ),
+        OfTexts(
+            shows="norms of the experts' outputs beside the router's scores",
+            name="output_norms",
+            analysis=lambda given, **options: dynamic.OutputNorms(**options),
+            tokens=SHORT,
+        ),
+        OfTexts(
+            shows="ranks of norms and scores",
+            name="norm_score_ranks",
+            analysis=lambda given, **options: dynamic.NormScoreRanks(**options),
+        ),
+        OfTexts(
+            shows="intermediate states of the neurons",
+            name="intermediate_states",
+            analysis=lambda given, **options: dynamic.IntermediateStates(given.baseline is not None, **options),
+            tokens=SHORT,
+        ),
+        OfTexts(
+            shows="chosen experts, token by token",
+            name="gate_choices",
+            analysis=lambda given, **options: dynamic.GateChoices(**options),
+            tokens=SENTENCE,
+        ),
+    ),
+)

@@ -1,0 +1,108 @@
+"""What a reproduction has made: figures, their manifest and contact sheet, and what could not be made."""
+
+from __future__ import annotations
+
+import html
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+
+from moe_probe.errors import InputError
+from moe_probe.figures.contact_sheet import contact_sheet, thumbnail
+from moe_probe.figures.kinds import Kind
+from moe_probe.figures.saving import write_figure
+
+MANIFEST, CONTACT_SHEET = "manifest.json", "contact_sheet.pdf"
+
+
+@dataclass
+class Reproduction:
+    """A paper's figures of some models, in a folder.
+
+    Attributes:
+        paper: its name.
+        folder: holds `figures/<model>/*.pdf`, `results/<model>/*.nc`, `manifest.json` and `contact_sheet.pdf`.
+        figures: an entry per figure: `figure`, `shows`, `model`, `file`, `analysis`, `parameters`, `fingerprint`,
+            `data`.
+        missing: an entry per kind of figure that a model cannot give: `figure`, `shows`, `model`, `reason`.
+    """
+
+    paper: str
+    folder: Path
+    png: bool = False
+    figures: list[dict[str, Any]] = field(default_factory=list)
+    missing: list[dict[str, Any]] = field(default_factory=list)
+    _thumbnails: list[tuple[str, np.ndarray]] = field(default_factory=list, repr=False)
+
+    @property
+    def manifest(self) -> Path:
+        """The list of all figures, as JSON."""
+        return self.folder / MANIFEST
+
+    @property
+    def contact_sheet(self) -> Path:
+        """All figures at a glance, as PDF."""
+        return self.folder / CONTACT_SHEET
+
+    def add(self, kind: Kind, label: str, data: Path, dataset: xr.Dataset, results: Mapping[str, xr.Dataset]) -> None:
+        """Draw a result's figures and enter them; what cannot be drawn is listed with its reason."""
+        try:
+            drawn = list(kind.draw(dataset, results))
+        except InputError as error:
+            self.cannot(kind, label, str(error))
+            return
+        for stem, figure in drawn:
+            path = self.folder / "figures" / label / f"{kind.stem(stem)}.pdf"
+            write_figure(figure, path)
+            if self.png:
+                write_figure(figure, path.with_suffix(".png"))
+            self._thumbnails.append((f"{label}/{path.stem}", thumbnail(figure)))
+            self.figures.append(
+                {
+                    "figure": kind.figure,
+                    "shows": kind.shows,
+                    "model": label,
+                    "file": str(path.relative_to(self.folder)),
+                    "analysis": dataset.attrs["analysis"],
+                    "parameters": json.loads(dataset.attrs["parameters"]),
+                    "fingerprint": dataset.attrs["fingerprint"],
+                    "data": str(data.relative_to(self.folder)),
+                }
+            )
+        self._write_manifest()
+
+    def cannot(self, kind: Kind, label: str, reason: str) -> None:
+        """List what cannot be made, and why."""
+        self.missing.append({"figure": kind.figure, "shows": kind.shows, "model": label, "reason": reason})
+        self._write_manifest()
+
+    def finish(self) -> None:
+        """Write the contact sheet."""
+        contact_sheet(self._thumbnails, self.contact_sheet, title=self.paper)
+
+    def _write_manifest(self) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        partial = self.manifest.with_name(f".{MANIFEST}.{os.getpid()}.partial")
+        try:
+            content = {"paper": self.paper, "figures": self.figures, "missing": self.missing}
+            partial.write_text(json.dumps(content, indent=1), encoding="utf-8")
+            partial.replace(self.manifest)
+        finally:
+            partial.unlink(missing_ok=True)
+
+    def _repr_html_(self) -> str:
+        title = (
+            f"<p><b>{html.escape(self.paper)}</b>: {len(self.figures)} figures in {html.escape(str(self.folder))}</p>"
+        )
+        tables = [pd.DataFrame(self.figures, columns=["figure", "shows", "model", "file"]).groupby("shows", sort=False)]
+        shown = tables[0].agg({"figure": "first", "model": "nunique", "file": "count"}).reset_index()
+        shown = shown.rename(columns={"model": "models", "file": "files"})[["figure", "shows", "models", "files"]]
+        missing = pd.DataFrame(self.missing, columns=["figure", "shows", "model", "reason"])
+        return title + shown.to_html(index=False) + (missing.to_html(index=False) if len(missing) else "")

@@ -1,0 +1,39 @@
+"""Figures to files, and the names of files."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import xarray as xr
+from matplotlib.figure import Figure
+
+from moe_probe import plotting
+
+
+def result_stem(dataset: xr.Dataset) -> str:
+    """File name of a result: analysis, level, and metric where it is not the usual one."""
+    parts = [dataset.attrs["analysis"], dataset.attrs.get("level")]
+    if dataset.attrs.get("metric", "cosine") != "cosine":
+        parts.append(dataset.attrs["metric"])
+    return "_".join(part for part in parts if part)
+
+
+def write_figure(figure: Figure, path: Path, **options: Any) -> Path:
+    """Save a figure in the format of the path's suffix; it appears under its name when it is complete."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        figure.savefig(partial, format=path.suffix[1:], **options)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+    return path
+
+
+def draw(dataset: xr.Dataset, folder: Path) -> Iterator[Path]:
+    """Write every figure of a result as PDF to `folder/figures`."""
+    for stem, figure in plotting.figures(dataset):
+        yield write_figure(figure, folder / "figures" / f"{stem}.pdf")
