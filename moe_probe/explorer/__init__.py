@@ -1,0 +1,5 @@
+"""One page to look into a model's routing, token by token: `explorer.explore(model, texts).save("page.html")`."""
+
+from moe_probe.explorer.explore import Explorer, explore
+
+__all__ = ["Explorer", "explore"]

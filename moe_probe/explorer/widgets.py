@@ -1,0 +1,126 @@
+"""Bokeh's widgets of the page; `page.js` fills them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from bokeh.models import (
+    ColumnDataSource,
+    CustomJSTickFormatter,
+    DataTable,
+    FactorRange,
+    HoverTool,
+    Select,
+    Slider,
+    Span,
+    StringFormatter,
+    TableColumn,
+)
+from bokeh.models.layouts import LayoutDOM
+from bokeh.plotting import figure
+
+BLUE, GREY = "#0072B2", "#777777"
+TABLES = {
+    "experts": ("rank", "expert", "kind", "logit", "weight"),
+    "subtokens": ("sub-token", "experts", "weights"),
+    "typical": ("before", "token", "after", "weight"),
+    "similar": ("expert", "cosine"),
+}
+WIDTHS = {"before": 150, "after": 150, "token": 80, "experts": 120, "weights": 160}
+RIGHT = ("before", "logit", "weight", "cosine")
+
+
+def widgets(facts: Mapping[str, Any]) -> dict[str, LayoutDOM]:
+    """Each widget by its place in the page."""
+    layers = [layer["index"] for layer in facts["layers"]]
+    first = facts["layers"][0]
+    colors = [("expert", "expert")]
+    if set(first["expert_kinds"]) != {"ffn"}:
+        colors.append(("ffn", "FFN experts used"))
+    if first["subtokens"] > 1:
+        colors.append(("distinct", "distinct experts of its sub-tokens"))
+    found: dict[str, LayoutDOM] = {
+        "layer": Slider(
+            name="layer",
+            title="layer",
+            start=0,
+            end=max(1, len(layers) - 1),
+            value=0,
+            step=1,
+            disabled=len(layers) == 1,
+            format=CustomJSTickFormatter(args={"layers": layers}, code="return String(layers[tick])"),
+            sizing_mode="stretch_width",
+        ),
+        "rank": Select(
+            name="rank",
+            title="choice",
+            options=[(str(rank), f"{rank + 1}.") for rank in range(max(layer["top_k"] for layer in facts["layers"]))],
+            value="0",
+            width=70,
+        ),
+        "subtoken": Select(
+            name="subtoken",
+            title="sub-token",
+            options=[(str(part), str(part)) for part in range(first["subtokens"])],
+            value="0",
+            width=80,
+            visible=first["subtokens"] > 1,
+        ),
+        "color": Select(name="color", title="colour", options=colors, value="expert", width=210),
+        "load": _load(),
+        "domains": _domains(sorted({document["label"] for document in facts["documents"]})),
+    }
+    return found | {name: _table(name, columns) for name, columns in TABLES.items()}
+
+
+def _table(name: str, columns: tuple[str, ...]) -> DataTable:
+    source = ColumnDataSource({column: [] for column in columns})
+    return DataTable(
+        name=name,
+        source=source,
+        columns=[
+            TableColumn(
+                field=column,
+                title=column,
+                width=WIDTHS.get(column, 60),
+                formatter=StringFormatter(text_align="right" if column in RIGHT else "left"),
+            )
+            for column in columns
+        ],
+        index_position=None,
+        sortable=False,
+        height={"experts": 250, "subtokens": 150, "typical": 230, "similar": 150}[name],
+        sizing_mode="stretch_width",
+        row_height=22,
+    )
+
+
+def _load() -> figure:
+    source = ColumnDataSource({"layer": [], "share": [], "even": []}, name="load-source")
+    plot = figure(name="load", height=150, sizing_mode="stretch_width", toolbar_location=None, x_axis_label="layer")
+    plot.line("layer", "share", source=source, color=BLUE, line_width=2)
+    dots = plot.scatter("layer", "share", source=source, color=BLUE, size=6)
+    plot.line("layer", "even", source=source, color=GREY, line_dash="dashed")
+    plot.add_tools(HoverTool(renderers=[dots], tooltips=[("layer", "@layer"), ("share", "@share{0.0000}")]))
+    plot.y_range.start = 0
+    plot.yaxis.axis_label = "share of choices"
+    return plot
+
+
+def _domains(labels: list[str]) -> figure:
+    source = ColumnDataSource({"label": [], "share": []}, name="domains-source")
+    plot = figure(
+        name="domains",
+        height=70 + 22 * len(labels),
+        sizing_mode="stretch_width",
+        toolbar_location=None,
+        y_range=FactorRange(factors=list(reversed(labels))),
+        x_axis_label="share of the label's choices",
+        visible=len(labels) > 1,
+    )
+    bars = plot.hbar("label", right="share", height=0.7, source=source, color=BLUE)
+    plot.add_layout(Span(name="domains-all", dimension="height", location=0, line_color=GREY, line_dash="dashed"))
+    plot.add_tools(HoverTool(renderers=[bars], tooltips=[("@label", "@share{0.0000}")]))
+    plot.x_range.start = 0
+    return plot
