@@ -12,7 +12,7 @@ import numpy as np
 from moe_probe.errors import InputError
 from moe_probe.explorer.recorded import RecordedLayer
 
-STEPS = tuple(digit * 10.0**power for power in range(-5, 1) for digit in (1, 2, 5))
+STEPS = tuple(float(f"{digit}e{power}") for power in range(-5, 1) for digit in (1, 2, 5))
 LARGEST_WEIGHT_STEP = 0.005
 
 
@@ -44,7 +44,7 @@ def pack(layers: Mapping[int, RecordedLayer], max_size: int) -> Packed:
         InputError: it does not fit at all.
     """
     for step in STEPS:
-        weight_step = min(step / 10, LARGEST_WEIGHT_STEP)
+        weight_step = min(float(f"{step / 10:g}"), LARGEST_WEIGHT_STEP)
         if estimate(layers, step, weight_step) < 1.05 * max_size:
             packed = Packed(step, weight_step, dict(_layers(layers, step, weight_step)))
             if packed.size <= max_size:

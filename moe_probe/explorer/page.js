@@ -15,6 +15,7 @@
   // numbers
 
   const digits = (step) => Math.max(0, Math.ceil(-Math.log10(step) - 1e-9));
+  const plain = (step) => step.toFixed(digits(step));
   const logitText = (q) => (q * facts.logit_step).toFixed(digits(facts.logit_step));
   const weightText = (q) => (q * facts.weight_step).toFixed(digits(facts.weight_step));
 
@@ -319,7 +320,7 @@
     widget = (name) => made.get_model_by_name(name);
     byId("name").textContent = `${facts.model} (${facts.family})`;
     byId("note").textContent =
-      `Router logits are shown to ${facts.logit_step}, weights to ${facts.weight_step}; ` +
+      `Router logits are rounded to ${plain(facts.logit_step)}, weights to ${plain(facts.weight_step)}; ` +
       "tokens that use the picked expert are underlined.";
     byId("parts").hidden = parts === 1;
     byId("near").hidden = !facts.similar;

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from bokeh.models import (
+    BasicTicker,
     ColumnDataSource,
     CustomJSTickFormatter,
     DataTable,
@@ -68,7 +69,7 @@ def widgets(facts: Mapping[str, Any]) -> dict[str, LayoutDOM]:
             visible=first["subtokens"] > 1,
         ),
         "color": Select(name="color", title="colour", options=colors, value="expert", width=210),
-        "load": _load(),
+        "load": _load(layers),
         "domains": _domains(sorted({document["label"] for document in facts["documents"]})),
     }
     return found | {name: _table(name, columns) for name, columns in TABLES.items()}
@@ -90,26 +91,29 @@ def _table(name: str, columns: tuple[str, ...]) -> DataTable:
         ],
         index_position=None,
         sortable=False,
+        reorderable=False,
         height={"experts": 250, "subtokens": 150, "typical": 230, "similar": 150}[name],
         sizing_mode="stretch_width",
         row_height=22,
     )
 
 
-def _load() -> figure:
-    source = ColumnDataSource({"layer": [], "share": [], "even": []}, name="load-source")
+def _load(layers: list[int]) -> figure:
+    nothing = [0.0] * len(layers)
+    source = ColumnDataSource({"layer": layers, "share": nothing, "even": nothing}, name="load-source")
     plot = figure(name="load", height=150, sizing_mode="stretch_width", toolbar_location=None, x_axis_label="layer")
     plot.line("layer", "share", source=source, color=BLUE, line_width=2)
     dots = plot.scatter("layer", "share", source=source, color=BLUE, size=6)
     plot.line("layer", "even", source=source, color=GREY, line_dash="dashed")
     plot.add_tools(HoverTool(renderers=[dots], tooltips=[("layer", "@layer"), ("share", "@share{0.0000}")]))
+    plot.xaxis.ticker = BasicTicker(min_interval=1, num_minor_ticks=0)
     plot.y_range.start = 0
     plot.yaxis.axis_label = "share of choices"
     return plot
 
 
 def _domains(labels: list[str]) -> figure:
-    source = ColumnDataSource({"label": [], "share": []}, name="domains-source")
+    source = ColumnDataSource({"label": labels, "share": [0.0] * len(labels)}, name="domains-source")
     plot = figure(
         name="domains",
         height=70 + 22 * len(labels),
