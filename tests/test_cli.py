@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import xarray as xr
 
-from moe_probe.cli import parse_layers
+from moe_probe.cli.common import parse_layers
 from moe_probe.results import load_result
 
 ROOT = Path(__file__).parents[1]

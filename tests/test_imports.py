@@ -19,21 +19,12 @@ ALLOWED = {
     "dynamic": HANDLE | {"parameters"},
     "intervene": HANDLE,
     "plotting": {"errors"},
-    "cli": {
-        "errors",
-        "checkpoint",
-        "model",
-        "results",
-        "static",
-        "dynamic",
-        "intervene",
-        "plotting",
-        "convert",
-        "tables",
-    },
+    "figures": HANDLE | {"static", "dynamic", "plotting"},
+    "explorer": HANDLE | {"static", "dynamic"},
+    "cli": HANDLE | {"static", "dynamic", "intervene", "plotting", "figures", "explorer", "convert", "tables"},
     "tables": {"checkpoint", "model", "parameters"},
     "parameters": {"checkpoint", "model"},
-    "__init__": {"model", "static", "dynamic", "intervene", "plotting", "convert"},
+    "__init__": {"model", "static", "dynamic", "intervene", "plotting", "figures", "explorer", "convert"},
 }
 
 

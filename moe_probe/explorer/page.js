@@ -6,6 +6,7 @@
   const parts = facts.layers[0].subtokens;
   const CHUNK = 200;  // tokens that are painted together
   const CONTEXT = 8;  // tokens before and after a typical one
+  const WIDE = 22;  // characters of them that are shown
   const TYPICAL = 12;
   const KEPT = 6;  // layers unpacked at a time
   const state = { at: 0, rank: 0, part: 0, color: "expert", expert: null, token: null, held: false };
@@ -207,9 +208,9 @@
       return written(around.join(""));
     };
     fill("typical", {
-      before: shown.map(({ token }) => context(token, -CONTEXT, -1)),
+      before: shown.map(({ token }) => context(token, -CONTEXT, -1).slice(-WIDE)),
       token: shown.map(({ token }) => written(string(token))),
-      after: shown.map(({ token }) => context(token, 1, CONTEXT)),
+      after: shown.map(({ token }) => context(token, 1, CONTEXT).slice(0, WIDE)),
       weight: shown.map(({ weight }) => weightText(weight)),
     });
   }

@@ -1,0 +1,89 @@
+"""`moe-probe compare`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any
+
+import typer
+import xarray as xr
+
+from moe_probe import dynamic, static
+from moe_probe.cli.common import (
+    Column,
+    Layers,
+    Layerwise,
+    MaxLength,
+    Options,
+    Out,
+    app,
+    console,
+    parse_layers,
+    parse_options,
+    write,
+)
+from moe_probe.errors import InputError
+
+COMPARISONS = ("expert_activation", "router_saturation", "routing_drift", "weight_drift")
+
+
+@app.command(
+    epilog=f"Comparisons: {', '.join(COMPARISONS)}, patch_divergence\n\n"
+    "Example: `moe-probe compare ckpt/base ckpt/instruct --label base --label instruct --texts wiki.txt -o out`",
+)
+def compare(
+    sources: Annotated[list[str], typer.Argument(metavar="CKPT...", help="Checkpoints or traces, in their order.")],
+    output: Out,
+    texts: Annotated[str | None, typer.Option(metavar="FILE", help="Texts, as for dynamic; none for traces.")] = None,
+    label: Annotated[list[str] | None, typer.Option(help="What each is called; repeated. Default: its name.")] = None,
+    analysis: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="A comparison, of those below; repeated. Default: all that can be made."),
+    ] = None,
+    layers: Layers = None,
+    column: Column = None,
+    max_length: MaxLength = None,
+    layerwise: Layerwise = False,
+    option: Options = None,
+) -> None:
+    """Compare checkpoints: how they use their experts, and how routing and weights moved from one to the next."""
+    if label is not None and len(set(label)) != len(sources):
+        raise InputError(f"There are {len(sources)} checkpoints; give each a label of its own.")
+    opened = dynamic.open_sources(sources if label is None else dict(zip(label, sources, strict=True)))
+    options, run_options = parse_options(option), {"column": column, "max_length": max_length}
+    run_options["execution"] = "layerwise" if layerwise else "auto"
+    run_options["layers"] = parse_layers(layers)
+
+    def results() -> Iterator[xr.Dataset]:
+        for name in analysis or COMPARISONS:
+            try:
+                yield comparison(name, opened, texts, options.get(name, {}), run_options)
+            except InputError as error:
+                if analysis is not None:
+                    raise
+                console.print(f"No {name}: {error}", markup=False, highlight=False)
+
+    write(results(), output)
+
+
+def comparison(name: str, sources: Mapping[str, Any], texts: str | None, own: Mapping, rest: Mapping) -> xr.Dataset:
+    """One comparison of models or traces by label.
+
+    Raises:
+        InputError: there is no such comparison, or it cannot be made.
+    """
+    if name in ("expert_activation", "router_saturation"):
+        return getattr(dynamic, name)(sources, texts, **own, **rest)
+    if name == "patch_divergence":
+        return dynamic.patch_divergence_over_steps(sources, texts, dynamic.PatchDivergence(**own), **rest)
+    if name not in COMPARISONS:
+        raise InputError(f"There is no comparison {name!r}; there are {', '.join(COMPARISONS)} and patch_divergence.")
+    if len(sources) != 2:
+        raise InputError(f"{name} compares two checkpoints, not {len(sources)}.")
+    before, after = ({label: source} for label, source in sources.items())
+    if name == "routing_drift":
+        return dynamic.routing_drift(before, after, texts, **own, **rest)
+    models = list(sources.values())
+    if any(isinstance(model, dynamic.Trace) for model in models):
+        raise InputError("weight_drift reads weights, which a trace does not hold.")
+    return static.weight_drift(*models, layers=rest["layers"], **own)

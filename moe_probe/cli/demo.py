@@ -1,0 +1,47 @@
+"""`moe-probe demo`."""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from pathlib import Path
+
+from moe_probe.cli.common import Out, app, console
+from moe_probe.cli.compare import compare
+from moe_probe.cli.dynamic import dynamic_command
+from moe_probe.cli.explore import explore
+from moe_probe.cli.reproduce import reproduce
+from moe_probe.cli.static import static_command
+from moe_probe.model import load
+from moe_probe.tables import info_table
+
+PAPERS = {
+    "look-into-moes": ["tiny-mixtral"],
+    "mh-moe": ["tiny-mh-moe", "tiny-x-moe"],
+    "moe-plus-plus": ["tiny-moe-plus-plus"],
+}
+
+
+@app.command()
+def demo(output: Out = Path("out/demo")) -> None:
+    """Analyse and compare the embedded tiny checkpoints, draw the papers' figures, and write an explorer page."""
+    root = Path(str(files("moe_probe"))).parent / "ckpt"
+    texts, folders = str(root / "texts.jsonl"), sorted(root.glob("tiny-*"))
+    baseline = str(root / "tiny-mistral")
+    mixtures = [folder for folder in folders if load(folder).moe_layers]
+    for folder in mixtures:
+        model = load(folder)
+        console.print(info_table(model))
+        dense = baseline if model.family == "mixtral" else None
+        static_command(str(folder), output / folder.name, baseline=dense)
+        dynamic_command(str(folder), output / folder.name, texts, labels="domain", baseline=dense)
+    compare([str(folder) for folder in mixtures], output / "compared", texts, analysis=["expert_activation"])
+    for paper, names in PAPERS.items():
+        models = [str(root / name) for name in names]
+        reproduce(paper, models, output / paper, texts, baseline=baseline, labels="domain")
+    page = output / "explorer.html"
+    explore(str(root / "tiny-mixtral"), page, texts, labels="domain")
+    count = len(list(output.rglob("*.pdf")))
+    console.print(f"\n{count} files of figures are in {output}; the papers' figures at a glance:")
+    for paper in PAPERS:
+        console.print(f"  {output / paper / 'contact_sheet.pdf'}", soft_wrap=True)
+    console.print(f"The explorer, for any browser:\n  {page}", soft_wrap=True)

@@ -1,0 +1,136 @@
+"""`moe-probe dynamic`."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from moe_probe import dynamic
+from moe_probe.cli.common import (
+    Baseline,
+    BatchTokens,
+    Column,
+    Labels,
+    Layers,
+    Layerwise,
+    MaxLength,
+    Options,
+    Out,
+    Texts,
+    app,
+    parse_layers,
+    parse_options,
+    write,
+)
+from moe_probe.errors import InputError
+from moe_probe.model import load
+
+# what `dynamic` computes when nothing is asked for, of a trace and of a model: that for which both have what it takes
+TRACE_ANALYSES = (
+    "expert_load",
+    "router_scores",
+    "coactivation",
+    "token_specialization",
+    "expert_capacity",
+    "subtoken_divergence",
+    "ffn_experts_per_token",
+    "complexity",
+    "task_load",
+)
+CORPUS_ANALYSES = ("output_similarity", "norm_score_ranks", *TRACE_ANALYSES)
+WITH_BASELINE = ("output_similarity", "intermediate_states")
+
+
+@app.command(
+    "dynamic",
+    epilog=f"Analyses: {', '.join(name + '*' * (name in CORPUS_ANALYSES) for name in dynamic.analyses())}\n\n"
+    "Examples: `moe-probe dynamic ckpt/Mixtral-8x7B-v0.1 --texts wiki.txt -o out`, then without the model "
+    "`moe-probe dynamic out/trace --analysis expert_load -o out`",
+)
+def dynamic_command(
+    source: Annotated[str, typer.Argument(metavar="CKPT", help="A checkpoint folder, a hub id, or a routing trace.")],
+    output: Out,
+    texts: Texts = None,
+    analysis: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="An analysis, of those below; may be repeated. Default: those with a star."),
+    ] = None,
+    metric: Annotated[str, typer.Option(help="Of output_similarity: cosine or angular.")] = "cosine",
+    per_token: Annotated[bool, typer.Option("--per-token", help="output_similarity token by token.")] = False,
+    baseline: Baseline = None,
+    shared: Annotated[bool, typer.Option("--shared", help="output_similarity with the shared block.")] = False,
+    layers: Layers = None,
+    labels: Labels = None,
+    column: Column = None,
+    max_length: MaxLength = None,
+    batch_tokens: BatchTokens = 4096,
+    layerwise: Layerwise = False,
+    checkpoint_dir: Annotated[Path | None, typer.Option(metavar="DIR", help="Go on from here if interrupted.")] = None,
+    jobs: Annotated[int, typer.Option(help="Processes that share the corpus.")] = 1,
+    option: Options = None,
+) -> None:
+    """Run the model over texts, once for all analyses: netCDF results and PDF figures in DIR."""
+    options = parse_options(option)
+    options.setdefault("output_similarity", {}).update(metric=metric, per_token=per_token, shared=shared)
+    options.setdefault("routing_trace", {}).setdefault("path", output / "trace")
+    for name in WITH_BASELINE:
+        options.setdefault(name, {})["baseline"] = baseline is not None
+    if dynamic.is_trace(source):
+        trace = dynamic.read_trace(source)
+        chosen = make_analyses(analysis, options) or fitting(
+            TRACE_ANALYSES, options, trace, trace.corpus, trace.moe_layers
+        )
+        write(dynamic.from_trace(trace, chosen).values(), output)
+        return
+    if texts is None:
+        raise InputError(f"{source} is no routing trace, so it needs texts to run on: --texts FILE.")
+    model = load(source)
+    of_layers = model.select_layers(parse_layers(layers))
+    corpus = dynamic.make_corpus(model, texts, labels=labels, column=column, max_length=max_length)
+    results = dynamic.run(
+        model,
+        corpus,
+        make_analyses(analysis, options) or fitting(CORPUS_ANALYSES, options, model, corpus, of_layers),
+        baseline=baseline,
+        layers=of_layers,
+        batch_tokens=batch_tokens,
+        execution="layerwise" if layerwise else "auto",
+        checkpoint_dir=checkpoint_dir,
+        n_jobs=jobs,
+    )
+    write(results.values(), output)
+
+
+def make_analyses(names: Sequence[str] | None, options: Mapping[str, dict]) -> list[dynamic.Analysis]:
+    """Analyses by name, with the options that each takes.
+
+    Raises:
+        InputError: there is no such analysis, or it takes no such option.
+    """
+    known = dynamic.analyses()
+    unknown = [name for name in (*(names or ()), *options) if name not in known]
+    if unknown:
+        raise InputError(f"There is no dynamic analysis {unknown[0]!r}; there are {', '.join(known)}.")
+    for name, given in options.items():
+        takes = list(inspect.signature(known[name]).parameters)
+        wrong = [key for key in given if key not in takes]
+        if wrong:
+            raise InputError(f"{name} takes no {wrong[0]!r}; it takes {', '.join(takes) or 'no options'}.")
+    return [known[name](**options.get(name, {})) for name in names or ()]
+
+
+def fitting(
+    names: Sequence[str], options: Mapping[str, dict], model: Any, corpus: Any, layers: Sequence[int]
+) -> list[dynamic.Analysis]:
+    """Those of the analyses that the model and its corpus have what it takes for."""
+    found = []
+    for analysis in make_analyses(names, options):
+        with suppress(InputError):
+            analysis.prepare(model, corpus, list(layers))
+            found.append(analysis)
+    return found
