@@ -7,11 +7,11 @@ from moe_probe import dynamic, static
 from moe_probe.model import MoEModel, load
 
 __version__ = "0.1.0"
-__all__ = ["MoEModel", "dynamic", "load", "plotting", "static"]
+__all__ = ["MoEModel", "dynamic", "explorer", "figures", "load", "plotting", "static"]
+ON_FIRST_USE = ("explorer", "figures", "plotting")  # scripts that only compute do without matplotlib and Bokeh
 
 
 def __getattr__(name: str) -> ModuleType:
-    """`plotting` is imported on first use: scripts that only compute do without matplotlib."""
-    if name == "plotting":
-        return import_module("moe_probe.plotting")
+    if name in ON_FIRST_USE:
+        return import_module(f"moe_probe.{name}")
     raise AttributeError(f"module 'moe_probe' has no attribute {name!r}")

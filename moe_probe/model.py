@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property, partial
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from moe_probe.checkpoint import Checkpoint, LazyTensor, open_checkpoint
 from moe_probe.errors import CheckpointError, FamilyError, InputError
+from moe_probe.facts import facts, ranges
 from moe_probe.families import Architecture, Layer, find_family
 from moe_probe.families.modules import default_dtype, load_module
 from moe_probe.families.transformers_moe import live_architecture
@@ -187,19 +189,12 @@ class MoEModel:
         moe = f", MoE layers {ranges(self.moe_layers)}" if self.moe_layers else ", dense"
         return f"MoEModel({self.name!r}, family={self.family!r}, {self.num_layers} layers{moe})"
 
+    def _repr_html_(self) -> str:
+        rows = "".join(f"<tr><th>{escape(what)}</th><td>{escape(much)}</td></tr>" for what, much in facts(self))
+        return f"<table><caption>{escape(self.name)}</caption>{rows}</table>"
+
 
 Source = MoEModel | PreTrainedModel | str | Path  # what `load` opens
-
-
-def ranges(numbers: Sequence[int]) -> str:
-    """`(1, 2, 3, 7)` as `1-3, 7`."""
-    runs: list[list[int]] = []
-    for number in numbers:
-        if runs and number == runs[-1][-1] + 1:
-            runs[-1].append(number)
-        else:
-            runs.append([number])
-    return ", ".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)
 
 
 def load(

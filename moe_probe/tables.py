@@ -7,38 +7,17 @@ from collections.abc import Callable
 import xarray as xr
 from rich.table import Table
 
-from moe_probe.checkpoint.quantized import grouped_int8
-from moe_probe.model import MoEModel, ranges
-from moe_probe.parameters import parameters
+from moe_probe.facts import facts
+from moe_probe.model import MoEModel
 
 BALANCE = ("cv2_load", "entropy", "max_violation", "activation_ratio")
 
 
 def info_table(model: MoEModel) -> Table:
-    """Family, layers, experts, parameters and size of a model on disk."""
+    """What a model is made of."""
     table = Table(title=model.name, show_header=False, title_justify="left")
-    table.add_row("family", model.family)
-    table.add_row("layers", f"{model.num_layers}, hidden size {model.hidden_size}")
-    total = sum(tensor.numel() for tensor in parameters(model))
-    active, at_most = total, ""
-    if model.moe_layers:
-        first = model.layer(model.moe_layers[0])
-        table.add_row("MoE layers", f"{len(model.moe_layers)}: {ranges(model.moe_layers)}")
-        kinds = ", ".join(f"{first.expert_kinds.count(k)} {k}" for k in dict.fromkeys(first.expert_kinds))
-        shared = f" + {first.num_shared} shared" if first.num_shared else ""
-        table.add_row("experts", f"{kinds}{shared}; {first.intermediate_size} neurons each")
-        table.add_row("top-k", f"{first.top_k} per {'sub-token' if first.subtokens > 1 else 'token'}")
-        for layer in map(model.layer, model.moe_layers):
-            expert = len(layer.projections) * layer.intermediate_size * layer.expert_hidden_size
-            active -= expert * max(0, layer.expert_kinds.count("ffn") - layer.top_k)
-        if len(first.weighted_experts) < first.num_experts:
-            without = [k for k in dict.fromkeys(first.expert_kinds) if k != "ffn"]
-            table.add_row("", f"{', '.join(without)} have no matrices: static analyses of experts leave them out")
-            at_most = "at most "
-    table.add_row("parameters", f"{total:,} in all, {at_most}{active:,} active per token")
-    dtypes = {"int8 with scales" if grouped_int8(t) else str(t.dtype).removeprefix("torch.") for t in parameters(model)}
-    table.add_row("stored as", ", ".join(sorted(dtypes)))
-    table.add_row("on disk", f"{model.checkpoint.nbytes / 1e9:.3g} GB in {len(model.checkpoint.files)} files")
+    for what, much in facts(model):
+        table.add_row(what, much)
     return table
 
 

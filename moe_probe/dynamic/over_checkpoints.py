@@ -16,7 +16,7 @@ from moe_probe.dynamic.choices import Choices, Routing, Sources, labelled, look,
 from moe_probe.dynamic.corpus import Texts
 from moe_probe.dynamic.trace import Trace
 from moe_probe.errors import InputError
-from moe_probe.parameters import parameter_counts
+from moe_probe.facts import parameter_counts
 from moe_probe.results import provenance, with_attrs
 
 BINS = 10

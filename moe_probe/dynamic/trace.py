@@ -172,9 +172,13 @@ class Trace:
         return self.dataset.count_rows()
 
     def to_dataframe(self, columns: Sequence[str] | None = None) -> pd.DataFrame:
-        """The rows by layer, document, position, subtoken and rank, with the token's string."""
+        """The rows by layer, document, position, subtoken and rank, with the token's `string`.
+
+        Args:
+            columns: those to read, beside the five that rows are sorted by; all by default.
+        """
         keys = ["layer", "document", "position", "subtoken", "rank"]
-        read = None if columns is None else list(dict.fromkeys([*keys, "token_id", *columns]))
+        read = None if columns is None else list(dict.fromkeys([*keys, "token_id", *set(columns) - {"string"}]))
         table = self.dataset.to_table(columns=read)
         frame = table.sort_by([(key, "ascending") for key in keys]).to_pandas()
         frame = frame.astype({name: str for name in ("label", "kind") if name in frame})

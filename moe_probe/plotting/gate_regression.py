@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 import xarray as xr
 
-from moe_probe.plotting.style import PAGE, PROJECTION_COLORS, Figure, style
+from moe_probe.plotting.style import COLUMN, PAGE, PROJECTION_COLORS, Figure, style
 
 
 def plot(ds: xr.Dataset, layer: int | None = None) -> Figure:
@@ -38,7 +38,29 @@ def plot(ds: xr.Dataset, layer: int | None = None) -> Figure:
         return figure
 
 
+def table(ds: xr.Dataset) -> Figure:
+    """R² of every layer and projection, rounded to two digits, and their means (the paper's table).
+
+    Args:
+        ds: result of `static.gate_regression`.
+    """
+    rounded = ds.r_squared.transpose("layer", "projection").round(2)
+    rows = [[str(layer), *(f"{value:.2f}" for value in rounded.sel(layer=layer).values)] for layer in ds.layer.values]
+    rows.append(["mean", *(f"{value:.2f}" for value in rounded.mean("layer").values)])
+    with style():
+        figure = Figure(figsize=(COLUMN, 0.6 + 0.19 * len(rows)), layout="constrained")
+        axes = figure.subplots()
+        axes.axis("off")
+        names = ["layer", *(str(name) for name in ds.projection.values)]
+        written = axes.table(rows, colLabels=names, cellLoc="center", bbox=(0, 0, 1, 1), edges="horizontal")
+        written.auto_set_font_size(False)
+        written.set_fontsize(7)
+        axes.set_title(f"{ds.attrs['model']}: R² of gate similarity on expert similarity")
+        return figure
+
+
 def figures(ds: xr.Dataset) -> Iterator[tuple[str, Figure]]:
-    """Every layer: (file stem, figure)."""
+    """The table, and every layer: (file stem, figure)."""
+    yield f"gate_regression_{ds.attrs['level']}_table", table(ds)
     for layer in ds.layer.values:
         yield f"gate_regression_{ds.attrs['level']}_layer{layer}", plot(ds, int(layer))

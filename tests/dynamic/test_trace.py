@@ -90,6 +90,18 @@ def test_a_trace_reads_like_any_parquet_dataset(tmp_path):
     assert len(frame) == trace.num_rows == int(sum(LENGTHS) * 2 * 4)
     some = trace.to_dataframe(["expert", "weight"])
     assert some.columns.tolist() == ["layer", "document", "position", "subtoken", "rank", "expert", "weight"]
+    assert trace.to_dataframe(["string"]).string.tolist() == trace.to_dataframe().string.tolist()
+
+
+def test_a_trace_is_replaced_only_when_asked_for(tmp_path):
+    run(tmp_path / "trace")
+    with pytest.raises(InputError, match="holds a trace already; give overwrite=True"):
+        dynamic.RoutingTrace(tmp_path / "trace")
+    model = moe_probe.load(FIXTURES / "mixtral" / "checkpoint")
+    dynamic.routing_trace(model, [[5, 6, 7]], path=tmp_path / "trace", overwrite=True, progress=False)
+    trace = dynamic.read_trace(tmp_path / "trace")
+    assert trace.num_rows == 3 * 2 * len(model.moe_layers)
+    assert len(list((tmp_path / "trace").glob("part-*"))) == len(trace.files)
 
 
 @pytest.mark.parametrize("options", [{"n_jobs": 2}, {"execution": "layerwise"}, {"batch_tokens": 1}])

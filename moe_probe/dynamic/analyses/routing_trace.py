@@ -26,14 +26,15 @@ class RoutingTrace(Analysis):
     `dynamic.read_trace` opens it; every analysis that needs routing alone can be computed from it, without the model.
 
     Args:
-        path: the folder; must not hold another trace.
+        path: the folder.
         norms: record the chosen experts' norms.
+        overwrite: replace a trace that the folder holds, when this one is complete.
 
     The result has `rows` (layer, expert), int64: choices written. The folder counts as a trace only once the pass has
     come to its end.
 
     Raises:
-        InputError: the folder holds something.
+        InputError: the folder holds a trace already.
 
     Example:
         >>> import tempfile
@@ -46,14 +47,14 @@ class RoutingTrace(Analysis):
 
     name = "routing_trace"
 
-    def __init__(self, path: str | Path, norms: bool = False):
-        self.path, self.norms = str(path), norms
+    def __init__(self, path: str | Path, norms: bool = False, overwrite: bool = False):
+        self.path, self.norms, self.overwrite = str(path), norms, overwrite
         self.needs = frozenset({SELECTED}) if norms else frozenset()
         self._waiting: list[pa.Table] = []
         self._files: list[str] = []
         self._rows: dict[int, np.ndarray] = {}
-        if (Path(path) / trace.CARD).exists():
-            raise InputError(f"{path} holds a trace already; delete it or choose another folder.")
+        if (Path(path) / trace.CARD).exists() and not overwrite:
+            raise InputError(f"{path} holds a trace already; give overwrite=True, or another folder.")
 
     def update(self, batch: LayerBatch) -> None:
         self._waiting.append(trace.to_table(batch))

@@ -1,0 +1,59 @@
+"""Run the notebooks top to bottom: `python notebooks/execute.py [--store] [NAME...]`; any error ends with its cell.
+
+`--store` keeps the new outputs in the files; without it the files stay as they are.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError
+
+FOLDER = Path(__file__).parent
+WIDGETS = "application/vnd.jupyter.widget-view+json"  # progress bars, which end with the run
+
+
+def execute(path: Path, store: bool) -> float:
+    """Run one notebook; seconds that it took."""
+    notebook = nbformat.read(path, as_version=4)
+    begin = time.perf_counter()
+    NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(FOLDER)}}).execute()
+    if store:
+        nbformat.write(settled(notebook), path)
+    return time.perf_counter() - begin
+
+
+def settled(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
+    """Without what differs from run to run: times, progress bars and what libraries write to stderr."""
+    notebook.metadata.pop("widgets", None)
+    for cell in notebook.cells:
+        cell.metadata.pop("execution", None)
+        if cell.cell_type == "code":
+            cell.outputs = [
+                output
+                for output in cell.outputs
+                if WIDGETS not in output.get("data", {}) and output.get("name") != "stderr"
+            ]
+    return notebook
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("names", nargs="*", help="all by default")
+    parser.add_argument("--store", action="store_true")
+    arguments = parser.parse_args()
+    for name in arguments.names or sorted(path.stem for path in FOLDER.glob("*.ipynb")):
+        try:
+            took = execute(FOLDER / f"{name}.ipynb", arguments.store)
+        except CellExecutionError as error:
+            sys.exit(f"{name}: {error}")
+        print(f"{name}: {took:.0f} s")
+
+
+if __name__ == "__main__":
+    main()
