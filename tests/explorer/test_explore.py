@@ -1,0 +1,87 @@
+"""The page's facts equal the trace's, from a model and from a trace."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+
+import moe_probe
+from moe_probe import dynamic, explorer, static
+from moe_probe.errors import InputError
+from moe_probe.explorer.recorded import recorded_layers
+
+TEXTS = ["The bank of the </script> river.", "def area(r):\n    return r ** 2", "12 * 3 = 36"]
+LABELS = ["prose", "code", "arithmetic"]
+
+
+def facts_of(page):
+    (text,) = re.findall(r'<script type="application/json" id="facts">(.*?)</script>', page.html, re.DOTALL)
+    return json.loads(text)
+
+
+@pytest.fixture(scope="module")
+def trace(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("trace") / "trace"
+    dynamic.routing_trace("ckpt/tiny-mh-moe", TEXTS, path=folder, labels=LABELS, batch_tokens=24, progress=False)
+    return dynamic.read_trace(folder)
+
+
+def test_recorded_rows_are_in_the_order_of_the_texts(trace):
+    frame = trace.to_dataframe()
+    for index, layer in recorded_layers(trace).items():
+        own = frame[frame.layer == index]
+        np.testing.assert_array_equal(layer.index.ravel(), own.expert)
+        np.testing.assert_array_equal(layer.weight.ravel(), own.weight)
+        logits = np.stack(own[own["rank"] == 0].router_logits)
+        np.testing.assert_array_equal(layer.logits, logits)
+
+
+def test_the_page_knows_texts_load_and_similar_experts(trace):
+    model = moe_probe.load("ckpt/tiny-mh-moe")
+    similarity = static.similarity(model, "neuron_mean")
+    facts = facts_of(explorer.explore(trace, similar=similarity))
+    assert [document["label"] for document in facts["documents"]] == LABELS
+    assert [document["tokens"] for document in facts["documents"]] == [len(d.ids) for d in trace.corpus.documents]
+    load = dynamic.from_trace(trace, [dynamic.ExpertLoad(bootstrap=0)])["expert_load"]
+    np.testing.assert_allclose(facts["load"], load.share, atol=1e-6)
+    cosine = similarity.cosine.mean("projection").sel(layer=3, expert="2").to_series().drop("2")
+    nearest = cosine.sort_values(ascending=False)
+    assert [label for label, _ in facts["similar"][1]["2"]] == nearest.index.tolist()
+    np.testing.assert_allclose([value for _, value in facts["similar"][1]["2"]], nearest, atol=1e-4)
+
+
+def test_a_model_and_its_trace_give_the_same_page(trace):
+    of_trace = explorer.explore(trace)
+    of_model = explorer.explore("ckpt/tiny-mh-moe", TEXTS, labels=LABELS, batch_tokens=24, similar=None, progress=False)
+    assert facts_of(of_trace) == facts_of(of_model)
+    assert facts_of(of_trace)["similar"] is None
+
+
+def test_a_page_is_saved_whole_and_shows_in_a_notebook(trace, tmp_path):
+    page = explorer.explore(trace)
+    path = page.save(tmp_path / "new" / "page.html")
+    assert path.read_text(encoding="utf-8") == page.html
+    assert [path.name for path in path.parent.iterdir()] == ["page.html"]
+    shown = page._repr_html_()
+    assert shown.startswith("<iframe srcdoc=")
+    assert "<script" not in shown
+    assert not re.search(r"""(src|href)=["']https?:""", page.html)
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({}, "so it needs texts to run on"),
+        ({"texts": TEXTS, "similar": "colour"}, "similar is one of neuron_mean, matrix, gate, a result, or None"),
+        ({"texts": TEXTS, "max_bytes": 2_000_000}, "does not fit into a page"),
+    ],
+)
+def test_bad_input_is_one_sentence(options, sentence):
+    with pytest.raises(InputError, match=sentence):
+        explorer.explore("ckpt/tiny-mixtral", progress=False, **options)
+
+
+def test_a_similarity_of_another_model_is_refused(trace):
+    with pytest.raises(InputError, match="of tiny-mixtral or of other layers than the trace of tiny-mh-moe"):
+        explorer.explore(trace, similar=static.gate_similarity("ckpt/tiny-mixtral"))
