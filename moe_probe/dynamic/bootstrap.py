@@ -56,12 +56,15 @@ def interval(
     used = np.any([np.reshape(value != 0, (len(value), -1)).any(1) for value in sums.values()], axis=0)
     kept = {name: np.asarray(value, float)[used] for name, value in sums.items()}
     count = int(used.sum())
-    weights = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / max(count, 1)), size=draws)
     with warnings.catch_warnings(), np.errstate(divide="ignore", invalid="ignore"):
         warnings.simplefilter("ignore", RuntimeWarning)  # of slices that are nan throughout
+        if count < 2:
+            nothing = np.full(np.shape(statistic({name: np.sum(value, 0) for name, value in sums.items()})), np.nan)
+            return nothing, nothing
+        weights = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=draws)
         values = statistic({name: np.tensordot(weights.astype(float), value, 1) for name, value in kept.items()})
         low, high = np.nanquantile(values, [(1 - level) / 2, (1 + level) / 2], axis=0)
-    return (low, high) if count > 1 else (low * np.nan, high * np.nan)
+    return low, high
 
 
 def per_document(values: np.ndarray, document: np.ndarray) -> np.ndarray:

@@ -126,7 +126,11 @@
 
   // one token
 
-  const fill = (name, columns) => { widget(name).source.data = columns; };
+  function fill(name, columns) {
+    const table = widget(name);
+    table.source.data = columns;
+    table.view.change.emit();  // as many rows as before would not be drawn again
+  }
 
   function showToken() {
     const token = state.token;

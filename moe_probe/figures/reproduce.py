@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from inspect import signature
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -204,7 +205,7 @@ class Work:
         wanted: dict[str, tuple[OfTexts, dynamic.Analysis, list]] = {}
         for kind in kinds:
             try:
-                analysis = self._analysis(kind, given)
+                analysis = kind.analysis(given, **self.options.get(kind.name, {}))
                 analysis.fresh().prepare(given.model, corpus, list(given.layers))
             except (InputError, FamilyError) as error:
                 self.made.cannot(kind, label, str(error))
@@ -233,12 +234,6 @@ class Work:
             for kind, analysis, request in together:
                 yield kind, self._keep(label, kind, request, results[analysis.name])
 
-    def _analysis(self, kind: OfTexts, given: Given) -> dynamic.Analysis:
-        try:
-            return kind.analysis(given, **self.options.get(kind.name, {}))
-        except TypeError as error:
-            raise InputError(f"{kind.name}: {error}.") from error
-
     def _path(self, label: str, kind: Kind) -> Path:
         return self.made.folder / "results" / label / f"{kind.name}.nc"
 
@@ -266,7 +261,12 @@ def digest(request: Any) -> str:
 
 
 def _check_options(options: Mapping[str, Mapping[str, Any]], kinds: Sequence[Kind]) -> None:
-    names = [kind.name for kind in kinds if isinstance(kind, OfTexts)]
-    unknown = [name for name in options if name not in names]
-    if unknown:
-        raise InputError(f"No figure of this paper is made by {unknown[0]!r}; there are {', '.join(names)}.")
+    known = dynamic.analyses()
+    names = [kind.name for kind in kinds if isinstance(kind, OfTexts) and kind.name in known]
+    for name, given in options.items():
+        if name not in names:
+            raise InputError(f"No figure of this paper takes options as {name!r}; there are {', '.join(names)}.")
+        takes = [key for key in signature(known[name]).parameters if key != "baseline"]
+        wrong = [key for key in given if key not in takes]
+        if wrong:
+            raise InputError(f"{name} takes no {wrong[0]!r}; it takes {', '.join(takes) or 'no options'}.")

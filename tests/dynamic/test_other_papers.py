@@ -9,7 +9,7 @@ from scipy.stats import mannwhitneyu, spearmanr
 from small_batches import NoModel, batch_of, corpus_of, layer_of, random_routing
 
 import moe_probe
-from moe_probe import dynamic
+from moe_probe import dynamic, plotting
 from moe_probe.dynamic.bootstrap import interval
 from moe_probe.dynamic.capacity import ORDERS, capacity, kept, places
 from moe_probe.dynamic.corpus import make_corpus
@@ -338,3 +338,10 @@ def test_removing_the_residual_leaves_the_model_as_it_was(tmp_path):
     dynamic.run(model, TEXTS, [dynamic.RoutingTrace(tmp_path / "trace")], progress=False)
     with pytest.raises(InputError, match="changes the model, which no trace holds"):
         dynamic.from_trace(tmp_path / "trace", [dynamic.GatingResidual()])
+
+
+def test_a_corpus_in_which_no_token_comes_twice_has_no_divergence():
+    ds = dynamic.subtoken_divergence("ckpt/tiny-mixtral", [[10, 11, 12], [20, 21, 22]], progress=False)
+    assert ds.divergence.isnull().all()
+    assert ds[["difference", "difference_low", "difference_high", "p_value"]].to_array().isnull().all()
+    assert len(list(plotting.figures(ds))) == 2
