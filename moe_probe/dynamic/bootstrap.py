@@ -47,7 +47,7 @@ def interval(
     Returns:
         Lower and upper ends; nan with fewer than two documents.
 
-    Example:
+    Examples:
         >>> sums = {"hits": np.array([1.0, 2.0, 3.0]), "rows": np.array([4.0, 4.0, 4.0])}
         >>> low, high = interval(lambda total: total["hits"] / total["rows"], sums, 100)
         >>> bool(low < 0.5 < high)
@@ -59,7 +59,8 @@ def interval(
     with warnings.catch_warnings(), np.errstate(divide="ignore", invalid="ignore"):
         warnings.simplefilter("ignore", RuntimeWarning)  # of slices that are nan throughout
         if count < 2:
-            nothing = np.full(np.shape(statistic({name: np.sum(value, 0) for name, value in sums.items()})), np.nan)
+            one = statistic({name: np.sum(value, 0, keepdims=True) for name, value in sums.items()})
+            nothing = np.full(one.shape[1:], np.nan)
             return nothing, nothing
         weights = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=draws)
         values = statistic({name: np.tensordot(weights.astype(float), value, 1) for name, value in kept.items()})

@@ -47,6 +47,15 @@ def test_saturation_is_the_share_of_final_choices_made_already(steps):
     assert (found.saturation_low <= found.saturation + 1e-9).all()
 
 
+def test_one_document_has_values_but_no_intervals(steps):
+    found = dynamic.router_saturation(steps, TEXTS[:1], progress=False)
+    assert found.saturation.notnull().all()
+    assert found.saturation_low.dims == found.saturation.dims
+    assert found.saturation_low.isnull().all()
+    drift = dynamic.routing_drift({"early": steps["early"]}, {"final": steps["final"]}, TEXTS[:1], progress=False)
+    assert drift.changed_low.isnull().all()
+
+
 def test_drift_by_hand_and_most_where_margins_are_small(steps):
     found = dynamic.routing_drift({"a": steps["final"]}, {"b": steps["early"]}, TEXTS, bins=4, progress=False)
     one, other = choices(steps["final"]), choices(steps["early"])
