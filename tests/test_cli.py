@@ -2,20 +2,46 @@
 
 import subprocess
 import sys
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 import xarray as xr
 
+from moe_probe.cli import main
 from moe_probe.cli.common import parse_layers
 from moe_probe.results import load_result
 
 ROOT = Path(__file__).parents[1]
 
 
+@dataclass
+class Done:
+    """What a command printed, and its exit code."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
 def run(*arguments):
-    command = [sys.executable, "-c", "from moe_probe.cli import main; main()", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+    """A command in this process: importing torch anew for each would take longer than the commands themselves."""
+    out, err = StringIO(), StringIO()
+    typed = patch.object(sys, "argv", ["moe-probe", *map(str, arguments)])
+    with typed, redirect_stdout(out), redirect_stderr(err), pytest.raises(SystemExit) as ended:
+        main()
+    return Done(ended.value.code or 0, out.getvalue(), err.getvalue())
+
+
+def test_the_installed_command_runs_and_refuses_without_a_traceback():
+    command = Path(sys.executable).with_name("moe-probe")
+    done = subprocess.run([command, "info", "nowhere"], capture_output=True, text=True, cwd=ROOT, check=False)
+    assert done.returncode == 2
+    assert "not a folder" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_static_writes_results_and_figures_and_redraws_them(tmp_path):

@@ -13,6 +13,7 @@ ALLOWED = {
     "facts": {"checkpoint"},
     "model": CORE | {"facts", "tokenizer"},
     "results": {"errors"},
+    "arguments": {"errors"},
     "parallel": set(),
     "tokenizer": {"errors"},
     "convert": HANDLE,
@@ -20,9 +21,10 @@ ALLOWED = {
     "dynamic": HANDLE | {"facts"},
     "intervene": HANDLE,
     "plotting": {"errors"},
-    "figures": HANDLE | {"static", "dynamic", "plotting"},
+    "figures": HANDLE | {"arguments", "static", "dynamic", "plotting"},
     "explorer": HANDLE | {"static", "dynamic"},
-    "cli": HANDLE | {"static", "dynamic", "intervene", "plotting", "figures", "explorer", "convert", "tables"},
+    "cli": HANDLE
+    | {"arguments", "static", "dynamic", "intervene", "plotting", "figures", "explorer", "convert", "tables"},
     "tables": {"facts", "model"},
     "__init__": {"model", "static", "dynamic", "intervene", "plotting", "figures", "explorer", "convert"},
 }

@@ -10,14 +10,21 @@ import xarray as xr
 
 from moe_probe import dynamic, static
 from moe_probe.cli.common import (
+    BatchTokens,
     Column,
+    Device,
+    Dtype,
+    Execution,
     Layers,
-    Layerwise,
     MaxLength,
+    NJobs,
     Options,
     Out,
+    Progress,
+    Tokenizer,
     app,
     console,
+    open_model,
     parse_layers,
     parse_options,
     write,
@@ -33,26 +40,42 @@ COMPARISONS = ("expert_activation", "router_saturation", "routing_drift", "weigh
 )
 def compare(
     sources: Annotated[list[str], typer.Argument(metavar="CKPT...", help="Checkpoints or traces, in their order.")],
-    output: Out,
+    out: Out,
     texts: Annotated[str | None, typer.Option(metavar="FILE", help="Texts, as for dynamic; none for traces.")] = None,
     label: Annotated[list[str] | None, typer.Option(help="What each is called; repeated. Default: its name.")] = None,
     analysis: Annotated[
         list[str] | None,
         typer.Option(metavar="NAME", help="A comparison, of those below; repeated. Default: all that can be made."),
     ] = None,
+    option: Options = None,
     layers: Layers = None,
     column: Column = None,
     max_length: MaxLength = None,
-    layerwise: Layerwise = False,
-    option: Options = None,
+    batch_tokens: BatchTokens = 4096,
+    execution: Execution = "auto",
+    n_jobs: NJobs = 1,
+    progress: Progress = True,
+    tokenizer: Tokenizer = None,
+    device: Device = None,
+    dtype: Dtype = None,
 ) -> None:
     """Compare checkpoints: how they use their experts, and how routing and weights moved from one to the next."""
     if label is not None and len(set(label)) != len(sources):
         raise InputError(f"There are {len(sources)} checkpoints; give each a label of its own.")
-    opened = dynamic.open_sources(sources if label is None else dict(zip(label, sources, strict=True)))
-    options, run_options = parse_options(option), {"column": column, "max_length": max_length}
-    run_options["execution"] = "layerwise" if layerwise else "auto"
-    run_options["layers"] = parse_layers(layers)
+    models = [
+        source if dynamic.is_trace(source) else open_model(source, None, tokenizer, device, dtype) for source in sources
+    ]
+    opened = dynamic.open_sources(models if label is None else dict(zip(label, models, strict=True)))
+    options = parse_options(option)
+    run_options = {
+        "layers": parse_layers(layers),
+        "column": column,
+        "max_length": max_length,
+        "batch_tokens": batch_tokens,
+        "execution": execution,
+        "n_jobs": n_jobs,
+        "progress": progress,
+    }
 
     def results() -> Iterator[xr.Dataset]:
         for name in analysis or COMPARISONS:
@@ -63,7 +86,7 @@ def compare(
                     raise
                 console.print(f"No {name}: {error}", markup=False, highlight=False)
 
-    write(results(), output)
+    write(results(), out)
 
 
 def comparison(name: str, sources: Mapping[str, Any], texts: str | None, own: Mapping, rest: Mapping) -> xr.Dataset:

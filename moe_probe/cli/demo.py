@@ -22,7 +22,7 @@ PAPERS = {
 
 
 @app.command()
-def demo(output: Out = Path("out/demo")) -> None:
+def demo(out: Out = Path("out/demo")) -> None:
     """Analyse and compare the embedded tiny checkpoints, draw the papers' figures, and write an explorer page."""
     root = Path(str(files("moe_probe"))).parent / "ckpt"
     texts, folders = str(root / "texts.jsonl"), sorted(root.glob("tiny-*"))
@@ -32,16 +32,16 @@ def demo(output: Out = Path("out/demo")) -> None:
         model = load(folder)
         console.print(info_table(model))
         dense = baseline if model.family == "mixtral" else None
-        static_command(str(folder), output / folder.name, baseline=dense)
-        dynamic_command(str(folder), output / folder.name, texts, labels="domain", baseline=dense)
-    compare([str(folder) for folder in mixtures], output / "compared", texts, analysis=["expert_activation"])
+        static_command(str(folder), out / folder.name, baseline=dense)
+        dynamic_command(str(folder), out / folder.name, texts, labels="domain", baseline=dense)
+    compare([str(folder) for folder in mixtures], out / "compared", texts, analysis=["expert_activation"])
     for paper, names in PAPERS.items():
         models = [str(root / name) for name in names]
-        reproduce(paper, models, output / paper, texts, baseline=baseline, labels="domain")
-    page = output / "explorer.html"
+        reproduce(paper, models, out / paper, texts, baseline=baseline, labels="domain")
+    page = out / "explorer.html"
     explore(str(root / "tiny-mixtral"), page, texts, labels="domain")
-    count = len(list(output.rglob("*.pdf")))
-    console.print(f"\n{count} files of figures are in {output}; the papers' figures at a glance:")
+    count = len(list(out.rglob("*.pdf")))
+    console.print(f"\n{count} files of figures are in {out}; the papers' figures at a glance:")
     for paper in PAPERS:
-        console.print(f"  {output / paper / 'contact_sheet.pdf'}", soft_wrap=True)
+        console.print(f"  {out / paper / 'contact_sheet.pdf'}", soft_wrap=True)
     console.print(f"The explorer, for any browser:\n  {page}", soft_wrap=True)

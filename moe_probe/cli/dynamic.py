@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -14,21 +12,30 @@ from moe_probe import dynamic
 from moe_probe.cli.common import (
     Baseline,
     BatchTokens,
+    CheckpointDir,
+    CkptOrTrace,
     Column,
+    Device,
+    Dtype,
+    Execution,
     Labels,
     Layers,
-    Layerwise,
     MaxLength,
+    NJobs,
     Options,
     Out,
+    Progress,
+    Revision,
     Texts,
+    Tokenizer,
     app,
+    make_analyses,
+    open_model,
     parse_layers,
     parse_options,
     write,
 )
 from moe_probe.errors import InputError
-from moe_probe.model import load
 
 # what `dynamic` computes when nothing is asked for, of a trace and of a model: that for which both have what it takes
 TRACE_ANALYSES = (
@@ -53,8 +60,8 @@ WITH_BASELINE = ("output_similarity", "intermediate_states")
     "`moe-probe dynamic out/trace --analysis expert_load -o out`",
 )
 def dynamic_command(
-    source: Annotated[str, typer.Argument(metavar="CKPT", help="A checkpoint folder, a hub id, or a routing trace.")],
-    output: Out,
+    source: CkptOrTrace,
+    out: Out,
     texts: Texts = None,
     analysis: Annotated[
         list[str] | None,
@@ -64,20 +71,25 @@ def dynamic_command(
     per_token: Annotated[bool, typer.Option("--per-token", help="output_similarity token by token.")] = False,
     baseline: Baseline = None,
     shared: Annotated[bool, typer.Option("--shared", help="output_similarity with the shared block.")] = False,
+    option: Options = None,
     layers: Layers = None,
     labels: Labels = None,
     column: Column = None,
     max_length: MaxLength = None,
     batch_tokens: BatchTokens = 4096,
-    layerwise: Layerwise = False,
-    checkpoint_dir: Annotated[Path | None, typer.Option(metavar="DIR", help="Go on from here if interrupted.")] = None,
-    jobs: Annotated[int, typer.Option(help="Processes that share the corpus.")] = 1,
-    option: Options = None,
+    execution: Execution = "auto",
+    checkpoint_dir: CheckpointDir = None,
+    n_jobs: NJobs = 1,
+    progress: Progress = True,
+    revision: Revision = None,
+    tokenizer: Tokenizer = None,
+    device: Device = None,
+    dtype: Dtype = None,
 ) -> None:
     """Run the model over texts, once for all analyses: netCDF results and PDF figures in DIR."""
     options = parse_options(option)
     options.setdefault("output_similarity", {}).update(metric=metric, per_token=per_token, shared=shared)
-    options.setdefault("routing_trace", {}).setdefault("path", output / "trace")
+    options.setdefault("routing_trace", {}).setdefault("path", out / "trace")
     for name in WITH_BASELINE:
         options.setdefault(name, {})["baseline"] = baseline is not None
     if dynamic.is_trace(source):
@@ -85,43 +97,26 @@ def dynamic_command(
         chosen = make_analyses(analysis, options) or fitting(
             TRACE_ANALYSES, options, trace, trace.corpus, trace.moe_layers
         )
-        write(dynamic.from_trace(trace, chosen).values(), output)
+        write(dynamic.from_trace(trace, chosen).values(), out)
         return
     if texts is None:
         raise InputError(f"{source} is no routing trace, so it needs texts to run on: --texts FILE.")
-    model = load(source)
+    model = open_model(source, revision, tokenizer, device, dtype)
     of_layers = model.select_layers(parse_layers(layers))
     corpus = dynamic.make_corpus(model, texts, labels=labels, column=column, max_length=max_length)
     results = dynamic.run(
         model,
         corpus,
         make_analyses(analysis, options) or fitting(CORPUS_ANALYSES, options, model, corpus, of_layers),
-        baseline=baseline,
+        baseline=baseline and open_model(baseline, device=device, dtype=dtype),
         layers=of_layers,
         batch_tokens=batch_tokens,
-        execution="layerwise" if layerwise else "auto",
+        execution=execution,
         checkpoint_dir=checkpoint_dir,
-        n_jobs=jobs,
+        n_jobs=n_jobs,
+        progress=progress,
     )
-    write(results.values(), output)
-
-
-def make_analyses(names: Sequence[str] | None, options: Mapping[str, dict]) -> list[dynamic.Analysis]:
-    """Analyses by name, with the options that each takes.
-
-    Raises:
-        InputError: there is no such analysis, or it takes no such option.
-    """
-    known = dynamic.analyses()
-    unknown = [name for name in (*(names or ()), *options) if name not in known]
-    if unknown:
-        raise InputError(f"There is no dynamic analysis {unknown[0]!r}; there are {', '.join(known)}.")
-    for name, given in options.items():
-        takes = list(inspect.signature(known[name]).parameters)
-        wrong = [key for key in given if key not in takes]
-        if wrong:
-            raise InputError(f"{name} takes no {wrong[0]!r}; it takes {', '.join(takes) or 'no options'}.")
-    return [known[name](**options.get(name, {})) for name in names or ()]
+    write(results.values(), out)
 
 
 def fitting(

@@ -12,19 +12,24 @@ from moe_probe.cli.common import (
     Baseline,
     BatchTokens,
     Column,
+    Device,
+    Dtype,
+    Execution,
     Labels,
     Layers,
-    Layerwise,
     MaxLength,
+    NJobs,
     Options,
     Out,
+    Progress,
     Texts,
+    Tokenizer,
     app,
     console,
+    open_model,
     parse_layers,
     parse_options,
 )
-from moe_probe.figures.reproduce import named
 
 
 @app.command(
@@ -35,26 +40,30 @@ from moe_probe.figures.reproduce import named
 def reproduce(
     paper: Annotated[str, typer.Argument(metavar="PAPER", help=f"One of {', '.join(figures.papers())}.")],
     model: Annotated[list[str], typer.Option(metavar="CKPT", help="A checkpoint folder or hub id; may be repeated.")],
-    output: Out,
+    out: Out,
     texts: Texts = None,
     baseline: Baseline = None,
+    option: Options = None,
     png: Annotated[bool, typer.Option("--png", help="PNG files too.")] = False,
     layers: Layers = None,
     labels: Labels = None,
     column: Column = None,
     max_length: MaxLength = None,
     batch_tokens: BatchTokens = 4096,
-    layerwise: Layerwise = False,
-    jobs: Annotated[int, typer.Option(help="Layers, or parts of the texts, at a time.")] = 1,
-    option: Options = None,
+    execution: Execution = "auto",
+    n_jobs: NJobs = 1,
+    progress: Progress = True,
+    tokenizer: Tokenizer = None,
+    device: Device = None,
+    dtype: Dtype = None,
 ) -> None:
     """Draw a paper's figures for any models, from results that are computed once and kept in DIR."""
     made = figures.reproduce(
         paper,
-        named(model),
-        output,
+        [open_model(source, None, tokenizer, device, dtype) for source in model],
+        out,
         texts,
-        baseline=baseline,
+        baseline=baseline and open_model(baseline, device=device, dtype=dtype),
         options=parse_options(option),
         png=png,
         layers=parse_layers(layers),
@@ -62,8 +71,9 @@ def reproduce(
         column=column,
         max_length=max_length,
         batch_tokens=batch_tokens,
-        execution="layerwise" if layerwise else "auto",
-        n_jobs=jobs,
+        execution=execution,
+        n_jobs=n_jobs,
+        progress=progress,
     )
     if made.missing:
         table = Table("figure", "model", "why there is none", title="Not made", title_justify="left")

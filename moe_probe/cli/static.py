@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from typing import Annotated
 
@@ -9,9 +10,22 @@ import typer
 import xarray as xr
 
 from moe_probe import static
-from moe_probe.cli.common import Baseline, Ckpt, Layers, Out, app, parse_layers, write
+from moe_probe.arguments import check_arguments
+from moe_probe.cli.common import (
+    Baseline,
+    Ckpt,
+    Layers,
+    NJobs,
+    Options,
+    Out,
+    Revision,
+    app,
+    open_model,
+    parse_layers,
+    parse_options,
+    write,
+)
 from moe_probe.errors import InputError
-from moe_probe.model import load
 
 LEVELS = {
     "similarity": ("matrix", "neuron_mean", "neuron_aligned"),
@@ -33,39 +47,52 @@ DEFAULTS = (
 
 @app.command(
     "static",
-    epilog="Example: `moe-probe static ckpt/Mixtral-8x7B-v0.1 --baseline ckpt/Mistral-7B-v0.1 --jobs 4 -o out`",
+    epilog="Example: `moe-probe static ckpt/Mixtral-8x7B-v0.1 --baseline ckpt/Mistral-7B-v0.1 --n-jobs 4 -o out`",
 )
 def static_command(
     ckpt: Ckpt,
-    output: Out,
+    out: Out,
     analysis: Annotated[
-        list[str] | None, typer.Option(help=f"One of {', '.join(LEVELS)}; may be repeated. Default: all.")
+        list[str] | None,
+        typer.Option(metavar="NAME", help=f"One of {', '.join(LEVELS)}; may be repeated. Default: all."),
     ] = None,
-    level: Annotated[str | None, typer.Option(help="matrix, neuron_mean, neuron_aligned or neuron.")] = None,
+    level: Annotated[
+        str | None, typer.Option(metavar="NAME", help="matrix, neuron_mean, neuron_aligned or neuron.")
+    ] = None,
     metric: Annotated[str, typer.Option(help="Of similarity: cosine, cka or l2.")] = "cosine",
     layers: Layers = None,
     baseline: Baseline = None,
-    shared: Annotated[bool, typer.Option(help="Include the shared block where the level allows it.")] = False,
-    jobs: Annotated[int, typer.Option(help="Layers computed at a time.")] = 1,
+    shared: Annotated[
+        bool, typer.Option("--shared", help="Include the shared block where the level allows it.")
+    ] = False,
+    option: Options = None,
+    n_jobs: NJobs = 1,
+    revision: Revision = None,
 ) -> None:
     """Analyse the weights: netCDF results and PDF figures in DIR, a short table on screen."""
-    model = load(ckpt)
-    dense = None if baseline is None else load(baseline)
-    chosen = model.select_layers(parse_layers(layers))
+    options = parse_options(option)
+    for name, given in options.items():
+        if name not in LEVELS:
+            raise InputError(f"There is no static analysis {name!r}; there are {', '.join(LEVELS)}.")
+        check_arguments(name, getattr(static, name), given, besides=["model", "level"])
+    model = open_model(ckpt, revision)
+    arguments = {
+        "layers": model.select_layers(parse_layers(layers)),
+        "baseline": baseline and open_model(baseline),
+        "metric": metric,
+        "n_jobs": n_jobs,
+    }
 
     def results() -> Iterator[xr.Dataset]:
         for name, at_level in choose(analysis, level):
-            arguments: dict = {"layers": chosen}
-            if at_level is not None:
-                arguments |= {"level": at_level, "n_jobs": jobs}
-            if name in ("similarity", "pca"):
-                arguments["baseline"] = dense
-            if name == "similarity":
-                arguments["metric"] = metric
-                arguments["shared"] = shared and at_level == "neuron_mean"
-            yield getattr(static, name)(model, **arguments)
+            function = getattr(static, name)
+            asked = {**arguments, "level": at_level, "shared": shared and at_level == "neuron_mean"}
+            takes = inspect.signature(function).parameters
+            yield function(
+                model, **{key: value for key, value in asked.items() if key in takes} | options.get(name, {})
+            )
 
-    write(results(), output)
+    write(results(), out)
 
 
 def choose(analysis: list[str] | None, level: str | None) -> list[tuple[str, str | None]]:

@@ -6,7 +6,6 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from inspect import signature
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ import xarray as xr
 from rich.console import Console
 
 from moe_probe import dynamic
+from moe_probe.arguments import check_arguments
 from moe_probe.dynamic.corpus import Corpus, Texts
 from moe_probe.errors import FamilyError, InputError
 from moe_probe.figures.kinds import Given, Kind, OfModels, OfTexts, OfWeights
@@ -67,7 +67,7 @@ def reproduce(
         InputError: there is no such paper, option or layer, or two models have one name.
         CheckpointError, WeightError: a model's files are missing or damaged.
 
-    Example:
+    Examples:
         >>> from moe_probe import figures
         >>> made = figures.reproduce("moe-plus-plus", "ckpt/tiny-moe-plus-plus", "out", ["A text."])  # doctest: +SKIP
         >>> [entry["file"] for entry in made.figures][:1]  # doctest: +SKIP
@@ -212,7 +212,7 @@ class Work:
                 continue
             dense = given.baseline and given.baseline.fingerprint
             request = [kind.name, given.model.fingerprint, given.layers, dense, corpus.fingerprint]
-            request.append(analysis.parameters())
+            request += [analysis.parameters(), given.model.dtype]
             if (found := self._saved(label, kind, [given.model], request)) is not None:
                 yield kind, found
             else:
@@ -266,7 +266,4 @@ def _check_options(options: Mapping[str, Mapping[str, Any]], kinds: Sequence[Kin
     for name, given in options.items():
         if name not in names:
             raise InputError(f"No figure of this paper takes options as {name!r}; there are {', '.join(names)}.")
-        takes = [key for key in signature(known[name]).parameters if key != "baseline"]
-        wrong = [key for key in given if key not in takes]
-        if wrong:
-            raise InputError(f"{name} takes no {wrong[0]!r}; it takes {', '.join(takes) or 'no options'}.")
+        check_arguments(name, known[name], given, besides=["baseline"])

@@ -61,6 +61,7 @@ class Reproduction:
         for stem, figure in drawn:
             path = self.folder / "figures" / label / f"{kind.stem(stem)}.pdf"
             write_figure(figure, path)
+            figure.set_layout_engine("none")  # it is laid out by now
             if self.png:
                 write_figure(figure, path.with_suffix(".png"))
             self._thumbnails.append((f"{label}/{path.stem}", thumbnail(figure)))

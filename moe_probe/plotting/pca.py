@@ -6,30 +6,36 @@ from collections.abc import Iterator
 
 import matplotlib
 import numpy as np
+import textalloc
 import xarray as xr
 from matplotlib.axes import Axes
 
-from moe_probe.plotting.style import BLUE, ORANGE, PAGE, Figure, style
+from moe_probe.plotting.style import BLUE, GREY, ORANGE, PAGE, Figure, style
+
+FEW = 16  # experts with large markers
 
 
 def plot(ds: xr.Dataset, layer: int | None = None) -> Figure:
     """Scatter of one layer, a panel per projection; in 3-D where the result has three components.
 
-    Matrix level: a circle per expert with its number, a triangle for the dense baseline; outliers are hollow and named
-    in the title. Neuron level: a point per neuron, coloured by expert, triangles for the baseline.
+    Matrix level: a circle per expert with its number (where there is room for it), a triangle for the dense baseline;
+    outliers are hollow and named in the title. Neuron level: a point per neuron, coloured by expert, triangles for the
+    baseline.
 
     Args:
         ds: result of `static.pca`.
         layer: the first one of the result by default.
 
-    Example:
-        >>> figure = plot(static.pca("ckpt/tiny-mixtral", n_components=3), layer=1)
+    Examples:
+        >>> from moe_probe import static, plotting
+        >>> ds = static.pca("ckpt/tiny-mixtral", n_components=3)
+        >>> figure = plotting.plot(ds, layer=1)
     """
     layer = int(ds.layer[0]) if layer is None else layer
     three = ds.sizes["component"] == 3
     kind = {"projection": "3d"} if three else {}
     with style():
-        figure = Figure(figsize=(PAGE, 3.0 if three else 2.6), layout="constrained")
+        figure = Figure(figsize=(PAGE, 2.5 if three else 2.6), layout="constrained")
         all_axes = figure.subplots(1, ds.sizes["projection"], subplot_kw=kind, squeeze=False)[0]
         for axes, name in zip(all_axes, ds.projection.values, strict=True):
             part = ds.sel(layer=layer, projection=name)
@@ -38,9 +44,11 @@ def plot(ds: xr.Dataset, layer: int | None = None) -> Figure:
             labels = [f"PC{i + 1} ({value:.0%})" for i, value in enumerate(share)]
             axes.set(xlabel=labels[0], ylabel=labels[1])
             if three:
-                axes.set_zlabel(labels[2], labelpad=-3)
-                axes.set_box_aspect(None, zoom=0.75)
-            axes.set_title(str(name) + _outlier_note(part))
+                axes.set_zlabel(labels[2], labelpad=2)
+                axes.locator_params(nbins=3)
+                axes.set_box_aspect(None, zoom=0.78)
+                axes.set_facecolor("none")  # the axis label of the panel to the left reaches below
+            axes.set_title(str(name) + _outlier_note(part), y=0.97 if three else None)
             axes.tick_params(labelsize=6)
         if ds.attrs["level"] == "neuron" or "F" in ds.expert.values:
             handles, names = all_axes[0].get_legend_handles_labels()
@@ -49,6 +57,11 @@ def plot(ds: xr.Dataset, layer: int | None = None) -> Figure:
                 handles, names, loc="outside right center", frameon=False, ncols=columns, markerscale=_marker_scale(ds)
             )
         figure.suptitle(f"{ds.attrs['model']}, layer {layer}")
+        if ds.attrs["level"] == "matrix":
+            figure.draw_without_rendering()
+            figure.set_layout_engine("none")  # labels are placed on axes of their final size
+            for axes, name in zip(all_axes, ds.projection.values, strict=True):
+                _label(axes, ds.sel(layer=layer, projection=name))
         return figure
 
 
@@ -61,17 +74,30 @@ def _experts(axes: Axes, part: xr.Dataset) -> None:
     points, labels = part.coordinates.values, part.expert.values
     dense = labels == "F"
     outlier = part.outlier.values if "outlier" in part else np.zeros(len(labels), bool)
-    axes.scatter(*points[~dense & ~outlier].T, s=22, color=BLUE, label="expert")
+    size = 22 if len(labels) <= FEW else 8
+    axes.scatter(*points[~dense & ~outlier].T, s=size, color=BLUE, label="expert")
     if dense.any():
-        axes.scatter(*points[dense].T, s=28, color=ORANGE, marker="^", label="dense FFN")
+        axes.scatter(*points[dense].T, s=1.3 * size, color=ORANGE, marker="^", label="dense FFN")
     if outlier.any():
-        axes.scatter(*points[outlier].T, s=22, facecolors="none", edgecolors=BLUE, label="outlier")
-    for point, label in zip(points, labels, strict=True):
-        if len(point) == 3:
-            axes.text(*point, f" {label}", fontsize=6)
-        else:
-            axes.annotate(label, point, xytext=(3, 2), textcoords="offset points", fontsize=6)
+        axes.scatter(*points[outlier].T, s=size, facecolors="none", edgecolors=BLUE, label="outlier")
     axes.margins(0.12)
+
+
+def _label(axes: Axes, part: xr.Dataset) -> None:
+    """The experts' numbers beside their points, without overlaps: those for which there is no room are left out."""
+    points = dict(zip("xyz", part.coordinates.values.T, strict=False))
+    scatter = {f"{axis}_scatter": values for axis, values in points.items()}
+    textalloc.allocate(
+        axes,
+        text_list=list(part.expert.values),
+        **points,
+        **scatter,
+        textsize=6,
+        draw_all=False,
+        linecolor=GREY,
+        linewidth=0.4,
+        max_distance=0.1,
+    )
 
 
 def _neurons(axes: Axes, part: xr.Dataset) -> None:

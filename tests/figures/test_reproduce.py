@@ -18,6 +18,13 @@ TEXTS = ["The bank of the river was soft.", "def area(r):\n    return 3.14 * r *
 LABELS = ["prose", "code", "arithmetic", "prose"]
 
 
+@pytest.fixture
+def unrendered(monkeypatch):
+    """Figures are made, but not turned into files' contents, which is most of the time."""
+    monkeypatch.setattr("moe_probe.figures.reproduction.thumbnail", lambda figure: np.zeros((2, 2, 4), np.uint8))
+    monkeypatch.setattr("moe_probe.figures.reproduction.write_figure", lambda figure, path: None)
+
+
 @pytest.fixture(scope="module")
 def look(tmp_path_factory):
     folder = tmp_path_factory.mktemp("look")
@@ -56,7 +63,7 @@ def test_fonts_are_embedded_as_truetype(look):
         assert re.search(rb"/Subtype /(CIDFontType2|Type0)", content)
 
 
-def test_a_second_call_computes_nothing_and_draws_the_same(look, monkeypatch):
+def test_a_second_call_computes_nothing_and_draws_the_same(look, monkeypatch, unrendered):
     def refuse(*args, **kwargs):
         raise AssertionError("computed again")
 
@@ -68,7 +75,7 @@ def test_a_second_call_computes_nothing_and_draws_the_same(look, monkeypatch):
     assert again.figures == look.figures
 
 
-def test_other_texts_or_layers_are_computed_anew(look, tmp_path):
+def test_other_texts_or_layers_are_computed_anew(look, tmp_path, unrendered):
     shutil.copytree(look.folder / "results", tmp_path / "results")
     options = {"layers": [2], "progress": False}
     made = figures.reproduce("look-into-moes", "ckpt/tiny-mixtral", tmp_path, TEXTS[:1], **options)
@@ -108,7 +115,7 @@ def test_figures_of_moe_plus_plus_bear_their_numbers(tmp_path):
     assert entry["parameters"]["min_count"] == 1
 
 
-def test_models_of_mh_moe_stand_side_by_side(tmp_path):
+def test_models_of_mh_moe_stand_side_by_side(tmp_path, unrendered):
     models = {"X-MoE": "ckpt/tiny-x-moe", "MH-MoE": "ckpt/tiny-mh-moe", "MoE++": "ckpt/tiny-moe-plus-plus"}
     grid = {"patch_divergence": {"grid": [2, 3]}}
     pictures = [[10, 11, 12, 13, 14, 15], [20, 21, 22, 23, 24, 25]]
@@ -121,7 +128,7 @@ def test_models_of_mh_moe_stand_side_by_side(tmp_path):
     assert activation.checkpoint.values.tolist() == list(models)
 
 
-def test_a_dense_model_of_other_shapes_takes_no_part(tmp_path, capsys):
+def test_a_dense_model_of_other_shapes_takes_no_part(tmp_path, capsys, unrendered):
     options = {"baseline": "ckpt/tiny-mistral", "layers": [1], "batch_tokens": 512}
     made = figures.reproduce("look-into-moes", "ckpt/tiny-deepseek-moe", tmp_path, TEXTS[:1], **options)
     assert "tiny-mistral has other shapes" in capsys.readouterr().out
