@@ -9,6 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import torch
+from rich.console import Console
 from rich.progress import track
 from safetensors.torch import save_file
 
@@ -50,7 +51,7 @@ def convert(
         InputError: the folder exists, the model is live, or it has no int8 to keep.
         WeightError: a tensor is missing or has another shape than the configuration calls for.
 
-    Example:
+    Examples:
         >>> convert("ckpt/tiny-mixtral", "/tmp/tiny-mixtral-fused").name  # doctest: +SKIP
         'tiny-mixtral-fused'
     """
@@ -88,7 +89,8 @@ def _write(
 ) -> None:
     shards = list(_shards(tensors, dtype, shard_bytes))
     weight_map, total = {}, 0
-    for number, names in enumerate(track(shards, f"Converting {model.name}", transient=True), start=1):
+    progress = track(shards, f"Converting {model.name}", console=Console(stderr=True), transient=True)
+    for number, names in enumerate(progress, start=1):
         file = f"model-{number:05}-of-{len(shards):05}.safetensors"
         values = {name: _read(tensors[name], dtype) for name in names}
         save_file(values, folder / file, metadata={"format": "pt"})

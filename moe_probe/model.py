@@ -105,7 +105,7 @@ class MoEModel:
             InputError: the layer has no such expert or projection.
             WeightError: the checkpoint lacks the tensor or stores it in another shape.
 
-        Example:
+        Examples:
             >>> load("ckpt/tiny-mixtral").expert_weight(0, "3", "down").shape
             torch.Size([64, 96])
         """
@@ -219,7 +219,7 @@ def load(
         CheckpointError: the files are missing, damaged or unsafe.
         FamilyError: the model type is not known.
 
-    Example:
+    Examples:
         >>> model = load("ckpt/tiny-mixtral")
         >>> model.layer(0).num_experts
         8

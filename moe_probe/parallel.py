@@ -7,6 +7,7 @@ from typing import TypeVar
 
 from joblib import Parallel, delayed
 from joblib.parallel import get_active_backend
+from rich.console import Console
 from rich.progress import track
 
 Item = TypeVar("Item")
@@ -25,4 +26,4 @@ def map_items(
     one_by_one = get_active_backend()[0].supports_return_generator  # Ray gives all results at the end
     parallel = Parallel(n_jobs=n_jobs, return_as="generator" if one_by_one else "list")
     results = parallel(delayed(function)(item) for item in items)
-    return list(track(results, description, total=len(items), transient=True))
+    return list(track(results, description, len(items), console=Console(stderr=True), transient=True))

@@ -5,8 +5,11 @@ takes part in torch functions (`torch.stack`, `torch.cat`, `torch.transpose`, ..
 transformers' own weight conversions run on it unchanged, and a slice of their result is pushed down to the bytes
 that it is made of:
 
-    >>> fused = torch.stack([expert_0, expert_1])      # nothing is read
-    >>> fused[1].read()                                # reads expert_1 only
+    >>> expert_0, expert_1 = (Stored(InMemory(torch.full((2, 2), float(e)))) for e in range(2))
+    >>> fused = torch.stack([expert_0, expert_1])  # nothing is read
+    >>> fused[1].read()  # reads expert_1 only
+    tensor([[1., 1.],
+            [1., 1.]])
 """
 
 from __future__ import annotations

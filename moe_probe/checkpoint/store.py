@@ -39,7 +39,7 @@ class Checkpoint(Mapping[str, LazyTensor]):
         config: what the files say of the model (`config.json`), as a dict.
         files: the weight files.
 
-    Example:
+    Examples:
         >>> checkpoint = open_checkpoint("ckpt/tiny-mixtral")
         >>> checkpoint["lm_head.weight"].read().dtype
         torch.bfloat16
@@ -97,7 +97,7 @@ def open_checkpoint(path: str | Path, config: Mapping[str, Any] | None = None) -
     Raises:
         CheckpointError: the folder or its configuration is missing, or its files are damaged or inconsistent.
 
-    Example:
+    Examples:
         >>> len(open_checkpoint("ckpt/tiny-mixtral")) > 0
         True
     """

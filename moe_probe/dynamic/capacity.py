@@ -16,7 +16,7 @@ def capacity(rows: int, experts: int, top_k: int, factor: float = 1.0, groups: i
 
     With factor 1 that of MH-MoE's training code; GShard's 2 N / (G E) (arXiv 2006.16668, section 3.1) is that of k = 2.
 
-    Example:
+    Examples:
         >>> capacity(96, 8, 2)
         24
     """
@@ -69,7 +69,7 @@ def kept(
 ) -> np.ndarray:
     """Whether an expert has a place for each choice, (S, k) bool; the arguments are those of `places`.
 
-    Example:
+    Examples:
         >>> kept(np.array([[0], [0], [0], [1]]), np.ones((4, 1)), 2)[:, 0].tolist()
         [True, True, False, True]
     """

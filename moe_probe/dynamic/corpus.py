@@ -53,8 +53,9 @@ class Corpus:
         strings: of each token id, with the blank that it begins with; the id itself without a tokenizer.
         special: ids that stand for no text, such as the beginning of a sequence.
 
-    Example:
-        >>> corpus = make_corpus(load("ckpt/tiny-mixtral"), ["Two texts,", "two documents."])
+    Examples:
+        >>> from moe_probe import dynamic, load
+        >>> corpus = dynamic.make_corpus(load("ckpt/tiny-mixtral"), ["Two texts,", "two documents."])
         >>> len(corpus.documents)
         2
     """

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import psutil
 import torch
+from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from moe_probe.dynamic.analysis import ACTIVATIONS, BASELINE, LOGITS, OUTPUTS, SELECTED, Analysis, LayerBatch
@@ -122,6 +123,7 @@ class Pass:
                     BarColumn(),
                     MofNCompleteColumn(),
                     TimeRemainingColumn(),
+                    console=Console(stderr=True),
                     transient=True,
                     disable=not self.show,
                 )

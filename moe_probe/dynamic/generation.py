@@ -49,7 +49,7 @@ def generate(
         InputError: several beams or sequences are asked for, or an analysis that needs a baseline.
         FamilyError: the model's MoE layers cannot be watched, or it generates without a cache.
 
-    Example:
+    Examples:
         >>> from moe_probe import dynamic
         >>> found = dynamic.generate("ckpt/tiny-mixtral", ["def f(x):"], [dynamic.GateChoices()], max_new_tokens=4)
         >>> found["gate_choices"].label.values.tolist()[-3:]

@@ -43,7 +43,7 @@ def router_saturation(
     Raises:
         InputError: fewer than two checkpoints, or their tokenizers or layers differ.
 
-    Example:
+    Examples:
         >>> from moe_probe import dynamic
         >>> steps = {"100": "ckpt/tiny-mixtral", "200": "ckpt/tiny-mixtral"}
         >>> dynamic.router_saturation(steps, ["A short text."]).saturation.values.min().item()
@@ -95,7 +95,7 @@ def routing_drift(
     Raises:
         InputError: the two differ in their tokenizers or layers.
 
-    Example:
+    Examples:
         >>> from moe_probe import dynamic
         >>> drift = dynamic.routing_drift({"base": "ckpt/tiny-mixtral"}, {"same": "ckpt/tiny-mixtral"}, ["A text."])
         >>> float(drift.changed.max())
@@ -148,7 +148,7 @@ def expert_activation(
     Raises:
         InputError: fewer than two checkpoints.
 
-    Example:
+    Examples:
         >>> from moe_probe import dynamic
         >>> ds = dynamic.expert_activation(["ckpt/tiny-x-moe", "ckpt/tiny-mh-moe"], ["A short text."])
         >>> ds.frequency.dims
@@ -210,7 +210,7 @@ def patch_divergence_over_steps(
     Raises:
         InputError: the checkpoints' tokenizers differ.
 
-    Example:
+    Examples:
         >>> from moe_probe import dynamic
         >>> steps = {"1k": "ckpt/tiny-mh-moe", "2k": "ckpt/tiny-mh-moe"}
         >>> patches = dynamic.PatchDivergence(grid=(2, 2))

@@ -65,7 +65,7 @@ def run(
         FamilyError: the model is dense, or its MoE layers cannot be watched.
         WeightError: weights are missing, or values are not finite.
 
-    Example:
+    Examples:
         >>> from moe_probe import dynamic
         >>> results = dynamic.run("ckpt/tiny-mixtral", ["A short text."], [dynamic.GateChoices()])
         >>> list(results)

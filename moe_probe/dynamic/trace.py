@@ -236,7 +236,7 @@ def read_trace(folder: str | Path) -> Trace:
     Raises:
         InputError: the folder holds no trace, or one that was not finished, or lacks files.
 
-    Example:
+    Examples:
         >>> trace = read_trace("out/trace")  # doctest: +SKIP
         >>> trace.to_dataframe(["expert", "weight"]).head()  # doctest: +SKIP
     """
@@ -290,7 +290,7 @@ def from_trace(trace: Trace | str | Path, analyses: Sequence[Analysis]) -> dict[
     Raises:
         InputError: an analysis needs what a trace does not hold, or the trace is damaged.
 
-    Example:
+    Examples:
         >>> from_trace("out/trace", [ExpertLoad(), Coactivation()])  # doctest: +SKIP
     """
     trace = trace if isinstance(trace, Trace) else read_trace(trace)

@@ -65,7 +65,7 @@ def word_list(name: str) -> list[str]:
     Raises:
         InputError: there is no such list.
 
-    Example:
+    Examples:
         >>> "bank" in word_list("polysemous_en")
         True
     """

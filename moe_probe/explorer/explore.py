@@ -87,7 +87,7 @@ def explore(
         InputError: a model comes without texts, the routing does not fit into the page, or there is no such `similar`.
         FamilyError: the model is dense, or its MoE layers cannot be watched.
 
-    Example:
+    Examples:
         >>> from moe_probe import explorer
         >>> page = explorer.explore("ckpt/tiny-mixtral", ["A short text."], progress=False)
         >>> page.save("page.html")  # doctest: +SKIP

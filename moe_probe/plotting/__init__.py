@@ -26,8 +26,10 @@ def plot(ds: xr.Dataset, **options: Any) -> Figure:
     Raises:
         InputError: no plot is known for the result.
 
-    Example:
-        >>> figure = plot(moe_probe.static.similarity("ckpt/tiny-mixtral"), layer=0)
+    Examples:
+        >>> from moe_probe import static, plotting
+        >>> ds = static.similarity("ckpt/tiny-mixtral")
+        >>> figure = plotting.plot(ds, layer=0)
     """
     return _module(ds).plot(ds, **options)
 

@@ -22,8 +22,10 @@ def plot(ds: xr.Dataset, layer: int | None = None) -> Figure:
         ds: result of `dynamic.active_neurons`.
         layer: the first one of the result by default.
 
-    Example:
-        >>> plot(dynamic.active_neurons("ckpt/tiny-mixtral", texts), layer=1)
+    Examples:
+        >>> from moe_probe import dynamic, plotting
+        >>> ds = dynamic.active_neurons("ckpt/tiny-mixtral", ["A short text."])
+        >>> figure = plotting.plot(ds, layer=1)
     """
     layer = int(ds.layer[0]) if layer is None else layer
     share = np.sort(ds.active_share.sel(layer=layer).values, axis=-1)[:, ::-1]

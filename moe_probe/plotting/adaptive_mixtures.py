@@ -20,8 +20,10 @@ def plot(ds: xr.Dataset) -> Figure:
     Args:
         ds: result of `dynamic.adaptive_mixtures`.
 
-    Example:
-        >>> plot(dynamic.adaptive_mixtures("ckpt/tiny-mixtral", texts))
+    Examples:
+        >>> from moe_probe import dynamic, plotting
+        >>> ds = dynamic.adaptive_mixtures("ckpt/tiny-mixtral", ["A short text."])
+        >>> figure = plotting.plot(ds)
     """
     with style():
         return layer_map(ds.responsibility, ds.attrs["model"], "mean responsibility")

@@ -30,8 +30,10 @@ def plot(ds: xr.Dataset, layer: int | None = None, variable: str = "lift") -> Fi
     Raises:
         InputError: there is no such variable.
 
-    Example:
-        >>> plot(dynamic.coactivation("ckpt/tiny-mixtral", texts), layer=2, variable="flow")
+    Examples:
+        >>> from moe_probe import dynamic, plotting
+        >>> ds = dynamic.coactivation("ckpt/tiny-mixtral", ["A short text."])
+        >>> figure = plotting.plot(ds, layer=2, variable="flow")
     """
     if variable not in VARIABLES:
         raise InputError(f"variable is one of {', '.join(VARIABLES)}, not {variable!r}.")

@@ -17,8 +17,10 @@ def plot(ds: xr.Dataset) -> Figure:
     Args:
         ds: result of `dynamic.complexity`.
 
-    Example:
-        >>> plot(dynamic.complexity("ckpt/tiny-moe-plus-plus", texts))
+    Examples:
+        >>> from moe_probe import dynamic, plotting
+        >>> ds = dynamic.complexity("ckpt/tiny-moe-plus-plus", ["A short text."])
+        >>> figure = plotting.plot(ds)
     """
     ffn, zero = int(ds.ffn_experts), int(ds.zero_computation_experts)
     rows = [["MoE, O(T)", str(ffn), "0", "1", str(int(ds.top_k))]]

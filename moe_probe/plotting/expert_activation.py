@@ -24,8 +24,10 @@ def plot(ds: xr.Dataset) -> Figure:
     Args:
         ds: result of `dynamic.expert_activation`.
 
-    Example:
-        >>> plot(dynamic.expert_activation(["ckpt/tiny-x-moe", "ckpt/tiny-mh-moe"], texts))
+    Examples:
+        >>> from moe_probe import dynamic, plotting
+        >>> ds = dynamic.expert_activation(["ckpt/tiny-x-moe", "ckpt/tiny-mh-moe"], ["A short text."])
+        >>> figure = plotting.plot(ds)
     """
     labels = [str(label) for label in ds.checkpoint.values]
     columns = min(len(labels), 3)

@@ -28,8 +28,10 @@ def plot(ds: xr.Dataset, variable: str = "fully_dropped", order: str | None = No
     Raises:
         InputError: the result has no such variable.
 
-    Example:
-        >>> plot(dynamic.expert_capacity("ckpt/tiny-mixtral", texts), order="score")
+    Examples:
+        >>> from moe_probe import dynamic, plotting
+        >>> ds = dynamic.expert_capacity("ckpt/tiny-mixtral", ["A short text."])
+        >>> figure = plotting.plot(ds, order="score")
     """
     if variable not in VARIABLES or variable not in ds:
         raise InputError(f"variable is one of {', '.join(v for v in VARIABLES if v in ds)}, not {variable!r}.")

@@ -24,8 +24,10 @@ def plot(ds: xr.Dataset) -> Figure:
     Args:
         ds: result of `dynamic.expert_load`.
 
-    Example:
-        >>> plot(dynamic.expert_load("ckpt/tiny-mixtral", texts))
+    Examples:
+        >>> from moe_probe import dynamic, plotting
+        >>> ds = dynamic.expert_load("ckpt/tiny-mixtral", ["A short text."])
+        >>> figure = plotting.plot(ds)
     """
     with style():
         return layer_map(ds.share * ds.sizes["expert"], ds.attrs["model"], "load / even load", even=1)

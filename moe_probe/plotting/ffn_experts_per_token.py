@@ -33,8 +33,10 @@ def plot(ds: xr.Dataset, by: str = "type", shown: int = SHOWN) -> Figure:
     Raises:
         InputError: the result has no such class, or nothing was frequent enough.
 
-    Example:
-        >>> plot(dynamic.ffn_experts_per_token("ckpt/tiny-moe-plus-plus", texts), by="word")
+    Examples:
+        >>> from moe_probe import dynamic, plotting
+        >>> ds = dynamic.ffn_experts_per_token("ckpt/tiny-moe-plus-plus", "ckpt/texts.jsonl")
+        >>> figure = plotting.plot(ds, by="word")
     """
     if by not in CLASSES or f"{by}_density" not in ds or not ds.sizes[by]:
         known = [name for name in CLASSES if f"{name}_density" in ds and ds.sizes[name]]

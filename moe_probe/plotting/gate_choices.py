@@ -25,8 +25,10 @@ def plot(ds: xr.Dataset, layer: int | None = None, document: int | None = None, 
     Raises:
         InputError: there is no such document, or it ends before `start`.
 
-    Example:
-        >>> plot(dynamic.gate_choices(model, ["A short text."]), layer=2)
+    Examples:
+        >>> from moe_probe import dynamic, plotting
+        >>> ds = dynamic.gate_choices("ckpt/tiny-mixtral", ["A short text."])
+        >>> figure = plotting.plot(ds, layer=2)
     """
     layer = int(ds.layer[0]) if layer is None else layer
     document = int(ds.document[0]) if document is None else document

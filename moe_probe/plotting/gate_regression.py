@@ -17,8 +17,10 @@ def plot(ds: xr.Dataset, layer: int | None = None) -> Figure:
         ds: result of `static.gate_regression`.
         layer: the first one of the result by default.
 
-    Example:
-        >>> figure = plot(static.gate_regression("ckpt/tiny-mixtral"), layer=1)
+    Examples:
+        >>> from moe_probe import static, plotting
+        >>> ds = static.gate_regression("ckpt/tiny-mixtral")
+        >>> figure = plotting.plot(ds, layer=1)
     """
     layer = int(ds.layer[0]) if layer is None else layer
     at = ds.sel(layer=layer)

@@ -18,9 +18,10 @@ def plot(ds: xr.Dataset, layer: int | None = None, scale: str = "layer", beside:
         layer, scale: as for `similarity`.
         beside: result of `static.similarity` at level `neuron_mean`: its projections follow on the same scale.
 
-    Example:
-        >>> gates, experts = static.gate_similarity(model), static.similarity(model, "neuron_mean")
-        >>> figure = plot(gates, layer=0, beside=experts)
+    Examples:
+        >>> from moe_probe import plotting, static
+        >>> experts = static.similarity("ckpt/tiny-mixtral", "neuron_mean")
+        >>> figure = plotting.plot(static.gate_similarity("ckpt/tiny-mixtral"), layer=0, beside=experts)
     """
     layer = int(ds.layer[0]) if layer is None else layer
     panels = {"gate embeddings": ds.cosine.sel(layer=layer)}

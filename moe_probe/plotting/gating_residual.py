@@ -18,8 +18,10 @@ def plot(ds: xr.Dataset, layer: int | None = None) -> Figure:
         ds: result of `dynamic.gating_residual`.
         layer: all together by default.
 
-    Example:
-        >>> plot(dynamic.gating_residual("ckpt/tiny-moe-plus-plus", texts), layer=2)
+    Examples:
+        >>> from moe_probe import dynamic, plotting
+        >>> ds = dynamic.gating_residual("ckpt/tiny-moe-plus-plus", ["A short text."])
+        >>> figure = plotting.plot(ds, layer=2)
     """
     prefix, own = ("pooled_", ds) if layer is None else ("", ds.sel(layer=layer))
     width = float(ds.bin[1] - ds.bin[0]) if ds.sizes["bin"] > 1 else 1.0

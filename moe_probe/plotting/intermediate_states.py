@@ -20,8 +20,10 @@ def plot(ds: xr.Dataset, layer: int | None = None, scale: str = "layer", tokens:
         scale: colours from the least to the largest value of this layer (`layer`) or of all layers (`all`).
         tokens: places of the tokens to show; the first four by default.
 
-    Example:
-        >>> plot(dynamic.intermediate_states(model, ["A short text."], layers=[0]))
+    Examples:
+        >>> from moe_probe import dynamic, plotting
+        >>> ds = dynamic.intermediate_states("ckpt/tiny-mixtral", ["A short text."], layers=[0])
+        >>> figure = plotting.plot(ds)
     """
     layer = int(ds.layer[0]) if layer is None else layer
     one = rows(ds)

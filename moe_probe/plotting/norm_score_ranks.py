@@ -24,8 +24,10 @@ def plot(ds: xr.Dataset, layer: int | None = None) -> Figure:
         ds: result of `dynamic.norm_score_ranks`.
         layer: all layers together by default.
 
-    Example:
-        >>> plot(dynamic.norm_score_ranks(model, texts), layer=3)
+    Examples:
+        >>> from moe_probe import dynamic, plotting
+        >>> ds = dynamic.norm_score_ranks("ckpt/tiny-mixtral", ["A short text."])
+        >>> figure = plotting.plot(ds, layer=3)
     """
     count = (ds.total if layer is None else ds["count"].sel(layer=layer)).transpose("score_rank", "norm_rank").values
     title = f"{ds.attrs['model']}, {'all layers' if layer is None else f'layer {layer}'}"

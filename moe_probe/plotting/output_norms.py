@@ -20,8 +20,10 @@ def plot(ds: xr.Dataset, layer: int | None = None, tokens: Sequence[int] | None 
         layer: the first one of the result by default.
         tokens: places of the tokens to show; the first four by default.
 
-    Example:
-        >>> plot(dynamic.output_norms(model, texts), layer=2, tokens=[0, 3])
+    Examples:
+        >>> from moe_probe import dynamic, plotting
+        >>> ds = dynamic.output_norms("ckpt/tiny-mixtral", ["A short text."])
+        >>> figure = plotting.plot(ds, layer=2, tokens=[0, 3])
     """
     layer = int(ds.layer[0]) if layer is None else layer
     one = rows(ds).sel(layer=layer)

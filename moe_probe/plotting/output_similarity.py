@@ -22,8 +22,10 @@ def plot(ds: xr.Dataset, layer: int | None = None, scale: str = "layer", tokens:
         scale: colours from the least to the largest value of this layer (`layer`) or of all layers (`all`).
         tokens: places of the tokens to show; the first four by default.
 
-    Example:
-        >>> plot(dynamic.output_similarity(model, texts, per_token=True), layer=2, tokens=[0, 3, 5])
+    Examples:
+        >>> from moe_probe import dynamic, plotting
+        >>> ds = dynamic.output_similarity("ckpt/tiny-mixtral", ["A short text."], per_token=True)
+        >>> figure = plotting.plot(ds, layer=2, tokens=[0, 3])
     """
     layer = int(ds.layer[0]) if layer is None else layer
     bar, title = LABELS[ds.attrs["metric"]], f"{ds.attrs['model']}, layer {layer}: outputs of experts"

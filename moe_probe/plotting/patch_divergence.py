@@ -18,8 +18,10 @@ def plot(ds: xr.Dataset, document: int = 0) -> Figure:
         ds: result of `dynamic.patch_divergence`, or of `dynamic.patch_divergence_over_steps`.
         document: number of the picture.
 
-    Example:
-        >>> plot(dynamic.patch_divergence("ckpt/tiny-mh-moe", ids, grid=(4, 4), pictures=[picture]))
+    Examples:
+        >>> from moe_probe import dynamic, plotting
+        >>> ds = dynamic.patch_divergence("ckpt/tiny-mh-moe", [[10, 11, 12, 13, 14, 15]], grid=(2, 3))
+        >>> figure = plotting.plot(ds)
     """
     maps = ds.divergence_mean if "step" in ds.dims else ds.divergence_mean.expand_dims(step=[""])
     panels = maps.sizes["step"] + ("picture" in ds)

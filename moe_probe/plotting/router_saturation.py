@@ -19,8 +19,10 @@ def plot(ds: xr.Dataset) -> Figure:
     Args:
         ds: result of `dynamic.router_saturation`.
 
-    Example:
-        >>> plot(dynamic.router_saturation(steps, texts))
+    Examples:
+        >>> from moe_probe import dynamic, plotting
+        >>> ds = dynamic.router_saturation({"1k": "ckpt/tiny-mixtral", "2k": "ckpt/tiny-mixtral"}, ["A short text."])
+        >>> figure = plotting.plot(ds)
     """
     at, layers = list(range(ds.sizes["checkpoint"])), ds.layer.values
     colors = matplotlib.colormaps[COLORMAP].resampled(len(layers))

@@ -17,8 +17,10 @@ def plot(ds: xr.Dataset, layer: int | None = None) -> Figure:
         ds: result of `dynamic.router_scores`.
         layer: all layers together by default.
 
-    Example:
-        >>> plot(dynamic.router_scores("ckpt/tiny-mixtral", texts), layer=1)
+    Examples:
+        >>> from moe_probe import dynamic, plotting
+        >>> ds = dynamic.router_scores("ckpt/tiny-mixtral", ["A short text."])
+        >>> figure = plotting.plot(ds, layer=1)
     """
 
     def value(name: str) -> xr.DataArray:

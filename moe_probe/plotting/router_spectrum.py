@@ -19,8 +19,10 @@ def plot(ds: xr.Dataset) -> Figure:
     Args:
         ds: result of `static.router_spectrum`.
 
-    Example:
-        >>> figure = plot(static.router_spectrum("ckpt/tiny-mixtral"))
+    Examples:
+        >>> from moe_probe import static, plotting
+        >>> ds = static.router_spectrum("ckpt/tiny-mixtral")
+        >>> figure = plotting.plot(ds)
     """
     with style():
         figure = Figure(figsize=(PAGE, 2.4), layout="constrained")

@@ -17,8 +17,10 @@ def plot(ds: xr.Dataset) -> Figure:
     Args:
         ds: result of `dynamic.routing_drift`.
 
-    Example:
-        >>> plot(dynamic.routing_drift(base, instruct, texts))
+    Examples:
+        >>> from moe_probe import dynamic, plotting
+        >>> ds = dynamic.routing_drift({"base": "ckpt/tiny-mixtral"}, {"tuned": "ckpt/tiny-mixtral"}, ["A short text."])
+        >>> figure = plotting.plot(ds)
     """
     before, after = (str(label) for label in ds.checkpoint.values)
     layers = ds.layer.values

@@ -16,8 +16,10 @@ def plot(ds: xr.Dataset) -> Figure:
     Args:
         ds: result of `dynamic.routing_trace`.
 
-    Example:
-        >>> plot(dynamic.routing_trace("ckpt/tiny-mixtral", texts, path="out/trace"))
+    Examples:
+        >>> from moe_probe import dynamic, plotting
+        >>> ds = dynamic.routing_trace("ckpt/tiny-mixtral", ["A short text."], path="trace")
+        >>> figure = plotting.plot(ds)
     """
     with style():
         return layer_map(ds.rows, f"{ds.attrs['model']}, {ds.attrs['tokens']:,} tokens", "choices")

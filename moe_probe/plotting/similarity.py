@@ -22,8 +22,10 @@ def plot(ds: xr.Dataset, layer: int | None = None, scale: str = "layer", variabl
         scale: colours from the least to the largest value of this layer (`layer`) or of all layers (`all`).
         variable: the metric by default; `kendall_tau` for aligned neurons.
 
-    Example:
-        >>> plot(static.similarity("ckpt/tiny-mixtral"), layer=2).savefig("layer2.pdf")
+    Examples:
+        >>> from moe_probe import static, plotting
+        >>> ds = static.similarity("ckpt/tiny-mixtral")
+        >>> figure = plotting.plot(ds, layer=2)
     """
     variable = variable or ds.attrs["metric"]
     layer = int(ds.layer[0]) if layer is None else layer

@@ -20,8 +20,10 @@ def plot(ds: xr.Dataset, bins: int = 20) -> Figure:
         ds: result of `dynamic.subtoken_divergence`.
         bins: of the histograms.
 
-    Example:
-        >>> plot(dynamic.subtoken_divergence("ckpt/tiny-mh-moe", texts))
+    Examples:
+        >>> from moe_probe import dynamic, plotting
+        >>> ds = dynamic.subtoken_divergence("ckpt/tiny-mh-moe", "ckpt/texts.jsonl")
+        >>> figure = plotting.plot(ds)
     """
     values = ds.divergence_mean.values
     edges = np.histogram_bin_edges(values[np.isfinite(values)], bins)
@@ -37,7 +39,8 @@ def plot(ds: xr.Dataset, bins: int = 20) -> Figure:
             axes.hist(own, edges, weights=weights, color=color, alpha=0.5, label=label)
             axes.axvline(float(ds["mean"].sel(group=group)), color=color, linewidth=1, linestyle="--")
         axes.set(xlabel=f"distinct experts, {ds.attrs['unit']}", ylabel="share of the group's tokens")
-        axes.legend(frameon=False)
+        if axes.patches:
+            axes.legend(frameon=False)
         axes.set_title(f"{ds.attrs['model']}\n{described(ds)}")
         return figure
 

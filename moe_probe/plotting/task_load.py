@@ -23,8 +23,10 @@ def plot(ds: xr.Dataset, layer: int | None = None) -> Figure:
         ds: result of `dynamic.task_load`.
         layer: the first one by default.
 
-    Example:
-        >>> plot(dynamic.task_load("ckpt/tiny-moe-plus-plus", texts, labels=tasks), layer=1)
+    Examples:
+        >>> from moe_probe import dynamic, plotting
+        >>> ds = dynamic.task_load("ckpt/tiny-moe-plus-plus", "ckpt/texts.jsonl", labels="domain")
+        >>> figure = plotting.plot(ds, layer=1)
     """
     own = ds.sel(layer=ds.layer.values[0] if layer is None else layer)
     tasks, kinds = ds.sizes["task"], [str(kind) for kind in ds.kind.values]

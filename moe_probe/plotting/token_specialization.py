@@ -17,8 +17,10 @@ def plot(ds: xr.Dataset) -> Figure:
     Args:
         ds: result of `dynamic.token_specialization`.
 
-    Example:
-        >>> plot(dynamic.token_specialization("ckpt/tiny-mixtral", texts))
+    Examples:
+        >>> from moe_probe import dynamic, plotting
+        >>> ds = dynamic.token_specialization("ckpt/tiny-mixtral", "ckpt/texts.jsonl")
+        >>> figure = plotting.plot(ds)
     """
     by_expert = [name for name in ds if name.startswith("vocabulary")]
     means = ds[by_expert].mean("expert")

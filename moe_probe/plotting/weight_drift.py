@@ -29,8 +29,10 @@ def plot(ds: xr.Dataset) -> Figure:
     Args:
         ds: result of `static.weight_drift`.
 
-    Example:
-        >>> plot(static.weight_drift(base, instruct))
+    Examples:
+        >>> from moe_probe import static, plotting
+        >>> ds = static.weight_drift("ckpt/tiny-mixtral", "ckpt/tiny-mixtral")
+        >>> figure = plotting.plot(ds)
     """
     panels = {str(p): ds.relative_change.sel(projection=p) for p in ds.projection.values}
     panels[ROUTER] = ds.router_relative_change.rename(router_expert="expert")

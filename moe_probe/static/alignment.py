@@ -31,7 +31,7 @@ def align(first: torch.Tensor, second: torch.Tensor) -> Alignment:
     Args:
         first, second: (n, d) float32, one neuron a row.
 
-    Example:
+    Examples:
         >>> rows = torch.eye(3)
         >>> align(rows, rows[[2, 0, 1]]).permutation
         array([1, 2, 0])

@@ -41,7 +41,7 @@ def gate_regression(
     Raises:
         InputError: there are fewer than 3 experts, or an argument does not fit the model.
 
-    Example:
+    Examples:
         >>> gate_regression("ckpt/tiny-mixtral").r.dims
         ('layer', 'projection')
     """

@@ -28,7 +28,7 @@ def gate_similarity(model: Source, *, layers: Sequence[int] | int | None = None)
         InputError, FamilyError: a layer does not route.
         WeightError: a router is missing, has the wrong shape, or is not finite.
 
-    Example:
+    Examples:
         >>> gate_similarity("ckpt/tiny-mixtral").cosine.sizes["expert"]
         8
     """

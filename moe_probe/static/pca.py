@@ -64,7 +64,7 @@ def pca(
         InputError: an argument does not fit the model.
         WeightError: a weight is missing, has the wrong shape, or is not finite.
 
-    Example:
+    Examples:
         >>> pca("ckpt/tiny-mixtral", baseline="ckpt/tiny-mistral").sizes["point"]
         9
     """

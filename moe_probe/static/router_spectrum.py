@@ -28,7 +28,7 @@ def router_spectrum(model: Source, *, layers: Sequence[int] | int | None = None)
     Raises:
         WeightError: a router is missing, has the wrong shape, or is not finite.
 
-    Example:
+    Examples:
         >>> router_spectrum("ckpt/tiny-mixtral").singular_value.sizes["index"]
         8
     """

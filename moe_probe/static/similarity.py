@@ -65,7 +65,7 @@ def similarity(
         InputError: an argument does not fit the model.
         WeightError: a weight is missing, has the wrong shape, or is not finite.
 
-    Example:
+    Examples:
         >>> ds = similarity("ckpt/tiny-mixtral")
         >>> ds.cosine.dims
         ('layer', 'projection', 'expert', 'other')

@@ -46,7 +46,7 @@ def weight_drift(
         InputError: the two are not made alike, or an argument does not fit them.
         WeightError: a weight is missing, has the wrong shape, or is not finite.
 
-    Example:
+    Examples:
         >>> ds = weight_drift("ckpt/tiny-mixtral", "ckpt/tiny-mixtral")
         >>> float(ds.relative_change.max())
         0.0

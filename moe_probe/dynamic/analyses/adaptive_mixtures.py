@@ -20,7 +20,7 @@ class AdaptiveMixtures(Sums):
     `prior` (layer, expert), the mean of p_e; `responsibility_entropy` and `prior_entropy` (layer), means over tokens
     divided by ln E: 0 where one expert takes all.
 
-    Example:
+    Examples:
         >>> from moe_probe import dynamic
         >>> dynamic.adaptive_mixtures("ckpt/tiny-mixtral", ["A short text."]).responsibility.dims
         ('layer', 'expert')

@@ -32,7 +32,7 @@ class Coactivation(Analysis):
         as_published: count what OLMoE's code counts, pairs of neighbours in the top-k list, best score first; for k
             above 2 that leaves most pairs out.
 
-    Example:
+    Examples:
         >>> from moe_probe import dynamic
         >>> dynamic.coactivation("ckpt/tiny-mixtral", ["A short text."]).lift.dims
         ('layer', 'expert', 'other')

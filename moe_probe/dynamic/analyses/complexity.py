@@ -33,7 +33,7 @@ class Complexity(Sums):
     Raises:
         InputError: tau is not positive, or all experts are FFN experts.
 
-    Example:
+    Examples:
         >>> from moe_probe import dynamic
         >>> ds = dynamic.complexity("ckpt/tiny-moe-plus-plus", ["A short text."], taus=[0.75])
         >>> ds.theory.dims

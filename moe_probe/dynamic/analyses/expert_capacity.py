@@ -40,7 +40,7 @@ class ExpertCapacity(PerToken):
     Raises:
         InputError: there is no such order, or no factor, or one that is not positive.
 
-    Example:
+    Examples:
         >>> from moe_probe import dynamic
         >>> ds = dynamic.expert_capacity("ckpt/tiny-mixtral", ["A short text."], factors=[1.0, 2.0])
         >>> ds.dropped.dims

@@ -41,7 +41,7 @@ class ExpertLoad(Sums):
         bootstrap: draws of the intervals; 0 for none.
         chance: whether to give the chance level.
 
-    Example:
+    Examples:
         >>> from moe_probe import dynamic
         >>> ds = dynamic.expert_load("ckpt/tiny-mixtral", ["A short text."])
         >>> bool(abs(ds.share.sum("expert") - 1).max() < 1e-12)

@@ -42,7 +42,7 @@ class FFNExpertsPerToken(PerToken):
     Raises:
         InputError: all experts are FFN experts, so that every token uses k.
 
-    Example:
+    Examples:
         >>> from moe_probe import dynamic
         >>> ds = dynamic.ffn_experts_per_token("ckpt/tiny-moe-plus-plus", ["It is what it is."], min_count=2)
         >>> ds.ffn_experts.dims

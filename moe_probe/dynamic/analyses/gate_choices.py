@@ -14,7 +14,7 @@ class GateChoices(Rows):
 
     The result has `weight` (layer, token[, subtoken], expert), float32, with the tokens' strings as coordinate.
 
-    Example:
+    Examples:
         >>> from moe_probe import dynamic
         >>> dynamic.gate_choices("ckpt/tiny-mixtral", ["A short text."]).weight.dims
         ('layer', 'token', 'expert')

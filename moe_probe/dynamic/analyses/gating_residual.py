@@ -31,7 +31,7 @@ class GatingResidual(Parts):
     Raises:
         InputError: the model has no gating residual.
 
-    Example:
+    Examples:
         >>> from moe_probe import dynamic
         >>> dynamic.gating_residual("ckpt/tiny-moe-plus-plus", ["A short text."])["count"].dims
         ('residual', 'layer', 'which', 'bin')

@@ -21,7 +21,7 @@ class IntermediateStates(Rows):
     The result has `activation` (layer, token[, subtoken], expert, neuron), float32; for very short texts.
     `ActiveNeurons` is for a corpus.
 
-    Example:
+    Examples:
         >>> from moe_probe import dynamic
         >>> dynamic.intermediate_states("ckpt/tiny-mixtral", ["Short."], layers=[0]).activation.sizes["neuron"]
         96
@@ -54,7 +54,7 @@ class ActiveNeurons(Sums):
     The result has `active_share` (layer, expert, neuron), float64, and `expert_share` (layer, expert), its mean over
     neurons. All experts are looked at on all tokens, chosen or not.
 
-    Example:
+    Examples:
         >>> from moe_probe import dynamic
         >>> dynamic.active_neurons("ckpt/tiny-mixtral", ["Short."]).active_share.dims
         ('layer', 'expert', 'neuron')

@@ -17,7 +17,7 @@ class NormScoreRanks(Sums):
     seen; `total` (score_rank, norm_rank) over layers; `topk_agreement` (layer), the mean share of the router's top-k
     that is also among the k largest norms.
 
-    Example:
+    Examples:
         >>> from moe_probe import dynamic
         >>> ds = dynamic.norm_score_ranks("ckpt/tiny-mixtral", ["A short text."])
         >>> bool((ds["count"].sum("norm_rank") == ds["count"].sum("score_rank").values).all())

@@ -15,7 +15,7 @@ class OutputNorms(Rows):
     The result has `norm` and `score` (layer, token[, subtoken], expert), float32, and `chosen`, 1 where the expert is
     among the top-k. For short texts; `NormScoreRanks` is for a corpus.
 
-    Example:
+    Examples:
         >>> from moe_probe import dynamic
         >>> dynamic.output_norms("ckpt/tiny-mixtral", ["A short text."]).norm.dims
         ('layer', 'token', 'expert')

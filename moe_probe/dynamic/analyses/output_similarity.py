@@ -33,7 +33,7 @@ class OutputSimilarity(Analysis):
     other), float32, and `topk_expert` (layer, token[, subtoken], rank), int64, the chosen experts.
     An expert that returns zero has similarity 0 with every other. With sub-tokens `"S"` and `"F"` cannot be compared.
 
-    Example:
+    Examples:
         >>> from moe_probe import dynamic
         >>> ds = dynamic.output_similarity("ckpt/tiny-mixtral", ["A short text."], metric="angular")
         >>> ds.similarity.dims

@@ -48,7 +48,7 @@ class PatchDivergence(PerToken):
     Raises:
         InputError: a document's tokens do not fill the grid, pictures are not as many as documents, or too small.
 
-    Example:
+    Examples:
         >>> from moe_probe import dynamic
         >>> ds = dynamic.patch_divergence("ckpt/tiny-mh-moe", [[5, 6, 7, 8, 9, 10]], grid=(2, 3))
         >>> ds.divergence.dims

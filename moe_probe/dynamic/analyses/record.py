@@ -32,7 +32,7 @@ class Record(Rows):
     Raises:
         InputError: the result would be larger.
 
-    Example:
+    Examples:
         >>> from moe_probe import dynamic
         >>> ds = dynamic.record("ckpt/tiny-mixtral", ["A short text."], outputs="all")
         >>> ds.output.dims

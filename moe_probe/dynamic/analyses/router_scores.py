@@ -24,7 +24,7 @@ class RouterScores(Sums):
     (population), `minimum`, `maximum` (layer, which), float64; the same over all layers with `pooled_` before; and the
     bins' left edges as the coordinate `bin`.
 
-    Example:
+    Examples:
         >>> from moe_probe import dynamic
         >>> dynamic.router_scores("ckpt/tiny-mixtral", ["A short text."], bins=10).sizes["bin"]
         10

@@ -36,7 +36,7 @@ class RoutingTrace(Analysis):
     Raises:
         InputError: the folder holds a trace already.
 
-    Example:
+    Examples:
         >>> import tempfile
         >>> from moe_probe import dynamic
         >>> folder = tempfile.mkdtemp()

@@ -55,7 +55,7 @@ class SubtokenDivergence(PerToken):
         InputError: the list of words is empty, a span is outside its text, or words or spans are given and a group has
             no token (nan where the package's lists leave one empty).
 
-    Example:
+    Examples:
         >>> from moe_probe import dynamic
         >>> ds = dynamic.subtoken_divergence("ckpt/tiny-mh-moe", ["The bank by the river was closed."])
         >>> ds.divergence.dims

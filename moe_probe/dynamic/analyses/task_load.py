@@ -50,7 +50,7 @@ class TaskLoad(Parts):
     Raises:
         InputError: documents have no labels, or all the same, or accuracies are of other tasks.
 
-    Example:
+    Examples:
         >>> from moe_probe import dynamic
         >>> ds = dynamic.task_load("ckpt/tiny-moe-plus-plus", ["1 + 1 = 2", "A word."], labels=["sums", "prose"])
         >>> ds.share.dims

@@ -48,7 +48,7 @@ class TokenSpecialization(Parts):
         as_published: the means of OLMoE's code, which include ids that were seen once, for which n_xe / n_x says
             nothing; `min_count` is 1.
 
-    Example:
+    Examples:
         >>> from moe_probe import dynamic
         >>> dynamic.token_specialization("ckpt/tiny-mixtral", ["A text, a text."], min_count=2).repetition.dims
         ('layer', 'choice')

@@ -19,7 +19,7 @@ class DeepseekConfig(PreTrainedConfig):
             second.
         norm_topk_prob: divide the k weights by their sum.
 
-    Example:
+    Examples:
         >>> DeepseekConfig(num_hidden_layers=2).is_moe_layer(0)
         False
     """

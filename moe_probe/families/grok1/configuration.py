@@ -22,7 +22,7 @@ class Grok1Config(PreTrainedConfig):
         mask_pad_tokens: no token attends to a `pad_token_id`, whatever the attention mask says, as in the release.
         float32_router: the router computes in float32 in a model of any dtype, as in the release.
 
-    Example:
+    Examples:
         >>> Grok1Config().head_dim
         128
     """

@@ -29,7 +29,7 @@ class MoePlusPlusConfig(PreTrainedConfig):
             trained so, and the original has no such field. It is read at every forward pass.
         moe_expert_interval: 1; the original fails on models with dense layers.
 
-    Example:
+    Examples:
         >>> MoePlusPlusConfig(num_experts=[20]).num_ffn_experts
         16
     """
