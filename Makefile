@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint notebooks docs clean
 
 .venv/installed: pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -15,10 +15,17 @@ demo: .venv/installed
 	$(BIN)/moe-probe demo -o out/demo
 
 test: .venv/installed
-	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
 
 lint: .venv/installed
-	$(BIN)/ruff check moe_probe tests ckpt benchmarks
+	$(BIN)/ruff check moe_probe tests ckpt benchmarks docs notebooks
+	$(BIN)/ruff format --check moe_probe tests ckpt benchmarks docs notebooks README.md
+
+notebooks: .venv/installed
+	$(BIN)/python notebooks/execute.py
+
+docs: .venv/installed
+	$(BIN)/python -m mkdocs build
 
 clean:
 	rm -rf .venv out

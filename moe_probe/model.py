@@ -211,7 +211,8 @@ def load(
     Args:
         source: a folder with a published checkpoint, a hub id (the local cache first), or a live transformers model.
         tokenizer: used in place of the one beside the weights: an object, a folder or file, or a hub id.
-        device, dtype: of `model.module`; by default the CPU in float32, elsewhere the stored dtype.
+        device: of `model.module`; by default the CPU in float32, elsewhere the stored dtype.
+        dtype: of `model.module`; by default the CPU in float32, elsewhere the stored dtype.
         revision: branch, tag or commit of a hub id.
         config: fields that replace those of `config.json` or stand in for those that a format does not store.
 

@@ -42,7 +42,9 @@ def compare(
     sources: Annotated[list[str], typer.Argument(metavar="CKPT...", help="Checkpoints or traces, in their order.")],
     out: Out,
     texts: Annotated[str | None, typer.Option(metavar="FILE", help="Texts, as for dynamic; none for traces.")] = None,
-    label: Annotated[list[str] | None, typer.Option(help="What each is called; repeated. Default: its name.")] = None,
+    label: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="What each is called; repeated. Default: its name.")
+    ] = None,
     analysis: Annotated[
         list[str] | None,
         typer.Option(metavar="NAME", help="A comparison, of those below; repeated. Default: all that can be made."),

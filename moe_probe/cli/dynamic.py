@@ -67,7 +67,7 @@ def dynamic_command(
         list[str] | None,
         typer.Option(metavar="NAME", help="An analysis, of those below; may be repeated. Default: those with a star."),
     ] = None,
-    metric: Annotated[str, typer.Option(help="Of output_similarity: cosine or angular.")] = "cosine",
+    metric: Annotated[str, typer.Option(metavar="NAME", help="Of output_similarity: cosine or angular.")] = "cosine",
     per_token: Annotated[bool, typer.Option("--per-token", help="output_similarity token by token.")] = False,
     baseline: Baseline = None,
     shared: Annotated[bool, typer.Option("--shared", help="output_similarity with the shared block.")] = False,

@@ -37,7 +37,10 @@ def explore(
     out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="The page.")] = Path("explorer.html"),
     texts: Texts = None,
     similar: Annotated[
-        str, typer.Option(help="Most similar experts by neuron_mean, matrix or gate; none; or a result (.nc).")
+        str,
+        typer.Option(
+            metavar="HOW", help="Most similar experts by neuron_mean, matrix or gate; none; or a result (.nc)."
+        ),
     ] = "neuron_mean",
     max_bytes: Annotated[
         int, typer.Option(metavar="N", help="Of the page; numbers are rounded as finely as fits.")

@@ -59,7 +59,7 @@ def static_command(
     level: Annotated[
         str | None, typer.Option(metavar="NAME", help="matrix, neuron_mean, neuron_aligned or neuron.")
     ] = None,
-    metric: Annotated[str, typer.Option(help="Of similarity: cosine, cka or l2.")] = "cosine",
+    metric: Annotated[str, typer.Option(metavar="NAME", help="Of similarity: cosine, cka or l2.")] = "cosine",
     layers: Layers = None,
     baseline: Baseline = None,
     shared: Annotated[

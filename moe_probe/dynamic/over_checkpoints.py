@@ -79,7 +79,8 @@ def routing_drift(
     layer by layer.
 
     Args:
-        before, after: folders, hub ids, models or traces; as {label: checkpoint} for labels of their own.
+        before: folders, hub ids, models or traces; as {label: checkpoint} for labels of their own.
+        after: folders, hub ids, models or traces; as {label: checkpoint} for labels of their own.
         texts: what they run on; not needed for traces.
         bins: of the margin.
         bootstrap: draws of the intervals; 0 for none.

@@ -31,7 +31,8 @@ def score_function(
     Args:
         router: the router.
         router_logits: (n, E).
-        top_k_index, top_k_weights: (n, k), what the router chose and applied.
+        top_k_index: (n, k), what the router chose and applied.
+        top_k_weights: (n, k), what the router chose and applied.
 
     Returns:
         Its name and the function; softmax, marked as assumed, if none fits.

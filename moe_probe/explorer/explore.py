@@ -81,7 +81,13 @@ def explore(
             the projections), `gate` (`static.gate_similarity`), a result of either, or None. A trace has no weights,
             so it takes a result or goes without.
         max_bytes: of the page.
-        layers, labels, column, max_length, batch_tokens, execution, progress: as for `dynamic.run`.
+        layers: as for `dynamic.run`.
+        labels: as for `dynamic.run`.
+        column: as for `dynamic.run`.
+        max_length: as for `dynamic.run`.
+        batch_tokens: as for `dynamic.run`.
+        execution: as for `dynamic.run`.
+        progress: as for `dynamic.run`.
 
     Raises:
         InputError: a model comes without texts, the routing does not fit into the page, or there is no such `similar`.

@@ -29,6 +29,8 @@ TABLES = {
     "similar": ("expert", "cosine"),
 }
 WIDTHS = {"before": 150, "after": 150, "token": 80, "experts": 120, "weights": 160}
+ROWS = {"experts": 10, "subtokens": 4, "typical": 9, "similar": 6}  # shown; the others by scrolling
+HEADER_HEIGHT, ROW_HEIGHT = 26, 22  # pixels
 RIGHT = ("before", "logit", "weight", "cosine")
 
 
@@ -68,7 +70,7 @@ def widgets(facts: Mapping[str, Any]) -> dict[str, LayoutDOM]:
             width=80,
             visible=first["subtokens"] > 1,
         ),
-        "color": Select(name="color", title="colour", options=colors, value="expert", width=210),
+        "color": Select(name="color", title="colour", options=colors, value="expert", width=260),
         "load": _load(layers),
         "domains": _domains(sorted({document["label"] for document in facts["documents"]})),
     }
@@ -92,9 +94,9 @@ def _table(name: str, columns: tuple[str, ...]) -> DataTable:
         index_position=None,
         sortable=False,
         reorderable=False,
-        height={"experts": 250, "subtokens": 150, "typical": 230, "similar": 150}[name],
+        height=HEADER_HEIGHT + ROWS[name] * ROW_HEIGHT,
         sizing_mode="stretch_width",
-        row_height=22,
+        row_height=ROW_HEIGHT,
     )
 
 
@@ -107,6 +109,7 @@ def _load(layers: list[int]) -> figure:
     plot.line("layer", "even", source=source, color=GREY, line_dash="dashed")
     plot.add_tools(HoverTool(renderers=[dots], tooltips=[("layer", "@layer"), ("share", "@share{0.0000}")]))
     plot.xaxis.ticker = BasicTicker(min_interval=1, num_minor_ticks=0)
+    plot.yaxis.ticker = BasicTicker(desired_num_ticks=4, num_minor_ticks=0)
     plot.y_range.start = 0
     plot.yaxis.axis_label = "share of choices"
     return plot

@@ -57,7 +57,13 @@ def reproduce(
         baseline: a dense model, which takes part where its shapes are those of an expert.
         options: arguments of the dynamic analyses by name, such as `{"ffn_experts_per_token": {"min_count": 2}}`.
         png: PNG files too, beside the PDF files.
-        layers, labels, column, max_length, batch_tokens, execution, n_jobs: as for `dynamic.run`.
+        layers: as for `dynamic.run`.
+        labels: as for `dynamic.run`.
+        column: as for `dynamic.run`.
+        max_length: as for `dynamic.run`.
+        batch_tokens: as for `dynamic.run`.
+        execution: as for `dynamic.run`.
+        n_jobs: as for `dynamic.run`.
         progress: say what is being done.
 
     Returns:

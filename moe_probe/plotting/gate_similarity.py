@@ -15,7 +15,8 @@ def plot(ds: xr.Dataset, layer: int | None = None, scale: str = "layer", beside:
 
     Args:
         ds: result of `static.gate_similarity`.
-        layer, scale: as for `similarity`.
+        layer: as for `similarity`.
+        scale: as for `similarity`.
         beside: result of `static.similarity` at level `neuron_mean`: its projections follow on the same scale.
 
     Examples:

@@ -29,7 +29,8 @@ def align(first: torch.Tensor, second: torch.Tensor) -> Alignment:
     """The assignment of neurons that maximises the sum of their cosines.
 
     Args:
-        first, second: (n, d) float32, one neuron a row.
+        first: (n, d) float32, one neuron a row.
+        second: (n, d) float32, one neuron a row.
 
     Examples:
         >>> rows = torch.eye(3)

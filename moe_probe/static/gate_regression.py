@@ -32,7 +32,9 @@ def gate_regression(
     Args:
         model: whatever `moe_probe.load` accepts.
         level: of the expert similarity: `neuron_mean` as in the paper, `matrix` or `neuron_aligned`.
-        projections, layers, n_jobs: as in `similarity`.
+        projections: as in `similarity`.
+        layers: as in `similarity`.
+        n_jobs: as in `similarity`.
 
     Returns:
         Dataset with `r`, `r_squared`, `slope`, `intercept`, `p_value`, `stderr` (layer, projection);

@@ -50,7 +50,9 @@ def pca(
         n_components: 2 or 3.
         standardize: subtract each feature's mean over the points and divide by its deviation (ddof 1); features that do
             not vary are left out (the paper's cells give NaN there). Otherwise subtract the mean only.
-        projections, layers, n_jobs: as in `similarity`.
+        projections: as in `similarity`.
+        layers: as in `similarity`.
+        n_jobs: as in `similarity`.
         baseline: a dense model, added as label `"F"`.
         outliers: (eps, min_samples) of a DBSCAN on the coordinates (level `matrix`); the paper uses (50, 5) for
             DeepSeekMoE-16B. eps is absolute and does not carry over to other sizes.

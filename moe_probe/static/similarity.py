@@ -49,7 +49,8 @@ def similarity(
 
     Args:
         model: whatever `moe_probe.load` accepts.
-        level, metric: see above.
+        level: see above.
+        metric: see above.
         projections: some of `up`, `gate`, `down`; all by default.
         layers: MoE layers; all by default.
         experts: labels to restrict the work to; all routed experts with weights by default.

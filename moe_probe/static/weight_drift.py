@@ -30,7 +30,8 @@ def weight_drift(
     once.
 
     Args:
-        before, after: whatever `moe_probe.load` accepts, with the same layers, experts and shapes.
+        before: whatever `moe_probe.load` accepts, with the same layers, experts and shapes.
+        after: whatever `moe_probe.load` accepts, with the same layers, experts and shapes.
         projections: some of `up`, `gate`, `down`; all by default.
         layers: MoE layers; all by default.
         n_jobs: matrices of layers compared at a time, through joblib.

@@ -26,7 +26,8 @@ class GatingResidual(Parts):
     `without (intervention)`.
 
     Args:
-        bins, limits: of the histograms, as for `router_scores`.
+        bins: of the histograms, as for `router_scores`.
+        limits: of the histograms, as for `router_scores`.
 
     Raises:
         InputError: the model has no gating residual.
