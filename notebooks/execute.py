@@ -15,7 +15,7 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 
 FOLDER = Path(__file__).parent
-WIDGETS = "application/vnd.jupyter.widget-view+json"  # progress bars, which end with the run
+WIDGETS = "application/vnd.jupyter.widget-view+json"
 
 
 def execute(path: Path, store: bool) -> float:
@@ -34,12 +34,15 @@ def settled(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
     for cell in notebook.cells:
         cell.metadata.pop("execution", None)
         if cell.cell_type == "code":
-            cell.outputs = [
-                output
-                for output in cell.outputs
-                if WIDGETS not in output.get("data", {}) and output.get("name") != "stderr"
-            ]
+            cell.outputs = [output for output in cell.outputs if not passing(output)]
     return notebook
+
+
+def passing(output: nbformat.NotebookNode) -> bool:
+    """Whether an output is a progress bar, or what is left of one, or was written to stderr."""
+    data = output.get("data", {})
+    finished = output.output_type == "display_data" and not data.get("text/plain", "").strip()
+    return finished or WIDGETS in data or output.get("name") == "stderr"
 
 
 def main() -> None:

@@ -21,7 +21,8 @@
   const weightText = (q) => (q * facts.weight_step).toFixed(digits(facts.weight_step));
 
   async function unpack(text, dtype) {
-    const bytes = Uint8Array.from(atob(text), (character) => character.charCodeAt(0));
+    const binary = atob(text), bytes = new Uint8Array(binary.length);
+    for (let at = 0; at < bytes.length; at++) bytes[at] = binary.charCodeAt(at);
     const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("deflate"));
     const buffer = await new Response(stream).arrayBuffer();
     return new { int8: Int8Array, int16: Int16Array, int32: Int32Array }[dtype](buffer);
@@ -260,6 +261,7 @@
     showToken();
     showExpert();
     document.body.dataset.layer = layer().index;
+    for (const next of [at + 1, at - 1]) if (facts.layers[next]) setTimeout(layerData, 0, next);
   }
 
   function point(token) {
