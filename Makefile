@@ -15,7 +15,7 @@ demo: .venv/installed
 	$(BIN)/moe-probe demo -o out/demo
 
 test: .venv/installed
-	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadgroup
 
 lint: .venv/installed
 	$(BIN)/ruff check moe_probe tests ckpt benchmarks docs notebooks
@@ -25,7 +25,7 @@ notebooks: .venv/installed
 	$(BIN)/python notebooks/execute.py
 
 docs: .venv/installed
-	$(BIN)/python -m mkdocs build
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build
 
 clean:
 	rm -rf .venv out

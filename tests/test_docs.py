@@ -11,7 +11,6 @@ from moe_probe import dynamic, errors, static
 from moe_probe.families import families
 
 ERRORS = [name for name, value in vars(errors).items() if isinstance(value, type) and name != "MoEProbeError"]
-ELSEWHERE = {"patch_divergence_over_steps": "patch_divergence"}  # functions that share a page
 
 
 def names(folder):

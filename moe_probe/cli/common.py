@@ -51,7 +51,7 @@ Execution = Annotated[
     str, typer.Option(metavar="HOW", help="resident, layerwise (one layer at a time, for large models), or auto.")
 ]
 CheckpointDir = Annotated[Path | None, typer.Option(metavar="DIR", help="Go on from here if interrupted.")]
-NJobs = Annotated[int, typer.Option(metavar="N", help="Layers, or parts of the texts, at a time.")]
+NJobs = Annotated[int, typer.Option(metavar="N", help="Layers, parts of the texts, or figures at a time.")]
 Progress = Annotated[bool, typer.Option(help="Show progress.")]
 Revision = Annotated[str | None, typer.Option(metavar="NAME", help="Branch, tag or commit of a hub id.")]
 Tokenizer = Annotated[str | None, typer.Option(metavar="PATH", help="A tokenizer in place of the checkpoint's own.")]
@@ -133,14 +133,14 @@ def make_analyses(names: Sequence[str] | None, options: Mapping[str, Mapping]) -
     return [known[name](**options.get(name, {})) for name in names or ()]
 
 
-def write(results: Iterable[xr.Dataset], out: Path) -> None:
+def write(results: Iterable[xr.Dataset], out: Path, n_jobs: int = 1) -> None:
     """Save results and draw their figures; print short tables, and what was written."""
     count = figures = 0
     for dataset in results:
         save(dataset, out / f"{result_stem(dataset)}.nc")
         count += 1
         if dataset.attrs["analysis"] in plotting.names():
-            figures += sum(1 for _ in draw(dataset, out))
+            figures += len(draw(dataset, out, n_jobs))
         if (table := summary(dataset)) is not None:
             console.print(table)
     console.print(f"Wrote {count} results (.nc) and {figures} figures (.pdf) to {out}")

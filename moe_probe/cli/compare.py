@@ -88,7 +88,7 @@ def compare(
                     raise
                 console.print(f"No {name}: {error}", markup=False, highlight=False)
 
-    write(results(), out)
+    write(results(), out, n_jobs)
 
 
 def comparison(name: str, sources: Mapping[str, Any], texts: str | None, own: Mapping, rest: Mapping) -> xr.Dataset:

@@ -97,7 +97,7 @@ def dynamic_command(
         chosen = make_analyses(analysis, options) or fitting(
             TRACE_ANALYSES, options, trace, trace.corpus, trace.moe_layers
         )
-        write(dynamic.from_trace(trace, chosen).values(), out)
+        write(dynamic.from_trace(trace, chosen).values(), out, n_jobs)
         return
     if texts is None:
         raise InputError(f"{source} is no routing trace, so it needs texts to run on: --texts FILE.")
@@ -116,7 +116,7 @@ def dynamic_command(
         n_jobs=n_jobs,
         progress=progress,
     )
-    write(results.values(), out)
+    write(results.values(), out, n_jobs)
 
 
 def fitting(

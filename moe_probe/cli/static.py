@@ -92,7 +92,7 @@ def static_command(
                 model, **{key: value for key, value in asked.items() if key in takes} | options.get(name, {})
             )
 
-    write(results(), out)
+    write(results(), out, n_jobs)
 
 
 def choose(analysis: list[str] | None, level: str | None) -> list[tuple[str, str | None]]:

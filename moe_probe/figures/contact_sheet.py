@@ -40,7 +40,8 @@ def contact_sheet(pictures: Sequence[tuple[str, np.ndarray]], path: Path, title:
                 figure.suptitle(f"{title}, page {number} of {len(sheets)}")
                 for axes, (name, picture) in zip(figure.subplots(ROWS, COLUMNS).flat, sheet, strict=False):
                     axes.imshow(picture)
-                    axes.set_title("\n".join(textwrap.wrap(name, 46)), fontsize=4.5)
+                    parts = (textwrap.fill(part, 58, break_on_hyphens=False) for part in name.split("/"))
+                    axes.set_title("\n".join(parts), fontsize=4.5)
                 for axes in figure.axes:
                     axes.set_axis_off()
                 pages.savefig(figure, dpi=150)

@@ -82,7 +82,7 @@ def reproduce(
     plan, opened, options = find_paper(paper), named(models), options or {}
     _check_options(options, plan.kinds)
     work = Work(
-        made=Reproduction(plan.name, Path(out), png),
+        made=Reproduction(plan.name, Path(out), png, n_jobs),
         texts=texts,
         options=options,
         reading={"labels": labels, "column": column, "max_length": max_length},

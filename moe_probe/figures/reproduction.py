@@ -13,13 +13,25 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import xarray as xr
+from matplotlib.figure import Figure
 
 from moe_probe.errors import InputError
 from moe_probe.figures.contact_sheet import contact_sheet, thumbnail
 from moe_probe.figures.kinds import Kind
 from moe_probe.figures.saving import write_figure
+from moe_probe.parallel import map_items
 
 MANIFEST, CONTACT_SHEET = "manifest.json", "contact_sheet.pdf"
+
+
+def write_and_look(work: tuple[Figure, Path, bool]) -> np.ndarray:
+    """Write a figure as PDF, and as PNG where that is asked for; its thumbnail."""
+    figure, path, png = work
+    write_figure(figure, path)
+    figure.set_layout_engine("none")  # it is laid out by now
+    if png:
+        write_figure(figure, path.with_suffix(".png"))
+    return thumbnail(figure)
 
 
 @dataclass
@@ -29,6 +41,8 @@ class Reproduction:
     Attributes:
         paper: its name.
         folder: holds `figures/<model>/*.pdf`, `results/<model>/*.nc`, `manifest.json` and `contact_sheet.pdf`.
+        png: whether figures are written as PNG too.
+        n_jobs: figures drawn at a time.
         figures: an entry per figure: `figure`, `shows`, `model`, `file`, `analysis`, `parameters`, `fingerprint`,
             `data`.
         missing: an entry per kind of figure that a model cannot give: `figure`, `shows`, `model`, `reason`.
@@ -37,6 +51,7 @@ class Reproduction:
     paper: str
     folder: Path
     png: bool = False
+    n_jobs: int = 1
     figures: list[dict[str, Any]] = field(default_factory=list)
     missing: list[dict[str, Any]] = field(default_factory=list)
     _thumbnails: list[tuple[str, np.ndarray]] = field(default_factory=list, repr=False)
@@ -58,13 +73,12 @@ class Reproduction:
         except InputError as error:
             self.cannot(kind, label, str(error))
             return
-        for stem, figure in drawn:
-            path = self.folder / "figures" / label / f"{kind.stem(stem)}.pdf"
-            write_figure(figure, path)
-            figure.set_layout_engine("none")  # it is laid out by now
-            if self.png:
-                write_figure(figure, path.with_suffix(".png"))
-            self._thumbnails.append((f"{label}/{path.stem}", thumbnail(figure)))
+        folder = self.folder / "figures" / label
+        paths = [folder / f"{kind.stem(stem)}.pdf" for stem, _ in drawn]
+        work = [(figure, path, self.png) for (_, figure), path in zip(drawn, paths, strict=True)]
+        thumbnails = map_items(write_and_look, work, self.n_jobs, f"Figures of {kind.name}")
+        for path, picture in zip(paths, thumbnails, strict=True):
+            self._thumbnails.append((f"{label}/{path.stem}", picture))
             self.figures.append(
                 {
                     "figure": kind.figure,

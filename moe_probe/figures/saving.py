@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ import xarray as xr
 from matplotlib.figure import Figure
 
 from moe_probe import plotting
+from moe_probe.parallel import map_items
 
 
 def result_stem(dataset: xr.Dataset) -> str:
@@ -33,7 +33,11 @@ def write_figure(figure: Figure, path: Path, **options: Any) -> Path:
     return path
 
 
-def draw(dataset: xr.Dataset, folder: Path) -> Iterator[Path]:
-    """Write every figure of a result as PDF to `folder/figures`."""
-    for stem, figure in plotting.figures(dataset):
-        yield write_figure(figure, folder / "figures" / f"{stem}.pdf")
+def draw(dataset: xr.Dataset, folder: Path, n_jobs: int = 1) -> list[Path]:
+    """Write every figure of a result as PDF to `folder/figures`, `n_jobs` at a time."""
+    drawn = [(figure, folder / "figures" / f"{stem}.pdf") for stem, figure in plotting.figures(dataset)]
+    return list(map_items(_write, drawn, n_jobs, f"Figures of {dataset.attrs['analysis']}"))
+
+
+def _write(drawn: tuple[Figure, Path]) -> Path:
+    return write_figure(*drawn)

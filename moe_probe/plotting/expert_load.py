@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import xarray as xr
-from matplotlib.ticker import MaxNLocator
 
 from moe_probe.plotting.heatmap import around, dots, layer_map
+from moe_probe.plotting.lines import whole_numbers
 from moe_probe.plotting.style import BLUE, COLUMN, PAGE, Figure, style, thin_ticks
 
 BALANCE = {
@@ -39,8 +39,8 @@ def balance(ds: xr.Dataset) -> Figure:
         figure = Figure(figsize=(PAGE, 1.9), layout="constrained")
         for axes, (name, label) in zip(figure.subplots(1, len(BALANCE)), BALANCE.items(), strict=True):
             axes.plot(ds.layer, ds[name], marker="o", markersize=3, color=BLUE)
-            axes.set(xlabel="layer", title=label)
-            axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+            axes.set_title(label)
+            whole_numbers(axes, 5)
         figure.suptitle(ds.attrs["model"])
         return figure
 

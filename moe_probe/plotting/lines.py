@@ -32,6 +32,9 @@ def chance_line(axes: Axes, ds: xr.Dataset, name: str, x: str = "layer", **style
 
 
 def whole_numbers(axes: Axes, most: int = 6) -> None:
-    """Ticks of layers."""
+    """Ticks of layers; a single layer is alone on its axis."""
     axes.set_xlabel("layer")
-    axes.xaxis.set_major_locator(MaxNLocator(most, integer=True))
+    first, last = axes.dataLim.intervalx
+    if first == last:
+        axes.set_xlim(first - 0.6, last + 0.6)
+    axes.xaxis.set_major_locator(MaxNLocator(most, integer=True, min_n_ticks=1))

@@ -10,7 +10,7 @@ import textalloc
 import xarray as xr
 from matplotlib.axes import Axes
 
-from moe_probe.plotting.style import BLUE, GREY, ORANGE, PAGE, Figure, style
+from moe_probe.plotting.style import BLUE, COLORMAP, GREY, ORANGE, PAGE, Figure, style
 
 FEW = 16  # experts with large markers
 
@@ -103,7 +103,7 @@ def _label(axes: Axes, part: xr.Dataset) -> None:
 def _neurons(axes: Axes, part: xr.Dataset) -> None:
     points, labels = part.coordinates.values, part.expert.values
     names = list(dict.fromkeys(labels))
-    colors = matplotlib.colormaps["Spectral"](np.linspace(0, 1, len(names)))
+    colors = matplotlib.colormaps[COLORMAP](np.linspace(0, 1, len(names)))
     for name, color in zip(names, colors, strict=True):
         dense = name == "F"
         axes.scatter(

@@ -10,6 +10,7 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.ticker import MaxNLocator
 
+from moe_probe.plotting.lines import whole_numbers
 from moe_probe.plotting.style import BLUE, COLORMAP, GREY, PAGE, Figure, style
 
 
@@ -44,8 +45,8 @@ def plot(ds: xr.Dataset) -> Figure:
             fontsize=6,
             color=GREY,
         )
-        right.set(xlabel="layer", ylabel="effective rank", ylim=(0, ds.sizes["index"] * 1.15))
-        right.xaxis.get_major_locator().set_params(integer=True)
+        right.set(ylabel="effective rank", ylim=(0, ds.sizes["index"] * 1.15))
+        whole_numbers(right)
         figure.suptitle(ds.attrs["model"])
         return figure
 

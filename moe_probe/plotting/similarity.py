@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import xarray as xr
 
 from moe_probe.plotting.heatmap import SCALES, heatmaps, limits
+from moe_probe.plotting.lines import whole_numbers
 from moe_probe.plotting.style import COLUMN, PROJECTION_COLORS, Figure, style
 
 METRIC_LABELS = {"cosine": "cosine similarity", "cka": "linear CKA", "l2": "L2 distance", "kendall_tau": "Kendall's τ"}
@@ -48,8 +49,8 @@ def overview(ds: xr.Dataset) -> Figure:
         for name in ds.projection.values:
             line = mean.sel(projection=name)
             axes.plot(ds.layer, line, marker="o", markersize=3, color=PROJECTION_COLORS[str(name)], label=str(name))
-        axes.set(xlabel="layer", ylabel=f"mean {METRIC_LABELS[metric]}", title=_title(ds))
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.set(ylabel=f"mean {METRIC_LABELS[metric]}", title=_title(ds))
+        whole_numbers(axes)
         axes.legend(title="projection", frameon=False)
         return figure
 

@@ -118,6 +118,6 @@ def figures(ds: xr.Dataset) -> Iterator[tuple[str, Figure]]:
     for layer in ds.layer.values:
         yield f"task_load_layer{layer}", plot(ds, int(layer))
     for over, name in (("tasks", "correlation"), ("tokens", "token_correlation")):
-        if bool(ds[name].notnull().any()):
+        if ds.sizes["layer"] > 1 and bool(ds[name].notnull().any()):
             yield f"task_load_correlation_{over}", correlation(ds, over)
     yield "task_load_differences", differences(ds)

@@ -189,6 +189,15 @@ def test_no_choice_is_dropped_when_there_is_room_and_most_are_when_there_is_none
         places(np.zeros((2, 1), int), np.ones((2, 1)), 2, groups=9)
 
 
+def test_tasks_of_ffn_experts_alone_have_nothing_to_correlate():
+    texts, labels = ["1 + 1 = 2", "def f(x): return x", "The river was soft."], ["sums", "code", "prose"]
+    found = dynamic.task_load("ckpt/tiny-deepseek-moe", texts, labels=labels, progress=False)
+    assert (found.ffn_per_token == 4).all()
+    assert (found.ffn_spread == 0).all()
+    assert found.correlation.isnull().all()
+    assert "task_load_correlation_tasks" not in [stem for stem, _ in plotting.figures(found)]
+
+
 def test_task_load_by_hand():
     layer = layer_of(3, 1, kinds=("ffn", "constant", "zero"))
     corpus = corpus_of([[1, 1], [1, 1], [1, 1]], ["a", "b", "c"])

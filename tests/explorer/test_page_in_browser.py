@@ -12,7 +12,10 @@ from moe_probe import dynamic, explorer, static
 
 CHROMIUM = shutil.which("chromium")
 WANTED = CHROMIUM is not None or "REQUIRE_BROWSER" in os.environ
-pytestmark = pytest.mark.skipif(not WANTED, reason="no chromium; .ci/run installs it")
+pytestmark = [
+    pytest.mark.skipif(not WANTED, reason="no chromium; .ci/run installs it"),
+    pytest.mark.xdist_group("browser"),
+]
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
 TEXTS = ["The bank of the river was soft after the rain.", "def area(r):\n    return 3.14 * r ** 2", "12 * 3 = 36"]
 LABELS = ["prose", "code", "arithmetic"]

@@ -14,6 +14,7 @@ from moe_probe.figures import kinds
 from moe_probe.figures.reproduce import digest
 from moe_probe.results import load_result
 
+pytestmark = pytest.mark.xdist_group("reproduce")  # on one worker: what it draws is drawn once
 TEXTS = ["The bank of the river was soft.", "def area(r):\n    return 3.14 * r ** 2", "12 * 3 = 36", "A light watch."]
 LABELS = ["prose", "code", "arithmetic", "prose"]
 

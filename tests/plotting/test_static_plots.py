@@ -59,6 +59,31 @@ def test_ticks_of_many_experts_are_thinned_and_keep_the_shared_block():
     assert ticks[-1] == "S"
 
 
+@pytest.mark.parametrize("components", [2, 3])
+@pytest.mark.parametrize("experts", [8, 64, 256])
+def test_labels_of_points_do_not_overlap(experts, components):
+    points = np.random.default_rng(0).standard_t(2, size=(1, 1, experts, components))
+    variables = {
+        "coordinates": (("layer", "projection", "point", "component"), points),
+        "explained_variance_ratio": (("layer", "projection", "component"), np.full((1, 1, components), 0.1)),
+    }
+    coords = {"layer": [4], "projection": ["up"], "expert": ("point", [str(e) for e in range(experts)])}
+    attrs = {"analysis": "pca", "level": "matrix", "model": "m"}
+    figure = plotting.plot(xr.Dataset(variables, coords, attrs))
+    figure.draw_without_rendering()
+    labels = [text for text in figure.axes[0].texts if text.get_text().isdigit()]
+    boxes = [text.get_window_extent() for text in labels]
+    assert len(boxes) == experts if experts == 8 else len(boxes) > 10
+    for at, box in enumerate(boxes):
+        assert not any(box.overlaps(other) for other in boxes[:at])
+
+
+def test_a_single_layer_is_the_only_tick_of_its_axis(results):
+    axes = plotting.similarity.overview(results[0].isel(layer=[1])).axes[0]
+    low, high = axes.get_xlim()
+    assert [tick for tick in axes.get_xticks() if low <= tick <= high] == [int(results[0].layer[1])]
+
+
 def test_an_unknown_analysis_is_refused_with_the_known_ones():
     with pytest.raises(InputError, match="gate_similarity"):
         plotting.plot(xr.Dataset(attrs={"analysis": "nonesuch"}))

@@ -81,10 +81,11 @@ class TaskLoad(Parts):
         layers, tasks = parts.layer.values.tolist(), parts.task.values.tolist()
         layer = model.layer(layers[0])
         counts = parts["count"].values  # (layers, tasks, blocks, E)
-        load = shares(counts.sum(2))
+        totals = counts.sum(2)
+        load = shares(totals)
         kinds = [kind for kind in KINDS if kind in layer.expert_kinds]
         of_kind = np.asarray([[kind == k for kind in layer.expert_kinds] for k in kinds], dtype=float)
-        activation = layer.top_k * load @ of_kind.T  # (layers, tasks, kinds)
+        activation = layer.top_k * (totals @ of_kind.T / totals.sum(-1, keepdims=True))  # (layers, tasks, kinds)
         ffn = activation[..., kinds.index("ffn")]
         variables: dict[str, tuple[tuple[str, ...], Any]] = {
             "share": (("layer", "task", "expert"), load),
