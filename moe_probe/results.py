@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from functools import cache
 from importlib.metadata import version
@@ -13,6 +12,7 @@ from typing import Any
 import xarray as xr
 
 from moe_probe.errors import InputError
+from moe_probe.whole_files import whole_file
 
 LIBRARIES = ("moe-probe", "torch", "transformers", "numpy", "scipy", "scikit-learn")
 
@@ -46,15 +46,9 @@ def save(dataset: xr.Dataset, path: str | Path) -> Path:
     Returns:
         The path.
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
+    with whole_file(path) as partial:
         dataset.to_netcdf(partial, engine="h5netcdf")
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
-    return path
+    return Path(path)
 
 
 def load_result(path: str | Path) -> xr.Dataset:

@@ -5,14 +5,15 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).parents[1] / "moe_probe"
 CORE = {"errors", "checkpoint", "families"}
-HANDLE = CORE | {"model", "results", "parallel"}
+HANDLE = CORE | {"model", "results", "parallel", "whole_files"}
 ALLOWED = {
     "errors": set(),
     "checkpoint": {"errors"},
     "families": {"errors", "checkpoint"},
     "facts": {"checkpoint"},
     "model": CORE | {"facts", "tokenizer"},
-    "results": {"errors"},
+    "results": {"errors", "whole_files"},
+    "whole_files": set(),
     "arguments": {"errors"},
     "parallel": set(),
     "tokenizer": {"errors"},

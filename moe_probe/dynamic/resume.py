@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ import numpy as np
 
 from moe_probe.dynamic.analysis import Analysis
 from moe_probe.errors import InputError
+from moe_probe.whole_files import whole_file
 
 SECONDS = 30.0  # between two states of a pass batch by batch
 
@@ -54,14 +54,9 @@ class Progressed:
 
     def save(self, analyses: Sequence[Analysis], done: int) -> None:
         """Write the states after `done` batches or layers."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         arrays = {f"{n}/{k}": v for n, analysis in enumerate(analyses) for k, v in analysis.state().items()}
-        partial = self.path.with_name(f".state.{os.getpid()}.npz")
-        try:
-            np.savez(partial, key=self.key, done=done, **arrays)
-            partial.replace(self.path)
-        finally:
-            partial.unlink(missing_ok=True)
+        with whole_file(self.path) as partial, partial.open("wb") as file:
+            np.savez(file, key=self.key, done=done, **arrays)
         self.saved_at = time.monotonic()
 
     def save_sometimes(self, analyses: Sequence[Analysis], done: int, last: bool) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ from moe_probe.dynamic.analysis import Analysis, LayerBatch
 from moe_probe.dynamic.corpus import Corpus, Document, Tokens
 from moe_probe.errors import InputError
 from moe_probe.families import Layer
+from moe_probe.whole_files import whole_file
 
 CARD, DOCUMENTS = "trace.json", "documents.parquet"
 FILE_ROWS = 1 << 17  # choices per file
@@ -97,15 +97,9 @@ def _column(values: Any, field: pa.Field) -> pa.Array:
 
 def write_file(batches: Sequence[pa.Table], path: Path) -> None:
     """Write one Parquet file, a row group per batch; it appears under its name only when it is complete."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with pq.ParquetWriter(partial, batches[0].schema, compression="zstd") as writer:
-            for batch in batches:
-                writer.write_table(batch, row_group_size=batch.num_rows)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with whole_file(path) as partial, pq.ParquetWriter(partial, batches[0].schema, compression="zstd") as writer:
+        for batch in batches:
+            writer.write_table(batch, row_group_size=batch.num_rows)
 
 
 def finish(folder: Path, files: Sequence[str], rows: int, model: Any, corpus: Corpus, layers: Sequence[int]) -> None:
@@ -128,12 +122,8 @@ def finish(folder: Path, files: Sequence[str], rows: int, model: Any, corpus: Co
         "files": list(files),
         "rows": rows,
     }
-    partial = folder / f".{CARD}.{os.getpid()}.partial"
-    try:
+    with whole_file(folder / CARD) as partial:
         partial.write_text(json.dumps(card), encoding="utf-8")
-        partial.replace(folder / CARD)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 @dataclass(frozen=True)

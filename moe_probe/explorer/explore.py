@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import html
-import os
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +17,7 @@ from moe_probe.explorer.packing import STEPS, Packed, pack
 from moe_probe.explorer.page import page_html
 from moe_probe.explorer.recorded import recorded_layers
 from moe_probe.model import Source, load
+from moe_probe.whole_files import whole_file
 
 SIMILAR = ("neuron_mean", "matrix", "gate")
 MAX_BYTES = 30_000_000
@@ -37,15 +37,9 @@ class Explorer:
 
     def save(self, path: str | Path) -> Path:
         """Write the page; it appears under its name only when it is complete."""
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-        try:
+        with whole_file(path) as partial:
             partial.write_text(self.html, encoding="utf-8")
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
-        return path
+        return Path(path)
 
     def __repr__(self) -> str:
         return f"Explorer({self.name!r}, {len(self.html) / 1e6:.1f} MB)"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import textwrap
 from collections.abc import Sequence
 from io import BytesIO
@@ -14,6 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.image import imread
 
 from moe_probe.plotting.style import style
+from moe_probe.whole_files import whole_file
 
 COLUMNS, ROWS = 4, 7
 DPI = 72
@@ -29,22 +29,16 @@ def thumbnail(figure: Figure) -> np.ndarray:
 
 def contact_sheet(pictures: Sequence[tuple[str, np.ndarray]], path: Path, title: str) -> None:
     """Write named pictures to the pages of a PDF; it appears under its name when it is complete."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with style(), PdfPages(partial) as pages:
-            size = COLUMNS * ROWS
-            sheets = [pictures[at : at + size] for at in range(0, len(pictures), size)] or [[]]
-            for number, sheet in enumerate(sheets, 1):
-                figure = Figure(figsize=(8.3, 11.7), layout="constrained")
-                figure.suptitle(f"{title}, page {number} of {len(sheets)}")
-                for axes, (name, picture) in zip(figure.subplots(ROWS, COLUMNS).flat, sheet, strict=False):
-                    axes.imshow(picture)
-                    parts = (textwrap.fill(part, 58, break_on_hyphens=False) for part in name.split("/"))
-                    axes.set_title("\n".join(parts), fontsize=4.5)
-                for axes in figure.axes:
-                    axes.set_axis_off()
-                pages.savefig(figure, dpi=150)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    size = COLUMNS * ROWS
+    sheets = [pictures[at : at + size] for at in range(0, len(pictures), size)] or [[]]
+    with whole_file(path) as partial, style(), PdfPages(partial) as pages:
+        for number, sheet in enumerate(sheets, 1):
+            figure = Figure(figsize=(8.3, 11.7), layout="constrained")
+            figure.suptitle(f"{title}, page {number} of {len(sheets)}")
+            for axes, (name, picture) in zip(figure.subplots(ROWS, COLUMNS).flat, sheet, strict=False):
+                axes.imshow(picture)
+                parts = (textwrap.fill(part, 58, break_on_hyphens=False) for part in name.split("/"))
+                axes.set_title("\n".join(parts), fontsize=4.5)
+            for axes in figure.axes:
+                axes.set_axis_off()
+            pages.savefig(figure, dpi=150)

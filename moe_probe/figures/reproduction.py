@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import html
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +19,7 @@ from moe_probe.figures.contact_sheet import contact_sheet, thumbnail
 from moe_probe.figures.kinds import Kind
 from moe_probe.figures.saving import write_figure
 from moe_probe.parallel import map_items
+from moe_probe.whole_files import whole_file
 
 MANIFEST, CONTACT_SHEET = "manifest.json", "contact_sheet.pdf"
 
@@ -103,14 +103,9 @@ class Reproduction:
         contact_sheet(self._thumbnails, self.contact_sheet, title=self.paper)
 
     def _write_manifest(self) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        partial = self.manifest.with_name(f".{MANIFEST}.{os.getpid()}.partial")
-        try:
-            content = {"paper": self.paper, "figures": self.figures, "missing": self.missing}
+        content = {"paper": self.paper, "figures": self.figures, "missing": self.missing}
+        with whole_file(self.manifest) as partial:
             partial.write_text(json.dumps(content, indent=1), encoding="utf-8")
-            partial.replace(self.manifest)
-        finally:
-            partial.unlink(missing_ok=True)
 
     def _repr_html_(self) -> str:
         title = (

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ from matplotlib.figure import Figure
 
 from moe_probe import plotting
 from moe_probe.parallel import map_items
+from moe_probe.whole_files import whole_file
 
 
 def result_stem(dataset: xr.Dataset) -> str:
@@ -23,13 +23,8 @@ def result_stem(dataset: xr.Dataset) -> str:
 
 def write_figure(figure: Figure, path: Path, **options: Any) -> Path:
     """Save a figure in the format of the path's suffix; it appears under its name when it is complete."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
+    with whole_file(path) as partial:
         figure.savefig(partial, format=path.suffix[1:], **options)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
     return path
 
 
