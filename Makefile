@@ -15,7 +15,7 @@ demo: .venv/installed
 	$(BIN)/moe-probe demo -o out/demo
 
 test: .venv/installed
-	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadgroup
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadgroup --no-loadscope-reorder
 
 lint: .venv/installed
 	$(BIN)/ruff check moe_probe tests ckpt benchmarks docs notebooks
