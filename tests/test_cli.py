@@ -176,6 +176,13 @@ def test_compare_makes_what_can_be_made_and_says_what_cannot(tmp_path):
     assert [path.stem for path in (tmp_path / "other").glob("*.nc")] == ["expert_activation"]
     done = run("compare", *others, "--analysis", "weight_drift")
     assert done.returncode == 2
+    for arguments, sentence in (
+        (["--analysis", "magic"], "no comparison 'magic'"),
+        (["--option", "routing_drift.width=1"], "routing_drift takes no 'width'; it takes bins, bootstrap, chance"),
+    ):
+        done = run("compare", *others, *arguments)
+        assert done.returncode == 2
+        assert sentence in " ".join(done.stderr.split())
 
 
 @pytest.mark.parametrize(

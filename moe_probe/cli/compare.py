@@ -9,6 +9,7 @@ import typer
 import xarray as xr
 
 from moe_probe import dynamic, static
+from moe_probe.arguments import check_arguments
 from moe_probe.cli.common import (
     BatchTokens,
     Column,
@@ -31,11 +32,19 @@ from moe_probe.cli.common import (
 )
 from moe_probe.errors import InputError
 
-COMPARISONS = ("expert_activation", "router_saturation", "routing_drift", "weight_drift")
+COMPARISONS = {
+    "expert_activation": dynamic.expert_activation,
+    "router_saturation": dynamic.router_saturation,
+    "routing_drift": dynamic.routing_drift,
+    "weight_drift": static.weight_drift,
+    "patch_divergence": dynamic.PatchDivergence,
+}
+UNASKED = [name for name in COMPARISONS if name != "patch_divergence"]  # which needs to know the grid
+GIVEN = ("checkpoints", "before", "after", "texts", "options", "layers", "n_jobs")  # by the command's other options
 
 
 @app.command(
-    epilog=f"Comparisons: {', '.join(COMPARISONS)}, patch_divergence\n\n"
+    epilog=f"Comparisons: {', '.join(COMPARISONS)}\n\n"
     "Example: `moe-probe compare ckpt/base ckpt/instruct --label base --label instruct --texts wiki.txt -o out`",
 )
 def compare(
@@ -69,6 +78,10 @@ def compare(
     ]
     opened = dynamic.open_sources(models if label is None else dict(zip(label, models, strict=True)))
     options = parse_options(option)
+    for name in (*(analysis or ()), *options):
+        if name not in COMPARISONS:
+            raise InputError(f"There is no comparison {name!r}; there are {', '.join(COMPARISONS)}.")
+        check_arguments(name, COMPARISONS[name], options.get(name, ()), besides=GIVEN)
     run_options = {
         "layers": parse_layers(layers),
         "column": column,
@@ -80,7 +93,7 @@ def compare(
     }
 
     def results() -> Iterator[xr.Dataset]:
-        for name in analysis or COMPARISONS:
+        for name in analysis or UNASKED:
             try:
                 yield comparison(name, opened, texts, options.get(name, {}), run_options)
             except InputError as error:
@@ -95,14 +108,12 @@ def comparison(name: str, sources: Mapping[str, Any], texts: str | None, own: Ma
     """One comparison of models or traces by label.
 
     Raises:
-        InputError: there is no such comparison, or it cannot be made.
+        InputError: it cannot be made of these.
     """
     if name in ("expert_activation", "router_saturation"):
         return getattr(dynamic, name)(sources, texts, **own, **rest)
     if name == "patch_divergence":
         return dynamic.patch_divergence_over_steps(sources, texts, dynamic.PatchDivergence(**own), **rest)
-    if name not in COMPARISONS:
-        raise InputError(f"There is no comparison {name!r}; there are {', '.join(COMPARISONS)} and patch_divergence.")
     if len(sources) != 2:
         raise InputError(f"{name} compares two checkpoints, not {len(sources)}.")
     before, after = ({label: source} for label, source in sources.items())
@@ -111,4 +122,4 @@ def comparison(name: str, sources: Mapping[str, Any], texts: str | None, own: Ma
     models = list(sources.values())
     if any(isinstance(model, dynamic.Trace) for model in models):
         raise InputError("weight_drift reads weights, which a trace does not hold.")
-    return static.weight_drift(*models, layers=rest["layers"], **own)
+    return static.weight_drift(*models, layers=rest["layers"], n_jobs=rest["n_jobs"], **own)
