@@ -171,7 +171,7 @@ class Work:
             elif None in self.corpora.values():
                 self.made.cannot(kind, TOGETHER, "It needs texts.")
             else:
-                request = [kind.name, layers, *((label, m.fingerprint) for label, m in models.items())]
+                request = [kind.name, layers, *((label, m.fingerprint, m.dtype) for label, m in models.items())]
                 request += [corpus.fingerprint for corpus in self.corpora.values()]
                 if kind.name not in found:
                     found[kind.name] = self._saved(TOGETHER, kind, models.values(), request) or self._keep(

@@ -6,6 +6,7 @@ import shutil
 
 import numpy as np
 import pytest
+import torch
 
 import moe_probe
 from moe_probe import dynamic, figures
@@ -84,6 +85,20 @@ def test_other_texts_or_layers_are_computed_anew(look, tmp_path, unrendered):
         assert load_result(tmp_path / entry["data"]).layer.values.tolist() == [2]
     ranks = load_result(tmp_path / "results/tiny-mixtral/norm_score_ranks.nc")
     assert ranks.attrs["documents"] == 1
+
+
+def test_another_dtype_is_computed_anew(tmp_path, monkeypatch, unrendered):
+    dtypes, run = [], dynamic.run
+
+    def watched(model, *args, **kwargs):
+        dtypes.append(model.dtype)
+        return run(model, *args, **kwargs)
+
+    monkeypatch.setattr(dynamic, "run", watched)
+    for dtype in (torch.float32, torch.bfloat16, torch.bfloat16):
+        model = moe_probe.load("ckpt/tiny-mh-moe", dtype=dtype)
+        figures.reproduce("mh-moe", model, tmp_path, TEXTS, layers=[1], progress=False)
+    assert dtypes == [torch.float32, torch.bfloat16]
 
 
 def test_what_a_model_cannot_give_is_listed_with_the_reason(tmp_path):
