@@ -1,7 +1,6 @@
-"""Run the pages' code: every ```python, ```pycon and ```console block of a page, in order, in the current folder.
+"""Run the pages' code: every ```python, ```pycon and ```console block of a page, in order, in a folder of its own.
 
-`python docs/examples.py [PAGE...]` runs pages, all by default, each in a scratch folder of its own, and keeps the
-pictures that they write in docs/figures.
+`python docs/examples.py [PAGE...]` runs pages, all by default, and keeps the pictures that they write in docs/figures.
 """
 
 from __future__ import annotations

@@ -160,6 +160,29 @@ def test_results_without_a_figure_are_passed_over(tmp_path):
     assert "Drew 2 figures of 1 results" in " ".join(done.stdout.split())
 
 
+def test_generate_tells_prompt_and_generated_tokens_apart(tmp_path):
+    (tmp_path / "prompts.txt").write_text("def f(x):\n")
+    names = ["--analysis", "gate_choices", "--max-new-tokens", "4", "--layers", "1", "--dtype", "bfloat16"]
+    done = run("generate", "ckpt/tiny-mixtral", "--texts", tmp_path / "prompts.txt", *names, "-o", tmp_path)
+    assert done.returncode == 0, done.stderr
+    labels = load_result(tmp_path / "gate_choices.nc").label.values.tolist()
+    assert labels[-3:] == ["generated"] * 3
+    assert labels[0] == "prompt"
+
+
+def test_options_reach_the_analyses(tmp_path):
+    wanted = ["--analysis", "pca", "--level", "matrix", "--layers", "1", "--option", "pca.n_components=3"]
+    assert run("static", "ckpt/tiny-mixtral", *wanted, "-o", tmp_path).returncode == 0
+    assert load_result(tmp_path / "pca_matrix.nc").sizes["component"] == 3
+    wanted = ["--analysis", "output_similarity", "--layers", "1", "--option", "output_similarity.metric=angular"]
+    assert run("dynamic", "ckpt/tiny-mixtral", "--texts", "ckpt/texts.jsonl", *wanted, "-o", tmp_path).returncode == 0
+    (path,) = tmp_path.glob("output_similarity*.nc")
+    assert load_result(path).attrs["metric"] == "angular"
+    done = run("static", "ckpt/tiny-mixtral", "--option", "pca.layers=[1]", "-o", tmp_path)
+    assert done.returncode == 2
+    assert "pca takes no 'layers'; it takes n_components" in " ".join(done.stderr.split())
+
+
 def test_compare_makes_what_can_be_made_and_says_what_cannot(tmp_path):
     pair = ["ckpt/tiny-mixtral", "ckpt/tiny-mixtral", "--label", "a", "--label", "b"]
     (tmp_path / "texts.txt").write_text("def f(x): return x\n1 + 1 = 2\n")

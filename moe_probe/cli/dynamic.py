@@ -88,7 +88,8 @@ def dynamic_command(
 ) -> None:
     """Run the model over texts, once for all analyses: netCDF results and PDF figures in DIR."""
     options = parse_options(option)
-    options.setdefault("output_similarity", {}).update(metric=metric, per_token=per_token, shared=shared)
+    of_outputs = {"metric": metric, "per_token": per_token, "shared": shared}
+    options["output_similarity"] = of_outputs | options.get("output_similarity", {})
     options.setdefault("routing_trace", {}).setdefault("path", out / "trace")
     for name in WITH_BASELINE:
         options.setdefault(name, {})["baseline"] = baseline is not None

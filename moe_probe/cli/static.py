@@ -43,6 +43,7 @@ DEFAULTS = (
     ("pca", "matrix"),
     ("router_spectrum", None),
 )
+GIVEN = ("model", "level", "metric", "layers", "baseline", "shared", "n_jobs")  # by the command's other options
 
 
 @app.command(
@@ -74,7 +75,7 @@ def static_command(
     for name, given in options.items():
         if name not in LEVELS:
             raise InputError(f"There is no static analysis {name!r}; there are {', '.join(LEVELS)}.")
-        check_arguments(name, getattr(static, name), given, besides=["model", "level"])
+        check_arguments(name, getattr(static, name), given, besides=GIVEN)
     model = open_model(ckpt, revision)
     arguments = {
         "layers": model.select_layers(parse_layers(layers)),
