@@ -18,7 +18,7 @@ from transformers import MixtralConfig, MixtralForCausalLM
 
 import moe_probe
 from moe_probe import dynamic
-from moe_probe.dynamic.sites import Site, find_sites
+from moe_probe.forward.sites import Site, find_sites
 
 ROUNDS = 4
 DOCUMENTS, LENGTH, BATCH = 24, 256, 8

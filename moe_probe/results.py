@@ -12,7 +12,7 @@ from typing import Any
 import xarray as xr
 
 from moe_probe.errors import InputError
-from moe_probe.whole_files import whole_file
+from moe_probe.files import whole_file
 
 LIBRARIES = ("moe-probe", "torch", "transformers", "numpy", "scipy", "scikit-learn")
 

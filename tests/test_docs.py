@@ -1,16 +1,13 @@
 """The documentation: its code runs, and it has a page for whatever there is."""
 
-import ast
 import re
 from pathlib import Path
 
 import pytest
 from examples import DOCS, ROOT, pages, run_page
 
-from moe_probe import dynamic, errors, static
+from moe_probe import dynamic, static
 from moe_probe.families import families
-
-ERRORS = [name for name, value in vars(errors).items() if isinstance(value, type) and name != "MoEProbeError"]
 
 
 def names(folder):
@@ -36,37 +33,6 @@ def test_every_page_of_a_section_is_in_its_index():
     for section in ("analyses", "families", "errors"):
         index = (DOCS / section / "index.md").read_text(encoding="utf-8")
         assert set(re.findall(r"\]\((\w+)\.md\)", index)) == names(section)
-
-
-def templates(node):
-    """The sentences that an argument of an exception can be; … stands for what is filled in."""
-    if isinstance(node, ast.Constant):
-        return [node.value]
-    if isinstance(node, ast.JoinedStr):
-        parts = [part.value if isinstance(part, ast.Constant) else "…" for part in node.values]
-        return [re.sub("…+", "…", "".join(parts))]
-    if isinstance(node, ast.IfExp):
-        return templates(node.body) + templates(node.orelse)
-    return []
-
-
-def raised():
-    """Every sentence that the package raises, as the pages write it."""
-    for path in (ROOT / "moe_probe").rglob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            match node:
-                case ast.Raise(exc=ast.Call(func=ast.Name(id=name), args=[argument])) if name in ERRORS:
-                    yield from (f"{name}: {text}" for text in templates(argument))
-
-
-def test_every_error_is_explained_on_one_page():
-    explained = [
-        line
-        for page in (DOCS / "errors").glob("*.md")
-        for line in page.read_text(encoding="utf-8").splitlines()
-        if line.split(":")[0] in ERRORS
-    ]
-    assert sorted(explained) == sorted(set(raised()))
 
 
 def test_the_model_types_of_transformers_are_those_that_are_tested():

@@ -4,31 +4,38 @@ import ast
 from pathlib import Path
 
 PACKAGE = Path(__file__).parents[1] / "moe_probe"
-CORE = {"errors", "checkpoint", "families"}
-HANDLE = CORE | {"model", "results", "parallel", "whole_files"}
+GROUND = {"errors", "files", "parallel", "registry", "options"}
+WEIGHTS = GROUND | {"checkpoint", "families"}
+HANDLE = WEIGHTS | {"model", "facts", "tokenizer", "results"}
+WORDS = HANDLE | {"texts", "routing"}
 ALLOWED = {
     "errors": set(),
-    "checkpoint": {"errors"},
-    "families": {"errors", "checkpoint"},
-    "facts": {"checkpoint"},
-    "model": CORE | {"facts", "tokenizer"},
-    "results": {"errors", "whole_files"},
-    "whole_files": set(),
-    "arguments": {"errors"},
-    "parallel": set(),
-    "tokenizer": {"errors"},
+    "files": {"errors"},
+    "parallel": {"errors"},
+    "registry": {"errors"},
+    "options": {"errors", "registry"},
+    "checkpoint": GROUND,
+    "families": GROUND | {"checkpoint"},
+    "results": {"errors", "files"},
+    "facts": {"errors", "checkpoint"},
+    "tokenizer": {"errors", "files"},
+    "model": WEIGHTS | {"facts", "tokenizer", "intervene"},
     "convert": HANDLE,
-    "static": HANDLE,
-    "dynamic": HANDLE | {"facts"},
-    "intervene": HANDLE,
-    "plotting": {"errors"},
-    "figures": HANDLE | {"arguments", "static", "dynamic", "plotting"},
-    "explorer": HANDLE | {"static", "dynamic"},
-    "cli": HANDLE
-    | {"arguments", "static", "dynamic", "intervene", "plotting", "figures", "explorer", "convert", "tables"},
-    "tables": {"facts", "model"},
-    "__init__": {"model", "static", "dynamic", "intervene", "plotting", "figures", "explorer", "convert"},
+    "texts": HANDLE,
+    "routing": HANDLE | {"texts"},
+    "statistics": GROUND | {"routing", "texts"},
+    "forward": WORDS,
+    "traces": WORDS,
+    "static": HANDLE | {"statistics"},
+    "dynamic": WORDS | {"statistics", "forward", "traces"},
+    "comparisons": WORDS | {"statistics", "traces", "dynamic", "static"},
+    "intervene": WORDS | {"statistics", "dynamic"},
+    "plotting": {"errors", "registry"},
+    "figures": WORDS | {"static", "dynamic", "comparisons", "plotting"},
+    "explorer": WORDS | {"traces", "static", "dynamic"},
 }
+ALLOWED["cli"] = set(ALLOWED) | {"cli"}
+ALLOWED["__init__"] = set(ALLOWED)
 
 
 def imports(source, module):
@@ -67,7 +74,7 @@ def test_a_forbidden_import_is_seen():
     assert violations("import moe_probe.families.mixtral", "moe_probe.checkpoint.store") == {"families"}
     assert violations("from moe_probe.cli import main", "moe_probe.static.pca") == {"cli"}
     assert violations("import torch, moe_probe", "moe_probe.static.pca") == {"moe_probe"}
-    assert violations("def f():\n    from ..static import pca", "moe_probe.dynamic.engine") == {"static"}
+    assert violations("def f():\n    from ..static import pca", "moe_probe.forward.running") == {"static"}
     assert violations("from . import static", "moe_probe.model") == {"static"}
 
 

@@ -9,13 +9,13 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-from moe_probe.checkpoint.fairseq_files import open_fairseq
 from moe_probe.checkpoint.folder import Opened, open_files
-from moe_probe.checkpoint.grok_files import open_grok
+from moe_probe.checkpoint.formats.fairseq import open_fairseq
+from moe_probe.checkpoint.formats.grok import open_grok
+from moe_probe.checkpoint.formats.safetensors import SafetensorsFile
+from moe_probe.checkpoint.formats.torch import TorchFile
 from moe_probe.checkpoint.lazy import LazyTensor
 from moe_probe.checkpoint.quantized import dequantized
-from moe_probe.checkpoint.safetensors_files import SafetensorsFile
-from moe_probe.checkpoint.torch_files import TorchFile
 from moe_probe.errors import CheckpointError, WeightError
 
 # in order of preference: publishers often ship the same weights twice

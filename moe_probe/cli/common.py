@@ -16,12 +16,12 @@ import xarray as xr
 from rich.console import Console
 
 from moe_probe import dynamic, plotting
-from moe_probe.arguments import check_arguments
+from moe_probe.cli.tables import summary
 from moe_probe.errors import InputError
 from moe_probe.figures import draw, result_stem
 from moe_probe.model import MoEModel, load
+from moe_probe.options import check_arguments
 from moe_probe.results import save
-from moe_probe.tables import summary
 
 app = typer.Typer(
     help="Look into pretrained Mixture-of-Experts language models.",

@@ -9,7 +9,6 @@ import typer
 import xarray as xr
 
 from moe_probe import dynamic, static
-from moe_probe.arguments import check_arguments
 from moe_probe.cli.common import (
     BatchTokens,
     Column,
@@ -31,6 +30,7 @@ from moe_probe.cli.common import (
     write,
 )
 from moe_probe.errors import InputError
+from moe_probe.options import check_arguments
 
 COMPARISONS = {
     "expert_activation": dynamic.expert_activation,

@@ -13,8 +13,8 @@ from moe_probe.cli.dynamic import dynamic_command
 from moe_probe.cli.explore import explore
 from moe_probe.cli.reproduce import reproduce
 from moe_probe.cli.static import static_command
+from moe_probe.cli.tables import info_table
 from moe_probe.model import load
-from moe_probe.tables import info_table
 
 PAPERS = {
     "look-into-moes": ["tiny-mixtral"],

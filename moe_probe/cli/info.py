@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from moe_probe.cli.common import Ckpt, Revision, app, console, open_model
-from moe_probe.tables import info_table
+from moe_probe.cli.tables import info_table
 
 
 @app.command(epilog="Example: `moe-probe info ckpt/Mixtral-8x7B-v0.1`")

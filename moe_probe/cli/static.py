@@ -10,7 +10,6 @@ import typer
 import xarray as xr
 
 from moe_probe import static
-from moe_probe.arguments import check_arguments
 from moe_probe.cli.common import (
     Baseline,
     Ckpt,
@@ -26,6 +25,7 @@ from moe_probe.cli.common import (
     write,
 )
 from moe_probe.errors import InputError
+from moe_probe.options import check_arguments
 
 LEVELS = {
     "similarity": ("matrix", "neuron_mean", "neuron_aligned"),

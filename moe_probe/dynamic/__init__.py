@@ -12,20 +12,20 @@ from typing import Any
 
 import xarray as xr
 
-from moe_probe.dynamic.analyses import analyses
-from moe_probe.dynamic.analysis import Analysis
-from moe_probe.dynamic.choices import labelled as open_sources
-from moe_probe.dynamic.corpus import make_corpus
-from moe_probe.dynamic.generation import generate
-from moe_probe.dynamic.over_checkpoints import (
+from moe_probe.comparisons.expert_activation import (
     expert_activation,
     patch_divergence_over_steps,
     router_saturation,
     routing_drift,
 )
-from moe_probe.dynamic.run import run
-from moe_probe.dynamic.trace import Trace, from_trace, is_trace, read_trace
-from moe_probe.dynamic.words import word_list
+from moe_probe.comparisons.side_by_side import labelled as open_sources
+from moe_probe.dynamic.analyses import analyses
+from moe_probe.dynamic.analysis import Analysis
+from moe_probe.dynamic.driver import run
+from moe_probe.forward.writing import generate
+from moe_probe.texts.corpus import make_corpus
+from moe_probe.texts.words import word_list
+from moe_probe.traces.reading import Trace, from_trace, is_trace, read_trace
 
 
 def _function(analysis: type[Analysis]) -> Callable[..., xr.Dataset]:

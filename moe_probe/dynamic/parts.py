@@ -6,7 +6,8 @@ from typing import Self
 
 import numpy as np
 
-from moe_probe.dynamic.analysis import Analysis, LayerBatch
+from moe_probe.dynamic.analysis import Analysis
+from moe_probe.routing import LayerBatch
 
 
 class Parts(Analysis):

@@ -8,10 +8,11 @@ from typing import Any, Self
 import numpy as np
 import xarray as xr
 
-from moe_probe.dynamic.analysis import Analysis, LayerBatch
-from moe_probe.dynamic.corpus import Corpus
+from moe_probe.dynamic.analysis import Analysis
 from moe_probe.errors import InputError
 from moe_probe.results import with_attrs
+from moe_probe.routing import LayerBatch
+from moe_probe.texts.corpus import Corpus
 
 
 class PerToken(Analysis):

@@ -15,11 +15,11 @@ from bokeh.embed import components
 from bokeh.resources import Resources
 from jinja2 import Environment
 
-from moe_probe.dynamic.trace import Trace
 from moe_probe.errors import InputError
 from moe_probe.explorer.packing import Packed, encode
 from moe_probe.explorer.recorded import RecordedLayer
 from moe_probe.explorer.widgets import widgets
+from moe_probe.traces.reading import Trace
 
 NEAREST = 8  # experts named as the most similar ones
 HERE = Path(__file__).parent

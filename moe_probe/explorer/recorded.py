@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from moe_probe.dynamic.trace import Trace
+from moe_probe.traces.reading import Trace
 
 
 @dataclass(frozen=True)

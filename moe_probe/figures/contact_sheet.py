@@ -12,8 +12,8 @@ from matplotlib.backends.backend_pdf import PdfPages
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 
+from moe_probe.files import whole_file
 from moe_probe.plotting.style import style
-from moe_probe.whole_files import whole_file
 
 COLUMNS, ROWS = 4, 7
 DPI = 72

@@ -9,8 +9,8 @@ import xarray as xr
 from matplotlib.figure import Figure
 
 from moe_probe import plotting
+from moe_probe.files import whole_file
 from moe_probe.parallel import map_items
-from moe_probe.whole_files import whole_file
 
 
 def result_stem(dataset: xr.Dataset) -> str:

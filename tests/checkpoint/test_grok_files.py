@@ -17,7 +17,7 @@ import torch
 from conftest import FIXTURES
 
 from moe_probe.checkpoint.array_pickle import read_pickle
-from moe_probe.checkpoint.grok_files import open_grok
+from moe_probe.checkpoint.formats.grok import open_grok
 from moe_probe.errors import CheckpointError
 
 RELEASE = FIXTURES / "grok1_jax" / "checkpoint"

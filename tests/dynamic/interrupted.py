@@ -9,7 +9,7 @@ CODE = """
 import sys, time
 sys.path[:0] = {path!r}
 import {module}
-from moe_probe.dynamic import resume
+from moe_probe.dynamic import saved_states as resume
 resume.SECONDS = 0
 save = resume.Progressed.save
 def slow(self, *arguments):

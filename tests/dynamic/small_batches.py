@@ -3,9 +3,9 @@
 import numpy as np
 import torch
 
-from moe_probe.dynamic.analysis import LayerBatch
-from moe_probe.dynamic.corpus import Corpus, Tokens, of_ids
 from moe_probe.families import Layer
+from moe_probe.routing import LayerBatch
+from moe_probe.texts.corpus import Corpus, Tokens, of_ids
 
 
 class NoModel:

@@ -8,9 +8,9 @@ from transformers import AutoModelForCausalLM
 
 import moe_probe
 from moe_probe import dynamic
-from moe_probe.dynamic.capture import capture
-from moe_probe.dynamic.sites import OUTSIDE, find_sites
 from moe_probe.errors import FamilyError
+from moe_probe.forward.capture import capture
+from moe_probe.forward.sites import OUTSIDE, find_sites
 
 REFUSED = {"llama4_text": "multiplies the experts' inputs", "jetmoe": "no module of their own"}
 RUN = [model_type for model_type in MODEL_TYPES if model_type not in REFUSED]

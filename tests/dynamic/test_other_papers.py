@@ -10,12 +10,12 @@ from small_batches import NoModel, batch_of, corpus_of, layer_of, random_routing
 
 import moe_probe
 from moe_probe import dynamic, plotting
-from moe_probe.dynamic.bootstrap import interval
-from moe_probe.dynamic.capacity import ORDERS, capacity, kept, places
-from moe_probe.dynamic.corpus import make_corpus
-from moe_probe.dynamic.pictures import patch_energy
-from moe_probe.dynamic.words import LISTS, find_words, tokens_of_spans, tokens_of_words
 from moe_probe.errors import InputError
+from moe_probe.statistics.bootstrap import interval
+from moe_probe.statistics.capacity import ORDERS, capacity, kept, places
+from moe_probe.texts.corpus import make_corpus
+from moe_probe.texts.pictures import patch_energy
+from moe_probe.texts.words import LISTS, find_words, tokens_of_spans, tokens_of_words
 
 TEXTS = ["The bank's light.", "Banks lie; the BANK lies.", "A long bear market."]
 

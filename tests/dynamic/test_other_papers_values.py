@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 import moe_probe
 from moe_probe import dynamic
 from moe_probe.dynamic.analyses.adaptive_mixtures import losses
-from moe_probe.dynamic.capacity import capacity, kept
+from moe_probe.statistics.capacity import capacity, kept
 
 
 def open_fixture(family):

@@ -117,7 +117,7 @@ def test_a_killed_run_goes_on_where_it_was(execution, tmp_path):
 
 def test_long_corpora_wait_in_temporary_files_that_are_gone_at_once(monkeypatch, tmp_path):
     expected = run()
-    monkeypatch.setattr("moe_probe.dynamic.engine.SPILL_BYTES", 0)
+    monkeypatch.setattr("moe_probe.forward.running.SPILL_BYTES", 0)
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setattr("tempfile.tempdir", None)
     assert_same(run(execution="layerwise", batch_tokens=12), expected)

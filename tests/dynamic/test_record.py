@@ -55,5 +55,5 @@ def test_what_would_not_fit_is_refused_beforehand_and_counted():
     kept = dynamic.record(model, TEXTS, outputs="all", logits=True, progress=False)
     analysis = dynamic.Record(outputs="all", logits=True)
     size = sum(kept[name].size * 4 for name in kept.data_vars)
-    corpus = moe_probe.dynamic.corpus.make_corpus(model, TEXTS)
+    corpus = moe_probe.texts.corpus.make_corpus(model, TEXTS)
     assert analysis.size(model, corpus, list(model.moe_layers)) == pytest.approx(size, rel=0.05)

@@ -13,8 +13,8 @@ from interrupted import run_and_kill
 
 import moe_probe
 from moe_probe import dynamic
-from moe_probe.dynamic import trace as trace_module
 from moe_probe.errors import InputError
+from moe_probe.traces import reading as trace_module
 
 FAMILIES = ["mixtral", "deepseek", "moe_plus_plus", "grok1_hf", "mh_moe"]
 LENGTHS = (3, 17, 1, 9, 9, 30, 5)
@@ -49,7 +49,7 @@ def run(folder, family="mixtral", norms=False, analyses=(), **options):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_analyses_of_a_trace_equal_those_of_the_model(family, file_rows, options, tmp_path, monkeypatch):
     monkeypatch.setattr(trace_module, "FILE_ROWS", file_rows)
-    monkeypatch.setattr("moe_probe.dynamic.engine.CHUNK_BYTES", 1)  # whatever is cut, routing is not
+    monkeypatch.setattr("moe_probe.forward.running.CHUNK_BYTES", 1)  # whatever is cut, routing is not
     analyses = of_routing() + (of_zero_computation() if family == "moe_plus_plus" else [])
     expected = run(tmp_path / "trace", family, analyses=analyses, batch_tokens=24, **options)
     found = dynamic.from_trace(tmp_path / "trace", analyses)

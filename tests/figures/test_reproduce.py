@@ -11,8 +11,8 @@ import torch
 import moe_probe
 from moe_probe import dynamic, figures
 from moe_probe.errors import InputError
-from moe_probe.figures import kinds
-from moe_probe.figures.reproduce import digest
+from moe_probe.figures import recipes as kinds
+from moe_probe.figures.making import digest
 from moe_probe.results import load_result
 
 pytestmark = pytest.mark.xdist_group("reproduce")  # on one worker: what it draws is drawn once
@@ -23,8 +23,8 @@ LABELS = ["prose", "code", "arithmetic", "prose"]
 @pytest.fixture
 def unrendered(monkeypatch):
     """Figures are made, but not turned into files' contents, which is most of the time."""
-    monkeypatch.setattr("moe_probe.figures.reproduction.thumbnail", lambda figure: np.zeros((2, 2, 4), np.uint8))
-    monkeypatch.setattr("moe_probe.figures.reproduction.write_figure", lambda figure, path: None)
+    monkeypatch.setattr("moe_probe.figures.album.thumbnail", lambda figure: np.zeros((2, 2, 4), np.uint8))
+    monkeypatch.setattr("moe_probe.figures.album.write_figure", lambda figure, path: None)
 
 
 @pytest.fixture(scope="module")
@@ -189,7 +189,7 @@ def test_nothing_half_written_is_left_by_an_interruption(tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return np.zeros((2, 2, 4), np.uint8)
 
-    monkeypatch.setattr("moe_probe.figures.reproduction.thumbnail", interrupt)
+    monkeypatch.setattr("moe_probe.figures.album.thumbnail", interrupt)
     with pytest.raises(KeyboardInterrupt):
         figures.reproduce("look-into-moes", "ckpt/tiny-mixtral", tmp_path, layers=[1], progress=False)
     assert not list(tmp_path.rglob("*.partial"))

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from moe_probe.dynamic.analysis import OUTPUTS, LayerBatch, Sums
+from moe_probe.dynamic.analysis import Sums
+from moe_probe.routing import OUTPUTS, LayerBatch
 
 
 class AdaptiveMixtures(Sums):

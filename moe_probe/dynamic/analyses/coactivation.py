@@ -9,9 +9,10 @@ import numpy as np
 import torch
 import xarray as xr
 
-from moe_probe.dynamic.analysis import Analysis, LayerBatch, Sums
-from moe_probe.dynamic.bootstrap import BLOCKS, block_sums, check_draws, interval
-from moe_probe.dynamic.corpus import Corpus
+from moe_probe.dynamic.analysis import Analysis, Sums
+from moe_probe.routing import LayerBatch
+from moe_probe.statistics.bootstrap import BLOCKS, block_sums, check_draws, interval
+from moe_probe.texts.corpus import Corpus
 
 
 class Coactivation(Analysis):

@@ -9,9 +9,10 @@ import numpy as np
 import torch
 import xarray as xr
 
-from moe_probe.dynamic.analysis import LayerBatch, Sums
-from moe_probe.dynamic.corpus import Corpus
+from moe_probe.dynamic.analysis import Sums
 from moe_probe.errors import InputError
+from moe_probe.routing import LayerBatch
+from moe_probe.texts.corpus import Corpus
 
 TAUS = (0.1, 0.25, 0.5, 0.75, 1.0)
 

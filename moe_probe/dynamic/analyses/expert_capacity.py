@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from moe_probe.dynamic.analysis import LayerBatch
-from moe_probe.dynamic.capacity import ORDERS, capacity, places
-from moe_probe.dynamic.corpus import Corpus
 from moe_probe.dynamic.per_token import PerToken, by_token
 from moe_probe.errors import InputError
+from moe_probe.routing import LayerBatch
+from moe_probe.statistics.capacity import ORDERS, capacity, places
+from moe_probe.texts.corpus import Corpus
 
 FACTORS = tuple(np.arange(0.5, 4.01, 0.25).tolist())
 
@@ -20,7 +20,7 @@ FACTORS = tuple(np.arange(0.5, 4.01, 0.25).tolist())
 class ExpertCapacity(PerToken):
     """Choices and tokens dropped against the capacity factor, by order of arrival (GShard, Switch, V-MoE, MH-MoE).
 
-    See `moe_probe.dynamic.capacity` for the rule and the orders. Rows are tokens, or sub-tokens; a batch is
+    See `moe_probe.statistics.capacity` for the rule and the orders. Rows are tokens, or sub-tokens; a batch is
     `batch_documents` documents in the order of the corpus.
 
     The result has, (layer, order, factor), float64: `dropped`, the share of choices without a place (with `overflow`

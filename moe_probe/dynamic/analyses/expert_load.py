@@ -8,10 +8,11 @@ import numpy as np
 import torch
 import xarray as xr
 
-from moe_probe.dynamic.analysis import LayerBatch, Sums
-from moe_probe.dynamic.bootstrap import check_draws
-from moe_probe.dynamic.corpus import Corpus
-from moe_probe.dynamic.labelled import ends, label_sums, resampled, shares, stacked
+from moe_probe.dynamic.analysis import Sums
+from moe_probe.routing import LayerBatch
+from moe_probe.statistics.bootstrap import check_draws
+from moe_probe.statistics.by_label import ends, label_sums, resampled, shares, stacked
+from moe_probe.texts.corpus import Corpus
 
 
 class ExpertLoad(Sums):

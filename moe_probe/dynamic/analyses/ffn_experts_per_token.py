@@ -7,13 +7,14 @@ from typing import Any
 
 import numpy as np
 
-from moe_probe.dynamic.analysis import LayerBatch, token_coords
-from moe_probe.dynamic.bootstrap import BLOCKS, check_draws, interval
-from moe_probe.dynamic.corpus import Corpus, place_of, place_start
+from moe_probe.dynamic.analysis import token_coords
 from moe_probe.dynamic.per_token import PerToken, by_token
-from moe_probe.dynamic.tagging import Tagger, make_tagger, tag_words
-from moe_probe.dynamic.words import find_words, normal_form
 from moe_probe.errors import InputError
+from moe_probe.routing import LayerBatch
+from moe_probe.statistics.bootstrap import BLOCKS, check_draws, interval
+from moe_probe.texts.corpus import Corpus, place_of, place_start
+from moe_probe.texts.tagging import Tagger, make_tagger, tag_words
+from moe_probe.texts.words import find_words, normal_form
 
 PIECES = ["whole word", "word piece", "no word"]
 

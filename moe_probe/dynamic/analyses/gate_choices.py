@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 
-from moe_probe.dynamic.analysis import LayerBatch, Rows, expert_labels
+from moe_probe.dynamic.analysis import Rows, expert_labels
+from moe_probe.routing import LayerBatch
 
 
 class GateChoices(Rows):

@@ -8,9 +8,9 @@ from typing import Any, ClassVar
 import xarray as xr
 
 from moe_probe.dynamic.analyses.router_scores import RouterScores
-from moe_probe.dynamic.corpus import Corpus
 from moe_probe.dynamic.parts import Parts
 from moe_probe.errors import InputError
+from moe_probe.texts.corpus import Corpus
 
 RESIDUALS = ["with", "without (intervention)"]
 

@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from moe_probe.dynamic.analysis import ACTIVATIONS, BASELINE, LayerBatch, Rows, Sums
+from moe_probe.dynamic.analysis import Rows, Sums
 from moe_probe.families import DENSE
+from moe_probe.routing import ACTIVATIONS, BASELINE, LayerBatch
 
 
 class IntermediateStates(Rows):

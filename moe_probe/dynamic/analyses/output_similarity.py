@@ -8,10 +8,11 @@ import numpy as np
 import torch
 import xarray as xr
 
-from moe_probe.dynamic.analysis import BASELINE, OUTPUTS, Analysis, LayerBatch, Rows, Sums
-from moe_probe.dynamic.corpus import Corpus
+from moe_probe.dynamic.analysis import Analysis, Rows, Sums
 from moe_probe.errors import InputError
 from moe_probe.families import DENSE, SHARED
+from moe_probe.routing import BASELINE, OUTPUTS, LayerBatch
+from moe_probe.texts.corpus import Corpus
 
 METRICS = ("cosine", "angular")
 EPSILON = 1e-8

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 
 from moe_probe.dynamic.analyses.subtoken_divergence import distinct
-from moe_probe.dynamic.analysis import LayerBatch
-from moe_probe.dynamic.bootstrap import check_draws, interval
-from moe_probe.dynamic.corpus import Corpus
 from moe_probe.dynamic.per_token import PerToken, by_token
-from moe_probe.dynamic.pictures import ENERGIES, patch_energy, read_picture
 from moe_probe.errors import InputError
+from moe_probe.routing import LayerBatch
+from moe_probe.statistics.bootstrap import check_draws, interval
+from moe_probe.texts.corpus import Corpus
+from moe_probe.texts.pictures import ENERGIES, patch_energy, read_picture
 
 TEXTURES = ["high", "low"]
 

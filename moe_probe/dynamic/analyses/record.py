@@ -8,9 +8,10 @@ import numpy as np
 import torch
 import xarray as xr
 
-from moe_probe.dynamic.analysis import LOGITS, OUTPUTS, SELECTED, LayerBatch, Rows, expert_labels
-from moe_probe.dynamic.corpus import Corpus, Tokens
+from moe_probe.dynamic.analysis import Rows, expert_labels
 from moe_probe.errors import InputError
+from moe_probe.routing import LOGITS, OUTPUTS, SELECTED, LayerBatch
+from moe_probe.texts.corpus import Corpus, Tokens
 
 KEPT = {"none": frozenset(), "selected": frozenset({SELECTED}), "all": frozenset({OUTPUTS})}
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from moe_probe.dynamic.analysis import LayerBatch, Sums
+from moe_probe.dynamic.analysis import Sums
 from moe_probe.errors import InputError
+from moe_probe.routing import LayerBatch
 
 ORDINALS = ["highest", "second"]
 

@@ -10,11 +10,12 @@ import numpy as np
 import pyarrow as pa
 import xarray as xr
 
-from moe_probe.dynamic import trace
-from moe_probe.dynamic.analysis import SELECTED, Analysis, LayerBatch, expert_labels
-from moe_probe.dynamic.corpus import Corpus
+from moe_probe.dynamic.analysis import Analysis, expert_labels
 from moe_probe.errors import InputError
 from moe_probe.results import with_attrs
+from moe_probe.routing import SELECTED, LayerBatch
+from moe_probe.texts.corpus import Corpus
+from moe_probe.traces import reading as trace
 
 
 class RoutingTrace(Analysis):

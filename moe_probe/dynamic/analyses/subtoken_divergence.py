@@ -8,11 +8,13 @@ from typing import Any
 import numpy as np
 from scipy.stats import mannwhitneyu
 
-from moe_probe.dynamic.analysis import LayerBatch, token_coords
-from moe_probe.dynamic.bootstrap import check_draws, interval, per_document
-from moe_probe.dynamic.corpus import Corpus
+from moe_probe.dynamic.analysis import token_coords
 from moe_probe.dynamic.per_token import PerToken, by_token
-from moe_probe.dynamic.words import (
+from moe_probe.errors import InputError
+from moe_probe.routing import LayerBatch
+from moe_probe.statistics.bootstrap import check_draws, interval, per_document
+from moe_probe.texts.corpus import Corpus
+from moe_probe.texts.words import (
     LISTS,
     find_words,
     normal_form,
@@ -21,7 +23,6 @@ from moe_probe.dynamic.words import (
     tokens_of_words,
     word_list,
 )
-from moe_probe.errors import InputError
 
 GROUPS = ["PF", "non-PF"]
 

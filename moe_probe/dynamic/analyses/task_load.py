@@ -10,14 +10,15 @@ import torch
 import xarray as xr
 from scipy.stats import spearmanr
 
-from moe_probe.dynamic.analysis import LayerBatch, Sums
-from moe_probe.dynamic.bootstrap import check_draws
-from moe_probe.dynamic.corpus import Corpus
-from moe_probe.dynamic.labelled import distance, ends, label_sums, permuted, resampled, shares, stacked
+from moe_probe.dynamic.analysis import Sums
 from moe_probe.dynamic.parts import Parts
 from moe_probe.dynamic.per_token import PerToken, by_token
 from moe_probe.errors import InputError
 from moe_probe.results import with_attrs
+from moe_probe.routing import LayerBatch
+from moe_probe.statistics.bootstrap import check_draws
+from moe_probe.statistics.by_label import distance, ends, label_sums, permuted, resampled, shares, stacked
+from moe_probe.texts.corpus import Corpus
 
 KINDS = ["ffn", "constant", "copy", "zero"]
 

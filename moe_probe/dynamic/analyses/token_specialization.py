@@ -10,14 +10,15 @@ import torch
 import xarray as xr
 from scipy.sparse import csr_array
 
-from moe_probe.dynamic.analysis import Analysis, LayerBatch, Sums
-from moe_probe.dynamic.bootstrap import BLOCKS, block_sums, check_draws, interval
-from moe_probe.dynamic.corpus import Corpus, place_of, place_start
-from moe_probe.dynamic.labelled import ends
+from moe_probe.dynamic.analysis import Analysis, Sums
 from moe_probe.dynamic.parts import Parts
-from moe_probe.dynamic.tally import Tally
 from moe_probe.errors import InputError
 from moe_probe.results import with_attrs
+from moe_probe.routing import LayerBatch
+from moe_probe.statistics.bootstrap import BLOCKS, block_sums, check_draws, interval
+from moe_probe.statistics.by_label import ends
+from moe_probe.statistics.tally import Tally
+from moe_probe.texts.corpus import Corpus, place_of, place_start
 
 PLACES = 32
 DRAWS_AT_ONCE = 25

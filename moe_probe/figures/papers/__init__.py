@@ -7,7 +7,7 @@ import pkgutil
 from functools import cache
 
 from moe_probe.errors import InputError
-from moe_probe.figures.kinds import Paper
+from moe_probe.figures.recipes import Paper
 
 
 @cache

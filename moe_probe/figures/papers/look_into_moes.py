@@ -9,7 +9,7 @@ import xarray as xr
 from matplotlib.figure import Figure
 
 from moe_probe import dynamic, plotting, static
-from moe_probe.figures.kinds import Given, Kind, OfTexts, OfWeights, Paper
+from moe_probe.figures.recipes import Given, Kind, OfTexts, OfWeights, Paper
 from moe_probe.plotting.heatmap import SCALES
 
 SHORT, SENTENCE = 8, 64  # tokens, where figures show single ones

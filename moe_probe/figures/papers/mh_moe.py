@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from moe_probe import dynamic, plotting
 from moe_probe.errors import InputError
-from moe_probe.figures.kinds import Given, OfModels, OfTexts, Paper
+from moe_probe.figures.recipes import Given, OfModels, OfTexts, Paper
 
 
 def activation_map(ds: xr.Dataset, results: Mapping[str, xr.Dataset]) -> Iterator[tuple[str, Figure]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from moe_probe import dynamic
-from moe_probe.figures.kinds import OfTexts, Paper
+from moe_probe.figures.recipes import OfTexts, Paper
 
 PAPER = Paper(
     name="moe-plus-plus",

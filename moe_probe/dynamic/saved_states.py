@@ -12,7 +12,7 @@ import numpy as np
 
 from moe_probe.dynamic.analysis import Analysis
 from moe_probe.errors import InputError
-from moe_probe.whole_files import whole_file
+from moe_probe.files import whole_file
 
 SECONDS = 30.0  # between two states of a pass batch by batch
 

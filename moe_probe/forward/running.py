@@ -12,18 +12,19 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from moe_probe.dynamic.analysis import ACTIVATIONS, BASELINE, LOGITS, OUTPUTS, SELECTED, Analysis, LayerBatch
-from moe_probe.dynamic.baseline import DenseTap
-from moe_probe.dynamic.capture import Event, Watch, capture
-from moe_probe.dynamic.corpus import Batch, Corpus, Tokens
-from moe_probe.dynamic.resume import Progressed
-from moe_probe.dynamic.sites import Site, decoder_layers, find_sites
-from moe_probe.dynamic.spill import Spill
-from moe_probe.dynamic.steps import Forward, stepping
-from moe_probe.dynamic.weights import StreamedModule
+from moe_probe.dynamic.analysis import Analysis
+from moe_probe.dynamic.saved_states import Progressed
 from moe_probe.errors import InputError, WeightError
 from moe_probe.families import Layer
+from moe_probe.forward.capture import Event, Watch, capture
+from moe_probe.forward.dense import DenseTap
+from moe_probe.forward.sites import Site, decoder_layers, find_sites
+from moe_probe.forward.spill import Spill
+from moe_probe.forward.steps import Forward, stepping
+from moe_probe.forward.streaming import StreamedModule
 from moe_probe.model import MoEModel
+from moe_probe.routing import ACTIVATIONS, BASELINE, LOGITS, OUTPUTS, SELECTED, LayerBatch
+from moe_probe.texts.corpus import Batch, Corpus, Tokens
 
 CHUNK_BYTES = 1 << 27  # of all experts' outputs held at once
 SPILL_BYTES = 1 << 30  # hidden states of a whole corpus beyond this wait on disk

@@ -10,14 +10,14 @@ from pathlib import Path
 import xarray as xr
 
 from moe_probe import dynamic, static
-from moe_probe.dynamic.corpus import Texts
-from moe_probe.dynamic.trace import Trace, is_trace, read_trace
 from moe_probe.errors import InputError
 from moe_probe.explorer.packing import STEPS, Packed, pack
 from moe_probe.explorer.page import page_html
 from moe_probe.explorer.recorded import recorded_layers
+from moe_probe.files import whole_file
 from moe_probe.model import Source, load
-from moe_probe.whole_files import whole_file
+from moe_probe.texts.corpus import Texts
+from moe_probe.traces.reading import Trace, is_trace, read_trace
 
 SIMILAR = ("neuron_mean", "matrix", "gate")
 MAX_BYTES = 30_000_000

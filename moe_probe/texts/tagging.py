@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from moe_probe.dynamic.words import Words
 from moe_probe.errors import InputError
+from moe_probe.texts.words import Words
 
 Tagger = Callable[[list[str]], Sequence[str]]
 PENN = {  # by the first two letters of a Penn Treebank tag

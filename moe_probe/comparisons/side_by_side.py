@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from moe_probe.dynamic.analysis import LayerBatch
-from moe_probe.dynamic.corpus import Corpus, Texts, make_corpus
+from moe_probe.dynamic.driver import observe
 from moe_probe.dynamic.per_token import PerToken, by_token
-from moe_probe.dynamic.run import observe
-from moe_probe.dynamic.trace import Trace, is_trace, observe_trace, read_trace
 from moe_probe.errors import InputError
 from moe_probe.model import Source, load
+from moe_probe.routing import LayerBatch
+from moe_probe.texts.corpus import Corpus, Texts, make_corpus
+from moe_probe.traces.reading import Trace, is_trace, observe_trace, read_trace
 
 
 class Choices(PerToken):

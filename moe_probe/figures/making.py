@@ -14,14 +14,14 @@ import xarray as xr
 from rich.console import Console
 
 from moe_probe import dynamic
-from moe_probe.arguments import check_arguments
-from moe_probe.dynamic.corpus import Corpus, Texts
 from moe_probe.errors import FamilyError, InputError
-from moe_probe.figures.kinds import Given, Kind, OfModels, OfTexts, OfWeights
+from moe_probe.figures.album import Reproduction
 from moe_probe.figures.papers import find_paper
-from moe_probe.figures.reproduction import Reproduction
+from moe_probe.figures.recipes import Given, Kind, OfModels, OfTexts, OfWeights
 from moe_probe.model import MoEModel, Source, load
+from moe_probe.options import check_arguments
 from moe_probe.results import load_result, save
+from moe_probe.texts.corpus import Corpus, Texts
 
 TOGETHER = "compared"  # the folder of figures that show several models
 

@@ -11,8 +11,8 @@ from scipy.stats import linregress
 from moe_probe.errors import InputError
 from moe_probe.model import Source, load
 from moe_probe.results import provenance, with_attrs
-from moe_probe.static.gate_similarity import gate_similarity
-from moe_probe.static.similarity import similarity
+from moe_probe.static.analyses.gate_similarity import gate_similarity
+from moe_probe.static.analyses.similarity import similarity
 
 
 def gate_regression(

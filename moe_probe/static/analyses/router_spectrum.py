@@ -9,7 +9,7 @@ import xarray as xr
 
 from moe_probe.model import Source, load
 from moe_probe.results import provenance, with_attrs
-from moe_probe.static.gate_similarity import router_matrix
+from moe_probe.static.analyses.gate_similarity import router_matrix
 
 
 def router_spectrum(model: Source, *, layers: Sequence[int] | int | None = None) -> xr.Dataset:

@@ -7,8 +7,8 @@ from itertools import combinations
 import numpy as np
 import torch
 
-from moe_probe.dynamic.analysis import LayerBatch
-from moe_probe.dynamic.bootstrap import LEVEL, block_sums
+from moe_probe.routing import LayerBatch
+from moe_probe.statistics.bootstrap import LEVEL, block_sums
 
 LABEL = "label:"
 ENDS = [(1 - LEVEL) / 2, (1 + LEVEL) / 2]

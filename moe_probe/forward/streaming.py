@@ -12,9 +12,9 @@ from accelerate import init_empty_weights
 from accelerate.utils import set_module_tensor_to_device
 from transformers import PreTrainedModel
 
-from moe_probe.dynamic.sites import decoder_layers
 from moe_probe.families.conversion import Converted
 from moe_probe.families.modules import EXACT_ON_CPU, model_class, on_cpu
+from moe_probe.forward.sites import decoder_layers
 from moe_probe.model import MoEModel
 
 

@@ -10,8 +10,8 @@ from importlib.resources import files
 import numpy as np
 import pandas as pd
 
-from moe_probe.dynamic.corpus import Corpus, Document
 from moe_probe.errors import InputError
+from moe_probe.texts.corpus import Corpus, Document
 
 WORD = re.compile(r"\w+(?:['’]\w+)*")
 LISTS = ("polysemous_en", "false_cognates_es", "false_cognates_fr", "false_cognates_de")

@@ -17,11 +17,12 @@ import pyarrow.parquet as pq
 import torch
 import xarray as xr
 
-from moe_probe.dynamic.analysis import Analysis, LayerBatch
-from moe_probe.dynamic.corpus import Corpus, Document, Tokens
+from moe_probe.dynamic.analysis import Analysis
 from moe_probe.errors import InputError
 from moe_probe.families import Layer
-from moe_probe.whole_files import whole_file
+from moe_probe.files import whole_file
+from moe_probe.routing import LayerBatch
+from moe_probe.texts.corpus import Corpus, Document, Tokens
 
 CARD, DOCUMENTS = "trace.json", "documents.parquet"
 FILE_ROWS = 1 << 17  # choices per file

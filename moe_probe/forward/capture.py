@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from moe_probe.dynamic.scores import Score, score_function
-from moe_probe.dynamic.sites import Site, expert_call, raw_logits
-from moe_probe.dynamic.steps import OWNER
 from moe_probe.errors import FamilyError
+from moe_probe.forward.score_function import Score, score_function
+from moe_probe.forward.sites import Site, expert_call, raw_logits
+from moe_probe.forward.steps import OWNER
 
 CHECKED_ROWS = 2
 # largest difference between the experts' weighted sum and the block's routed output, relative to the largest output

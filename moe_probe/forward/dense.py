@@ -8,9 +8,9 @@ from contextlib import contextmanager
 import torch
 from transformers import PreTrainedModel
 
-from moe_probe.dynamic.steps import OWNER
 from moe_probe.errors import InputError
 from moe_probe.families.transformers_moe import ModuleArchitecture
+from moe_probe.forward.steps import OWNER
 
 
 class DenseTap:

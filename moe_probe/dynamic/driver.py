@@ -8,14 +8,15 @@ from pathlib import Path
 
 import xarray as xr
 
-from moe_probe.dynamic.altered import altered
-from moe_probe.dynamic.analysis import BASELINE, Analysis
-from moe_probe.dynamic.corpus import Corpus, Texts, make_corpus
-from moe_probe.dynamic.engine import Pass, choose_execution
-from moe_probe.dynamic.resume import Progressed
+from moe_probe.dynamic.analysis import Analysis
+from moe_probe.dynamic.saved_states import Progressed
 from moe_probe.errors import InputError
+from moe_probe.forward.altered import altered
+from moe_probe.forward.running import Pass, choose_execution
 from moe_probe.model import MoEModel, Source, load
 from moe_probe.parallel import map_items
+from moe_probe.routing import BASELINE
+from moe_probe.texts.corpus import Corpus, Texts, make_corpus
 
 
 def run(

@@ -8,16 +8,16 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from moe_probe.comparisons.side_by_side import Choices, Routing, Sources, labelled, look, overlap, record_choices
 from moe_probe.dynamic.analyses.expert_load import ExpertLoad
 from moe_probe.dynamic.analyses.patch_divergence import PatchDivergence
 from moe_probe.dynamic.analyses.subtoken_divergence import distinct
-from moe_probe.dynamic.bootstrap import check_draws, interval, per_document
-from moe_probe.dynamic.choices import Choices, Routing, Sources, labelled, look, overlap, record_choices
-from moe_probe.dynamic.corpus import Texts
-from moe_probe.dynamic.trace import Trace
 from moe_probe.errors import InputError
 from moe_probe.facts import parameter_counts
 from moe_probe.results import provenance, with_attrs
+from moe_probe.statistics.bootstrap import check_draws, interval, per_document
+from moe_probe.texts.corpus import Texts
+from moe_probe.traces.reading import Trace
 
 BINS = 10
 

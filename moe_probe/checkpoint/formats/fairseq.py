@@ -17,8 +17,8 @@ import torch
 from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
 from moe_probe.checkpoint.folder import Opened, inside, read_json
+from moe_probe.checkpoint.formats.torch import UNPICKLING_ERRORS, TorchFile
 from moe_probe.checkpoint.lazy import LazyTensor
-from moe_probe.checkpoint.torch_files import UNPICKLING_ERRORS, TorchFile
 from moe_probe.errors import CheckpointError
 
 FORMAT = "fairseq"

@@ -16,9 +16,9 @@ from moe_probe.errors import InputError
 from moe_probe.model import Source, load
 from moe_probe.parallel import map_items
 from moe_probe.results import provenance, with_attrs
+from moe_probe.static.analyses.similarity import select_layers_and_matrices
 from moe_probe.static.gram import Matrices, flat_gram, standardized_gram
 from moe_probe.static.selection import left_out, require_same_shape
-from moe_probe.static.similarity import select_layers_and_matrices
 
 LEVELS = ("matrix", "neuron")
 DENSE_EIGENSOLVER = 1024  # up to this many features all eigenvalues are computed; beyond, only the first ones

@@ -11,7 +11,7 @@ import torch
 from greenlet import getcurrent, greenlet
 from torch import nn
 
-from moe_probe.dynamic.spill import Spill
+from moe_probe.forward.spill import Spill
 
 # whose forward pass is running: hooks of one pass ignore the others that share its module (threads)
 OWNER: ContextVar[object | None] = ContextVar("owner", default=None)

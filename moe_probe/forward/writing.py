@@ -9,13 +9,14 @@ import numpy as np
 import torch
 import xarray as xr
 
-from moe_probe.dynamic.analysis import BASELINE, LOGITS, Analysis, LayerBatch
-from moe_probe.dynamic.capture import Event, Watch, capture
-from moe_probe.dynamic.corpus import Corpus, Document, Texts, Tokens, make_corpus, of_ids, token_strings
-from moe_probe.dynamic.engine import Runner, compute, per_row
-from moe_probe.dynamic.sites import Site, find_sites
+from moe_probe.dynamic.analysis import Analysis
 from moe_probe.errors import FamilyError, InputError
+from moe_probe.forward.capture import Event, Watch, capture
+from moe_probe.forward.running import Runner, compute, per_row
+from moe_probe.forward.sites import Site, find_sites
 from moe_probe.model import MoEModel, Source, load
+from moe_probe.routing import BASELINE, LOGITS, LayerBatch
+from moe_probe.texts.corpus import Corpus, Document, Texts, Tokens, make_corpus, of_ids, token_strings
 
 PROMPT, GENERATED = "prompt", "generated"
 

@@ -16,10 +16,10 @@ from matplotlib.figure import Figure
 
 from moe_probe.errors import InputError
 from moe_probe.figures.contact_sheet import contact_sheet, thumbnail
-from moe_probe.figures.kinds import Kind
+from moe_probe.figures.recipes import Kind
 from moe_probe.figures.saving import write_figure
+from moe_probe.files import whole_file
 from moe_probe.parallel import map_items
-from moe_probe.whole_files import whole_file
 
 MANIFEST, CONTACT_SHEET = "manifest.json", "contact_sheet.pdf"
 

@@ -1,0 +1,1 @@
+"""Several models or traces side by side, one file per comparison."""

@@ -1,0 +1,72 @@
+"""Members of one kind, found by name: files of a folder, and entry points of other packages."""
+
+from __future__ import annotations
+
+import pkgutil
+from collections.abc import Callable, Iterator, Mapping
+from functools import cached_property
+from importlib import import_module
+from importlib.metadata import EntryPoint, entry_points
+from types import ModuleType
+from typing import TypeVar
+
+from moe_probe.errors import NoSuchName
+
+Member = TypeVar("Member")
+
+
+class Registry(Mapping[str, Member]):
+    """What a package holds of one kind, by name; a module is imported when its member is asked for.
+
+    Each module of the package is one member, named like its file. Other packages add members through the entry point
+    group `moe_probe.<group>`: an entry point's name is the member's, its value a module, or the member itself.
+
+    Args:
+        package: the folder, as a dotted name.
+        group: the kind, as in `moe_probe.<group>`.
+        kind: what a member is called in errors.
+        pick: takes the member out of its module; by default the module is the member.
+
+    Examples:
+        >>> from moe_probe.registry import Registry
+        >>> sorted(Registry("moe_probe.static.analyses", "static", "static analysis"))[:2]
+        ['gate_regression', 'gate_similarity']
+    """
+
+    def __init__(
+        self, package: str, group: str, kind: str, pick: Callable[[ModuleType, str], Member] = lambda module, _: module
+    ):
+        self.package, self.group, self.kind, self.pick = package, group, kind, pick
+        self._picked: dict[str, Member] = {}
+
+    @cached_property
+    def _places(self) -> dict[str, EntryPoint | str]:
+        own = {
+            info.name: f"{self.package}.{info.name}"
+            for info in pkgutil.iter_modules(import_module(self.package).__path__)
+        }
+        added = {point.name: point for point in entry_points(group=f"moe_probe.{self.group}") if point.name not in own}
+        return {name: place for name, place in sorted((own | added).items()) if not name.startswith("_")}
+
+    def __getitem__(self, name: str) -> Member:
+        """The member called `name`.
+
+        Raises:
+            NoSuchName: there is none; the sentence lists those that there are.
+        """
+        if name not in self._places:
+            raise NoSuchName.among(self.kind, name, self)
+        if name not in self._picked:
+            place = self._places[name]
+            found = import_module(place) if isinstance(place, str) else place.load()
+            self._picked[name] = self.pick(found, name) if isinstance(found, ModuleType) else found
+        return self._picked[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._places
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._places)
+
+    def __len__(self) -> int:
+        return len(self._places)

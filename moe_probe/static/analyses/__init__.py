@@ -1,0 +1,1 @@
+"""Analyses of weights, one file each."""

@@ -1,0 +1,1 @@
+"""What is kept of batches and said of it: sums, intervals, labels, capacity."""

@@ -1,0 +1,1 @@
+"""Texts as documents of token ids; words, parts of speech and pictures in them."""

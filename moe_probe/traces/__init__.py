@@ -1,0 +1,1 @@
+"""Recorded routing: Parquet files that take the place of a model."""
