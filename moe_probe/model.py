@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
+import hashlib
 from collections.abc import Mapping, Sequence
 from functools import cached_property, partial
 from html import escape
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from huggingface_hub import snapshot_download
@@ -17,7 +19,7 @@ from moe_probe.checkpoint import Checkpoint, LazyTensor, open_checkpoint
 from moe_probe.errors import CheckpointError, FamilyError, InputError
 from moe_probe.facts import facts, ranges
 from moe_probe.families import Architecture, Layer, find_family
-from moe_probe.families.modules import default_dtype, load_module
+from moe_probe.families.modules import default_dtype, load_module, with_config
 from moe_probe.families.transformers_moe import live_architecture
 from moe_probe.tokenizer import open_tokenizer, tokenizer_folder
 
@@ -55,6 +57,43 @@ class MoEModel:
         self._tokenizer = tokenizer
         if isinstance(tokenizer, PreTrainedTokenizerBase):
             self.__dict__["tokenizer"] = tokenizer
+        self.interventions: tuple[Edit, ...] = ()
+        self._weights_of: tuple[MoEModel, Mapping[str, Any]] | None = None
+
+    def under(self, *interventions: Edit) -> MoEModel:
+        """This model under interventions: another model, with the same weights, name and fingerprint of its own.
+
+        It goes wherever a model goes: `run`, `generate`, comparisons, workers. The weights are shared, and this model
+        stays as it is.
+
+        Args:
+            interventions: such as `intervene.Zero(layer=5, experts=[3])`, in the order in which they act.
+
+        Raises:
+            InputError: the model lacks a layer or an expert that they name.
+
+        Examples:
+            >>> from moe_probe.intervene import Zero
+            >>> load("ckpt/tiny-mixtral").under(Zero(layer=0, experts=[3])).name
+            'tiny-mixtral under Zero(layer=0, experts=(3,))'
+        """
+        for intervention in interventions:
+            intervention.check(self)
+        changes = {name: value for each in interventions for name, value in each.config.items()}
+        other = self._with_config(changes) if changes and self.checkpoint is not None else copy.copy(self)
+        other._weights_of = self, changes
+        if changes:
+            vars(other).pop("module", None)
+        other.interventions = (*self.interventions, *interventions)
+        other.name = f"{self.name} under {', '.join(map(repr, interventions))}" if interventions else self.name
+        return other
+
+    def _with_config(self, changes: Mapping[str, Any]) -> MoEModel:
+        """The checkpoint opened with some fields of its configuration changed."""
+        assert self.checkpoint is not None
+        config = {**self.checkpoint.config, **changes}
+        options = {"device": self._device, "dtype": self._dtype, "tokenizer": self._tokenizer}
+        return load(self.checkpoint.path, config=config, **options)
 
     @cached_property
     def layers(self) -> tuple[Layer, ...]:
@@ -149,6 +188,9 @@ class MoEModel:
     @cached_property
     def module(self) -> PreTrainedModel:
         """The torch module with its weights, loaded on first use."""
+        if self._weights_of is not None:
+            other, changes = self._weights_of
+            return with_config(other.module, changes) if changes else other.module
         return load_module(self.config, self.published, self._device, self._dtype)
 
     @property
@@ -176,14 +218,17 @@ class MoEModel:
     @property
     def fingerprint(self) -> str:
         """Identifies the checkpoint in results; `live` for a model in memory."""
-        return "live" if self.checkpoint is None else self.checkpoint.fingerprint
+        own = "live" if self.checkpoint is None else self.checkpoint.fingerprint
+        if not self.interventions:
+            return own
+        return hashlib.sha256(repr((own, self.interventions)).encode()).hexdigest()[:16]
 
     def __reduce__(self) -> tuple:
         if self.checkpoint is None:
             return super().__reduce__()
         options = {"config": self.checkpoint.config, "device": self._device, "dtype": self._dtype}
         options["tokenizer"] = self._tokenizer
-        return partial(load, self.checkpoint.path, **options), ()
+        return partial(_reopened, self.name, self.interventions, self.checkpoint.path, **options), ()
 
     def __repr__(self) -> str:
         moe = f", MoE layers {ranges(self.moe_layers)}" if self.moe_layers else ", dense"
@@ -194,11 +239,29 @@ class MoEModel:
         return f"<table><caption>{escape(self.name)}</caption>{rows}</table>"
 
 
-Source = MoEModel | PreTrainedModel | str | Path  # what `load` opens
+Openable = MoEModel | PreTrainedModel | str | Path  # what `load` opens
+Source = Openable
+
+
+class Edit(Protocol):
+    """What `under` takes: an intervention (`moe_probe.routing.Intervention`)."""
+
+    layer: int | None
+    config: Mapping[str, Any]
+
+    def check(self, model: MoEModel) -> None:
+        """Refuse layers and experts that there are not."""
+        ...
+
+
+def _reopened(name: str, interventions: tuple[Edit, ...], path: Path, **options: Any) -> MoEModel:
+    model = load(path, **options)
+    model.name, model.interventions = name, interventions
+    return model
 
 
 def load(
-    source: Source,
+    source: Openable,
     *,
     tokenizer: PreTrainedTokenizerBase | str | Path | None = None,
     device: str | torch.device | None = None,

@@ -70,3 +70,17 @@ def load_result(path: str | Path) -> xr.Dataset:
 def with_attrs(variables: Mapping[str, Any], coords: Mapping[str, Any], attrs: Mapping[str, Any]) -> xr.Dataset:
     """A Dataset of `variables` (name to (dims, values)); labels become strings that netCDF keeps."""
     return xr.Dataset(dict(variables), coords=dict(coords), attrs=dict(attrs))
+
+
+def dataset(variables: Mapping[str, xr.DataArray], about: Mapping[str, Any]) -> xr.Dataset:
+    """A Dataset of variables with its provenance.
+
+    Raises:
+        ValueError: a variable bears a name that `xr.Dataset` hides, or lacks `long_name` or `units`.
+    """
+    for name, array in variables.items():
+        if hasattr(xr.Dataset, name):
+            raise ValueError(f"A variable cannot be called {name!r}: xr.Dataset has an attribute of that name.")
+        if lacking := {"long_name", "units"} - array.attrs.keys():
+            raise ValueError(f"The variable {name} has no {' and no '.join(sorted(lacking))}.")
+    return xr.Dataset(dict(variables)).assign_attrs(about)

@@ -104,3 +104,11 @@ def default_dtype(
     for tensor in tensors.values():
         counts[tensor.dtype] += tensor.shape.numel()
     return counts.most_common(1)[0][0]
+
+
+def with_config(module: PreTrainedModel, changes: Mapping[str, Any]) -> PreTrainedModel:
+    """Another module with the same parameters and buffers, and some fields of its configuration changed."""
+    shared = {id(tensor): tensor for tensor in (*module.parameters(), *module.buffers())}
+    other = copy.deepcopy(module, shared)
+    other.config.update(changes)
+    return other

@@ -15,13 +15,11 @@ import pyarrow.compute as pc
 import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 import torch
-import xarray as xr
 
-from moe_probe.dynamic.analysis import Analysis
 from moe_probe.errors import InputError
 from moe_probe.families import Layer
 from moe_probe.files import whole_file
-from moe_probe.routing import LayerBatch
+from moe_probe.routing import LayerBatch, Source
 from moe_probe.texts.corpus import Corpus, Document, Tokens
 
 CARD, DOCUMENTS = "trace.json", "documents.parquet"
@@ -49,11 +47,11 @@ SCHEMA = pa.schema(
 )
 
 
-def to_table(batch: LayerBatch) -> pa.Table:
+def to_table(batch: LayerBatch, norms: bool = False) -> pa.Table:
     """A batch's choices, a row each, rank 0 first."""
     n, k = batch.top_k_index.shape
     parts = batch.layer.subtokens
-    order = batch.scores.gather(1, batch.top_k_index).argsort(dim=1, descending=True, stable=True)
+    order = batch.ranked_by.argsort(dim=1, descending=True, stable=True)
     expert = batch.top_k_index.gather(1, order)
 
     def flat(values: torch.Tensor) -> np.ndarray:
@@ -70,7 +68,7 @@ def to_table(batch: LayerBatch) -> pa.Table:
         return pa.ListArray.from_arrays(pa.array(offsets), pa.array(flat(values)), mask=pa.array(empty))
 
     tokens = batch.tokens
-    norm = None if batch.selected_outputs is None else batch.selected_outputs.float().norm(dim=-1).gather(1, order)
+    norm = None if not norms else batch.selected_outputs.float().norm(dim=-1).gather(1, order)
     kinds = np.asarray(batch.layer.expert_kinds)[expert.cpu().numpy()].flatten()
     columns = {
         "document": np.repeat(tokens.document, parts * k),
@@ -103,23 +101,23 @@ def write_file(batches: Sequence[pa.Table], path: Path) -> None:
             writer.write_table(batch, row_group_size=batch.num_rows)
 
 
-def finish(folder: Path, files: Sequence[str], rows: int, model: Any, corpus: Corpus, layers: Sequence[int]) -> None:
+def finish(folder: Path, files: Sequence[str], rows: int, source: Source) -> None:
     """Write what makes the folder a trace: its documents and the card. Files of interrupted runs are deleted."""
     for stray in folder.glob("part-*.parquet"):
         if stray.name not in files:
             stray.unlink()
     documents = [
         {"number": d.number, "label": d.label, "text": d.text, "ids": d.ids, "spans": d.spans.flatten()}
-        for d in corpus.documents
+        for d in source.corpus.documents
     ]
     write_file([pa.Table.from_pylist(documents)], folder / DOCUMENTS)
     card = {
-        "name": model.name,
-        "family": model.family,
-        "fingerprint": model.fingerprint,
-        "layers": [asdict(model.layer(layer)) for layer in layers],
-        "strings": {str(token): text for token, text in corpus.strings.items()},
-        "special": sorted(corpus.special),
+        "name": source.name,
+        "family": source.family,
+        "fingerprint": source.fingerprint,
+        "layers": [asdict(layer) for layer in source.layers.values()],
+        "strings": {str(token): text for token, text in source.corpus.strings.items()},
+        "special": sorted(source.corpus.special),
         "files": list(files),
         "rows": rows,
     }
@@ -179,10 +177,14 @@ class Trace:
     def batches(self) -> Iterator[LayerBatch]:
         """The recorded batches, as they were and in the order in which the pass gave them."""
         for path in self.files:
-            file = pq.ParquetFile(path)
-            for group in range(file.num_row_groups):
-                rows = file.read_row_group(group)
-                yield self._batch(rows, self._layers[rows["layer"][0].as_py()])
+            yield from self.file_batches(path)
+
+    def file_batches(self, path: str) -> Iterator[LayerBatch]:
+        """The batches of one file."""
+        file = pq.ParquetFile(path)
+        for group in range(file.num_row_groups):
+            rows = file.read_row_group(group)
+            yield self._batch(rows, self._layers[rows["layer"][0].as_py()])
 
     def _batch(self, rows: pa.Table, layer: Layer) -> LayerBatch:
         k = layer.top_k
@@ -199,7 +201,6 @@ class Trace:
             values = first[name].combine_chunks().flatten().to_numpy(zero_copy_only=False)
             return torch.from_numpy(values.copy()).view(-1, layer.num_experts)
 
-        nothing = torch.empty(0)
         return LayerBatch(
             layer=layer,
             tokens=Tokens(
@@ -208,11 +209,9 @@ class Trace:
             ),
             router_logits=of_all("router_logits"),
             scores=of_all("scores"),
+            selection=of_all("scores"),
             top_k_index=of("expert").long(),
             top_k_weights=of("weight"),
-            expert_input=nothing,
-            routed_output=nothing,
-            block_output=nothing,
         )
 
 
@@ -269,37 +268,3 @@ def _document(row: dict[str, Any]) -> Document:
 
 def _tuples(layer: dict[str, Any]) -> dict[str, Any]:
     return {name: tuple(value) if isinstance(value, list) else value for name, value in layer.items()}
-
-
-def from_trace(trace: Trace | str | Path, analyses: Sequence[Analysis]) -> dict[str, xr.Dataset]:
-    """What `run` gives, from a recorded routing instead of a model: the same numbers.
-
-    Args:
-        trace: opened, or its folder.
-        analyses: those that need routing alone.
-
-    Raises:
-        InputError: an analysis needs what a trace does not hold, or the trace is damaged.
-
-    Examples:
-        >>> from_trace("out/trace", [ExpertLoad(), Coactivation()])  # doctest: +SKIP
-    """
-    trace = trace if isinstance(trace, Trace) else read_trace(trace)
-    return {analysis.name: analysis.result(trace, trace.corpus) for analysis in observe_trace(trace, analyses)}
-
-
-def observe_trace(trace: Trace, analyses: Sequence[Analysis]) -> list[Analysis]:
-    """Fresh analyses that have seen a trace; the errors are those of `from_trace`."""
-    needing = next((analysis for analysis in analyses if analysis.needs), None)
-    if needing is not None:
-        raise InputError(f"{needing.name} needs {', '.join(sorted(needing.needs))}, which no trace holds; use run.")
-    changing = next((analysis for analysis in analyses if analysis.changes), None)
-    if changing is not None:
-        raise InputError(f"{changing.name} changes the model, which no trace holds; use run.")
-    fresh = [analysis.fresh() for analysis in analyses]
-    for analysis in fresh:
-        analysis.prepare(trace, trace.corpus, list(trace.moe_layers))
-    for batch in trace.batches():
-        for analysis in fresh:
-            analysis.update(batch)
-    return fresh
