@@ -68,7 +68,7 @@ def unasked(sources: int) -> list[str]:
     """Comparisons of so many sources that are made when none is asked for."""
     found = []
     for name, function in comparisons.names().items():
-        module = import_module(f"{comparisons.__name__}.{name}") if in_package(function) else function
+        module = import_module(f"{comparisons.__name__}.analyses.{name}") if in_package(function) else function
         least, most = getattr(module, "SOURCES", (2, None))
         if getattr(module, "UNASKED", False) and least <= sources and (most is None or sources <= most):
             found.append(name)

@@ -47,9 +47,7 @@ def dynamic_command(
     write(results(seen, analyses, asked).values(), out, asked["n_jobs"])
 
 
-def chosen(
-    source: Source, names: list[str] | None, options: Mapping[str, Mapping[str, Any]]
-) -> list[dynamic.Analysis]:
+def chosen(source: Source, names: list[str] | None, options: Mapping[str, Mapping[str, Any]]) -> list[dynamic.Analysis]:
     """The analyses that are asked for; else those that run unasked, as far as the source has what it takes."""
     if names:
         return make_analyses(names, options)

@@ -14,7 +14,7 @@ from moe_probe.comparisons.side_by_side import open_sources
 from moe_probe.registry import Registry
 
 COMPARISONS: Registry[Callable[..., xr.Dataset]] = Registry(
-    "moe_probe.comparisons", "comparisons", "comparison", getattr, besides=("side_by_side",)
+    "moe_probe.comparisons.analyses", "comparisons", "comparison", getattr
 )
 __all__ = ["names", "open_sources"]
 
