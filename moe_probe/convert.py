@@ -14,7 +14,7 @@ from rich.progress import track
 from safetensors.torch import save_file
 
 from moe_probe.checkpoint import LazyTensor
-from moe_probe.checkpoint.quantized import SCALES_SUFFIX, grouped_int8
+from moe_probe.checkpoint.encodings.grouped_int8 import SCALES_SUFFIX, grouped_int8
 from moe_probe.errors import InputError
 from moe_probe.families.conversion import Converted
 from moe_probe.families.modules import meta_module
