@@ -10,7 +10,6 @@ from moe_probe.checkpoint.encodings.grouped_int8 import grouped_int8
 from moe_probe.families import Layer
 from moe_probe.families.counting import Counts
 
-
 BUFFERS = ("inv_freq", "masked_bias")  # endings of stored keys
 
 

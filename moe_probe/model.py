@@ -22,13 +22,14 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from moe_probe.checkpoint import Checkpoint, LazyTensor, open_checkpoint
 from moe_probe.checkpoint.folder import present
 from moe_probe.checkpoint.identity import digest
-from moe_probe.errors import DenseModel, MissingFiles, NothingToRead, NotFitting, OutOfRange, WrongType
+from moe_probe.errors import DenseModel, MissingFiles, NotFitting, NothingToRead, OutOfRange, WrongType
 from moe_probe.facts import facts, ranges
 from moe_probe.families import Architecture, Layer, find_family
 from moe_probe.families.counting import Counts, count_parameters
 from moe_probe.families.live import LiveTensors, signature, unwrapped_model
 from moe_probe.families.modules import Device, default_dtype, load_module, reason, stored_dtype
-from moe_probe.families.places import checked_device, checked_dtype, device_name as _device_name
+from moe_probe.families.places import checked_device, checked_dtype
+from moe_probe.families.places import device_name as _device_name
 from moe_probe.families.transformers_moe import live_architecture
 from moe_probe.tokenizer import Tokenizer, check_tokenizer, open_tokenizer, tokenizer_folder
 

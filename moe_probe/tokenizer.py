@@ -7,13 +7,12 @@ from pathlib import Path
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from transformers.tokenization_utils_sentencepiece import SentencePieceBackend
 
-from moe_probe.checkpoint.folder import inside, present, read_json
+from moe_probe.checkpoint.folder import inside, present
 from moe_probe.errors import NothingToRead, WrongType
 
 Tokenizer = PreTrainedTokenizerBase | str | Path  # what can be given as one
 FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")
 READ = {".json", ".jinja", ".model", ".txt", ".bpe", ".vocab", ".tiktoken", ".spm"}  # what a tokenizer may read
-ELSEWHERE = ("auto_map", "vocab_file", "merges_file", "tokenizer_file", "name_or_path", "fast_tokenizer_files")
 
 
 def tokenizer_folder(path: str | Path, above: int = 0) -> Path | None:
@@ -32,7 +31,8 @@ def check_tokenizer(tokenizer: Tokenizer | None) -> Tokenizer | None:
     if tokenizer is None or isinstance(tokenizer, PreTrainedTokenizerBase | str | Path):
         return tokenizer
     raise WrongType(
-        f"tokenizer is a {type(tokenizer).__name__}, expected a tokenizer of transformers, a folder, a file or a hub id."
+        f"tokenizer is a {type(tokenizer).__name__}, expected a tokenizer of transformers, a folder, a file "
+        "or a hub id."
     )
 
 

@@ -116,7 +116,7 @@ class OpenFiles:
     def descriptor(self, path: Path) -> int:
         """The file, opened without reading ahead."""
         if path not in self.descriptors:
-            file = self.stack.enter_context(open(path, "rb", buffering=0))
+            file = self.stack.enter_context(path.open("rb", buffering=0))
             self.descriptors[path] = file.fileno()
             if hasattr(os, "posix_fadvise"):
                 os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_RANDOM)

@@ -1,4 +1,4 @@
-"""One module per MoE family, with a `FAMILY`; other packages add theirs through the entry points `moe_probe.families`."""
+"""One module per MoE family, with a `FAMILY`; other packages add theirs through entry points `moe_probe.families`."""
 
 from __future__ import annotations
 
@@ -50,6 +50,9 @@ def find_family(checkpoint: Checkpoint) -> Family:
     model_type = checkpoint.config.get("model_type")
     if not isinstance(model_type, str | None):
         raise DamagedFile(f"config.json has model_type={model_type!r}, expected a name; use the published file.")
+    names = checkpoint.config.get("architectures") or []
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise DamagedFile(f"config.json has architectures={names!r}, expected class names; use the published file.")
     for family in families():
         if family.recognises(checkpoint):
             return family

@@ -43,10 +43,10 @@ class Layer:
     projections: tuple[str, ...] = PROJECTIONS
 
     def __post_init__(self):
-        if self.top_k > self.num_experts:
+        if self.top_k > self.num_experts or (self.is_moe and self.top_k < 1):
             raise DamagedFile(
-                f"The configuration chooses {self.top_k} of {self.num_experts} experts per token in layer {self.index}; "
-                "use the configuration that was published with the weights."
+                f"The configuration chooses {self.top_k} of {self.num_experts} experts per token in layer {self.index}"
+                "; use the configuration that was published with the weights."
             )
 
     @property

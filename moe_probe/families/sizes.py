@@ -16,6 +16,8 @@ from moe_probe.errors import DamagedFile
 LAYERS = re.compile(r"(^|_)(layers?|blocks|depth|n_layer|layer_num)$|^num_nextn_predict_layers$")
 EXPERTS = re.compile(r"(experts|expert_count|expert_num|experts_per_tok(en)?|top_?k|constant_experts|heads_number)$")
 WIDTHS = re.compile(r"(hidden|intermediate|vocab|ffn|emb|key)_size$|^d_(model|ff)$|_(dim|rank|heads)$")
+LENGTHS = re.compile(r"(sliding_window|_position_embeddings|_positions|window_size)$")
+LONGEST = 2**31  # tokens; torch counts positions so far
 # sizes that are quick to build: some fields describe parts that the files leave out
 HARMLESS_LAYERS, HARMLESS_EXPERTS, HARMLESS_WIDTH = 128, 4096, 2**20
 
@@ -32,6 +34,7 @@ def require_sizes(config: Mapping[str, Any], tensors: Mapping[str, LazyTensor]) 
     bounds = (
         (LAYERS, max(len(shapes), HARMLESS_LAYERS), f"{len(shapes)} tensors"),
         (EXPERTS, max(longest, len(shapes), HARMLESS_EXPERTS), f"no tensor with more than {longest} rows or columns"),
+        (LENGTHS, LONGEST, "a model, and none reads so many tokens"),
         (WIDTHS, max(values, HARMLESS_WIDTH), f"no tensor with more than {values} values"),
     )
     for name, number in _numbers(config):

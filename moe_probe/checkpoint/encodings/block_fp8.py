@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
-from moe_probe.checkpoint.slices import as_slice, covering
 from moe_probe.checkpoint.lazy import Index, LazyTensor, Stored
+from moe_probe.checkpoint.slices import as_slice, covering
 from moe_probe.errors import DamagedFile
 
 FP8 = {torch.float8_e4m3fn, torch.float8_e5m2}

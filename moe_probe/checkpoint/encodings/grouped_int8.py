@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from moe_probe.checkpoint.slices import as_slice, covering
 from moe_probe.checkpoint.lazy import Index, LazyTensor, Permuted, Stored
+from moe_probe.checkpoint.slices import as_slice, covering
 from moe_probe.errors import DamagedFile
 
 SCALES_SUFFIX = "_scales"

@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from moe_probe.checkpoint.slices import covering
 from moe_probe.checkpoint.lazy import Index, LazyTensor, Permuted, Stored
+from moe_probe.checkpoint.slices import covering
 from moe_probe.errors import DamagedFile
 
 BLOCKS_SUFFIX, SCALES_SUFFIX = "_blocks", "_scales"
