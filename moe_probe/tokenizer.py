@@ -52,7 +52,9 @@ def open_tokenizer(source: str | Path | PreTrainedTokenizerBase) -> PreTrainedTo
     if folder.is_dir():
         check_files(folder)
     try:
-        return _from_folder(folder) if folder.is_dir() else AutoTokenizer.from_pretrained(str(source))
+        tokenizer = _from_folder(folder) if folder.is_dir() else AutoTokenizer.from_pretrained(str(source))
+        tokenizer.decode(tokenizer("a")["input_ids"])  # some fields are looked at only now
+        return tokenizer
     except Exception as error:  # tokenizers' Rust code raises plain exceptions, others whatever a field leads to
         cause = " ".join(str(error).split())[:300] or type(error).__name__
         raise NothingToRead(f"{source} holds no usable tokenizer ({cause}); pass another one: tokenizer=.") from error

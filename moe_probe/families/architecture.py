@@ -79,8 +79,9 @@ class Architecture(ABC):
     def __init__(self, config: PreTrainedConfig, published: Mapping[str, LazyTensor]):
         self.config, self.published = config, published
 
-    def check(self) -> None:  # noqa: B027 - most have nothing to check
+    def check(self) -> None:
         """Refuse a model that would be described wrongly."""
+        self.layer(0)
 
     @property
     @abstractmethod

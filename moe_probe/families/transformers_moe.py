@@ -97,6 +97,7 @@ class ModuleArchitecture(Architecture):
         """
         if not self.blocks:
             require_known_blocks(self.module)
+        self.layer(min(self.blocks, default=0))
 
     @cached_property
     def layers_path(self) -> str:
