@@ -6,7 +6,7 @@ from transformers.integrations.finegrained_fp8 import Fp8Dequantize
 from transformers.integrations.mxfp4 import _convert_moe_packed_tensors
 
 from moe_probe.checkpoint import InMemory, Stored
-from moe_probe.checkpoint.quantized import dequantized
+from moe_probe.checkpoint.encodings import decoded
 from moe_probe.errors import CheckpointError
 
 FP8 = {"quantization_config": {"quant_method": "fp8", "weight_block_size": [4, 8]}}
@@ -14,7 +14,7 @@ SLICES = [(...,), (slice(3, 9),), (5,), (slice(None), slice(3, 17)), (slice(1, 6
 
 
 def stored(tensors, config):
-    return dequantized({key: Stored(InMemory(tensor)) for key, tensor in tensors.items()}, config)
+    return decoded({key: Stored(InMemory(tensor)) for key, tensor in tensors.items()}, config)
 
 
 @pytest.mark.parametrize("index", SLICES)
