@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.image import imread
 
 from moe_probe.files import whole_file
-from moe_probe.plotting.style import style
+from moe_probe.plotting._style import style
 
 COLUMNS, ROWS = 4, 7
 DPI = 72

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from moe_probe import dynamic, plotting, static
 from moe_probe.figures.recipes import Given, Kind, OfTexts, OfWeights, Paper
-from moe_probe.plotting.heatmap import SCALES
+from moe_probe.plotting._heatmap import SCALES
 
 SHORT, SENTENCE = 8, 64  # tokens, where figures show single ones
 
