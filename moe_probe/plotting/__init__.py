@@ -17,10 +17,10 @@ import xarray as xr
 
 from moe_probe.errors import NoSuchName, NotFitting, WrongType
 from moe_probe.plotting._choices import require
-from moe_probe.plotting._style import Figure
+from moe_probe.plotting._style import COLUMN, PAGE, Figure, style
 from moe_probe.registry import Registry
 
-__all__ = ["figures", "names", "plot", "summary"]
+__all__ = ["COLUMN", "PAGE", "Figure", "figures", "names", "plot", "style", "summary"]
 
 PLOTS: Registry[ModuleType] = Registry("moe_probe.plotting", "plotting", "plot for the analysis")
 

@@ -34,7 +34,5 @@ def require(ds: xr.Dataset, dims: Iterable[str]) -> None:
     for dim in dims:
         if dim not in ds.dims:
             how = f"keep it with ds.sel({dim}=[...])" if dim in ds.coords else "pass the result as it was returned"
-            known = ", ".join(map(str, ds.dims)) or "none"
-            raise NotFitting(
-                f"This result of {ds.attrs.get('analysis')} has the dimensions {known}; its figure needs {dim!r}: {how}."
-            )
+            name, known = ds.attrs.get("analysis"), ", ".join(map(str, ds.dims)) or "none"
+            raise NotFitting(f"This result of {name} has the dimensions {known}; its figure needs {dim!r}: {how}.")
