@@ -250,8 +250,8 @@ def _kernel_gram(matrices: Matrices, dtype: torch.dtype) -> torch.Tensor:
         kernels = torch.zeros(len(neurons), stop - start, width, dtype=dtype)
         for kernel, tensor in zip(kernels, neurons, strict=True):
             for low, high in _row_slabs([tensor]):
-                rows = tensor[low:high].read().to(dtype)
-                rows = rows - rows.mean(1, keepdim=True)  # not in place: a live model's own weights may be read
+                rows = tensor[low:high].read().to(dtype, copy=True)  # a live model's own weights stay as they are
+                rows -= rows.mean(1, keepdim=True)
                 kernel.addmm_(rows[:, start:stop].T, rows)
         flat = kernels.flatten(1).double()
         gram += flat @ flat.T
