@@ -26,8 +26,9 @@ def summary(dataset: xr.Dataset) -> Table | None:
     if short is None:
         return None
     title, values = short
-    columns = (_plain(name) for name in values[values.dims[1]].values)
-    table = Table("layer", *columns, title=_plain(title), title_justify="left")
+    table = Table("layer", title=_plain(title), title_justify="left")
+    for name in values[values.dims[1]].values:
+        table.add_column(_plain(name))
     for layer in values.layer.values:
         table.add_row(_plain(layer), *(f"{value:.3f}" for value in values.sel(layer=layer).values))
     return table

@@ -53,7 +53,7 @@ def plot(ds: xr.Dataset) -> Figure:
         return figure
 
 
-def summary(ds: xr.Dataset) -> Figure:
+def bars(ds: xr.Dataset) -> Figure:
     """Activation ratio, evenness of load and divergence of every checkpoint: bars.
 
     Args:
@@ -99,7 +99,7 @@ def against(ds: xr.Dataset, variable: str) -> Figure:
 def figures(ds: xr.Dataset) -> Iterator[tuple[str, Figure]]:
     """The maps; the summary by label, and against what differs between the checkpoints: (file stem, figure)."""
     yield "expert_activation", plot(ds)
-    yield "expert_activation_summary", summary(ds)
+    yield "expert_activation_summary", bars(ds)
     for variable in ("num_experts", "subtokens"):
         if len(np.unique(ds[variable])) > 1:
             yield f"expert_activation_{variable}", against(ds, variable)
