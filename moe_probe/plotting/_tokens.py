@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 import xarray as xr
 
-from moe_probe.errors import InputError
+from moe_probe.errors import OutOfRange
+from moe_probe.shown import printable
 
 SHOWN = 4  # tokens, in figures with a panel for each
 
@@ -27,21 +28,19 @@ def choose(ds: xr.Dataset, tokens: Sequence[int] | None) -> list[int]:
     """Places along `token`: those given, or the first few.
 
     Raises:
-        InputError: there are no such places.
+        OutOfRange: there are no such places.
     """
     if tokens is None:
         return list(range(min(SHOWN, ds.sizes["token"])))
     wrong = [token for token in tokens if not 0 <= token < ds.sizes["token"]]
     if wrong or not len(tokens):
-        raise InputError(f"The result has the tokens 0 to {ds.sizes['token'] - 1}; asked for {wrong or 'none'}.")
+        raise OutOfRange(f"The result has the tokens 0 to {ds.sizes['token'] - 1}; asked for {wrong or 'none'}.")
     return list(tokens)
 
 
 def written(text: str) -> str:
-    """A token's string as it can be drawn: blanks and line ends visible, nothing read as a formula."""
-    for character, shown in (("\n", "\\n"), ("\t", "\\t"), (" ", "·"), ("$", r"\$")):
-        text = text.replace(character, shown)
-    return text or "∅"
+    """A token's string as it can be drawn: blanks, line ends and control characters visible."""
+    return printable(text).replace(" ", "·") or "∅"
 
 
 def panel_title(ds: xr.Dataset, token: int, experts: np.ndarray) -> str:
