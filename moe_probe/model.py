@@ -328,7 +328,7 @@ class MoEModel:
         return f"<table><caption>{escape(self.name)}</caption>{rows}</table>"
 
 
-Openable = MoEModel | PreTrainedModel | str | Path  # what `load` opens
+Openable = MoEModel | PreTrainedModel | nn.Module | str | Path  # what `load` opens
 Source = Openable
 
 

@@ -350,7 +350,7 @@ class Intervention:
         config: fields of the model's configuration that it replaces.
     """
 
-    layer: int | None = None
+    layer: int | None
     config: Mapping[str, Any] = MappingProxyType({})
 
     def check(self, model: MoEModel) -> None:
