@@ -32,6 +32,9 @@ class LayerBatch:
         outputs: unweighted outputs of all experts, (E, n, w); None unless needed.
         activations: act(gate projection) of all experts with weights, (E_ffn, n, ff); None unless needed.
         shared_output: of the shared block, (tokens, d); None unless needed and there.
+        selection: what top-k ranks, correction bias added and excluded groups -inf, (n, E), float32; None where it is
+            not known.
+        score_kind: the function that makes `scores` of the logits, such as "softmax"; "" where it is not known.
         baseline_output, baseline_activation: of the dense model's FFN, (tokens, d) and (tokens, ff); likewise.
     """
 
@@ -50,6 +53,8 @@ class LayerBatch:
     shared_output: torch.Tensor | None = None
     baseline_output: torch.Tensor | None = None
     baseline_activation: torch.Tensor | None = None
+    selection: torch.Tensor | None = None
+    score_kind: str = ""
 
     @property
     def selected(self) -> torch.Tensor:
