@@ -196,19 +196,27 @@ class Trace:
             raise ValueError(f"layer {layer.index} has the experts 0 to {layer.num_experts - 1}, not {expert.max()}")
         if not np.array_equal(np.asarray(layer.expert_kinds)[expert], values["kind"]):
             raise ValueError(f"kinds of experts are not those of layer {layer.index}")
-        for number in np.unique(values["document"]).tolist():
-            document, of_it = self._documents.get(number), values["document"] == number
-            if document is None:
-                raise ValueError(f"there is no document {number}")
-            position = values["position"][of_it]
-            if not (position.min() >= 0 and position.max() < len(document)):
-                raise ValueError(f"document {number} has {len(document)} tokens, not {position.max() + 1}")
-            if not np.array_equal(document[position], values["token_id"][of_it]):
-                raise ValueError(f"token ids are not those of document {number}")
+        numbers, starts, ids = self._documents
+        at = np.searchsorted(numbers, values["document"]).clip(max=len(numbers) - 1)
+        self._refuse_first(numbers[at] != values["document"], "there is no document {document}", values)
+        outside = (values["position"] < 0) | (values["position"] >= np.diff(starts)[at])
+        self._refuse_first(outside, "document {document} has no position {position}", values)
+        other = ids[starts[at] + values["position"]] != values["token_id"]
+        self._refuse_first(other, "document {document} has another token than {token_id} at {position}", values)
+
+    @staticmethod
+    def _refuse_first(wrong: np.ndarray, words: str, values: Mapping[str, np.ndarray]) -> None:
+        if wrong.any():
+            row = int(wrong.argmax())
+            raise ValueError(words.format(**{name: column[row] for name, column in values.items()}))
 
     @cached_property
-    def _documents(self) -> dict[int, np.ndarray]:
-        return {document.number: np.asarray(document.ids) for document in self.corpus.documents}
+    def _documents(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Numbers of the documents in ascending order, where each one's ids start and end, and all ids."""
+        documents = sorted(self.corpus.documents, key=lambda document: document.number)
+        starts = np.cumsum([0, *(len(document.ids) for document in documents)])
+        ids = np.concatenate([np.asarray(document.ids, np.int64) for document in documents])
+        return np.asarray([document.number for document in documents]), starts, ids
 
 
 @contextmanager

@@ -276,9 +276,12 @@ def test_a_row_that_is_not_of_the_model_is_refused_even_when_it_was_sealed(tmp_p
     for number, (words, other) in enumerate(others.items()):
         with pytest.raises(Damaged, match=words):
             list(record(tmp_path / f"layer-{number}", batches, corpus, other).batches())
-    for number, (documents, words) in enumerate(
-        [([[1, 2, 3]], "no document 1"), ([[1, 2], [4, 5]], "has 2 tokens, not 3"), ([[1, 2, 9], [4, 5]], "token ids")]
-    ):
+    corpora = {
+        "no document 1": [[1, 2, 3]],
+        "document 0 has no position 2": [[1, 2], [4, 5]],
+        "another token than 3 at 2": [[1, 2, 9], [4, 5]],
+    }
+    for number, (words, documents) in enumerate(corpora.items()):
         with pytest.raises(Damaged, match=words):
             list(record(tmp_path / f"document-{number}", batches, corpus_of(documents), layer).batches())
     halved = [
