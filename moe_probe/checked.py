@@ -106,6 +106,24 @@ def load_arrays(path: str | Path, *, kind: str, schema: int, remedy: str) -> Arr
     return Arrays(about, {name.removeprefix("/"): value for name, value in content.items()})
 
 
+def seal(content: bytes | memoryview) -> bytes:
+    """What to write after a file's content, so that `unsealed` notices any change; most readers ignore it."""
+    return MARK + hashlib.blake2b(content, digest_size=32).hexdigest().encode()
+
+
+def unsealed(content: bytes) -> bytes:
+    """The content without the seal after it; as it is where it has none.
+
+    Raises:
+        ValueError: the content is not what was sealed.
+    """
+    if content[-SEAL_BYTES:-64] != MARK:
+        return content
+    if seal(memoryview(content)[:-SEAL_BYTES]) != content[-SEAL_BYTES:]:
+        raise ValueError("its bytes are not those that were written")
+    return content[:-SEAL_BYTES]
+
+
 def _seal(file: BinaryIO) -> None:
     """Append the checksum of a zip archive as its comment; the last two bytes of an archive say its length."""
     file.seek(-2, 2)

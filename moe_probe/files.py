@@ -6,6 +6,7 @@ import errno
 import hashlib
 import os
 import re
+import shutil
 import signal
 import socket
 import stat
@@ -20,11 +21,12 @@ from types import FrameType
 import psutil
 from filelock import FileLock, Timeout
 
-from moe_probe.errors import AlreadyThere, InputError, MachineError, OutOfRange
+from moe_probe.errors import AlreadyThere, InputError, MachineError, MoEProbeError, OutOfRange
 
 LOCK = ".moe-probe.lock"
 NAME_BYTES = 200  # of a file's name; file systems take 255
 PARTIAL = re.compile(r"^\..*\.(?P<host>[0-9a-f]{8})\.(?P<pid>\d+)\.[0-9a-f]{8}\.partial$")
+WRAPPED = re.compile(r"(?:os error|errno)[ =]+(\d+)")  # how Rust, Arrow and HDF5 name an error of the system
 REMEDIES = {
     errno.ENOSPC: "free some space, or choose a place on another disk",
     errno.EDQUOT: "free some of your quota, or choose a place on another disk",
@@ -66,19 +68,73 @@ def whole_file(path: str | Path) -> Iterator[Path]:
         'complete'
     """
     target = _target(Path(path))
-    partial = target.with_name(f"{_beginning('.' + target.name)}{_owner()}.{uuid.uuid4().hex[:8]}.partial")
+    partial = _partial(target)
     try:
         sweep(target.parent)
         yield partial
         partial.replace(target)
-    except OSError as error:
-        ours = error.filename in (None, str(partial), partial)
-        if error.errno in MACHINE or (ours and error.errno in REMEDIES):
-            raise cannot_write(path, error) from error
-        raise
+    except Exception as error:
+        failure = _failure(path, error, partial)
+        if failure is None:
+            raise
+        raise failure from error
     finally:
         with suppress(OSError):
             partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def whole_folder(path: str | Path) -> Iterator[Path]:
+    """A temporary folder beside `path` to write to; it is renamed at the end, and deleted after an error or Ctrl-C.
+
+    Folders that lead to it are made. What earlier runs of this machine left behind when they were killed is deleted.
+
+    Raises:
+        AlreadyThere: there is something at `path`, from the beginning or made by another run meanwhile.
+        MachineError: the disk is full, or cannot be written to.
+    """
+    target = make_folder(Path(path).parent) / Path(path).name
+    partial = _partial(target)
+    try:
+        _refuse_existing(path, target)
+        sweep(target.parent)
+        partial.mkdir()
+        yield partial
+        _refuse_existing(path, target)
+        partial.rename(target)
+    except Exception as error:
+        failure = _failure(path, error, partial, target)
+        if failure is None:
+            raise
+        raise failure from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _failure(path: str | Path, error: BaseException, *ours: Path) -> MoEProbeError | None:
+    """The machine's failure behind an error, whatever library wrapped it; None where there is none."""
+    link: BaseException | None = error
+    while link is not None and not isinstance(link, MoEProbeError):
+        if isinstance(link, OSError) and link.errno is not None:
+            mine = link.filename is None or str(link.filename).startswith(tuple(map(str, ours)))
+            if mine and link.errno in (errno.ENOTEMPTY, errno.EEXIST):
+                return AlreadyThere(f"{shown(path)} was made by another run meanwhile; use it, or choose another.")
+            if link.errno in MACHINE or (mine and link.errno in {*REMEDIES, errno.ENAMETOOLONG}):
+                return _unusable(path, link)
+        elif (number := WRAPPED.search(str(link))) and int(number[1]) in MACHINE:
+            return cannot_write(path, OSError(int(number[1]), os.strerror(int(number[1]))))
+        link = link.__cause__ or link.__context__
+    return None
+
+
+def _refuse_existing(path: str | Path, target: Path) -> None:
+    if target.exists() or target.is_symlink():
+        raise AlreadyThere(f"{shown(path)} exists already; give a folder that does not.")
+
+
+def _partial(target: Path) -> Path:
+    """Where a file or folder is written until it is whole; no other run has the same."""
+    return target.with_name(f"{_beginning('.' + target.name)}{_owner()}.{uuid.uuid4().hex[:8]}.partial")
 
 
 def cannot_write(path: str | Path, error: OSError) -> MachineError:
@@ -133,7 +189,7 @@ def _target(path: Path) -> Path:
     return target
 
 
-def _unusable(path: str | Path, error: OSError) -> InputError | MachineError:
+def _unusable(path: str | Path, error: OSError) -> MoEProbeError:
     if error.errno == errno.ENAMETOOLONG:
         return OutOfRange(
             f"{shown(path)} is longer than the file system takes: 255 bytes a name, 4,096 in all; choose a shorter one."
@@ -161,12 +217,12 @@ def _beginning(name: str, size: int = NAME_BYTES) -> str:
 
 
 def sweep(folder: Path) -> None:
-    """Delete partial files in a folder whose writers were killed on this machine."""
+    """Delete partial files and folders in a folder whose writers were killed on this machine."""
     with suppress(OSError), os.scandir(folder) as entries:
         partials = [(entry.path, match) for entry in entries if (match := PARTIAL.search(entry.name))]
         for path, match in partials:
             if match["host"] == _host() and not psutil.pid_exists(int(match["pid"])):
-                os.unlink(path)
+                shutil.rmtree(path) if os.path.isdir(path) and not os.path.islink(path) else os.unlink(path)
 
 
 @contextmanager

@@ -6,7 +6,7 @@ import pickle
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from operator import index
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from joblib import Parallel, delayed
 from joblib.externals.loky.process_executor import BrokenProcessPool
@@ -36,10 +36,11 @@ def map_items(
     """
     check_jobs(n_jobs)
     tasks = list(items)
-    one_by_one = get_active_backend()[0].supports_return_generator  # Ray gives all results at the end
+    backend: Any = get_active_backend()[0]
+    one_by_one = backend.supports_return_generator  # Ray gives all results at the end
     parallel = Parallel(n_jobs=n_jobs, return_as="generator" if one_by_one else "list")
     with _said(description, several=n_jobs != 1):
-        results = parallel(delayed(function)(item) for item in tasks)
+        results: Any = parallel(delayed(function)(item) for item in tasks)
         return list(track(results, description, len(tasks), console=Console(stderr=True), transient=True))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Mapping
 from functools import cache
@@ -9,10 +10,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypedDict
 
+import h5py
 import numpy as np
 import xarray as xr
 
-from moe_probe.checked import digest
+from moe_probe.checked import digest, seal, unsealed
 from moe_probe.errors import Damaged, NothingToRead
 from moe_probe.files import shown, whole_file
 
@@ -94,8 +96,9 @@ def save(dataset: xr.Dataset, path: str | Path) -> Path:
         MachineError: the disk is full, or cannot be written to.
     """
     content = _storable(dataset).to_netcdf(engine="h5netcdf")  # in memory: HDF5 does not survive a full disk
-    with whole_file(path) as partial:
-        partial.write_bytes(content)
+    with whole_file(path) as partial, partial.open("wb") as file:
+        file.write(content)
+        file.write(seal(content))
     return Path(path)
 
 
@@ -109,7 +112,8 @@ def load_result(path: str | Path) -> xr.Dataset:
     if not Path(path).is_file():
         raise NothingToRead(f"{shown(path)} is not a file; pass a result (.nc) that moe_probe saved.")
     try:
-        with xr.open_dataset(path, engine="h5netcdf") as opened:
+        content = io.BytesIO(unsealed(Path(path).read_bytes()))
+        with h5py.File(content), xr.open_dataset(content, engine="h5netcdf") as opened:
             loaded = opened.load()
         analysis, schema, stored = (loaded.attrs.get(name) for name in ("analysis", "schema", DIGEST))
         whole = stored == _digest(loaded)

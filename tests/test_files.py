@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from moe_probe.checked import load_arrays, save_arrays
 from moe_probe.errors import AlreadyThere, Damaged, InputError, MachineError, MoEProbeError, NothingToRead, OutOfRange
-from moe_probe.files import Terminated, owned_folder, safe_name, sigterm_as_interrupt, whole_file
+from moe_probe.files import Terminated, owned_folder, safe_name, sigterm_as_interrupt, whole_file, whole_folder
 
 FORK = multiprocessing.get_context("fork")
 PROGRESS = {"kind": "saved progress", "schema": 3}
@@ -144,6 +144,30 @@ def test_a_machine_that_fails_is_said_with_a_remedy(number, tmp_path):
     assert not partials(tmp_path)
 
 
+def fails_as_libraries_do(path, how):
+    with whole_file(path):
+        try:
+            raise OSError(errno.ENOSPC, "No space left on device") if how == "context" else RuntimeError(how)
+        finally:
+            if how == "context":
+                raise AttributeError("'NoneType' object has no attribute 'tell'")
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        "context",
+        "Error while serializing: I/O error: No space left on device (os error 28)",
+        "Unable to flush file (file write failed: errno = 28, error message = 'No space left on device')",
+    ],
+)
+def test_a_machine_that_fails_behind_a_librarys_own_error_is_said_too(how, tmp_path):
+    with pytest.raises(MachineError, match=r"out cannot be written \(No space left on device\); free some space"):
+        fails_as_libraries_do(tmp_path / "out", how)
+    with pytest.raises(RuntimeError, match="errno 5000"):
+        fails_as_libraries_do(tmp_path / "out", "errno 5000")
+
+
 def test_other_errors_of_the_body_stay_what_they_are(tmp_path):
     with pytest.raises(FileNotFoundError), whole_file(tmp_path / "out.txt"):
         (tmp_path / "missing").read_text()
@@ -181,6 +205,42 @@ def test_a_second_writer_is_refused_until_the_first_ends(tmp_path):
         sentence = in_another_process(said, own, tmp_path / "out")
         assert "is being written to by another run; wait" in sentence
     assert in_another_process(said, own, tmp_path / "out") == "mine"
+
+
+def write_folder(path, name="note.txt"):
+    with whole_folder(path) as partial:
+        (partial / name).write_text("complete")
+
+
+def die_in_folder(path):
+    with whole_folder(path) as partial:
+        (partial / "note.txt").write_text("half")
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_folder_appears_when_it_is_complete_and_never_over_another(tmp_path):
+    in_another_process(die_in_folder, tmp_path / "deep" / "one")
+    (dead,) = partials(tmp_path)
+    write_folder(tmp_path / "deep" / "one")
+    assert [path.name for path in (tmp_path / "deep").iterdir()] == ["one"]
+    assert not dead.exists()
+    with pytest.raises(AlreadyThere, match="exists already; give a folder that does not"):
+        write_folder(tmp_path / "deep" / "one")
+
+    def overtaken():
+        with whole_folder(tmp_path / "two"):
+            write_folder(tmp_path / "two", "first.txt")
+
+    with pytest.raises(AlreadyThere, match="exists already"):
+        overtaken()
+    assert (tmp_path / "two" / "first.txt").exists()
+    write_folder(tmp_path / ("x" * 255))
+    with pytest.raises(OutOfRange):
+        write_folder(tmp_path / ("x" * 256))
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(AlreadyThere, match="a file is in the way"):
+        write_folder(tmp_path / "file" / "below")
+    assert not partials(tmp_path)
 
 
 def test_two_threads_do_not_share_a_folder(tmp_path):

@@ -40,7 +40,7 @@ def _read(path: str | os.PathLike[str]) -> np.ndarray:
     try:
         if not Path(path).is_file():
             raise NothingToRead(f"{shown(path)} is not a file; give a picture such as a PNG.")
-        return imread(path)
+        return imread(Path(path))
     except (OSError, SyntaxError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
         raise NothingToRead(f"{shown(path)} is not a picture ({reason}); give one such as a PNG.") from error

@@ -134,7 +134,7 @@ def _records(texts: Any, column: str | None, labels: Any, split: str | None) -> 
     if split is not None:
         raise NotFitting(f"The texts have no splits, so split={split!r} has no effect; leave it out.")
     if isinstance(texts, str | os.PathLike):
-        texts = read_file(texts)
+        texts = read_file(os.fsdecode(texts))
     if isinstance(texts, Mapping):
         return _of_mapping(texts, column, labels)
     return _of_sequence(texts, column), None
@@ -168,8 +168,9 @@ def _of_sequence(texts: Any, column: str | None) -> list[Any]:
     unordered = isinstance(texts, bytes | bytearray | set | frozenset | io.IOBase)
     if unordered or (not isinstance(texts, Iterable) and not hasattr(texts, "__getitem__")):
         raise WrongType(f"The texts are {_kind(texts)}; pass {ACCEPTED}.")
-    if hasattr(texts, "to_dicts"):  # polars
-        return texts.to_dicts()
+    to_dicts = getattr(texts, "to_dicts", None)  # of polars
+    if callable(to_dicts):
+        texts = to_dicts()
     rows = list(texts)
     return [rows] if column is None and _is_chat(rows) else rows
 
@@ -240,10 +241,9 @@ def _content(record: Any, number: int, column: str | None) -> str | tuple[int, .
         return None
     if isinstance(record, str):
         return str(record)
-    if _is_chat(record):
-        return Chat(tuple(record))
     if isinstance(record, list | tuple | np.ndarray | torch.Tensor):
-        return token_ids(record, number)
+        parts: Any = record
+        return Chat(tuple(parts)) if _is_chat(parts) else token_ids(parts, number)
     raise WrongType(f"Row {number} is {_kind(record)}; give strings or lists of token ids.")
 
 

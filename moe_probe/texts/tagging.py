@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from importlib import import_module
+from typing import Any, cast
 
 import numpy as np
 
@@ -46,7 +47,7 @@ def make_tagger(tagger: Any) -> Tagger | None:
         _tag_function()
         return _textblob
     if callable(tagger):
-        return tagger
+        return cast(Tagger, tagger)
     raise WrongType(
         f"A tagger is a callable, a spaCy pipeline or 'textblob', not {str(tagger)[:80]!r}; give one of these."
     )
@@ -92,6 +93,5 @@ class _Spacy:
         self.pipeline = pipeline
 
     def __call__(self, words: list[str]) -> list[str]:
-        from spacy.tokens import Doc
-
-        return [token.pos_ for token in self.pipeline(Doc(self.pipeline.vocab, words=words))]
+        document = import_module("spacy.tokens").Doc  # which whoever has a pipeline has
+        return [token.pos_ for token in self.pipeline(document(self.pipeline.vocab, words=words))]

@@ -13,7 +13,7 @@ import numpy as np
 import psutil
 import torch
 
-from moe_probe.errors import InputError, NotFitting, NothingToRead, OutOfRange, WrongType
+from moe_probe.errors import InputError, MachineError, NotFitting, NothingToRead, OutOfRange, WrongType
 from moe_probe.families.modules import on_cpu
 from moe_probe.texts.corpus import Corpus, Document, of_ids
 from moe_probe.texts.reading import Chat, Row, Texts, read_rows, refuse_options
@@ -143,7 +143,8 @@ class _Encoder:
                 f"Row {row.number} is a chat, but the tokenizer of {self.model.name} has no chat template; pass a text."
             )
         try:
-            return str(self.tokenizer.apply_chat_template(list(row.content.messages), tokenize=False))
+            messages = [dict(message) for message in row.content.messages]
+            return str(self.tokenizer.apply_chat_template(messages, tokenize=False))
         except Exception as error:  # templates are programs, which raise what they like
             raise NotFitting(
                 f"The chat template of {self.model.name} refuses row {row.number} ({_reason(error)}); correct its "
@@ -160,6 +161,10 @@ class _Encoder:
             raise NothingToRead(
                 f"The tokenizer of {self.model.name} cannot read the texts ({_reason(error)}); correct them."
             ) from error
+        except BaseException as error:
+            if type(error).__name__ != "PanicException":  # of Rust: no memory or no threads left
+                raise
+            raise MachineError(f"The tokenizer failed ({_reason(error)}); free some memory, and run again.") from error
         return encoded["input_ids"], encoded["offset_mapping"] if fast else [None] * len(texts)
 
     def _warn_of_unusable(self, texts: dict[int, str]) -> None:
@@ -206,7 +211,7 @@ def _shifted(spans: Any, blank: int) -> np.ndarray | None:
     return np.where(places[:, :1] < places[:, 1:], places + blank, 0)
 
 
-def _reason(error: Exception) -> str:
+def _reason(error: BaseException) -> str:
     return " ".join(str(error).split())[:200] or type(error).__name__
 
 

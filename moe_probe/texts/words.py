@@ -6,6 +6,7 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -137,7 +138,7 @@ def _check_spans(spans: Spans) -> None:
     raise WrongType(f"{what}; give (start, end) pairs of characters by document number: {{0: [(4, 9)]}}.")
 
 
-def _are_ranges(ranges: object) -> bool:
+def _are_ranges(ranges: Any) -> bool:
     pairs = isinstance(ranges, Sequence) and not isinstance(ranges, str)
     return pairs and all(
         isinstance(pair, Sequence) and len(pair) == 2 and all(isinstance(end, int | np.integer) for end in pair)

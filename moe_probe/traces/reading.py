@@ -40,6 +40,7 @@ from moe_probe.traces.rows import (
 from moe_probe.traces.writing import FILE_ROWS, card_digest, finish, to_table, write_file
 
 REMEDY = "record it again"
+TOKEN_KEYS = ("document", "position", "token_id")
 __all__ = [
     "CARD",
     "FILE_ROWS",
@@ -166,7 +167,7 @@ class Trace:
     def _batch(self, rows: pa.Table) -> LayerBatch:
         """A batch of the rows of one layer, checked."""
         layer = self._layers[rows["layer"][0].as_py()]
-        values = {name: rows[name].to_numpy() for name in ("document", "position", "token_id", "expert", "kind")}
+        values = {name: rows[name].to_numpy() for name in (*TOKEN_KEYS, "expert", "kind")}
         self._check(values, layer)
         k, tokens = layer.top_k, slice(None, None, layer.top_k * layer.subtokens)
         scores = _per_row(rows["scores"], layer)
@@ -181,9 +182,9 @@ class Trace:
             "score_kind": self.score_kinds.get(layer.index, ""),
             **dict.fromkeys(("expert_input", "routed_output", "block_output"), nothing),
         }
-        ids = (values[name][tokens].astype(np.int64) for name in ("document", "position", "token_id"))
+        document, position, token = (values[name][tokens].astype(np.int64) for name in TOKEN_KEYS)
         label = np.asarray(rows["label"].to_pylist()[tokens], dtype=object)
-        return LayerBatch(layer, Tokens(*ids, label), **fields)
+        return LayerBatch(layer, Tokens(document, position, token, label), **fields)
 
     def _check(self, values: Mapping[str, np.ndarray], layer: Layer) -> None:
         """Refuse rows of what there is not.

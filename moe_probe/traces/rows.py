@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 FORMAT = 2  # of traces; another one is not read
 CARD, DOCUMENTS, MANIFEST = "trace.json", "documents.parquet", ".trace-parts.jsonl"
@@ -82,7 +81,7 @@ def _parts(column: Any) -> Iterable[bytes]:
         yield np.packbits(column.is_null().to_numpy(zero_copy_only=False)).tobytes()
         column = column.drop_null()
     if pa.types.is_list(column.type):
-        yield pc.list_value_length(column).to_numpy(zero_copy_only=False).tobytes()
+        yield np.diff(column.offsets.to_numpy()).tobytes()
         yield from _parts(column.flatten())
     elif pa.types.is_dictionary(column.type):
         yield "\0".join(column.cast(pa.string()).to_pylist()).encode()
