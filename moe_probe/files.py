@@ -1,18 +1,65 @@
-"""Files that appear under their name only when they are complete."""
+"""Files and folders that a run writes: whole or not at all, one writer at a time, nothing of anybody else's touched."""
 
 from __future__ import annotations
 
+import errno
+import hashlib
 import os
+import re
+import shutil
+import signal
+import socket
+import stat
+import threading
+import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
+from types import FrameType
+
+import psutil
+from filelock import FileLock, Timeout
+
+from moe_probe.errors import AlreadyThere, InputError, MachineError, MoEProbeError, OutOfRange
+
+LOCK = ".moe-probe.lock"
+NAME_BYTES = 200  # of a file's name; file systems take 255
+PARTIAL = re.compile(r"^\..*\.(?P<host>[0-9a-f]{8})\.(?P<pid>\d+)\.[0-9a-f]{8}\.partial$")
+WRAPPED = re.compile(r"(?:os error|errno)[ =]+(\d+)")  # how Rust, Arrow and HDF5 name an error of the system
+REMEDIES = {
+    errno.ENOSPC: "free some space, or choose a place on another disk",
+    errno.EDQUOT: "free some of your quota, or choose a place on another disk",
+    errno.EFBIG: "raise the limit on the size of files (ulimit -f), or ask for less",
+    errno.EIO: "check the disk, or choose another one",
+    errno.EROFS: "choose a place that can be written to",
+    errno.EACCES: "choose a place that you may write to",
+    errno.EPERM: "choose a place that you may write to",
+    errno.EMFILE: "raise the limit on open files (ulimit -n)",
+    errno.ENFILE: "close some programs, and run again",
+    errno.ENOMEM: "free some memory, and run again",
+    errno.ENOENT: "choose a place that can be written to",
+}
+# whatever file it was that met them
+MACHINE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM}
+_HELD: dict[Path, tuple[int, int]] = {}  # folders that are held: the process and the thread that do
+_GUARD = threading.Lock()
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, raised where Ctrl-C would be, so that the same clean-up runs."""
 
 
 @contextmanager
 def whole_file(path: str | Path) -> Iterator[Path]:
     """A temporary path beside `path` to write to; it is renamed at the end, and deleted after an error or Ctrl-C.
 
-    Folders that lead to it are made.
+    Folders that lead to it are made. A link is written through: the file that it points to is replaced, the link stays.
+    What earlier runs of this machine left behind in the folder when they were killed is deleted.
+
+    Raises:
+        AlreadyThere: `path` is a folder, a pipe or a device, or leads through a file.
+        MachineError: the disk is full, or cannot be written to.
 
     Examples:
         >>> with whole_file("out/note.txt") as partial:
@@ -20,11 +67,239 @@ def whole_file(path: str | Path) -> Iterator[Path]:
         >>> Path("out/note.txt").read_text()
         'complete'
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    target = _target(Path(path))
+    partial = _partial(target)
     try:
+        sweep(target.parent)
         yield partial
-        partial.replace(path)
+        partial.replace(target)
+    except Exception as error:
+        failure = _failure(path, error, partial)
+        if failure is None:
+            raise
+        raise failure from error
     finally:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def whole_folder(path: str | Path) -> Iterator[Path]:
+    """A temporary folder beside `path` to write to; it is renamed at the end, and deleted after an error or Ctrl-C.
+
+    Folders that lead to it are made. What earlier runs of this machine left behind when they were killed is deleted.
+
+    Raises:
+        AlreadyThere: there is something at `path`, from the beginning or made by another run meanwhile.
+        MachineError: the disk is full, or cannot be written to.
+    """
+    target = make_folder(Path(path).parent) / Path(path).name
+    partial = _partial(target)
+    try:
+        _refuse_existing(path, target)
+        sweep(target.parent)
+        partial.mkdir()
+        yield partial
+        _refuse_existing(path, target)
+        partial.rename(target)
+    except Exception as error:
+        failure = _failure(path, error, partial, target)
+        if failure is None:
+            raise
+        raise failure from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _failure(path: str | Path, error: BaseException, *ours: Path) -> MoEProbeError | None:
+    """The machine's failure behind an error, whatever library wrapped it; None where there is none."""
+    link: BaseException | None = error
+    while link is not None and not isinstance(link, MoEProbeError):
+        if isinstance(link, OSError) and link.errno is not None:
+            mine = link.filename is None or str(link.filename).startswith(tuple(map(str, ours)))
+            if mine and link.errno in (errno.ENOTEMPTY, errno.EEXIST):
+                return AlreadyThere(f"{shown(path)} was made by another run meanwhile; use it, or choose another.")
+            if link.errno in MACHINE or (mine and link.errno in {*REMEDIES, errno.ENAMETOOLONG}):
+                return _unusable(path, link)
+        elif (number := WRAPPED.search(str(link))) and int(number[1]) in MACHINE:
+            return cannot_write(path, OSError(int(number[1]), os.strerror(int(number[1]))))
+        link = link.__cause__ or link.__context__
+    return None
+
+
+def _refuse_existing(path: str | Path, target: Path) -> None:
+    if target.exists() or target.is_symlink():
+        raise AlreadyThere(f"{shown(path)} exists already; give a folder that does not.")
+
+
+def _partial(target: Path) -> Path:
+    """Where a file or folder is written until it is whole; no other run has the same."""
+    return target.with_name(f"{_beginning('.' + target.name)}{_owner()}.{uuid.uuid4().hex[:8]}.partial")
+
+
+def cannot_write(path: str | Path, error: OSError) -> MachineError:
+    """The sentence for a failure of the machine while `path` was written."""
+    remedy = REMEDIES.get(error.errno or 0, "choose another place")
+    return MachineError(f"{shown(path)} cannot be written ({error.strerror or error}); {remedy}.")
+
+
+def shown(path: object) -> str:
+    """A path as a sentence shows it: short, and without characters that a terminal obeys."""
+    text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(path))
+    return text if len(text) <= 300 else f"{text[:150]}...{text[-100:]}"
+
+
+def make_folder(path: str | Path) -> Path:
+    """A folder and those that lead to it, made if need be; links are followed.
+
+    Raises:
+        AlreadyThere: a file is in the way.
+        OutOfRange: the path is longer than the file system takes.
+        MachineError: the folder cannot be made.
+    """
+    try:
+        folder = Path(path).expanduser().resolve()
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise AlreadyThere(f"{shown(path)} cannot be a folder: a file is in the way; choose another place.") from error
+    except (ValueError, RuntimeError) as error:  # NUL bytes, links in a circle
+        raise InputError(f"{shown(path)} is not a path ({error}); choose another place.") from error
+    except OSError as error:
+        raise _unusable(path, error) from error
+    return folder
+
+
+def _target(path: Path) -> Path:
+    """The file to replace: `path`, or what it links to."""
+    folder = make_folder(path.parent)
+    try:
+        target = (folder / path.name).resolve()
+        mode = target.stat().st_mode
+    except FileNotFoundError:
+        target = (folder / path.name).resolve()
+        return target if target.parent == folder else make_folder(target.parent) / target.name
+    except (ValueError, RuntimeError) as error:
+        raise InputError(f"{shown(path)} is not a path ({error}); choose another place.") from error
+    except OSError as error:
+        raise _unusable(path, error) from error
+    if not stat.S_ISREG(mode):
+        kinds = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
+        kind = kinds.get(stat.S_IFMT(mode), "a device")
+        raise AlreadyThere(f"{shown(path)} is {kind}, not a file to replace; choose the name of a file.")
+    return target
+
+
+def _unusable(path: str | Path, error: OSError) -> MoEProbeError:
+    if error.errno == errno.ENAMETOOLONG:
+        return OutOfRange(
+            f"{shown(path)} is longer than the file system takes: 255 bytes a name, 4,096 in all; choose a shorter one."
+        )
+    if error.errno == errno.ELOOP:
+        return InputError(f"{shown(path)} is a link that leads in a circle; choose another place.")
+    return cannot_write(path, error)
+
+
+@cache
+def _host() -> str:
+    """This machine, and which of its worlds of process numbers (containers have their own)."""
+    space = Path("/proc/self/ns/pid")
+    world = os.readlink(space) if space.is_symlink() else ""
+    return hashlib.blake2b(f"{socket.gethostname()} {world}".encode(), digest_size=4).hexdigest()
+
+
+def _owner() -> str:
+    return f".{_host()}.{os.getpid()}"
+
+
+def _beginning(name: str, size: int = NAME_BYTES) -> str:
+    """The first characters of a name, no more than `size` bytes of them."""
+    return os.fsencode(name)[:size].decode(errors="ignore")
+
+
+def sweep(folder: Path) -> None:
+    """Delete partial files and folders in a folder whose writers were killed on this machine."""
+    with suppress(OSError), os.scandir(folder) as entries:
+        partials = [(entry.path, match) for entry in entries if (match := PARTIAL.search(entry.name))]
+        for path, match in partials:
+            if match["host"] == _host() and not psutil.pid_exists(int(match["pid"])):
+                shutil.rmtree(path) if os.path.isdir(path) and not os.path.islink(path) else os.unlink(path)
+
+
+@contextmanager
+def owned_folder(path: str | Path) -> Iterator[Path]:
+    """Hold a folder for writing, and make it if need be; a second writer is refused until this one ends.
+
+    A process that is killed holds nothing any longer. Within one thread, holding twice is holding once; worker
+    processes write for the one that holds.
+
+    Raises:
+        AlreadyThere: another run is writing to the folder.
+
+    Examples:
+        >>> with owned_folder("out/trace") as folder:
+        ...     folder.is_dir()
+        True
+    """
+    folder, holder = make_folder(path), (os.getpid(), threading.get_ident())
+    with _GUARD:
+        nested = _HELD.get(folder) == holder
+    if nested:
+        yield folder
+        return
+    lock = FileLock(folder / LOCK)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise AlreadyThere(
+            f"{shown(path)} is being written to by another run; wait for its end, or choose another folder."
+        ) from error
+    except OSError as error:
+        raise _unusable(path, error) from error
+    with _GUARD:
+        _HELD[folder] = holder
+    try:
+        sweep(folder)
+        yield folder
+    finally:
+        with _GUARD:
+            _HELD.pop(folder, None)
+        lock.release()
+
+
+def safe_name(label: str) -> str:
+    """A label as the name of a file or folder: one name, never a path, at most 200 bytes, different for each label.
+
+    Ordinary labels stay as they are.
+
+    Examples:
+        >>> safe_name("step-1000"), safe_name("../step/1000")
+        ('step-1000', '-step-1000-e3d41891')
+    """
+    name = re.sub(r"[^\w .,+=@()~%-]+", "-", label).lstrip(".").rstrip(". ")
+    name = _beginning(name, NAME_BYTES - 20)
+    if name and name == label and not name.startswith((" ", "-")):
+        return name
+    mark = hashlib.blake2b(label.encode("utf-8", "surrogatepass"), digest_size=4).hexdigest()
+    return f"{name.lstrip() or '_'}-{mark}"
+
+
+@contextmanager
+def sigterm_as_interrupt() -> Iterator[None]:
+    """Within, SIGTERM raises `Terminated`, a KeyboardInterrupt: what is half written is deleted, as after Ctrl-C.
+
+    A handler that somebody else installed stays; so does everything outside the main thread.
+    """
+    main = threading.current_thread() is threading.main_thread()
+    if not main or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _terminate(number: int, frame: FrameType | None) -> None:
+    raise Terminated

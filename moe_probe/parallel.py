@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from typing import TypeVar
+import pickle
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from operator import index
+from typing import Any, TypeVar
 
 from joblib import Parallel, delayed
+from joblib.externals.loky.process_executor import BrokenProcessPool
 from joblib.parallel import get_active_backend
 from rich.console import Console
 from rich.progress import track
+
+from moe_probe.errors import InputError, MachineError, MoEProbeError, OutOfRange, WrongType
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -20,10 +26,64 @@ def map_items(
     """`[function(item) for item in items]`, in order, `n_jobs` at a time.
 
     Work goes through joblib: `joblib.parallel_config(backend=...)` around the call spreads it over a Ray or Dask
-    cluster.
+    cluster. With one job, an error comes out as it is.
+
+    Raises:
+        OutOfRange: `n_jobs` is 0.
+        InputError: something cannot be sent to another process.
+        MachineError: a worker died or failed.
+        MoEProbeError: the function's own, unchanged.
     """
-    items = list(items)
-    one_by_one = get_active_backend()[0].supports_return_generator  # Ray gives all results at the end
+    check_jobs(n_jobs)
+    tasks = list(items)
+    backend: Any = get_active_backend()[0]
+    one_by_one = backend.supports_return_generator  # Ray gives all results at the end
     parallel = Parallel(n_jobs=n_jobs, return_as="generator" if one_by_one else "list")
-    results = parallel(delayed(function)(item) for item in items)
-    return list(track(results, description, len(items), console=Console(stderr=True), transient=True))
+    with _said(description, several=n_jobs != 1):
+        results: Any = parallel(delayed(function)(item) for item in tasks)
+        return list(track(results, description, len(tasks), console=Console(stderr=True), transient=True))
+
+
+def check_jobs(n_jobs: int) -> None:
+    """Refuse a number of workers that is none.
+
+    Raises:
+        WrongType: not a whole number.
+        OutOfRange: 0.
+    """
+    if isinstance(n_jobs, bool) or not hasattr(n_jobs, "__index__"):
+        raise WrongType(f"n_jobs={n_jobs!r} is not a whole number; pass 1 or more, or -1 for all cores.")
+    if index(n_jobs) == 0:
+        raise OutOfRange("n_jobs=0 leaves nobody to work; pass 1 or more, or -1 for all cores.")
+
+
+@contextmanager
+def _said(description: str, several: bool) -> Iterator[None]:
+    """Turn what goes wrong between processes into one sentence."""
+    try:
+        yield
+    except MoEProbeError:
+        raise
+    except BrokenProcessPool as error:
+        raise MachineError(
+            f"{description}: a worker died, most often for lack of memory; use fewer n_jobs, or free some memory."
+        ) from error
+    except MemoryError as error:
+        raise MachineError(
+            f"{description}: the memory is full{f' ({error})' if str(error) else ''}; use fewer n_jobs, or free some."
+        ) from error
+    except Exception as error:
+        if not several:
+            raise
+        reason = f"{type(error).__name__}: {error}".strip(": ")
+        if _cannot_be_sent(error):
+            cause = str(error.__cause__ or error).strip('\n" ').splitlines()[-1]
+            raise InputError(
+                f"{description}: what is to be done cannot be sent to worker processes ({cause}); use n_jobs=1, or "
+                "leave out locks, open files and functions defined inside others."
+            ) from error
+        raise MachineError(f"{description}: a worker failed ({reason}); use n_jobs=1 to see where.") from error
+
+
+def _cannot_be_sent(error: Exception) -> bool:
+    return isinstance(error, pickle.PicklingError) or "pickle" in str(error)

@@ -2,19 +2,40 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Mapping
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
+import h5py
+import numpy as np
 import xarray as xr
 
-from moe_probe.errors import InputError
-from moe_probe.files import whole_file
+from moe_probe.checked import digest, seal, unsealed
+from moe_probe.errors import Damaged, NothingToRead
+from moe_probe.files import shown, whole_file
 
+SCHEMA = 2  # number of the format of saved results
 LIBRARIES = ("moe-probe", "torch", "transformers", "numpy", "scipy", "scikit-learn")
+DIGEST, ESCAPED = "digest", "escaped"
+
+
+class Provenance(TypedDict):
+    """What every result says of itself in its `attrs`, besides what its analysis adds.
+
+    `schema` is the number of the format of results; `parameters` and `versions` are JSON.
+    """
+
+    analysis: str
+    model: str
+    family: str
+    fingerprint: str
+    parameters: str
+    versions: str
+    schema: int
 
 
 def provenance(analysis: str, model: Any, **parameters: Any) -> dict[str, Any]:
@@ -25,14 +46,16 @@ def provenance(analysis: str, model: Any, **parameters: Any) -> dict[str, Any]:
         model: a `MoEModel`.
     """
     given = {name: value for name, value in parameters.items() if value is not None}
-    return {
-        "analysis": analysis,
-        "model": model.name,
-        "family": model.family,
-        "fingerprint": model.fingerprint,
-        "parameters": json.dumps(given, default=str, sort_keys=True),
-        "versions": _versions(),
-    }
+    about = Provenance(
+        analysis=analysis,
+        model=model.name,
+        family=model.family,
+        fingerprint=model.fingerprint,
+        parameters=json.dumps(given, default=str, sort_keys=True),
+        versions=_versions(),
+        schema=SCHEMA,
+    )
+    return dict(about)
 
 
 @cache
@@ -40,14 +63,42 @@ def _versions() -> str:
     return json.dumps({name: version(name) for name in LIBRARIES})
 
 
+def dataset(variables: Mapping[str, xr.DataArray], about: Mapping[str, Any]) -> xr.Dataset:
+    """A result of `variables`, each with `long_name` and `units` in its attrs ("" where it has no unit).
+
+    Args:
+        variables: by name; their coordinates become those of the result.
+        about: the result's attrs, `Provenance` and what the analysis adds.
+
+    Raises:
+        ValueError: a name is one that `xr.Dataset` hides, or a variable does not say what it is.
+    """
+    for name, values in variables.items():
+        if hasattr(xr.Dataset, name):
+            raise ValueError(f"A variable cannot be called {name!r}: xr.Dataset.{name} hides it; choose another name.")
+        missing = [attr for attr in ("long_name", "units") if attr not in values.attrs]
+        if missing:
+            raise ValueError(f"The variable {name!r} lacks {' and '.join(missing)} in its attrs; add them.")
+    absent = sorted(Provenance.__required_keys__ - about.keys())
+    if absent:
+        raise ValueError(f"A result lacks {', '.join(absent)} in its attrs; pass provenance(...).")
+    return xr.Dataset(dict(variables), attrs=dict(about))
+
+
 def save(dataset: xr.Dataset, path: str | Path) -> Path:
     """Write a result as netCDF; the file appears under its name only when it is complete.
 
     Returns:
         The path.
+
+    Raises:
+        AlreadyThere: the path is a folder, a pipe or a device.
+        MachineError: the disk is full, or cannot be written to.
     """
-    with whole_file(path) as partial:
-        dataset.to_netcdf(partial, engine="h5netcdf")
+    content = _storable(dataset).to_netcdf(engine="h5netcdf")  # in memory: HDF5 does not survive a full disk
+    with whole_file(path) as partial, partial.open("wb") as file:
+        file.write(content)
+        file.write(seal(content))
     return Path(path)
 
 
@@ -55,32 +106,98 @@ def load_result(path: str | Path) -> xr.Dataset:
     """Read a result that `save` wrote, into memory.
 
     Raises:
-        InputError: the file is no result of moe_probe.
+        NothingToRead: there is no such file.
+        Damaged: the file is no result of moe_probe, or is cut off, edited, or of another format.
     """
+    if not Path(path).is_file():
+        raise NothingToRead(f"{shown(path)} is not a file; pass a result (.nc) that moe_probe saved.")
     try:
-        with xr.open_dataset(path, engine="h5netcdf") as dataset:
-            loaded = dataset.load()
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} is not a result file ({error}).") from error
-    if "analysis" not in loaded.attrs:
-        raise InputError(f"{path} is a netCDF file, but not a result of moe_probe: it has no attribute 'analysis'.")
-    return loaded
+        content = io.BytesIO(unsealed(Path(path).read_bytes()))
+        with h5py.File(content), xr.open_dataset(content, engine="h5netcdf") as opened:
+            loaded = opened.load()
+        analysis, schema, stored = (loaded.attrs.get(name) for name in ("analysis", "schema", DIGEST))
+        whole = stored == _digest(loaded)
+        plain = _plain(loaded) if whole else loaded
+    except Exception as error:  # HDF5 and its readers raise whatever a damaged file leads them to
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise Damaged(f"{shown(path)} is not a result file ({reason}); compute the result again.") from error
+    if analysis is None:
+        raise Damaged(
+            f"{shown(path)} is a netCDF file, but not a result of moe_probe: it has no attribute 'analysis'; pass a "
+            "file that moe_probe saved."
+        )
+    if schema != SCHEMA:
+        raise Damaged(
+            f"{shown(path)} has results in format {schema or 1}, but this version reads format {SCHEMA}; compute the "
+            "result again."
+        )
+    if not whole:
+        raise Damaged(f"{shown(path)} was changed or cut off after it was saved; compute the result again.")
+    return plain
+
+
+def _storable(dataset: xr.Dataset) -> xr.Dataset:
+    """A copy that netCDF keeps to the letter, with a checksum of its content among its attrs."""
+    stored = dataset.copy(deep=False)
+    stored.attrs = {"schema": SCHEMA, **stored.attrs}
+    for name, variable in dataset.variables.items():
+        if variable.dtype.kind in "OU" and any(map(_unstorable, variable.values.flat)):
+            stored[name] = _mapped(variable, _escape, {**variable.attrs, ESCAPED: "unicode"})
+    stored.attrs[DIGEST] = _digest(stored)
+    return stored
+
+
+def _plain(dataset: xr.Dataset) -> xr.Dataset:
+    """What was saved, of what was read."""
+    dataset.attrs.pop(DIGEST, None)
+    for name, variable in list(dataset.variables.items()):
+        if ESCAPED in variable.attrs:
+            attrs = {key: value for key, value in variable.attrs.items() if key != ESCAPED}
+            dataset[name] = _mapped(variable, _unescape, attrs)
+    return dataset
+
+
+def _mapped(variable: xr.Variable, function: Any, attrs: Mapping[str, Any]) -> xr.Variable:
+    texts = [function(str(value)) for value in variable.values.flat]
+    arrow_takes = not any("\ud800" <= c <= "\udfff" for text in texts for c in text)
+    values = np.asarray(texts, dtype=object if arrow_takes else str)  # str alone would drop NULs at the end
+    return xr.Variable(variable.dims, values.reshape(variable.shape), attrs)
+
+
+def _unstorable(text: Any) -> bool:
+    """Whether netCDF would cut a text off (NUL) or refuse it (lone surrogates)."""
+    return isinstance(text, str) and ("\0" in text or any("\ud800" <= c <= "\udfff" for c in text))
+
+
+def _escape(text: str) -> str:
+    return text.encode("unicode_escape").decode("ascii")
+
+
+def _unescape(text: str) -> str:
+    return text.encode("ascii").decode("unicode_escape")
+
+
+def _digest(dataset: xr.Dataset) -> str:
+    """A checksum of all names, dimensions, values and attrs."""
+    parts = [_of_attrs({key: value for key, value in dataset.attrs.items() if key != DIGEST})]
+    for name in sorted(map(str, dataset.variables)):
+        variable = dataset.variables[name]
+        parts.append(f"{name} {variable.dims} {variable.shape} {_of_attrs(variable.attrs)} {_of_values(variable)}")
+    return digest("\n".join(parts))
+
+
+def _of_values(variable: xr.Variable) -> str:
+    values = variable.values
+    if values.dtype.kind in "OUST":
+        return digest("\n".join(f"{len(str(value))} {value}" for value in values.flat))
+    return digest(values.astype(values.dtype.newbyteorder("=")))
+
+
+def _of_attrs(attrs: Mapping[Any, Any]) -> str:
+    said = {str(key): np.atleast_1d(value).tolist() for key, value in attrs.items()}
+    return json.dumps(said, sort_keys=True, default=str)
 
 
 def with_attrs(variables: Mapping[str, Any], coords: Mapping[str, Any], attrs: Mapping[str, Any]) -> xr.Dataset:
     """A Dataset of `variables` (name to (dims, values)); labels become strings that netCDF keeps."""
     return xr.Dataset(dict(variables), coords=dict(coords), attrs=dict(attrs))
-
-
-def dataset(variables: Mapping[str, xr.DataArray], about: Mapping[str, Any]) -> xr.Dataset:
-    """A Dataset of variables with its provenance.
-
-    Raises:
-        ValueError: a variable bears a name that `xr.Dataset` hides, or lacks `long_name` or `units`.
-    """
-    for name, array in variables.items():
-        if hasattr(xr.Dataset, name):
-            raise ValueError(f"A variable cannot be called {name!r}: xr.Dataset has an attribute of that name.")
-        if lacking := {"long_name", "units"} - array.attrs.keys():
-            raise ValueError(f"The variable {name} has no {' and no '.join(sorted(lacking))}.")
-    return xr.Dataset(dict(variables)).assign_attrs(about)

@@ -4,19 +4,20 @@ import ast
 from pathlib import Path
 
 PACKAGE = Path(__file__).parents[1] / "moe_probe"
-GROUND = {"errors", "files", "parallel", "registry", "options"}
+GROUND = {"errors", "files", "checked", "parallel", "registry", "options"}
 WEIGHTS = GROUND | {"checkpoint", "families"}
 HANDLE = WEIGHTS | {"model", "facts", "tokenizer", "results"}
 WORDS = HANDLE | {"texts", "routing"}
 ALLOWED = {
     "errors": set(),
     "files": {"errors"},
+    "checked": {"errors", "files"},
     "parallel": {"errors"},
     "registry": {"errors"},
     "options": {"errors", "registry"},
     "checkpoint": GROUND,
     "families": GROUND | {"checkpoint"},
-    "results": {"errors", "files"},
+    "results": {"errors", "files", "checked"},
     "facts": {"errors", "checkpoint", "families"},
     "tokenizer": {"errors", "files", "checkpoint"},
     "model": WEIGHTS | {"facts", "tokenizer", "intervene"},

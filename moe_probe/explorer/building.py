@@ -17,7 +17,7 @@ from moe_probe.explorer.page import page_html
 from moe_probe.explorer.recorded import recorded_layers
 from moe_probe.files import whole_file
 from moe_probe.model import MoEModel, Source, load
-from moe_probe.texts.corpus import Texts
+from moe_probe.texts.reading import Texts
 from moe_probe.traces.reading import Trace, is_trace, read_trace
 
 Similar = Literal["neuron_mean", "matrix", "gate"]

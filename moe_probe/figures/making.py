@@ -23,7 +23,8 @@ from moe_probe.model import MoEModel, Source, load
 from moe_probe.results import load_result, save
 from moe_probe.shown import PlainConsole, file_name
 from moe_probe.static.checks import check_flags, check_workers
-from moe_probe.texts.corpus import Corpus, Texts
+from moe_probe.texts.corpus import Corpus
+from moe_probe.texts.reading import Texts
 
 TOGETHER = "compared"  # the folder of figures that show several models
 NO_TEXTS = "This figure needs texts; pass texts."

@@ -1,27 +1,13 @@
-"""Texts to documents of token ids, and documents to batches."""
+"""Documents of token ids, and batches of them."""
 
 from __future__ import annotations
 
 import hashlib
-import json
-import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 import torch
-
-from moe_probe.errors import InputError
-
-if TYPE_CHECKING:
-    from moe_probe.model import MoEModel
-
-TEXT_COLUMNS = ("text", "content", "document", "sentence")
-READERS = {".csv": pd.read_csv, ".parquet": pd.read_parquet}
-JSON_LINES = (".jsonl", ".ndjson", ".json")
 
 
 @dataclass(frozen=True)
@@ -29,7 +15,7 @@ class Document:
     """Token ids of one text, in order.
 
     Attributes:
-        number: position in the corpus; results carry it as the coordinate `document`.
+        number: of its row in the texts, blank rows counted; results carry it as the coordinate `document`.
         ids: token ids, special tokens included.
         label: domain, task or other group; "" where none is given.
         text: what was tokenized; for token ids, their strings one after the other.
@@ -189,57 +175,6 @@ def bin_start(place: np.ndarray) -> np.ndarray:
     return np.where(place > 0, 1 << np.maximum(place - 1, 0), 0)
 
 
-Texts = str | Path | Corpus | Iterable[Any]
-
-
-def make_corpus(
-    model: MoEModel,
-    texts: Texts,
-    *,
-    labels: Sequence[str] | str | None = None,
-    column: str | None = None,
-    max_length: int | None = None,
-    split: str | None = None,
-    add_special_tokens: bool | None = None,
-) -> Corpus:
-    """Documents of whatever texts come as.
-
-    Args:
-        model: gives the tokenizer, the size of the vocabulary and the longest sequence.
-        texts: a list of strings or of lists of token ids; a file (`.txt`: a document per line; `.jsonl`, `.csv`,
-            `.parquet`: a document per row); a `datasets` dataset or other iterable of rows; or a corpus.
-        labels: a label per document, or the name of the column that holds it.
-        column: the column of the text; `text`, `content`, `document` or `sentence` by default.
-        max_length: tokens per document at most; the model's maximum by default.
-
-    Raises:
-        InputError: there is no text, no such column, no tokenizer, or a token id outside the vocabulary.
-    """
-    if isinstance(texts, Corpus):
-        return texts
-    rows = list(_rows(texts, column, labels if isinstance(labels, str) else None))
-    if labels is not None and not isinstance(labels, str):
-        if len(labels) != len(rows):
-            raise InputError(f"There are {len(labels)} labels for {len(rows)} documents; give one for each.")
-        rows = [(text, str(label)) for (text, _), label in zip(rows, labels, strict=True)]
-    rows = [(text, label) for text, label in rows if len(text.strip() if isinstance(text, str) else text)]
-    if not rows:
-        raise InputError("The corpus is empty; give at least one text that is not blank.")
-    encoded = _encode([text for text, _ in rows if isinstance(text, str)], model)
-    pairs = [next(encoded) if isinstance(text, str) else ([int(i) for i in text], None) for text, _ in rows]
-    _check_vocabulary([ids for ids, _ in pairs], model)
-    shortened = _truncate([ids for ids, _ in pairs], model, max_length)
-    distinct = {token for ids in shortened for token in ids}
-    strings, special = token_strings(distinct, model, needed=any(isinstance(text, str) for text, _ in rows))
-    documents = []
-    for number, ((text, label), ids, (_, spans)) in enumerate(zip(rows, shortened, pairs, strict=True)):
-        if ids and spans is not None:
-            documents.append(Document(number, tuple(ids), label, text, spans[: len(ids)]))
-        elif ids:
-            documents.append(of_ids(number, ids, label, strings, special))
-    return Corpus(tuple(documents), strings, special)
-
-
 def of_ids(
     number: int, ids: Sequence[int], label: str, strings: Mapping[int, str], special: frozenset[int]
 ) -> Document:
@@ -248,119 +183,3 @@ def of_ids(
     ends = np.cumsum([len(part) for part in parts])
     spans = np.stack([ends - [len(part) for part in parts], ends], axis=1)
     return Document(number, tuple(ids), label, "".join(parts), spans)
-
-
-def _encode(texts: list[str], model: MoEModel) -> Iterator[tuple[list[int], np.ndarray | None]]:
-    """Token ids of each text, and their spans where the tokenizer can tell. Blanks at both ends are left out."""
-    if not texts:
-        return
-    tokenizer = model.tokenizer
-    encoded = tokenizer([text.strip() for text in texts], return_offsets_mapping=tokenizer.is_fast)
-    offsets = encoded["offset_mapping"] if tokenizer.is_fast else [None] * len(texts)
-    for text, ids, found in zip(texts, encoded["input_ids"], offsets, strict=True):
-        blank = len(text) - len(text.lstrip())
-        spans = None if found is None else np.asarray(found, np.int64).reshape(-1, 2)
-        if spans is not None:
-            spans = np.where(spans[:, :1] < spans[:, 1:], spans + blank, 0)
-        yield ids, spans
-
-
-def _rows(texts: Any, column: str | None, label_column: str | None) -> Iterator[tuple[Any, str]]:
-    """(text or token ids, label) of each document."""
-    if isinstance(texts, str | Path):
-        texts = _read(texts)
-    for row in texts:
-        if isinstance(row, str):
-            yield row, ""
-        elif hasattr(row, "keys"):
-            yield _field(row, column), "" if label_column is None else str(_named(row, label_column))
-        elif isinstance(row, Iterable):
-            yield list(row), ""
-        else:
-            raise InputError(f"A document is a {type(row).__name__}; give strings or lists of token ids.")
-
-
-def _field(row: Any, column: str | None) -> str:
-    if column is None:
-        column = next((name for name in TEXT_COLUMNS if name in row), None)
-        if column is None:
-            raise InputError(f"The rows have the columns {', '.join(map(str, row.keys()))}; say which holds the text.")
-    text = _named(row, column)
-    return text if isinstance(text, str) else ""
-
-
-def _named(row: Any, column: str) -> Any:
-    if column not in row:
-        raise InputError(f"The rows have no column {column!r}, but {', '.join(map(str, row.keys()))}.")
-    return row[column]
-
-
-def _read(path: str | Path) -> Iterable[Any]:
-    path = Path(path).expanduser()
-    if not path.is_file():
-        raise InputError(f"{path} is no file of texts; a text itself goes into a list: [text].")
-    try:
-        if path.suffix in READERS:
-            return READERS[path.suffix](path).to_dict("records")
-        lines = path.read_text(encoding="utf-8").splitlines()
-        return [json.loads(line) for line in lines if line.strip()] if path.suffix in JSON_LINES else lines
-    except (ValueError, OSError) as error:
-        raise InputError(f"{path} cannot be read as {path.suffix.lstrip('.') or 'text'} ({error}).") from error
-
-
-def _check_vocabulary(ids: Sequence[Sequence[int]], model: MoEModel) -> None:
-    size = model.config.get_text_config(decoder=True).vocab_size
-    for number, tokens in enumerate(ids):
-        wrong = next((token for token in tokens if not 0 <= token < size), None)
-        if wrong is not None:
-            raise InputError(f"Document {number} has the token id {wrong}; {model.name} has the ids 0 to {size - 1}.")
-
-
-def _truncate(ids: list[list[int]], model: MoEModel, max_length: int | None) -> list[list[int]]:
-    longest = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
-    if max_length is not None:
-        return [tokens[:max_length] for tokens in ids]
-    too_long = [tokens for tokens in ids if longest is not None and len(tokens) > longest]
-    if too_long:
-        lost = sum(len(tokens) - longest for tokens in too_long)
-        warnings.warn(
-            f"{len(too_long)} of {len(ids)} documents are longer than the {longest} tokens of {model.name}; "
-            f"{lost:,} tokens are left out.",
-            stacklevel=4,
-        )
-    return [tokens[:longest] for tokens in ids]
-
-
-def token_strings(
-    tokens: Iterable[int], model: MoEModel, needed: bool = False
-) -> tuple[dict[int, str], frozenset[int]]:
-    """Each token id's own string, and which ids are special; the ids themselves where there is no tokenizer.
-
-    A string begins with the blank that the token stands for. Decoders drop it at the beginning of a text, so each token
-    is decoded after another one.
-
-    Raises:
-        InputError: there is no tokenizer, but one is needed.
-    """
-    distinct = sorted(set(tokens))
-    try:
-        tokenizer = model.tokenizer
-    except InputError:
-        if needed:
-            raise
-        return {token: str(token) for token in distinct}, frozenset()
-    special = frozenset(tokenizer.all_special_ids)
-
-    def decoded(ids: list[int]) -> str:
-        return tokenizer.decode(ids, clean_up_tokenization_spaces=False)
-
-    before = [token for token in tokenizer("a", add_special_tokens=False)["input_ids"] if token not in special][-1:]
-    start = decoded(before)
-
-    def string(token: int) -> str:
-        after = decoded([*before, token])
-        if token in special or not after.startswith(start):
-            return decoded([token])
-        return after.removeprefix(start)
-
-    return {token: string(token) for token in distinct}, special.intersection(distinct)

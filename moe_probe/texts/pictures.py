@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
-from matplotlib.image import imread
 
-from moe_probe.errors import InputError
+from moe_probe.errors import NoSuchName, NothingToRead, OutOfRange, WrongType
+from moe_probe.files import shown
 
 ENERGIES = ("gradient", "spectrum")
 LUMA = np.asarray([0.299, 0.587, 0.114])  # ITU-R BT.601
@@ -17,19 +18,32 @@ def read_picture(picture: np.ndarray | str | Path) -> np.ndarray:
     """A picture in grey, (height, width), float64 from 0 to 1.
 
     Raises:
-        InputError: it is no picture, or its values are out of range.
+        NothingToRead: the file is missing, or no picture.
+        WrongType: what is given is not an array of bytes or floats, (height, width[, 3]).
+        OutOfRange: floats are not between 0 and 1.
     """
-    if isinstance(picture, str | Path):
-        try:
-            picture = imread(picture)
-        except (OSError, SyntaxError) as error:
-            raise InputError(f"{picture} is no picture ({error}).") from error
-    array = np.asarray(picture)
+    array = np.asarray(_read(picture) if isinstance(picture, str | os.PathLike) else picture)
+    if array.dtype.kind not in "fiu" or (array.dtype.kind in "iu" and array.dtype != np.uint8):
+        raise WrongType(f"A picture is of bytes (uint8) or of floats from 0 to 1, not of {array.dtype}; convert it.")
     values = array / 255 if array.dtype == np.uint8 else array.astype(float)
     grey = values[..., :3] @ LUMA if values.ndim == 3 and values.shape[-1] in (3, 4) else values
-    if grey.ndim != 2 or not (np.isfinite(grey).all() and grey.min() >= 0 and grey.max() <= 1):
-        raise InputError(f"A picture is (height, width[, 3]), of bytes or of floats from 0 to 1; not {array.shape}.")
+    if grey.ndim != 2 or not grey.size:
+        raise WrongType(f"A picture is (height, width) or (height, width, 3), not {array.shape}; give one picture.")
+    if not (np.isfinite(grey).all() and grey.min() >= 0 and grey.max() <= 1):
+        raise OutOfRange(f"A picture has the values {grey.min():.3g} to {grey.max():.3g}; scale them to 0 to 1.")
     return grey
+
+
+def _read(path: str | os.PathLike[str]) -> np.ndarray:
+    from matplotlib.image import imread  # only where a picture is read: it is slow to import
+
+    try:
+        if not Path(path).is_file():
+            raise NothingToRead(f"{shown(path)} is not a file; give a picture such as a PNG.")
+        return imread(Path(path))
+    except (OSError, SyntaxError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise NothingToRead(f"{shown(path)} is not a picture ({reason}); give one such as a PNG.") from error
 
 
 def patch_energy(
@@ -45,11 +59,19 @@ def patch_energy(
         radius: see above.
 
     Raises:
-        InputError: patches would be smaller than 2 x 2 pixels.
+        OutOfRange: patches would be smaller than 2 x 2 pixels.
+        NoSuchName: there is no such energy.
     """
+    if energy not in ENERGIES:
+        raise NoSuchName.among("energy", energy, ENERGIES)
+    if min(grid) < 1:
+        raise OutOfRange(f"A grid of {grid[0]} x {grid[1]} patches has none; give 1 x 1 or more.")
     height, width = (size // count for size, count in zip(picture.shape, grid, strict=True))
     if height < 2 or width < 2:
-        raise InputError(f"A picture of {picture.shape} pixels has no {grid[0]} x {grid[1]} patches of 2 x 2 or more.")
+        raise OutOfRange(
+            f"A picture of {picture.shape[0]} x {picture.shape[1]} pixels has no {grid[0]} x {grid[1]} patches of "
+            "2 x 2 or more; give a coarser grid."
+        )
     cut = picture[: height * grid[0], : width * grid[1]]
     patches = cut.reshape(grid[0], height, grid[1], width).swapaxes(1, 2)
     if energy == "gradient":

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from importlib import import_module
+from typing import Any, cast
 
 import numpy as np
 
-from moe_probe.errors import InputError
+from moe_probe.errors import MissingPackage, NotFitting, WrongType
 from moe_probe.texts.words import Words
 
 Tagger = Callable[[list[str]], Sequence[str]]
@@ -35,42 +36,55 @@ def make_tagger(tagger: Any) -> Tagger | None:
     """A callable from words to tags: of a callable, a spaCy pipeline, `"textblob"`, or None.
 
     Raises:
-        InputError: it is none of these, or textblob is not installed.
+        WrongType: it is none of these.
+        MissingPackage: textblob is not installed.
     """
     if tagger is None:
         return None
     if hasattr(tagger, "pipe_names"):
         return _Spacy(tagger)
-    if tagger == "textblob":
+    if isinstance(tagger, str) and tagger == "textblob":
+        _tag_function()
         return _textblob
     if callable(tagger):
-        return tagger
-    raise InputError(f"A tagger is a callable, a spaCy pipeline or 'textblob', not {tagger!r}.")
+        return cast(Tagger, tagger)
+    raise WrongType(
+        f"A tagger is a callable, a spaCy pipeline or 'textblob', not {str(tagger)[:80]!r}; give one of these."
+    )
 
 
 def tag_words(tagger: Tagger, words: Sequence[Words]) -> np.ndarray:
     """The part of speech of each token's word, "" where it has none, (tokens,) of str.
 
     Raises:
-        InputError: the tagger gives more or fewer tags than words.
+        NotFitting: the tagger gives more or fewer tags than words.
     """
-    parts = []
+    parts = [np.zeros(0, dtype=object)]
     for document in words:
-        tags = list(tagger(document.texts.tolist())) if len(document.texts) else []
+        given = tagger(document.texts.tolist()) if len(document.texts) else []
+        if isinstance(given, str) or not isinstance(given, Iterable):
+            raise NotFitting(f"The tagger gave a {type(given).__name__}; it must give a list, one tag for each word.")
+        tags = list(given)
         if len(tags) != len(document.texts):
-            raise InputError(
+            raise NotFitting(
                 f"The tagger gave {len(tags)} tags for {len(document.texts)} words; it must give one each."
             )
         parts.append(np.asarray([*map(str, tags), ""], dtype=object)[document.of_token])
     return np.concatenate(parts)
 
 
-def _textblob(words: list[str]) -> list[str]:
+def _tag_function() -> Callable[..., list[tuple[str, str]]]:
     try:
         from textblob.en import tag
     except ImportError as error:
-        raise InputError('The tagger textblob is not installed: pip install -e ".[pos]".') from error
-    tagged = tag(" ".join(words).replace("’", "'"), tokenize=False)
+        raise MissingPackage(
+            'The tagger textblob is not installed; install it: pip install "moe-probe[pos]".'
+        ) from error
+    return tag
+
+
+def _textblob(words: list[str]) -> list[str]:
+    tagged = _tag_function()(" ".join(words).replace("’", "'"), tokenize=False)
     return [PENN.get(penn[:2], "other") for _, penn in tagged]
 
 
@@ -79,6 +93,5 @@ class _Spacy:
         self.pipeline = pipeline
 
     def __call__(self, words: list[str]) -> list[str]:
-        from spacy.tokens import Doc
-
-        return [token.pos_ for token in self.pipeline(Doc(self.pipeline.vocab, words=words))]
+        document = import_module("spacy.tokens").Doc  # which whoever has a pipeline has
+        return [token.pos_ for token in self.pipeline(document(self.pipeline.vocab, words=words))]

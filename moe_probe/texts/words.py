@@ -6,11 +6,12 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from moe_probe.errors import InputError
+from moe_probe.errors import NoSuchName, NotFitting, WrongType
 from moe_probe.texts.corpus import Corpus, Document
 
 WORD = re.compile(r"\w+(?:['’]\w+)*")
@@ -63,14 +64,14 @@ def word_list(name: str) -> list[str]:
             or German.
 
     Raises:
-        InputError: there is no such list.
+        NoSuchName: there is no such list.
 
     Examples:
         >>> "bank" in word_list("polysemous_en")
         True
     """
     if name not in LISTS:
-        raise InputError(f"There is no word list {name!r}; there are {', '.join(LISTS)}.")
+        raise NoSuchName.among("word list", name, LISTS)
     with (files("moe_probe") / "data" / f"{name}.csv").open(encoding="utf-8") as file:
         return pd.read_csv(file, keep_default_na=False).word.tolist()
 
@@ -81,7 +82,13 @@ def normal_form(word: str) -> str:
 
 
 def tokens_of_words(corpus: Corpus, words: Collection[str]) -> np.ndarray:
-    """Whether each token of the corpus is part of one of these words, whatever their case, (tokens,) bool."""
+    """Whether each token of the corpus is part of one of these words, whatever their case, (tokens,) bool.
+
+    Raises:
+        WrongType: the words are not strings, or one string.
+    """
+    if isinstance(words, str) or not all(isinstance(word, str) for word in words):
+        raise WrongType(f"The words are {str(words)[:80]!r}; give a list of strings: ['word'].")
     wanted = {normal_form(word) for word in words}
     parts = []
     for document in corpus.documents:
@@ -99,15 +106,17 @@ def tokens_of_spans(corpus: Corpus, spans: Spans) -> np.ndarray:
         spans: (start, end) pairs in the text, by document number.
 
     Raises:
-        InputError: a range is empty, or outside its document.
+        WrongType: the spans are not pairs of numbers by document number.
+        NotFitting: a range is empty, or outside its document.
     """
+    _check_spans(spans)
     numbers = {document.number: document for document in corpus.documents}
     for number, ranges in spans.items():
         length = len(numbers[number].text) if number in numbers else -1
         wrong = next((pair for pair in ranges if not 0 <= pair[0] < pair[1] <= length), None)
         if length < 0 or wrong is not None:
             has = f"has {length} characters, not the span {wrong}" if length >= 0 else "is not in the corpus"
-            raise InputError(f"Document {number} {has}; spans are (start, end) of the text by document number.")
+            raise NotFitting(f"Document {number} {has}; spans are (start, end) of the text by document number.")
     parts = []
     for document in corpus.documents:
         marked = np.zeros(len(document.text) + 1, dtype=np.int64)
@@ -116,6 +125,25 @@ def tokens_of_spans(corpus: Corpus, spans: Spans) -> np.ndarray:
         until = marked.cumsum()
         parts.append(until[document.spans[:, 1]] > until[document.spans[:, 0]])
     return np.concatenate(parts)
+
+
+def _check_spans(spans: Spans) -> None:
+    if isinstance(spans, Mapping):
+        wrong = next((number for number, ranges in spans.items() if not _are_ranges(ranges)), None)
+        if wrong is None:
+            return
+        what = f"Document {wrong} has the spans {str(spans[wrong])[:80]}"
+    else:
+        what = f"The spans are a {type(spans).__name__}"
+    raise WrongType(f"{what}; give (start, end) pairs of characters by document number: {{0: [(4, 9)]}}.")
+
+
+def _are_ranges(ranges: Any) -> bool:
+    pairs = isinstance(ranges, Sequence) and not isinstance(ranges, str)
+    return pairs and all(
+        isinstance(pair, Sequence) and len(pair) == 2 and all(isinstance(end, int | np.integer) for end in pair)
+        for pair in ranges
+    )
 
 
 def special_tokens(corpus: Corpus) -> np.ndarray:

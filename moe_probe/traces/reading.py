@@ -1,128 +1,63 @@
-"""Routing traces: Parquet files with a row per choice, and what is needed to analyse them without the model."""
+"""Routing traces as they are read: LayerBatches without the model, verified before an analysis sees them."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 import torch
 
-from moe_probe.errors import InputError
+from moe_probe.checked import file_digest
+from moe_probe.errors import Damaged, NoSuchName, NothingToRead
 from moe_probe.families import Layer
-from moe_probe.files import whole_file
-from moe_probe.routing import LayerBatch, Source
+from moe_probe.files import shown
+from moe_probe.routing import LayerBatch
 from moe_probe.texts.corpus import Corpus, Document, Tokens
-
-CARD, DOCUMENTS = "trace.json", "documents.parquet"
-FILE_ROWS = 1 << 17  # choices per file
-LOGITS = pa.list_(pa.float32())
-TEXT = pa.dictionary(pa.int32(), pa.string())
-SCHEMA = pa.schema(
-    [
-        ("document", pa.int32()),
-        ("position", pa.int32()),
-        ("subtoken", pa.int16()),
-        ("token_id", pa.int32()),
-        ("label", TEXT),
-        ("layer", pa.int16()),
-        ("rank", pa.int16()),
-        ("expert", pa.int16()),
-        ("kind", TEXT),
-        ("logit", pa.float32()),
-        ("score", pa.float32()),
-        ("weight", pa.float32()),
-        ("norm", pa.float32()),
-        ("router_logits", LOGITS),
-        ("scores", LOGITS),
-    ]
+from moe_probe.traces.rows import (
+    CARD,
+    DOCUMENTS,
+    FORMAT,
+    KEYS,
+    MANIFEST,
+    SCHEMA,
+    conform,
+    digests,
+    in_order,
+    is_part,
 )
+from moe_probe.traces.writing import FILE_ROWS, card_digest, finish, to_table, write_file
+
+REMEDY = "record it again"
+TOKEN_KEYS = ("document", "position", "token_id")
+__all__ = [
+    "CARD",
+    "FILE_ROWS",
+    "Trace",
+    "finish",
+    "is_trace",
+    "read_trace",
+    "to_table",
+    "write_file",
+]
 
 
-def to_table(batch: LayerBatch, norms: bool = False) -> pa.Table:
-    """A batch's choices, a row each, rank 0 first."""
-    n, k = batch.top_k_index.shape
-    parts = batch.layer.subtokens
-    order = batch.ranked_by.argsort(dim=1, descending=True, stable=True)
-    expert = batch.top_k_index.gather(1, order)
+@dataclass(frozen=True)
+class Part:
+    """One file of rows: its name, how many it has, and checksums of its columns."""
 
-    def flat(values: torch.Tensor) -> np.ndarray:
-        return values.float().flatten().cpu().numpy()
-
-    def per_row(values: np.ndarray) -> np.ndarray:
-        return np.repeat(values, k)
-
-    def on_first(values: torch.Tensor) -> pa.Array:
-        """A list of all experts' values on rank 0, null on the others."""
-        ends = np.repeat(np.arange(1, n + 1) * values.shape[1], k)
-        offsets = np.concatenate([[0], ends]).astype(np.int32)
-        empty = np.arange(n * k) % k != 0
-        return pa.ListArray.from_arrays(pa.array(offsets), pa.array(flat(values)), mask=pa.array(empty))
-
-    tokens = batch.tokens
-    norm = None if not norms else batch.selected_outputs.float().norm(dim=-1).gather(1, order)
-    kinds = np.asarray(batch.layer.expert_kinds)[expert.cpu().numpy()].flatten()
-    columns = {
-        "document": np.repeat(tokens.document, parts * k),
-        "position": np.repeat(tokens.position, parts * k),
-        "subtoken": per_row(np.tile(np.arange(parts), len(tokens))),
-        "token_id": np.repeat(tokens.token_id, parts * k),
-        "label": pa.array(np.repeat(tokens.label.astype(str), parts * k)).dictionary_encode(),
-        "layer": np.full(n * k, batch.layer.index),
-        "rank": np.tile(np.arange(k), n),
-        "expert": expert.flatten().cpu().numpy(),
-        "kind": pa.array(kinds).dictionary_encode(),
-        "logit": flat(batch.router_logits.gather(1, expert)),
-        "score": flat(batch.scores.gather(1, expert)),
-        "weight": flat(batch.top_k_weights.gather(1, order)),
-        "norm": pa.nulls(n * k, pa.float32()) if norm is None else flat(norm),
-        "router_logits": on_first(batch.router_logits),
-        "scores": on_first(batch.scores),
-    }
-    return pa.table({field.name: _column(columns[field.name], field) for field in SCHEMA}, schema=SCHEMA)
-
-
-def _column(values: Any, field: pa.Field) -> pa.Array:
-    return values.cast(field.type) if isinstance(values, pa.Array) else pa.array(values, field.type)
-
-
-def write_file(batches: Sequence[pa.Table], path: Path) -> None:
-    """Write one Parquet file, a row group per batch; it appears under its name only when it is complete."""
-    with whole_file(path) as partial, pq.ParquetWriter(partial, batches[0].schema, compression="zstd") as writer:
-        for batch in batches:
-            writer.write_table(batch, row_group_size=batch.num_rows)
-
-
-def finish(folder: Path, files: Sequence[str], rows: int, source: Source) -> None:
-    """Write what makes the folder a trace: its documents and the card. Files of interrupted runs are deleted."""
-    for stray in folder.glob("part-*.parquet"):
-        if stray.name not in files:
-            stray.unlink()
-    documents = [
-        {"number": d.number, "label": d.label, "text": d.text, "ids": d.ids, "spans": d.spans.flatten()}
-        for d in source.corpus.documents
-    ]
-    write_file([pa.Table.from_pylist(documents)], folder / DOCUMENTS)
-    card = {
-        "name": source.name,
-        "family": source.family,
-        "fingerprint": source.fingerprint,
-        "layers": [asdict(layer) for layer in source.layers.values()],
-        "strings": {str(token): text for token, text in source.corpus.strings.items()},
-        "special": sorted(source.corpus.special),
-        "files": list(files),
-        "rows": rows,
-    }
-    with whole_file(folder / CARD) as partial:
-        partial.write_text(json.dumps(card), encoding="utf-8")
+    name: str
+    rows: int
+    digests: Mapping[str, str]
 
 
 @dataclass(frozen=True)
@@ -135,6 +70,8 @@ class Trace:
         moe_layers: that were recorded.
         corpus: the documents.
         files: paths of the Parquet files, in the order in which they were written; a row group is a batch of the pass.
+        parts: what the card says of each of them.
+        score_kinds: by layer, the function that made the scores, such as "softmax".
     """
 
     folder: Path
@@ -144,7 +81,9 @@ class Trace:
     moe_layers: tuple[int, ...]
     corpus: Corpus
     files: tuple[str, ...]
-    _layers: dict[int, Layer]
+    _layers: Mapping[int, Layer]
+    parts: tuple[Part, ...] = ()
+    score_kinds: Mapping[int, str] = field(default_factory=dict)
 
     def layer(self, index: int) -> Layer:
         """What layer `index` is made of."""
@@ -166,65 +105,187 @@ class Trace:
         Args:
             columns: those to read, beside the five that rows are sorted by; all by default.
         """
-        keys = ["layer", "document", "position", "subtoken", "rank"]
-        read = None if columns is None else list(dict.fromkeys([*keys, "token_id", *set(columns) - {"string"}]))
-        table = self.dataset.to_table(columns=read)
-        frame = table.sort_by([(key, "ascending") for key in keys]).to_pandas()
+        wrong = next((name for name in columns or () if name not in (*SCHEMA.names, "string")), None)
+        if wrong is not None:
+            raise NoSuchName.among("column", wrong, [*SCHEMA.names, "string"])
+        read = [n for n in SCHEMA.names if columns is None or n in {*KEYS, "token_id", *columns}]
+        tables = [in_order(self._rows(number, read)[0]) for number in range(len(self.files))]
+        table = pa.concat_tables(tables, promote_options="permissive") if tables else SCHEMA.empty_table()
+        frame = table.sort_by([(key, "ascending") for key in KEYS]).to_pandas()
         frame = frame.astype({name: str for name in ("label", "kind") if name in frame})
-        frame["string"] = frame.token_id.map(self.corpus.strings)
-        return frame if columns is None else frame[[*keys, *(c for c in columns if c not in keys)]]
+        frame["string"] = frame.token_id.map(dict(self.corpus.strings))
+        return frame if columns is None else frame[[*KEYS, *(c for c in columns if c not in KEYS)]]
 
-    def batches(self) -> Iterator[LayerBatch]:
-        """The recorded batches, as they were and in the order in which the pass gave them."""
-        for path in self.files:
-            yield from self.file_batches(path)
+    def batches(self, start_file: int = 0) -> Iterator[LayerBatch]:
+        """The recorded batches in the order in which the pass gave them, one file in memory at a time.
 
-    def file_batches(self, path: str) -> Iterator[LayerBatch]:
-        """The batches of one file."""
-        file = pq.ParquetFile(path)
-        for group in range(file.num_row_groups):
-            rows = file.read_row_group(group)
-            yield self._batch(rows, self._layers[rows["layer"][0].as_py()])
+        Args:
+            start_file: the first file to read; a pass that has seen so many files goes on here.
 
-    def _batch(self, rows: pa.Table, layer: Layer) -> LayerBatch:
-        k = layer.top_k
-        first = rows.filter(pc.equal(rows["rank"], 0))
-        tokens = first.filter(pc.equal(first["subtoken"], 0))
-        in_order = np.array_equal(rows["rank"].to_numpy(), np.tile(np.arange(k), first.num_rows))
-        if not in_order or first.num_rows != layer.subtokens * tokens.num_rows:
-            raise InputError(f"{self.folder}: rows of layer {layer.index} are out of order; the trace is damaged.")
+        Raises:
+            Damaged: a file was cut off or changed. No batch of such a file is given.
+        """
+        for number in range(start_file, len(self.files)):
+            yield from self.file_batches(number)
 
-        def of(name: str) -> torch.Tensor:
-            return torch.from_numpy(rows[name].to_numpy().copy()).view(-1, k)
+    def file_batches(self, number: int) -> list[LayerBatch]:
+        """The batches of one file.
 
-        def of_all(name: str) -> torch.Tensor:
-            values = first[name].combine_chunks().flatten().to_numpy(zero_copy_only=False)
-            return torch.from_numpy(values.copy()).view(-1, layer.num_experts)
+        Tools that rewrite Parquet files merge, split and sort their row groups; a batch is then all rows of a layer
+        that stand together, or all of the file.
 
-        return LayerBatch(
-            layer=layer,
-            tokens=Tokens(
-                *(tokens[name].to_numpy().astype(np.int64) for name in ("document", "position", "token_id")),
-                np.asarray(tokens["label"].to_pylist(), dtype=object),
-            ),
-            router_logits=of_all("router_logits"),
-            scores=of_all("scores"),
-            selection=of_all("scores"),
-            top_k_index=of("expert").long(),
-            top_k_weights=of("weight"),
-        )
+        Raises:
+            Damaged: the file was cut off or changed.
+        """
+        rows, groups = self._rows(number, SCHEMA.names)
+        path = self.files[number]
+        with damage(path):
+            parts = _parts(rows, groups, self._layers)
+            if not all(_stands_in_order(part, self._layers) for part in parts):
+                parts = _parts(in_order(rows), groups[:0], self._layers)
+            if not all(_stands_in_order(part, self._layers) for part in parts):
+                raise ValueError("it lacks some of the choices of a token")
+            return [self._batch(part) for part in parts]
+
+    def _rows(self, number: int, columns: Sequence[str]) -> tuple[pa.Table, np.ndarray]:
+        """Rows of a file, verified, and the places where its row groups start."""
+        path = self.files[number]
+        with damage(path):
+            with pq.ParquetFile(path, page_checksum_verification=True) as file:
+                sizes = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
+                rows = conform(file.read(columns=list(columns)), columns)
+            expected = self.parts[number].digests
+            wrong = [name for name, value in digests(rows).items() if expected.get(name) != value]
+            if wrong:
+                raise ValueError(f"the values of {', '.join(wrong[:3])} are not those that were recorded")
+        return rows, np.cumsum([0, *sizes])[:-1]
+
+    def _batch(self, rows: pa.Table) -> LayerBatch:
+        """A batch of the rows of one layer, checked."""
+        layer = self._layers[rows["layer"][0].as_py()]
+        values = {name: rows[name].to_numpy() for name in (*TOKEN_KEYS, "expert", "kind")}
+        self._check(values, layer)
+        k, tokens = layer.top_k, slice(None, None, layer.top_k * layer.subtokens)
+        scores = _per_row(rows["scores"], layer)
+        selection = _per_row(rows["selection"], layer)
+        fields: dict[str, Any] = {
+            "router_logits": _per_row(rows["router_logits"], layer),
+            "scores": scores,
+            "top_k_index": torch.from_numpy(values["expert"].astype(np.int64)).view(-1, k),
+            "top_k_weights": None if rows["weight"].null_count else _tensor(rows["weight"]).view(-1, k),
+            "selection": scores if selection is None else selection,
+            "score_kind": self.score_kinds.get(layer.index, ""),
+        }
+        document, position, token = (values[name][tokens].astype(np.int64) for name in TOKEN_KEYS)
+        label = np.asarray(rows["label"].to_pylist()[tokens], dtype=object)
+        return LayerBatch(layer=layer, tokens=Tokens(document, position, token, label), **fields)
+
+    def _check(self, values: Mapping[str, np.ndarray], layer: Layer) -> None:
+        """Refuse rows of what there is not.
+
+        Raises:
+            ValueError: says what.
+        """
+        expert = values["expert"]
+        if not (expert.min() >= 0 and expert.max() < layer.num_experts):
+            raise ValueError(f"layer {layer.index} has the experts 0 to {layer.num_experts - 1}, not {expert.max()}")
+        if not np.array_equal(np.asarray(layer.expert_kinds)[expert], values["kind"]):
+            raise ValueError(f"kinds of experts are not those of layer {layer.index}")
+        numbers, starts, ids = self._documents
+        at = np.searchsorted(numbers, values["document"]).clip(max=len(numbers) - 1)
+        self._refuse_first(numbers[at] != values["document"], "there is no document {document}", values)
+        outside = (values["position"] < 0) | (values["position"] >= np.diff(starts)[at])
+        self._refuse_first(outside, "document {document} has no position {position}", values)
+        other = ids[starts[at] + values["position"]] != values["token_id"]
+        self._refuse_first(other, "document {document} has another token than {token_id} at {position}", values)
+
+    @staticmethod
+    def _refuse_first(wrong: np.ndarray, words: str, values: Mapping[str, np.ndarray]) -> None:
+        if wrong.any():
+            row = int(wrong.argmax())
+            raise ValueError(words.format(**{name: column[row] for name, column in values.items()}))
+
+    @cached_property
+    def _documents(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Numbers of the documents in ascending order, where each one's ids start and end, and all ids."""
+        documents = sorted(self.corpus.documents, key=lambda document: document.number)
+        starts = np.cumsum([0, *(len(document.ids) for document in documents)])
+        ids = np.concatenate([np.asarray(document.ids, np.int64) for document in documents])
+        return np.asarray([document.number for document in documents]), starts, ids
+
+
+@contextmanager
+def damage(path: str | Path) -> Iterator[None]:
+    """Turn whatever a damaged file leads its readers to into one sentence."""
+    try:
+        yield
+    except Damaged:
+        raise
+    except (OSError, ArithmeticError, LookupError, TypeError, ValueError, RuntimeError, pa.ArrowException) as error:
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise Damaged(f"{shown(path)} is damaged ({reason}); {REMEDY}.") from error
+
+
+def _parts(rows: pa.Table, groups: np.ndarray, layers: Mapping[int, Layer]) -> list[pa.Table]:
+    """The rows of each batch; one starts where a layer does, or a row group with a document."""
+    layer = rows["layer"].to_numpy()
+    unknown = np.setdiff1d(layer, list(layers))
+    if len(unknown):
+        raise ValueError(f"there is no layer {unknown[0]}")
+    changes = np.flatnonzero(np.diff(layer)) + 1
+    first = np.all([rows[name].to_numpy() == 0 for name in ("position", "subtoken", "rank")], axis=0)
+    groups = groups[groups < len(layer)]
+    starts = np.unique(np.concatenate([[0], changes, groups[first[groups]]])).astype(int).tolist()
+    ends = [*starts[1:], len(layer)]
+    return [rows.slice(start, end - start) for start, end in zip(starts, ends, strict=True) if end > start]
+
+
+def _stands_in_order(rows: pa.Table, layers: Mapping[int, Layer]) -> bool:
+    """Whether rows of a layer are a batch's: all ranks of all sub-tokens of one token after the other."""
+    layer = layers[rows["layer"][0].as_py()]
+    size = layer.top_k * layer.subtokens
+    whole, rest = divmod(rows.num_rows, size)
+    if rest:
+        return False
+    expected = {
+        "rank": np.tile(np.arange(layer.top_k), whole * layer.subtokens),
+        "subtoken": np.tile(np.repeat(np.arange(layer.subtokens), layer.top_k), whole),
+    }
+    for name in ("document", "position"):
+        expected[name] = np.repeat(rows[name].to_numpy()[::size], size)
+    if not all(np.array_equal(rows[name].to_numpy(), values) for name, values in expected.items()):
+        return False
+    document, position = expected["document"][::size], expected["position"][::size]
+    return bool(np.all((np.diff(document) != 0) | (np.diff(position) == 1)))
+
+
+def _per_row(column: pa.ChunkedArray, layer: Layer) -> torch.Tensor | None:
+    """All experts' values of each row, (n, E); None where they were not recorded."""
+    if column.null_count == len(column):
+        return None
+    array = column.combine_chunks()
+    lists = array.take(pa.array(np.arange(0, len(array), layer.top_k)))
+    values = lists.flatten()
+    if lists.null_count or len(values) != len(lists) * layer.num_experts:
+        raise ValueError(f"rows of layer {layer.index} lack values of some of its {layer.num_experts} experts")
+    return _tensor(values).view(-1, layer.num_experts)
+
+
+def _tensor(column: pa.Array | pa.ChunkedArray) -> torch.Tensor:
+    return torch.from_numpy(np.array(column.to_numpy(), copy=True))
 
 
 def is_trace(folder: str | Path) -> bool:
     """Whether a folder holds a routing trace, finished or not."""
-    return (Path(folder) / CARD).is_file() or any(Path(folder).glob("part-*.parquet"))
+    return any((Path(folder) / name).is_file() for name in (CARD, MANIFEST))
 
 
 def read_trace(folder: str | Path) -> Trace:
-    """Open a trace that `RoutingTrace` has written; rows are read when asked for.
+    """Open a trace that `RoutingTrace` has written; rows are read, and verified, when asked for.
 
     Raises:
-        InputError: the folder holds no trace, or one that was not finished, or lacks files.
+        NothingToRead: the folder holds no trace, or one that was not finished.
+        Damaged: the trace was cut off or changed, or is of another format.
 
     Examples:
         >>> trace = read_trace("out/trace")  # doctest: +SKIP
@@ -232,33 +293,73 @@ def read_trace(folder: str | Path) -> Trace:
     """
     folder = Path(folder)
     if not (folder / CARD).is_file():
-        unfinished = any(folder.glob("part-*.parquet"))
+        unfinished = (folder / MANIFEST).is_file()
         reason = "its run did not come to its end; run it again" if unfinished else f"it holds no {CARD}"
-        raise InputError(f"{folder} is no routing trace: {reason}.")
-    try:
-        card = json.loads((folder / CARD).read_text(encoding="utf-8"))
-        documents = tuple(_document(row) for row in pq.read_table(folder / DOCUMENTS).to_pylist())
-        layers = [Layer(**_tuples(layer)) for layer in card["layers"]]
-        files = tuple(str(folder / Path(name).name) for name in card["files"])
-        strings = {int(token): text for token, text in card["strings"].items()}
-        corpus = Corpus(documents, strings, frozenset(card["special"]))
-        facts = {name: card[name] for name in ("name", "family", "fingerprint")}
-    except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
-        raise InputError(f"{folder} is a damaged routing trace ({error}).") from error
-    missing = next((name for name in files if not Path(name).is_file()), None)
-    if missing is not None:
-        raise InputError(f"{folder} is a damaged routing trace: {Path(missing).name} is missing.")
-    trace = Trace(
-        folder=folder,
-        **facts,
-        moe_layers=tuple(layer.index for layer in layers),
-        corpus=corpus,
-        files=files,
-        _layers={layer.index: layer for layer in layers},
-    )
-    if trace.num_rows != card["rows"]:
-        raise InputError(f"{folder} is a damaged routing trace: it has {trace.num_rows:,} of {card['rows']:,} rows.")
+        raise NothingToRead(f"{shown(folder)} is no routing trace: {reason}.")
+    card = _card(folder)
+    with damage(folder / CARD):
+        trace = _trace(folder, card)
+        rows = sum(_num_rows(path, part) for path, part in zip(trace.files, trace.parts, strict=True))
+        if rows != card["rows"]:
+            raise Damaged(
+                f"{shown(folder)} is a damaged routing trace: it has {rows:,} of {card['rows']:,} rows; {REMEDY}."
+            )
     return trace
+
+
+def _card(folder: Path) -> dict[str, Any]:
+    """The card of a trace, which is what it was and of this format."""
+    path = folder / CARD
+    with damage(path):
+        card = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(card, dict):
+            raise ValueError("no card")
+    if card.get("format") != FORMAT:
+        version = f"format {card['format']}" if "format" in card else "an older version"
+        raise Damaged(
+            f"{shown(folder)} was recorded in {version}, which this one (format {FORMAT}) cannot read; {REMEDY}."
+        )
+    with damage(path):
+        if card.get("digest") != card_digest(card):
+            raise ValueError("its content is not what was recorded")
+    return card
+
+
+def _trace(folder: Path, card: Mapping[str, Any]) -> Trace:
+    if not all(is_part(entry["name"]) for entry in card["files"]):
+        raise ValueError("it names files that are not its own")
+    layers = {layer["index"]: Layer(**_tuples(layer)) for layer in card["layers"]}
+    strings = {int(token): text for token, text in card["strings"].items()}
+    return Trace(
+        folder=folder,
+        name=card["name"],
+        family=card["family"],
+        fingerprint=card["fingerprint"],
+        moe_layers=tuple(layers),
+        corpus=Corpus(_read_documents(folder, card["documents"]), strings, frozenset(card["special"])),
+        files=tuple(str(folder / entry["name"]) for entry in card["files"]),
+        _layers=layers,
+        parts=tuple(Part(**entry) for entry in card["files"]),
+        score_kinds={int(layer): kind for layer, kind in card["score_kinds"].items()},
+    )
+
+
+def _read_documents(folder: Path, expected: str) -> tuple[Document, ...]:
+    path = folder / DOCUMENTS
+    if not path.is_file():
+        raise Damaged(f"{shown(folder)} is a damaged routing trace: {DOCUMENTS} is missing; {REMEDY}.")
+    with damage(path):
+        if file_digest(path) != expected:
+            raise ValueError("its content is not what was recorded")
+        return tuple(_document(row) for row in pq.ParquetFile(path).read().to_pylist())
+
+
+def _num_rows(path: str, part: Part) -> int:
+    """Rows of a file, as its footer says."""
+    if not Path(path).is_file():
+        raise Damaged(f"{shown(Path(path).parent)} is a damaged routing trace: {part.name} is missing; {REMEDY}.")
+    with damage(path):
+        return pq.read_metadata(path).num_rows
 
 
 def _document(row: dict[str, Any]) -> Document:

@@ -1,10 +1,10 @@
 """A routing trace holds what the model did: every analysis of routing gives the same numbers from it."""
 
 import errno
+import shutil
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import xarray as xr
@@ -13,7 +13,7 @@ from interrupted import run_and_kill
 
 import moe_probe
 from moe_probe import dynamic
-from moe_probe.errors import InputError
+from moe_probe.errors import InputError, MachineError, NoSuchName, NothingToRead
 from moe_probe.traces import reading as trace_module
 
 FAMILIES = ["mixtral", "deepseek", "moe_plus_plus", "grok1_hf", "mh_moe"]
@@ -140,33 +140,50 @@ def test_a_full_disk_leaves_nothing_that_looks_whole(tmp_path, monkeypatch):
         return writer(path, *arguments, **options)
 
     monkeypatch.setattr(trace_module.pq, "ParquetWriter", full)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(MachineError, match=r"No space left on device\); free some space"):
         run(tmp_path, batch_tokens=12)
-    assert all(pq.ParquetFile(path).metadata.num_rows for path in tmp_path.iterdir())
+    assert all(pq.ParquetFile(path).metadata.num_rows for path in tmp_path.glob("*.parquet"))
+    assert not list(tmp_path.glob("*.partial"))
     with pytest.raises(InputError, match="its run did not come to its end"):
         dynamic.read_trace(tmp_path)
 
 
-def test_what_is_no_trace_or_a_damaged_one_is_refused(tmp_path):
-    with pytest.raises(InputError, match=r"it holds no trace\.json"):
+def test_what_is_no_trace_is_refused(tmp_path):
+    (tmp_path / "part-0.parquet").write_bytes(b"of somebody else")
+    with pytest.raises(NothingToRead, match=r"it holds no trace\.json"):
         dynamic.read_trace(tmp_path)
-    folder = tmp_path / "trace"
-    run(folder)
-    with pytest.raises(InputError, match="holds a trace already"):
-        dynamic.RoutingTrace(folder)
+    assert not dynamic.is_trace(tmp_path)
+    run(tmp_path / "trace")
     with pytest.raises(InputError, match="output_norms needs outputs, which no trace holds"):
-        dynamic.from_trace(folder, [dynamic.OutputNorms()])
-    part = next(folder.glob("part-*.parquet"))
-    table = pq.read_table(part)
-    pq.write_table(table.slice(1), part)
-    with pytest.raises(InputError, match="damaged routing trace: it has 591 of 592 rows"):
-        dynamic.read_trace(folder)
-    pq.write_table(pa.concat_tables([table.slice(1), table.slice(0, 1)]), part)
-    with pytest.raises(InputError, match="rows of layer 0 are out of order"):
-        dynamic.from_trace(folder, [dynamic.ExpertLoad()])
-    part.unlink()
-    with pytest.raises(InputError, match=f"{part.name} is missing"):
-        dynamic.read_trace(folder)
-    (folder / "trace.json").write_text("{")
-    with pytest.raises(InputError, match="damaged routing trace"):
-        dynamic.read_trace(folder)
+        dynamic.from_trace(tmp_path / "trace", [dynamic.OutputNorms()])
+    with pytest.raises(NoSuchName, match="did you mean 'expert'"):
+        dynamic.read_trace(tmp_path / "trace").to_dataframe(["exprt"])
+
+
+def test_files_of_others_in_the_folder_stay(tmp_path):
+    theirs = [tmp_path / name for name in ("part-0.parquet", f"part-{'0' * 32}.parquet", "corpus.parquet", "notes")]
+    for path in theirs:
+        path.write_bytes(b"theirs")
+    run(tmp_path)
+    dynamic.routing_trace(
+        moe_probe.load(FIXTURES / "mixtral" / "checkpoint"), [[5, 6]], path=tmp_path, overwrite=True, progress=False
+    )
+    assert all(path.read_bytes() == b"theirs" for path in theirs)
+    trace = dynamic.read_trace(tmp_path)
+    assert len(list(tmp_path.glob("part-*"))) == len(trace.files) + 2
+
+
+def test_a_pass_can_go_on_at_any_file(tmp_path, monkeypatch):
+    monkeypatch.setattr(trace_module, "FILE_ROWS", 50)
+    run(tmp_path, batch_tokens=24)
+    trace = dynamic.read_trace(tmp_path)
+    assert len(trace.files) > 2
+    rows = [len(batch.tokens) for batch in trace.batches()]
+    assert rows[len(trace.file_batches(0)) :] == [len(batch.tokens) for batch in trace.batches(start_file=1)]
+    assert list(trace.batches(start_file=len(trace.files))) == []
+
+
+def test_a_folder_that_was_moved_still_opens(tmp_path):
+    run(tmp_path / "one")
+    shutil.move(tmp_path / "one", tmp_path / "other")
+    assert dynamic.read_trace(tmp_path / "other").num_rows == sum(LENGTHS) * 2 * 4

@@ -1,0 +1,101 @@
+"""Rows of a trace: their columns, their order, and checksums of what they hold, whatever wrote the file."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+FORMAT = 2  # of traces; another one is not read
+CARD, DOCUMENTS, MANIFEST = "trace.json", "documents.parquet", ".trace-parts.jsonl"
+LOGITS = pa.list_(pa.float32())
+TEXT = pa.dictionary(pa.int32(), pa.string())
+KEYS = ("layer", "document", "position", "subtoken", "rank")  # which no two rows share
+SCHEMA = pa.schema(
+    [
+        ("document", pa.int32()),
+        ("position", pa.int32()),
+        ("subtoken", pa.int16()),
+        ("token_id", pa.int32()),
+        ("label", TEXT),
+        ("layer", pa.int16()),
+        ("rank", pa.int16()),
+        ("expert", pa.int16()),
+        ("kind", TEXT),
+        ("logit", pa.float32()),
+        ("score", pa.float32()),
+        ("weight", pa.float32()),
+        ("norm", pa.float32()),
+        ("router_logits", LOGITS),
+        ("scores", LOGITS),
+        ("selection", LOGITS),
+    ]
+)
+
+
+def conform(rows: pa.Table, columns: Iterable[str] = SCHEMA.names) -> pa.Table:
+    """The columns as this version has them, each in one piece; tools that rewrite files change their types.
+
+    Raises:
+        ValueError: a column is missing, or holds something else.
+    """
+    arrays, fields = [], [SCHEMA.field(name) for name in columns]
+    for field in fields:
+        if rows.schema.get_field_index(field.name) < 0:
+            raise ValueError(f"the column {field.name} is missing")
+        array = rows[field.name].combine_chunks()
+        if isinstance(array, pa.ChunkedArray):
+            array = pa.concat_arrays(array.chunks) if array.num_chunks else pa.nulls(0, field.type)
+        arrays.append(array if array.type == field.type else array.cast(field.type))
+    return pa.Table.from_arrays(arrays, schema=pa.schema(fields))
+
+
+def in_order(rows: pa.Table) -> pa.Table:
+    """The rows sorted by `KEYS`."""
+    keys = [rows[name].to_numpy() for name in KEYS]
+    order = np.lexsort(keys[::-1])
+    return (
+        rows if np.array_equal(order, np.arange(len(order))) else conform(rows.take(pa.array(order)), rows.column_names)
+    )
+
+
+def digests(rows: pa.Table) -> dict[str, str]:
+    """A checksum of each column, 16 hexadecimal digits; it does not depend on the order of the rows."""
+    ordered = in_order(rows)
+    return {name: _digest(ordered[name].combine_chunks()) for name in ordered.column_names}
+
+
+def _digest(column: Any) -> str:
+    check = hashlib.blake2b(digest_size=8)
+    for part in _parts(column):
+        check.update(part)
+    return check.hexdigest()
+
+
+def _parts(column: Any) -> Iterable[bytes]:
+    """The bytes of a column's values, and of which of them are missing."""
+    if column.null_count:
+        yield np.packbits(column.is_null().to_numpy(zero_copy_only=False)).tobytes()
+        column = column.drop_null()
+    if pa.types.is_list(column.type):
+        yield np.diff(column.offsets.to_numpy()).tobytes()
+        yield from _parts(column.flatten())
+    elif pa.types.is_dictionary(column.type):
+        yield "\0".join(column.cast(pa.string()).to_pylist()).encode()
+    else:
+        yield column.to_numpy(zero_copy_only=False).tobytes()
+
+
+def part_names(files: Any) -> list[str]:
+    """Names of the row files that a card lists, in any format; whatever is not one of ours is left out."""
+    listed = [entry.get("name") if isinstance(entry, Mapping) else entry for entry in files or ()]
+    return [name for name in listed if isinstance(name, str) and is_part(name)]
+
+
+def is_part(name: str) -> bool:
+    """Whether a name is one that the writer gives to files of rows."""
+    number = name.removeprefix("part-").removesuffix(".parquet")
+    return name == f"part-{number}.parquet" and len(number) == 32 and set(number) <= set("0123456789abcdef")

@@ -1,0 +1,219 @@
+"""Routing traces, written while a pass runs: files of rows, and at the end the card that makes the folder a trace.
+
+A pass turns each batch into a table (`to_table`), writes some of them to a file of its own name (`new_part`,
+`write_file`) and ends with `finish`. `files.owned_folder` keeps other writers out meanwhile.
+"""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+from moe_probe.checked import digest, file_digest
+from moe_probe.errors import AlreadyThere
+from moe_probe.files import shown, whole_file
+from moe_probe.routing import LayerBatch, Source
+from moe_probe.texts.corpus import Corpus
+from moe_probe.traces.rows import CARD, DOCUMENTS, FORMAT, MANIFEST, SCHEMA, conform, digests, part_names
+
+FILE_ROWS = 1 << 17  # choices per file
+SCORE_KIND = b"moe_probe.score_kind"
+VERSION = {b"moe_probe.trace": str(FORMAT).encode()}
+
+
+def to_table(batch: LayerBatch, norms: bool = False) -> pa.Table:
+    """A batch's choices, a row each, rank 0 first: the largest of what top-k ranked. What it does not hold is null.
+
+    Args:
+        batch: what some tokens do in a layer.
+        norms: whether the L2 norms of the chosen experts' outputs are wanted.
+    """
+    n, k = batch.top_k_index.shape
+    parts, tokens = batch.layer.subtokens, batch.tokens
+    order = _order(batch)
+    expert = batch.top_k_index.gather(1, order)
+    kinds = np.asarray(batch.layer.expert_kinds)[expert.cpu().numpy()].flatten()
+    norm = None if not norms else batch.selected_outputs.float().norm(dim=-1)
+    columns = {
+        "document": np.repeat(tokens.document, parts * k),
+        "position": np.repeat(tokens.position, parts * k),
+        "subtoken": np.repeat(np.tile(np.arange(parts), len(tokens)), k),
+        "token_id": np.repeat(tokens.token_id, parts * k),
+        "label": pa.array(np.repeat(tokens.label.astype(str), parts * k)).dictionary_encode(),
+        "layer": np.full(n * k, batch.layer.index),
+        "rank": np.tile(np.arange(k), n),
+        "expert": expert.flatten().cpu().numpy(),
+        "kind": pa.array(kinds).dictionary_encode(),
+        "logit": _at(_held(batch, "router_logits"), expert),
+        "score": _at(_held(batch, "scores"), expert),
+        "weight": _at(_held(batch, "top_k_weights"), order),
+        "norm": _at(norm, order),
+        "router_logits": _on_first(_held(batch, "router_logits"), n, k),
+        "scores": _on_first(_held(batch, "scores"), n, k),
+        "selection": _on_first(_selection(batch), n, k),
+    }
+    about = {SCORE_KIND: batch.score_kind.encode()}
+    arrays = [_column(columns[field.name], field, n * k) for field in SCHEMA]
+    return pa.Table.from_arrays(arrays, schema=SCHEMA.with_metadata(about))
+
+
+def _held(batch: LayerBatch, name: str) -> torch.Tensor | None:
+    return batch.tensors().get(name)
+
+
+def _order(batch: LayerBatch) -> torch.Tensor:
+    """The choices of each row, (n, k), by what top-k ranked; by what is known of it otherwise."""
+    if batch.holds("selection") or batch.holds("top_k_weights"):
+        return batch.ranked_by.argsort(dim=1, descending=True, stable=True)
+    return torch.arange(batch.top_k_index.shape[1]).expand_as(batch.top_k_index)
+
+
+def _selection(batch: LayerBatch) -> torch.Tensor | None:
+    """What top-k ranked, where that is not the scores."""
+    selection, scores = _held(batch, "selection"), _held(batch, "scores")
+    return None if selection is None or (scores is not None and torch.equal(selection, scores)) else selection
+
+
+def _at(values: torch.Tensor | None, index: torch.Tensor) -> np.ndarray | None:
+    return None if values is None else values.float().gather(1, index).flatten().cpu().numpy()
+
+
+def _on_first(values: torch.Tensor | None, rows: int, k: int) -> pa.Array | None:
+    """A list of all experts' values on rank 0, null on the other ranks."""
+    if values is None:
+        return None
+    ends = np.repeat(np.arange(1, rows + 1) * values.shape[1], k)
+    offsets = pa.array(np.concatenate([[0], ends]).astype(np.int32))
+    empty = pa.array(np.arange(rows * k) % k != 0)
+    return pa.ListArray.from_arrays(offsets, pa.array(values.float().flatten().cpu().numpy()), mask=empty)
+
+
+def _column(values: Any, field: pa.Field, rows: int) -> pa.Array:
+    if values is None:
+        return pa.nulls(rows, field.type)
+    return values.cast(field.type) if isinstance(values, pa.Array) else pa.array(values, field.type)
+
+
+def new_part() -> str:
+    """A name for a file of rows that no other file has."""
+    return f"part-{uuid.uuid4().hex}.parquet"
+
+
+def write_file(tables: Sequence[pa.Table], path: Path) -> None:
+    """Write one Parquet file, a row group per table; it appears under its name only when it is complete.
+
+    The folder's manifest says first that the file is this trace's own.
+
+    Raises:
+        MachineError: the disk is full, or cannot be written to.
+    """
+    rows = conform(pa.concat_tables([table.replace_schema_metadata(None) for table in tables]))
+    kinds = {str(table["layer"][0]): _kind(table) for table in tables if table.num_rows}
+    entry = {"name": path.name, "rows": rows.num_rows, "digests": digests(rows), "score_kinds": kinds}
+    schema = SCHEMA.with_metadata(VERSION)
+    with whole_file(path) as partial:
+        _claim(path.parent, [entry])
+        with pq.ParquetWriter(partial, schema, compression="zstd", write_page_checksum=True) as writer:
+            for table in tables:
+                writer.write_table(table.cast(schema), row_group_size=max(1, table.num_rows))
+
+
+def _kind(table: pa.Table) -> str:
+    return (table.schema.metadata or {}).get(SCORE_KIND, b"").decode()
+
+
+def _claim(folder: Path, entries: Iterable[Mapping[str, Any]]) -> None:
+    with (folder / MANIFEST).open("a", encoding="utf-8") as file:
+        file.write(
+            "".join(f"\n{json.dumps(entry)}\n" for entry in entries)
+        )  # after what a killed run left half written
+
+
+def claimed(folder: Path) -> dict[str, dict[str, Any]]:
+    """What the folder's manifest says of each file of rows that unfinished passes have written, by name."""
+    entries = {}
+    with suppress(FileNotFoundError):
+        for line in (folder / MANIFEST).read_text(encoding="utf-8", errors="replace").splitlines():
+            with suppress(ValueError, TypeError, AttributeError):
+                entry = json.loads(line)
+                entries |= {name: entry for name in part_names([entry])}
+    return entries
+
+
+def recorded_files(folder: Path) -> list[str]:
+    """Names of the files of rows of the finished trace in a folder; none if there is no card, or no readable one."""
+    with suppress(OSError, ValueError, RecursionError, AttributeError, TypeError):
+        return part_names(json.loads((folder / CARD).read_text(encoding="utf-8"))["files"])
+    return []
+
+
+def finish(folder: Path, files: Sequence[str], rows: int, source: Source) -> None:
+    """Write what makes the folder a trace: its documents and the card.
+
+    Files of rows that earlier passes left here, finished or not, are deleted. Nothing else in the folder is touched.
+
+    Raises:
+        AlreadyThere: another run has taken files of this one away.
+    """
+    entries, old = claimed(folder), recorded_files(folder)
+    gone = next((name for name in files if name not in entries or not (folder / name).is_file()), None)
+    if gone is not None:
+        raise AlreadyThere(f"{shown(folder)} has lost {gone} to another run; record again, into another folder.")
+    _write_documents(source.corpus, folder / DOCUMENTS)
+    kinds: dict[str, str] = {}
+    for name in files:
+        kinds |= entries[name]["score_kinds"]
+    card = {
+        "format": FORMAT,
+        "name": source.name,
+        "family": source.family,
+        "fingerprint": source.fingerprint,
+        "layers": [asdict(layer) for layer in source.layers.values()],
+        "score_kinds": kinds,
+        "strings": {str(token): text for token, text in source.corpus.strings.items()},
+        "special": sorted(source.corpus.special),
+        "documents": file_digest(folder / DOCUMENTS),
+        "files": [{key: entries[name][key] for key in ("name", "rows", "digests")} for name in files],
+        "rows": rows,
+    }
+    _claim(folder, [{"name": name} for name in old if name not in entries])
+    with whole_file(folder / CARD) as partial:
+        partial.write_text(json.dumps(card | {"digest": card_digest(card)}), encoding="utf-8")
+    for stray in {*entries, *old} - set(files):
+        (folder / stray).unlink(missing_ok=True)
+    (folder / MANIFEST).unlink(missing_ok=True)
+
+
+def card_digest(card: Mapping[str, Any]) -> str:
+    """A checksum of a card's content, itself left out."""
+    return digest(json.dumps({key: value for key, value in card.items() if key != "digest"}, sort_keys=True))
+
+
+def _write_documents(corpus: Corpus, path: Path) -> None:
+    rows = [
+        {"number": d.number, "label": d.label, "text": d.text, "ids": d.ids, "spans": d.spans.flatten()}
+        for d in corpus.documents
+    ]
+    with whole_file(path) as partial:
+        pq.write_table(pa.Table.from_pylist(rows, schema=DOCUMENT_SCHEMA), partial, compression="zstd")
+
+
+DOCUMENT_SCHEMA = pa.schema(
+    [
+        ("number", pa.int64()),
+        ("label", pa.string()),
+        ("text", pa.string()),
+        ("ids", pa.list_(pa.int64())),
+        ("spans", pa.list_(pa.int64())),
+    ]
+)
