@@ -34,7 +34,9 @@ class Converted(Mapping[str, LazyTensor]):
         renamings = [entry for entry in mapping if isinstance(entry, WeightRenaming)]
         converters = [entry for entry in mapping if isinstance(entry, WeightConverter)]
         self._converters = {pattern: entry for entry in converters for pattern in entry.source_patterns}
-        self._shapes = {name: tensor.shape for name, tensor in module.state_dict().items()}
+        state = module.state_dict()
+        self._shapes = {name: tensor.shape for name, tensor in state.items()}
+        self._floating = {name for name, tensor in state.items() if tensor.is_floating_point()}
         self._sources: dict[str, list[tuple[str | None, str]]] = defaultdict(list)
         self._first: dict[str, str] = {}
         prefix = module.base_model_prefix
@@ -77,6 +79,11 @@ class Converted(Mapping[str, LazyTensor]):
             raise WrongShape(
                 f"{name!r}, read from {sources[0][1]!r}, has shape {tuple(tensor.shape)}, but the configuration calls "
                 f"for {tuple(self._shapes[name])}."
+            )
+        if name in self._floating and not tensor.dtype.is_floating_point:
+            raise WeightError(
+                f"{name!r}, read from {sources[0][1]!r}, is stored as {tensor.dtype}, expected floating-point numbers; "
+                "use the unquantized release."
             )
         return tensor
 
