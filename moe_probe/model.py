@@ -314,7 +314,7 @@ class MoEModel:
                 vars(other).pop(name, None)
         return other
 
-    def __reduce__(self) -> tuple:
+    def __reduce__(self) -> str | tuple[Any, ...]:
         if self.checkpoint is None:
             return super().__reduce__()
         options = {"config": self.checkpoint.config, "device": self._device, "dtype": self._dtype}

@@ -12,7 +12,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from copy import deepcopy
 
-from torch import nn
+from transformers import PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, dot_natural_key, rename_source_key
 
@@ -28,7 +28,7 @@ class Converted(Mapping[str, LazyTensor]):
         tensors: published key to lazy tensor.
     """
 
-    def __init__(self, module: nn.Module, tensors: Mapping[str, LazyTensor]):
+    def __init__(self, module: PreTrainedModel, tensors: Mapping[str, LazyTensor]):
         self.module, self.tensors = module, tensors
         mapping = get_model_conversion_mapping(module)
         renamings = [entry for entry in mapping if isinstance(entry, WeightRenaming)]
@@ -87,10 +87,12 @@ class Converted(Mapping[str, LazyTensor]):
             )
         return tensor
 
-    def _require_all_experts(self, name: str, sources: list[tuple[str, str]]) -> None:
+    def _require_all_experts(self, name: str, sources: list[tuple[str | None, str]]) -> None:
         """Tensors are stacked in the order of their numbers, which must therefore have no gap."""
         numbers: dict[str, list[int]] = defaultdict(list)
         for pattern, key in sources:
+            if pattern is None:
+                continue
             found = re.search(re.escape(pattern).replace(r"\*", r"(\d+)"), key)
             if "*" in pattern and found:  # a pattern of renamed keys does not match the published one
                 numbers[pattern].append(int(found[1]))

@@ -84,9 +84,12 @@ def model_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
 
 
 def _of_type(config: PreTrainedConfig, name: str, named: object) -> type[PreTrainedModel]:
-    if isinstance(named, type) and issubclass(named, PreTrainedModel):
-        if isinstance(config, named.config_class or PreTrainedConfig):
-            return named
+    if (
+        isinstance(named, type)
+        and issubclass(named, PreTrainedModel)
+        and isinstance(config, named.config_class or PreTrainedConfig)
+    ):
+        return named
     raise UnknownModel(
         f"config.json names the class {name!r}, which is no {config.model_type} model of transformers; use the "
         "published file."
@@ -187,5 +190,5 @@ def with_config(module: PreTrainedModel, changes: Mapping[str, Any]) -> PreTrain
     """Another module with the same parameters and buffers, and some fields of its configuration changed."""
     shared = {id(tensor): tensor for tensor in (*module.parameters(), *module.buffers())}
     other = copy.deepcopy(module, shared)
-    other.config.update(changes)
+    other.config.update(dict(changes))
     return other
