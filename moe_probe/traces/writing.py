@@ -21,7 +21,7 @@ import torch
 
 from moe_probe.checked import digest, file_digest
 from moe_probe.errors import AlreadyThere
-from moe_probe.files import shown, whole_file
+from moe_probe.files import cannot_write, shown, whole_file
 from moe_probe.routing import LayerBatch
 from moe_probe.texts.corpus import Corpus
 from moe_probe.traces.rows import CARD, DOCUMENTS, FORMAT, MANIFEST, SCHEMA, conform, digests, part_names
@@ -128,10 +128,13 @@ def _kind(table: pa.Table) -> str:
 
 
 def _claim(folder: Path, entries: Iterable[Mapping[str, Any]]) -> None:
-    with (folder / MANIFEST).open("a", encoding="utf-8") as file:
-        file.write(
-            "".join(f"\n{json.dumps(entry)}\n" for entry in entries)
-        )  # after what a killed run left half written
+    path = folder / MANIFEST
+    lines = "".join(f"\n{json.dumps(entry)}\n" for entry in entries)  # after what a killed run left half written
+    try:
+        with path.open("a", encoding="utf-8") as file:
+            file.write(lines)
+    except OSError as error:
+        raise cannot_write(path, error) from error
 
 
 def claimed(folder: Path) -> dict[str, dict[str, Any]]:
@@ -145,11 +148,14 @@ def claimed(folder: Path) -> dict[str, dict[str, Any]]:
     return entries
 
 
-def recorded_files(folder: Path) -> list[str]:
-    """Names of the files of rows of the finished trace in a folder; none if there is no card, or no readable one."""
-    with suppress(OSError, ValueError, RecursionError, AttributeError, TypeError):
-        return part_names(json.loads((folder / CARD).read_text(encoding="utf-8"))["files"])
-    return []
+def recorded(folder: Path) -> dict[str, dict[str, Any]]:
+    """What the card of the finished trace in a folder says of each file of rows, by name; nothing without a card."""
+    with suppress(OSError, ValueError, RecursionError, LookupError, TypeError, AttributeError):
+        card = json.loads((folder / CARD).read_text(encoding="utf-8"))
+        kinds = {"score_kinds": card.get("score_kinds", {})}
+        listed = [entry if isinstance(entry, Mapping) else {"name": entry} for entry in card["files"]]
+        return {name: {**entry, **kinds} for entry in listed for name in part_names([entry])}
+    return {}
 
 
 def finish(folder: Path, files: Sequence[str], rows: int, model: Any, corpus: Corpus, layers: Sequence[int]) -> None:
@@ -160,15 +166,28 @@ def finish(folder: Path, files: Sequence[str], rows: int, model: Any, corpus: Co
     Raises:
         AlreadyThere: another run has taken files of this one away.
     """
-    entries, old = claimed(folder), recorded_files(folder)
-    gone = next((name for name in files if name not in entries or not (folder / name).is_file()), None)
+    old = recorded(folder)
+    entries = old | claimed(folder)  # a pass that goes on after its end finishes once more
+    gone = next((name for name in files if "digests" not in entries.get(name, {})), None)
+    gone = gone or next((name for name in files if not (folder / name).is_file()), None)
     if gone is not None:
         raise AlreadyThere(f"{shown(folder)} has lost {gone} to another run; record again, into another folder.")
     _write_documents(corpus, folder / DOCUMENTS)
+    card = _card(model, corpus, layers, [entries[name] for name in files])
+    card |= {"documents": file_digest(folder / DOCUMENTS), "rows": rows}
+    _claim(folder, [entry for name, entry in old.items() if name not in files])
+    with whole_file(folder / CARD) as partial:
+        partial.write_text(json.dumps(card | {"digest": card_digest(card)}), encoding="utf-8")
+    for stray in entries.keys() - set(files):
+        (folder / stray).unlink(missing_ok=True)
+    (folder / MANIFEST).unlink(missing_ok=True)
+
+
+def _card(model: Any, corpus: Corpus, layers: Sequence[int], entries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     kinds: dict[str, str] = {}
-    for name in files:
-        kinds |= entries[name]["score_kinds"]
-    card = {
+    for entry in entries:
+        kinds |= entry["score_kinds"]
+    return {
         "format": FORMAT,
         "name": model.name,
         "family": model.family,
@@ -177,16 +196,8 @@ def finish(folder: Path, files: Sequence[str], rows: int, model: Any, corpus: Co
         "score_kinds": kinds,
         "strings": {str(token): text for token, text in corpus.strings.items()},
         "special": sorted(corpus.special),
-        "documents": file_digest(folder / DOCUMENTS),
-        "files": [{key: entries[name][key] for key in ("name", "rows", "digests")} for name in files],
-        "rows": rows,
+        "files": [{key: entry[key] for key in ("name", "rows", "digests")} for entry in entries],
     }
-    _claim(folder, [{"name": name} for name in old if name not in entries])
-    with whole_file(folder / CARD) as partial:
-        partial.write_text(json.dumps(card | {"digest": card_digest(card)}), encoding="utf-8")
-    for stray in {*entries, *old} - set(files):
-        (folder / stray).unlink(missing_ok=True)
-    (folder / MANIFEST).unlink(missing_ok=True)
 
 
 def card_digest(card: Mapping[str, Any]) -> str:

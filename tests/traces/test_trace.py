@@ -183,6 +183,14 @@ def test_a_pass_can_go_on_at_any_file(tmp_path, monkeypatch):
     assert list(trace.batches(start_file=len(trace.files))) == []
 
 
+def test_a_pass_that_goes_on_after_its_end_finishes_once_more(tmp_path):
+    for _ in range(2):
+        recorder = dynamic.RoutingTrace(tmp_path / "trace", overwrite=True)
+        model = moe_probe.load(FIXTURES / "mixtral" / "checkpoint")
+        dynamic.run(model, texts(), [recorder], labels=LABELS, progress=False, checkpoint_dir=tmp_path / "state")
+        assert dynamic.read_trace(tmp_path / "trace").num_rows == sum(LENGTHS) * 2 * 4
+
+
 def test_a_folder_that_was_moved_still_opens(tmp_path):
     run(tmp_path / "one")
     shutil.move(tmp_path / "one", tmp_path / "other")
