@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import doctest
-import os
 import re
 import shlex
 import shutil
@@ -16,6 +15,7 @@ import time
 from contextlib import chdir
 from pathlib import Path
 
+import generated
 from typer.testing import CliRunner
 
 from moe_probe.cli import app
@@ -26,9 +26,13 @@ BLOCK = re.compile(r"^```(python|pycon|console)\n(.*?)^```", re.MULTILINE | re.D
 CHECKS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 
 
-def pages() -> list[Path]:
-    """Every page, the README first."""
-    return [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
+def pages() -> dict[str, str]:
+    """The text of every page by its path in the repository, the README first; generated pages as mkdocs makes them."""
+    written = {
+        str(path.relative_to(ROOT)): path.read_text(encoding="utf-8")
+        for path in [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
+    }
+    return written | {f"docs/{path}": text for path, text in generated.pages().items()}
 
 
 def prepare(folder: Path) -> None:
@@ -37,7 +41,7 @@ def prepare(folder: Path) -> None:
     shutil.copy(ROOT / "ckpt" / "texts.jsonl", folder / "wiki.txt")
 
 
-def run_page(page: Path, folder: Path) -> None:
+def run_page(page: str, text: str, folder: Path) -> None:
     """Run a page's blocks in an empty folder; what fails names its line.
 
     All blocks of Python share one namespace.
@@ -47,13 +51,13 @@ def run_page(page: Path, folder: Path) -> None:
         Exception: whatever the page's code raises.
     """
     prepare(folder)
-    text, names = page.read_text(encoding="utf-8"), {"__name__": "__main__"}
+    names = {"__name__": "__main__"}
     with chdir(folder):
         for block in BLOCK.finditer(text):
             kind, code = block.groups()
             line = text[: block.start(2)].count("\n")
             if kind == "python":
-                exec(compile("\n" * line + code, str(page), "exec"), names)
+                exec(compile("\n" * line + code, page, "exec"), names)
             elif kind == "pycon":
                 _check(code, names, page, line)
             else:
@@ -61,16 +65,16 @@ def run_page(page: Path, folder: Path) -> None:
                     _command(command, page)
 
 
-def _check(code: str, names: dict, page: Path, line: int) -> None:
+def _check(code: str, names: dict, page: str, line: int) -> None:
     found: list[str] = []
-    session = doctest.DocTestParser().get_doctest(code, names, page.name, str(page), line)
+    session = doctest.DocTestParser().get_doctest(code, names, page, page, line)
     doctest.DocTestRunner(optionflags=CHECKS).run(session, out=found.append, clear_globs=False)
     names |= session.globs
     if found:
         raise RuntimeError("".join(found))
 
 
-def _command(command: str, page: Path) -> None:
+def _command(command: str, page: str) -> None:
     program, *arguments = shlex.split(command)
     done = CliRunner().invoke(app, arguments)
     if program != "moe-probe" or done.exit_code != 0:
@@ -79,14 +83,15 @@ def _command(command: str, page: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("pages", nargs="*", type=Path, help="all by default")
-    for page in [path.resolve() for path in parser.parse_args().pages] or pages():
+    parser.add_argument("pages", nargs="*", help="such as docs/analyses/similarity.md; all by default")
+    known = pages()
+    for page in parser.parse_args().pages or known:
         begin = time.perf_counter()
         with tempfile.TemporaryDirectory() as scratch:
-            run_page(page, Path(scratch))
+            run_page(page, known[page], Path(scratch))
             for picture in Path(scratch).glob("*.png"):
                 shutil.copy(picture, DOCS / "figures")
-        print(f"{os.path.relpath(page, ROOT)}: {time.perf_counter() - begin:.1f} s")
+        print(f"{page}: {time.perf_counter() - begin:.1f} s")
 
 
 if __name__ == "__main__":

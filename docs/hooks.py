@@ -1,4 +1,4 @@
-"""What mkdocs fills in by itself: the pages of a section, in the order of its index, and the commands' help."""
+"""What mkdocs fills in by itself: generated pages, the pages of a section in the navigation, and the commands' help."""
 
 from __future__ import annotations
 
@@ -8,6 +8,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from mkdocs.structure.files import File
+
+sys.path.insert(0, str(Path(__file__).parent))
+import generated
+
 SECTIONS = ("analyses", "families", "errors")
 COMMANDS = "command_line.md"
 
@@ -15,11 +20,21 @@ COMMANDS = "command_line.md"
 def on_config(config: Any) -> Any:
     """Put every page that a section's index links to into the navigation."""
     for entry in config.nav:
-        for title, pages in entry.items() if isinstance(entry, dict) else ():
-            if isinstance(pages, list) and (section := title.lower()) in SECTIONS:
-                index = (Path(config.docs_dir) / section / "index.md").read_text(encoding="utf-8")
-                entry[title] = [*pages, *(f"{section}/{name}" for name in re.findall(r"\]\((\w+\.md)\)", index))]
+        for title, listed in entry.items() if isinstance(entry, dict) else ():
+            if isinstance(listed, list) and (section := title.lower()) in SECTIONS:
+                path = f"{section}/index.md"
+                index = generated.pages().get(path) or (Path(config.docs_dir) / path).read_text(encoding="utf-8")
+                entry[title] = [*listed, *(f"{section}/{name}" for name in re.findall(r"\]\((\w+\.md)\)", index))]
     return config
+
+
+def on_files(files: Any, config: Any) -> Any:
+    """Add the generated pages; those of the same name on disk are part of them."""
+    for path, text in generated.pages().items():
+        if (on_disk := files.get_file_from_path(path)) is not None:
+            files.remove(on_disk)
+        files.append(File.generated(config, path, content=text))
+    return files
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:

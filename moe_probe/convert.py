@@ -3,38 +3,42 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
 from rich.console import Console
 from rich.progress import track
-from safetensors.torch import save_file
+from safetensors.torch import _TYPES
+from transformers import PreTrainedTokenizerBase
 
 from moe_probe.checkpoint import LazyTensor
-from moe_probe.checkpoint.quantized import SCALES_SUFFIX, grouped_int8
-from moe_probe.errors import InputError
+from moe_probe.checkpoint.encodings.grouped_int8 import SCALES_SUFFIX, grouped_int8
+from moe_probe.errors import AlreadyThere, MachineError, NotFitting, NothingToRead, OutOfRange
 from moe_probe.families.conversion import Converted
 from moe_probe.families.modules import meta_module
+from moe_probe.families.places import checked_dtype
 from moe_probe.model import MoEModel, Source, load
 
 SHARD_BYTES = 5 * 10**9
+TYPE_NAMES = {dtype: name for name, dtype in {**_TYPES, "F8_E8M0": torch.float8_e8m0fnu}.items()}
 
 
 def convert(
     source: Source,
     destination: str | Path,
     *,
-    dtype: torch.dtype | None = None,
+    dtype: torch.dtype | str | None = None,
     keep_int8: bool = False,
     shard_bytes: int = SHARD_BYTES,
 ) -> Path:
     """Write a model's parameters under the names of its torch module, experts fused, shard by shard.
 
     The folder opens with `moe_probe.load`, and with transformers once moe_probe is imported; it gives the same numbers.
-    At most one shard is held in memory. An interrupted conversion leaves nothing behind.
+    At most one tensor is held in memory. An interrupted conversion leaves nothing behind.
 
     Args:
         source: whatever `moe_probe.load` accepts.
@@ -48,7 +52,10 @@ def convert(
         The folder.
 
     Raises:
-        InputError: the folder exists, the model is live, or it has no int8 to keep.
+        AlreadyThere: the folder exists.
+        NotFitting: the model is live, or has no int8 to keep.
+        OutOfRange: the size of a shard is none.
+        MachineError: the disk is full, or cannot be written to.
         WeightError: a tensor is missing or has another shape than the configuration calls for.
 
     Examples:
@@ -57,20 +64,38 @@ def convert(
     """
     model, folder = load(source), Path(destination)
     if model.checkpoint is None:
-        raise InputError("A live model has no files to convert; use its save_pretrained.")
-    if folder.exists():
-        raise InputError(f"{folder} exists already; give a folder that does not.")
-    partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
+        raise NotFitting("A live model has no files to convert; use its save_pretrained.")
+    if isinstance(shard_bytes, bool) or not isinstance(shard_bytes, int) or shard_bytes < 1:
+        raise OutOfRange(f"shard_bytes={shard_bytes!r} is no number of bytes; pass one above 0, such as {SHARD_BYTES}.")
+    asked = checked_dtype(dtype)
+    target = asked if isinstance(asked, torch.dtype) else None
+    if folder.exists() or folder.is_symlink():
+        raise AlreadyThere(f"{folder} exists already; give a folder that does not.")
+    tensors = Converted(meta_module(model.config), model.published)
+    tensors.check()
+    chosen = _quantized(model) if keep_int8 else tensors
     try:
-        tensors = Converted(meta_module(model.config), model.published)
-        tensors.check()
-        _write(model, partial, _quantized(model) if keep_int8 else tensors, dtype, shard_bytes)
+        with _whole_folder(folder) as partial:
+            _write(model, partial, chosen, target, shard_bytes)
+    except OSError as error:
+        raise MachineError(
+            f"The converted model could not be written to {folder} ({error.strerror or error}); free space there or "
+            "give another folder, and convert again."
+        ) from error
+    return folder
+
+
+@contextmanager
+def _whole_folder(folder: Path) -> Iterator[Path]:
+    """A temporary folder beside `folder` that gets its name at the end, and is deleted after an error."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
+    partial.mkdir()
+    try:
+        yield partial
         partial.rename(folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    return folder
 
 
 def _quantized(model: MoEModel) -> dict[str, LazyTensor]:
@@ -80,7 +105,7 @@ def _quantized(model: MoEModel) -> dict[str, LazyTensor]:
         pair = grouped_int8(tensor)
         tensors |= {key: tensor} if pair is None else {key: pair[0], key + SCALES_SUFFIX: pair[1]}
     if len(tensors) == len(model.published):
-        raise InputError(f"{model.name} stores no int8 matrices that could be kept; convert it without keep_int8.")
+        raise NotFitting(f"{model.name} stores no int8 matrices that could be kept; convert it without keep_int8.")
     return tensors
 
 
@@ -92,17 +117,42 @@ def _write(
     progress = track(shards, f"Converting {model.name}", console=Console(stderr=True), transient=True)
     for number, names in enumerate(progress, start=1):
         file = f"model-{number:05}-of-{len(shards):05}.safetensors"
-        values = {name: _read(tensors[name], dtype) for name in names}
-        save_file(values, folder / file, metadata={"format": "pt"})
+        total += write_shard(folder / file, {name: tensors[name] for name in names}, dtype)
         weight_map |= dict.fromkeys(names, file)
-        total += sum(value.nbytes for value in values.values())
     index = {"metadata": {"total_size": total}, "weight_map": weight_map}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=1))
     config = type(model.config).from_dict(model.config.to_dict())
     config.dtype = dtype or _main_dtype(model.published)
     config.save_pretrained(folder)
-    with suppress(InputError):  # a checkpoint without tokenizer stays one
-        model.tokenizer.save_pretrained(folder)
+    with suppress(NothingToRead):  # a checkpoint without tokenizer stays one
+        _save(model.tokenizer, folder)
+
+
+def _save(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    try:
+        tokenizer.save_pretrained(folder)
+    except Exception as error:  # tokenizers' Rust code raises plain exceptions
+        raise OSError(str(error)) from error
+
+
+def write_shard(path: Path, tensors: Mapping[str, LazyTensor], dtype: torch.dtype | None) -> int:
+    """Write a safetensors file, one tensor after the other; returns the bytes of their values.
+
+    The file is written, not mapped: a full disk is an error here, where a mapped file ends the process.
+    """
+    header: dict[str, dict] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name, tensor in tensors.items():
+        target = _target(tensor, dtype)
+        start, end = end, end + tensor.numel() * target.itemsize
+        header[name] = {"dtype": TYPE_NAMES[target], "shape": list(tensor.shape), "data_offsets": [start, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    with open(path, "wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for tensor in tensors.values():
+            file.write(_read(tensor, dtype).view(-1).view(torch.uint8).numpy().data)
+    return end
 
 
 def _shards(tensors: Mapping[str, LazyTensor], dtype: torch.dtype | None, shard_bytes: int) -> Iterator[list[str]]:

@@ -21,15 +21,39 @@ class CheckpointError(MoEProbeError):
 
 
 class MissingFiles(CheckpointError):
-    """Files are not where they should be. Download the checkpoint again, or correct the path."""
+    """Files are not where they should be. Download the checkpoint again, or correct the path.
+
+    Cause: the path is wrong, a shard (one of Grok-1's numbered tensors, of fairseq's rank files) is missing, or files
+    of two releases are mixed. A text like `owner/name` that is no folder is a hub id: it is looked for in the local
+    cache of huggingface_hub, then on the hub.
+
+    Remedy: give the folder that holds `config.json` and the weights. Download both, from one revision: `hf download
+    ID --local-dir ckpt/NAME --include "*.safetensors" "*.json"`. Offline, a hub id must be in the cache already.
+    """
 
 
 class DamagedFile(CheckpointError):
-    """A file is cut off or inconsistent, often by an interrupted download. Download it again."""
+    """A file is cut off or inconsistent, often by an interrupted download. Download it again.
+
+    Cause: a download or a copy ended early, or Git LFS left its pointer (a text of three lines) in place of the file;
+    or `config.json` was edited or belongs to another model. Headers and sizes are checked when a checkpoint is
+    opened, before any work.
+
+    Remedy: download the file that the sentence names again; `hf download` repeats only what differs. Fields that a
+    format does not store are given with `load(..., config={...})`.
+    """
 
 
 class UnsafeFile(CheckpointError):
-    """A file would run code or leads out of its folder. Use the checkpoint of a publisher whom you trust."""
+    """A file would run code or leads out of its folder. Use the checkpoint of a publisher whom you trust.
+
+    Cause: a pickle is a program; plain files of tensors need a handful of harmless names, and this one asks for more.
+    Nothing of it was run. Or the index, or a symbolic link, leads out of the checkpoint's folder (links inside the
+    cache of huggingface_hub are followed).
+
+    Remedy: use a safetensors release. If a pickle is yours and you trust it, load it with torch and save its tensors
+    alone. Copy a file that lies elsewhere into the folder, and name it in the index by its name alone.
+    """
 
 
 class WeightError(MoEProbeError):
@@ -37,15 +61,33 @@ class WeightError(MoEProbeError):
 
 
 class MissingWeight(WeightError):
-    """The files lack a tensor that the configuration asks for. The configuration or the files are of another model."""
+    """The files lack a tensor that the configuration asks for. The configuration or the files are of another model.
+
+    Cause: the download is incomplete, or `config.json` belongs to another release. Nothing is ever filled with zeros
+    or random numbers in place of a missing tensor.
+
+    Remedy: see that `config.json` and the weights come from one release, and that all shards are there.
+    """
 
 
 class WrongShape(WeightError):
-    """A tensor has another shape than the configuration says. The configuration or the files are of another model."""
+    """A tensor has another shape than the configuration says. The configuration or the files are of another model.
+
+    Cause: the configuration is that of another size of the model, or the file holds the matrix transposed.
+
+    Remedy: use the configuration that was published with the weights.
+    """
 
 
 class NotFinite(WeightError):
-    """Values are NaN or infinite. The weights are damaged, or overflow in the dtype that the model computes in."""
+    """Values are NaN or infinite. The weights are damaged, or overflow in the dtype that the model computes in.
+
+    Cause: a weight is not a number, the model was saved after it diverged, or activations overflow (float16 ends at
+    65,504).
+
+    Remedy: for weights, download the file again, or take an earlier training step. For activations, `load(...,
+    dtype=torch.float32)`.
+    """
 
 
 class FamilyError(MoEProbeError):
@@ -53,15 +95,38 @@ class FamilyError(MoEProbeError):
 
 
 class UnknownModel(FamilyError):
-    """The model type, or the way its layers are named, is not known. Use a supported family or add one."""
+    """The model type, or the way its layers are named, is not known. Use a supported family or add one.
+
+    Cause: neither moe_probe nor the installed transformers knows `model_type`, or the checkpoint is quantized by a
+    method that packs weights in a layout of its own (fp8 with block scales, MXFP4 and Grok-1's int8 are read). Remote
+    code that `config.json` names is never followed.
+
+    Remedy: if the model is a known one under a new name, say so: `load(..., config={"model_type": "mixtral"})`.
+    Otherwise add a family, or load the model yourself and give the live module to `load`. Use the unquantized
+    release, or let transformers dequantize and `save_pretrained` to a new folder.
+    """
 
 
 class DenseModel(FamilyError):
-    """The model has no experts. Pass a Mixture-of-Experts model; a dense one can be the baseline."""
+    """The model has no experts. Pass a Mixture-of-Experts model; a dense one can be the baseline.
+
+    Cause: a dense model, or a dense layer of a Mixture-of-Experts model, where experts are needed.
+
+    Remedy: pass the Mixture-of-Experts model, with the dense one as `baseline=`. `model.moe_layers` lists the layers
+    that route; the FFN of a dense layer is `"F"`.
+    """
 
 
 class CannotWatch(FamilyError):
-    """The model's MoE layers do something that hooks cannot follow to the digit, so nothing is recorded."""
+    """The model's MoE layers do something that hooks cannot follow to the digit, so nothing is recorded.
+
+    Cause: hooks see what goes into a model's experts and what comes out, and every capture is checked: the experts'
+    outputs, weighted and added, must equal the block's output. Here the experts are no module of their own, or the
+    block does something else. A number that fails the check is never given out.
+
+    Remedy: static analyses work all the same. If the model is yours, give its experts a module that is called with
+    hidden states, top-k index and weights.
+    """
 
 
 class InputError(MoEProbeError):
@@ -86,31 +151,76 @@ class NoSuchName(InputError):
 
 
 class OutOfRange(InputError):
-    """A number outside its range. The message gives the range."""
+    """A number outside its range. The message gives the range.
+
+    Cause: an argument is too small or too large, or names a layer, expert, token or document that there is not.
+
+    Remedy: take a number of the range. Layers keep the checkpoint's numbers, from 0: see `model.moe_layers`.
+    """
 
 
 class WrongType(InputError):
-    """A value of a type that is not accepted. The message lists the types that are."""
+    """A value of a type that is not accepted. The message lists the types that are.
+
+    Cause: a text in place of a number, a word in place of True or False, part of a result in place of the whole.
+
+    Remedy: pass a value of a type that the sentence names. A string as `texts` is the path of a file; put texts into
+    a list.
+    """
 
 
 class NotFitting(InputError):
-    """The request does not fit this model, these texts or these layers. The message says what would."""
+    """The request does not fit this model, these texts or these layers. The message says what would.
+
+    Cause: a dense baseline of other layers, width or neurons; layers that differ in their experts; too few experts,
+    models, texts or labels to compare; an analysis of what only some families have (zero-computation experts, gating
+    residuals, gate projections, shared experts); more than may be held; a figure of part of a result.
+
+    Remedy: look first, with `moe-probe info` or `model.layer(i)`. Take a dense model of the same shapes (Mistral for
+    Mixtral), or compare where sizes do not matter: `level="neuron_mean"` or `metric="cka"`. Run layers of different
+    kinds apart, with `layers=`.
+    """
 
 
 class NotComparable(InputError):
-    """Checkpoints, traces or results that differ where a comparison needs them to agree."""
+    """Checkpoints, traces or results that differ where a comparison needs them to agree.
+
+    Cause: token-by-token comparisons need the same tokens, layers and experts on both sides; comparisons of weights
+    need the same shapes.
+
+    Remedy: compare training steps, base and tuned, or before and after quantization. `expert_activation` takes models
+    of any kind.
+    """
 
 
 class NothingToRead(InputError):
-    """Texts, labels or token ids that are missing, empty or cannot be read."""
+    """Texts, labels or token ids that are missing, empty or cannot be read.
+
+    Cause: a file that is not there, holds no texts, or has several columns; labels that are not one for each
+    document; token ids beyond the vocabulary; a checkpoint without a tokenizer (a live model comes without one).
+
+    Remedy: put texts into a list, or say which column: `column="text"`, `labels="domain"`. Download `tokenizer*` too,
+    or pass one: `load(..., tokenizer="folder, file or hub id")`. Lists of token ids need none.
+    """
 
 
 class Damaged(InputError):
-    """A result, trace or saved progress that is cut off, edited or of another format. Compute it again."""
+    """A result, trace or saved progress that is cut off, edited or of another format. Compute it again.
+
+    Cause: a run that was interrupted, a file that another program wrote or changed, or one of another version.
+
+    Remedy: compute or record it again; delete the states in `checkpoint_dir` to begin anew.
+    """
 
 
 class AlreadyThere(InputError):
-    """The output exists and belongs to something else. Choose another place, or ask to overwrite it."""
+    """The output exists and belongs to something else. Choose another place, or ask to overwrite it.
+
+    Cause: a trace is never overwritten unasked, and states in `checkpoint_dir` go on only with the very same model,
+    texts, analyses and batch size.
+
+    Remedy: give another folder, `overwrite=True` for a trace, or delete the states to begin anew.
+    """
 
 
 class MissingPackage(InputError):
@@ -118,4 +228,8 @@ class MissingPackage(InputError):
 
 
 class MachineError(MoEProbeError):
-    """The machine failed: no space on the disk, no memory, a worker that died. Free some, and run again."""
+    """The machine failed: no space on the disk, no memory, a worker that died. Free some, and run again.
+
+    Remedy: what was computed is kept; the same call goes on with what is missing, with `checkpoint_dir=` also within
+    a run. Fewer workers (`n_jobs=`), smaller batches (`batch_tokens=`) and `execution="layerwise"` need less memory.
+    """

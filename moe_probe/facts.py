@@ -2,28 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Protocol
 
-from moe_probe.checkpoint import LazyTensor
-from moe_probe.checkpoint.quantized import grouped_int8
+from moe_probe.checkpoint import Checkpoint, LazyTensor
+from moe_probe.checkpoint.encodings.grouped_int8 import grouped_int8
+from moe_probe.families import Layer
+from moe_probe.families.counting import Counts
 
-
-def parameters(model: Any) -> list[LazyTensor]:
-    """The tensors that are parameters: a head that is tied to the embeddings counts once, buffers do not."""
-    tied = model.config.get_text_config(decoder=True).tie_word_embeddings
-    not_counted = ("inv_freq", "lm_head.weight") if tied else ("inv_freq",)
-    return [tensor for key, tensor in model.published.items() if not key.endswith(not_counted)]
+BUFFERS = ("inv_freq", "masked_bias")  # endings of stored keys
 
 
-def total_parameters(model: Any) -> int:
-    """All parameters of a checkpoint or of a live model."""
-    if model.checkpoint is None:
-        return sum(parameter.numel() for parameter in model.module.parameters())
-    return sum(tensor.numel() for tensor in parameters(model))
+class Handle(Protocol):
+    """What is asked of a model here."""
+
+    family: str
+    num_layers: int
+    hidden_size: int
+    checkpoint: Checkpoint | None
+
+    @property
+    def moe_layers(self) -> tuple[int, ...]: ...
+
+    def layer(self, index: int) -> Layer: ...
+
+    @property
+    def counts(self) -> Counts: ...
+
+    @property
+    def published(self) -> Mapping[str, LazyTensor]: ...
+
+    @property
+    def unused(self) -> Mapping[str, LazyTensor]: ...
 
 
-def parameter_counts(model: Any) -> tuple[int, int]:
+def total_parameters(model: Handle) -> int:
+    """The parameters of the language model that runs: no towers, no layers that the module does not have."""
+    return model.counts.language
+
+
+def parameter_counts(model: Handle) -> tuple[int, int]:
     """Parameters inside the routed experts' matrices, and all others (MH-MoE, arXiv 2404.15045, table 11)."""
     layers = map(model.layer, model.moe_layers)
     inside = sum(
@@ -33,33 +51,57 @@ def parameter_counts(model: Any) -> tuple[int, int]:
     return inside, total_parameters(model) - inside
 
 
-def facts(model: Any) -> list[tuple[str, str]]:
+def facts(model: Handle) -> list[tuple[str, str]]:
     """Family, layers, experts, parameters and size on disk of a model: (what, how much)."""
     lines = [("family", model.family), ("layers", f"{model.num_layers}, hidden size {model.hidden_size}")]
-    total = total_parameters(model)
-    active, at_most = total, ""
     if model.moe_layers:
-        first = model.layer(model.moe_layers[0])
-        lines.append(("MoE layers", f"{len(model.moe_layers)}: {ranges(model.moe_layers)}"))
-        kinds = ", ".join(f"{first.expert_kinds.count(k)} {k}" for k in dict.fromkeys(first.expert_kinds))
-        shared = f" + {first.num_shared} shared" if first.num_shared else ""
-        lines.append(("experts", f"{kinds}{shared}; {first.intermediate_size} neurons each"))
-        lines.append(("top-k", f"{first.top_k} per {'sub-token' if first.subtokens > 1 else 'token'}"))
-        for layer in map(model.layer, model.moe_layers):
-            expert = len(layer.projections) * layer.intermediate_size * layer.expert_hidden_size
-            active -= expert * max(0, layer.expert_kinds.count("ffn") - layer.top_k)
-        if len(first.weighted_experts) < first.num_experts:
-            without = [k for k in dict.fromkeys(first.expert_kinds) if k != "ffn"]
-            lines.append(("", f"{', '.join(without)} have no matrices: static analyses of experts leave them out"))
-            at_most = "at most "
+        lines += _of_experts(model)
+    layers = [model.layer(index) for index in model.moe_layers]
+    at_most = "at most " if any(len(layer.weighted_experts) < layer.num_experts for layer in layers) else ""
+    total, active = total_parameters(model), active_parameters(model)
     lines.append(("parameters", f"{total:,} in all, {at_most}{active:,} active per token"))
-    if model.checkpoint is not None:
-        tensors = parameters(model)
-        dtypes = {"int8 with scales" if grouped_int8(t) else str(t.dtype).removeprefix("torch.") for t in tensors}
-        lines.append(("stored as", ", ".join(sorted(dtypes))))
-        files = len(model.checkpoint.files)
-        lines.append(("on disk", f"{model.checkpoint.nbytes / 1e9:.3g} GB in {files} files"))
+    besides = _besides(model)
+    if besides:
+        lines.append(("also in the module" if model.checkpoint is None else "also on disk", besides))
+    return lines + (_on_disk(model.checkpoint, model.published) if model.checkpoint is not None else [])
+
+
+def active_parameters(model: Handle) -> int:
+    """Parameters that a token uses, where it chooses experts with matrices only."""
+    active = total_parameters(model)
+    for layer in map(model.layer, model.moe_layers):
+        expert = len(layer.projections) * layer.intermediate_size * layer.expert_hidden_size
+        active -= expert * max(0, layer.expert_kinds.count("ffn") - layer.top_k)
+    return active
+
+
+def _of_experts(model: Handle) -> list[tuple[str, str]]:
+    first = model.layer(model.moe_layers[0])
+    kinds = ", ".join(f"{first.expert_kinds.count(k)} {k}" for k in dict.fromkeys(first.expert_kinds))
+    shared = f" + {first.num_shared} shared" if first.num_shared else ""
+    lines = [
+        ("MoE layers", f"{len(model.moe_layers)}: {ranges(model.moe_layers)}"),
+        ("experts", f"{kinds}{shared}; {first.intermediate_size} neurons each"),
+        ("top-k", f"{first.top_k} per {'sub-token' if first.subtokens > 1 else 'token'}"),
+    ]
+    without = [kind for kind in dict.fromkeys(first.expert_kinds) if kind != "ffn"]
+    if without:
+        lines.append(("", f"{', '.join(without)} have no matrices: static analyses of experts leave them out"))
     return lines
+
+
+def _besides(model: Handle) -> str:
+    """Parameters that are none of the language model's that runs."""
+    parts = [f"{number:,} in {name}" for name, number in model.counts.apart.items()]
+    unused = sum(tensor.numel() for key, tensor in model.unused.items() if not key.endswith(BUFFERS))
+    return ", ".join([*parts, f"{unused:,} that the module does not use"] if unused else parts)
+
+
+def _on_disk(checkpoint: Checkpoint, published: Mapping[str, LazyTensor]) -> list[tuple[str, str]]:
+    tensors = [tensor for key, tensor in published.items() if not key.endswith(BUFFERS)]
+    dtypes = {"int8 with scales" if grouped_int8(t) else str(t.dtype).removeprefix("torch.") for t in tensors}
+    size = f"{checkpoint.nbytes / 1e9:.3g} GB in {len(checkpoint.files)} files"
+    return [("stored as", ", ".join(sorted(dtypes))), ("on disk", size)]
 
 
 def ranges(numbers: Sequence[int]) -> str:

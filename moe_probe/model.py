@@ -2,24 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import copy
+import operator
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from difflib import get_close_matches
 from functools import cached_property, partial
 from html import escape
+from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from moe_probe.checkpoint import Checkpoint, LazyTensor, open_checkpoint
-from moe_probe.errors import CheckpointError, FamilyError, InputError
+from moe_probe.checkpoint.folder import present
+from moe_probe.checkpoint.identity import digest
+from moe_probe.errors import DenseModel, MissingFiles, NotFitting, NothingToRead, OutOfRange, WrongType
 from moe_probe.facts import facts, ranges
 from moe_probe.families import Architecture, Layer, find_family
-from moe_probe.families.modules import default_dtype, load_module
+from moe_probe.families.counting import Counts, count_parameters
+from moe_probe.families.live import LiveTensors, signature, unwrapped_model
+from moe_probe.families.modules import Device, default_dtype, load_module, reason, stored_dtype, with_config
+from moe_probe.families.places import checked_device, checked_dtype
+from moe_probe.families.places import device_name as _device_name
 from moe_probe.families.transformers_moe import live_architecture
-from moe_probe.tokenizer import open_tokenizer, tokenizer_folder
+from moe_probe.tokenizer import Tokenizer, check_tokenizer, open_tokenizer, tokenizer_folder
 
 TOKENIZER_ABOVE = {"grok1": 2}  # folders between the weights and the repository that has the tokenizer
 
@@ -43,18 +56,60 @@ class MoEModel:
         architecture: Architecture,
         checkpoint: Checkpoint | None = None,
         module: PreTrainedModel | None = None,
-        tokenizer: PreTrainedTokenizerBase | str | Path | None = None,
-        device: str | torch.device | None = None,
+        tokenizer: Tokenizer | None = None,
+        device: Device = None,
         dtype: torch.dtype | None = None,
     ):
         self.name, self.family, self.config, self.checkpoint = name, family, architecture.config, checkpoint
         self._architecture, self._device, self._dtype = architecture, device, dtype
         self.num_layers, self.hidden_size = architecture.num_layers, architecture.hidden_size
+        self._loaded: tuple[str, list[tuple]] | None = None
+        self.interventions: tuple[Edit, ...] = ()
+        self._weights_of: tuple[MoEModel, Mapping[str, Any]] | None = None
         if module is not None:
             self.__dict__["module"] = module
+        self._set_tokenizer(tokenizer)
+
+    def _set_tokenizer(self, tokenizer: Tokenizer | None) -> None:
         self._tokenizer = tokenizer
+        self.__dict__.pop("tokenizer", None)
         if isinstance(tokenizer, PreTrainedTokenizerBase):
             self.__dict__["tokenizer"] = tokenizer
+
+    def under(self, *interventions: Edit) -> MoEModel:
+        """This model under interventions: another model, with the same weights, name and fingerprint of its own.
+
+        It goes wherever a model goes: `run`, `generate`, comparisons, workers. The weights are shared, and this model
+        stays as it is.
+
+        Args:
+            interventions: such as `intervene.Zero(layer=5, experts=[3])`, in the order in which they act.
+
+        Raises:
+            InputError: the model lacks a layer or an expert that they name.
+
+        Examples:
+            >>> from moe_probe.intervene import Zero
+            >>> load("ckpt/tiny-mixtral").under(Zero(layer=0, experts=[3])).name
+            'tiny-mixtral under Zero(layer=0, experts=(3,))'
+        """
+        for intervention in interventions:
+            intervention.check(self)
+        changes = {name: value for each in interventions for name, value in each.config.items()}
+        other = self._with_config(changes) if changes and self.checkpoint is not None else copy.copy(self)
+        other._weights_of = self, changes
+        for name in ("module", "_live") if changes else ():
+            vars(other).pop(name, None)
+        other.interventions = (*self.interventions, *interventions)
+        other.name = f"{self.name} under {', '.join(map(repr, interventions))}" if interventions else self.name
+        return other
+
+    def _with_config(self, changes: Mapping[str, Any]) -> MoEModel:
+        """The checkpoint opened with some fields of its configuration changed."""
+        assert self.checkpoint is not None
+        config = {**self.checkpoint.config, **changes}
+        options = {"device": self._device, "dtype": self._dtype, "tokenizer": self._tokenizer}
+        return load(self.checkpoint.path, config=config, **options)
 
     @cached_property
     def layers(self) -> tuple[Layer, ...]:
@@ -70,10 +125,10 @@ class MoEModel:
         """What decoder layer `index` is made of.
 
         Raises:
-            InputError: there is no such layer.
+            OutOfRange: there is no such layer.
         """
         if not 0 <= index < self.num_layers:
-            raise InputError(f"{self.name} has the layers 0 to {self.num_layers - 1}, not {index}.")
+            raise OutOfRange(f"{self.name} has the layers 0 to {self.num_layers - 1}, not {index}.")
         return self.layers[index]
 
     def router_tensor(self, layer: int) -> LazyTensor:
@@ -115,20 +170,22 @@ class MoEModel:
         """`layers`, checked to be MoE layers; all of them for None.
 
         Raises:
-            FamilyError: the model is dense.
-            InputError: one of them is not a MoE layer.
+            DenseModel: the model is dense.
+            OutOfRange: one of them is not a MoE layer.
+            WrongType: one of them is no number.
         """
         if not self.moe_layers:
-            raise FamilyError(
+            raise DenseModel(
                 f"{self.name} is a dense {self.family} model and has no experts; give a Mixture-of-Experts model "
                 "(a dense one can be the baseline)."
             )
         if layers is None:
             return self.moe_layers
-        chosen = (layers,) if isinstance(layers, int) else tuple(layers)
-        wrong = [index for index in chosen if index not in self.moe_layers]
+        chosen = _whole_numbers(layers)
+        wrong = sorted(set(chosen).difference(self.moe_layers))
         if wrong or not chosen:
-            raise InputError(f"{self.name} has the MoE layers {ranges(self.moe_layers)}; asked for {wrong or 'none'}.")
+            asked = ranges(wrong[:20]) + (", ..." if len(wrong) > 20 else "") if wrong else "none"
+            raise OutOfRange(f"{self.name} has the MoE layers {ranges(self.moe_layers)}; asked for {asked}.")
         return chosen
 
     @cached_property
@@ -137,11 +194,11 @@ class MoEModel:
         if self._tokenizer is not None:
             return open_tokenizer(self._tokenizer)
         if self.checkpoint is None:
-            raise InputError("A live model comes without a tokenizer; give it: load(model, tokenizer=...).")
+            raise NothingToRead("A live model has no tokenizer; pass one: load(model, tokenizer=...).")
         folder = tokenizer_folder(self.checkpoint.path, above=TOKENIZER_ABOVE.get(self.family, 0))
         if folder is None:
-            raise InputError(
-                f"{self.checkpoint.path} has no tokenizer.json or tokenizer.model; give one, load(..., tokenizer=...), "
+            raise NothingToRead(
+                f"{self.checkpoint.path} has no tokenizer.json or tokenizer.model; pass one, load(..., tokenizer=...), "
                 "or texts as lists of token ids."
             )
         return open_tokenizer(folder)
@@ -149,20 +206,42 @@ class MoEModel:
     @cached_property
     def module(self) -> PreTrainedModel:
         """The torch module with its weights, loaded on first use."""
-        return load_module(self.config, self.published, self._device, self._dtype)
+        identity = "" if self.checkpoint is None else self.checkpoint.identity
+        if self._weights_of is None:
+            module = load_module(self.config, self.published, self._device, self._dtype)
+        else:
+            other, changes = self._weights_of
+            module = with_config(other.module, changes) if changes else other.module
+        self._loaded = identity, _signatures(module)
+        return module
 
     @property
     def published(self) -> Mapping[str, LazyTensor]:
         """Every tensor by the key that the torch module's conversion starts from, unread."""
         return self._architecture.published
 
+    @cached_property
+    def counts(self) -> Counts:
+        """Parameters of the language model, and of the module's other parts."""
+        return count_parameters(self._architecture.skeleton)
+
     @property
-    def tokenizer_source(self) -> PreTrainedTokenizerBase | str | Path | None:
+    def unused(self) -> Mapping[str, LazyTensor]:
+        """Published tensors that the module does not use, such as layers that predict several tokens ahead."""
+        return self._architecture.unused()
+
+    @property
+    def tokenizer_source(self) -> Tokenizer | None:
         """The tokenizer as it was given to `load`."""
         return self._tokenizer
 
     @property
-    def device(self) -> str | torch.device | None:
+    def stated_dtype(self) -> torch.dtype | None:
+        """The dtype that was given to `load`; None for the default one."""
+        return self._dtype
+
+    @property
+    def device(self) -> Device:
         """Where `module` goes; None for the CPU."""
         return self._device
 
@@ -175,15 +254,70 @@ class MoEModel:
 
     @property
     def fingerprint(self) -> str:
-        """Identifies the checkpoint in results; `live` for a model in memory."""
-        return "live" if self.checkpoint is None else self.checkpoint.fingerprint
+        """Identifies weights, configuration, dtype, device and versions: results with equal ones are comparable.
+
+        Weights are told apart by content: files by a part of their bytes, see `checkpoint.identity`, live models by all
+        values. A file that is written to and a weight that is changed in memory give another fingerprint.
+        """
+        return digest(self.identity_facts())
+
+    def identity_facts(self) -> dict[str, Any]:
+        """What `fingerprint` is a hash of."""
+        return {
+            "weights": self._weights_identity(),
+            "config": self._config_facts(),
+            "module": type(self.config).__name__,
+            "dtype": str(self._dtype or default_dtype(self.config, self.published, self._device))
+            if self.checkpoint is not None
+            else "live",
+            "device": _device_name(self._device if self.checkpoint is not None else self.module.device),
+            "moe_probe": version("moe-probe"),
+            "transformers": version("transformers"),
+            **({"interventions": repr(self.interventions)} if self.interventions else {}),
+        }
+
+    def _weights_identity(self) -> list[str]:
+        if self.checkpoint is None:
+            return [self._live.identity()]
+        if self._loaded is None or "module" not in self.__dict__:
+            return [self.checkpoint.identity]
+        identity, signatures = self._loaded
+        changed = signatures != _signatures(self.module)
+        return [identity, self._live.identity()] if changed else [identity]
+
+    @cached_property
+    def _live(self) -> LiveTensors:
+        return LiveTensors(self.module)
+
+    def _config_facts(self) -> dict[str, Any]:
+        if self.checkpoint is not None:
+            return self.checkpoint.config
+        fields = self.config.to_dict()
+        return {name: value for name, value in fields.items() if not name.startswith("_")}
+
+    def reopened(
+        self,
+        tokenizer: Tokenizer | None = None,
+        device: Device = None,
+        dtype: torch.dtype | None = None,
+    ) -> MoEModel:
+        """The same model with another tokenizer, or loaded anew to another device or dtype."""
+        other = object.__new__(type(self))
+        vars(other).update(vars(self))
+        if tokenizer is not None:
+            other._set_tokenizer(tokenizer)
+        if device is not None or dtype is not None:
+            other._device, other._dtype = device or self._device, dtype or self._dtype
+            for name in ("module", "_live"):
+                vars(other).pop(name, None)
+        return other
 
     def __reduce__(self) -> tuple:
         if self.checkpoint is None:
             return super().__reduce__()
         options = {"config": self.checkpoint.config, "device": self._device, "dtype": self._dtype}
         options["tokenizer"] = self._tokenizer
-        return partial(load, self.checkpoint.path, **options), ()
+        return partial(_reopened, self.name, self.interventions, self.checkpoint.path, **options), ()
 
     def __repr__(self) -> str:
         moe = f", MoE layers {ranges(self.moe_layers)}" if self.moe_layers else ", dense"
@@ -194,65 +328,231 @@ class MoEModel:
         return f"<table><caption>{escape(self.name)}</caption>{rows}</table>"
 
 
-Source = MoEModel | PreTrainedModel | str | Path  # what `load` opens
+Openable = MoEModel | PreTrainedModel | nn.Module | str | Path  # what `load` opens
+Source = Openable
+
+
+class Edit(Protocol):
+    """What `under` takes: an intervention (`moe_probe.routing.Intervention`)."""
+
+    layer: int | None
+    config: Mapping[str, Any]
+
+    def check(self, model: MoEModel) -> None:
+        """Refuse layers and experts that there are not."""
+        ...
+
+
+def _reopened(name: str, interventions: tuple[Edit, ...], path: Path, **options: Any) -> MoEModel:
+    model = load(path, **options)
+    model.name, model.interventions = name, interventions
+    return model
+
+
+def _signatures(module: nn.Module) -> list[tuple]:
+    return [signature(value) for value in module.state_dict(keep_vars=True).values() if isinstance(value, torch.Tensor)]
+
+
+def _whole_numbers(layers: Iterable[int] | int) -> tuple[int, ...]:
+    """Layers as a tuple.
+
+    Raises:
+        WrongType: one of them is no whole number.
+    """
+    try:
+        if isinstance(layers, str | bytes | bool):
+            raise TypeError
+        return tuple(operator.index(index) for index in (layers if isinstance(layers, Iterable) else [layers]))
+    except TypeError:
+        raise WrongType(f"layers={layers!r} are no whole numbers; pass one, such as 3, or a list, [0, 3].") from None
+
+
+Source = MoEModel | PreTrainedModel | nn.Module | str | Path  # what `load` opens
+NOT_READ = ["consolidated*", "original/*", "metal/*", "onnx/*", "*.gguf", "*.onnx", "*.h5", "*.msgpack", "*.pth"]
 
 
 def load(
-    source: Source,
+    source: Openable,
     *,
-    tokenizer: PreTrainedTokenizerBase | str | Path | None = None,
-    device: str | torch.device | None = None,
-    dtype: torch.dtype | None = None,
+    tokenizer: Tokenizer | None = None,
+    device: Device = None,
+    dtype: torch.dtype | str | None = None,
     revision: str | None = None,
     config: Mapping[str, Any] | None = None,
 ) -> MoEModel:
     """Open a model at once, without reading its weights.
 
     Args:
-        source: a folder with a published checkpoint, a hub id (the local cache first), or a live transformers model.
+        source: a folder with a published checkpoint, a hub id (the local cache first), a live transformers model, also
+            one in torch.compile, DataParallel or PEFT, or what `load` returned.
         tokenizer: used in place of the one beside the weights: an object, a folder or file, or a hub id.
-        device: of `model.module`; by default the CPU in float32, elsewhere the stored dtype.
-        dtype: of `model.module`; by default the CPU in float32, elsewhere the stored dtype.
+        device: of `model.module`, as transformers' `device_map`; by default the CPU in float32.
+        dtype: of `model.module`; by default float32 on the CPU, elsewhere the stored dtype, which "auto" also gives.
         revision: branch, tag or commit of a hub id.
         config: fields that replace those of `config.json` or stand in for those that a format does not store.
 
     Raises:
         CheckpointError: the files are missing, damaged or unsafe.
         FamilyError: the model type is not known.
+        NotFitting: an option that a live model, or a folder, does not have.
+        WrongType: the source or an option is of a type that is not accepted.
 
     Examples:
         >>> model = load("ckpt/tiny-mixtral")
         >>> model.layer(0).num_experts
         8
     """
+    options = Options(check_tokenizer(tokenizer), checked_device(device), checked_dtype(dtype), config)
     if isinstance(source, MoEModel):
-        return source
-    if isinstance(source, PreTrainedModel):
-        name = source.config._name_or_path or type(source).__name__
-        return MoEModel(name, source.config.model_type, live_architecture(source), module=source, tokenizer=tokenizer)
-    checkpoint = open_checkpoint(_folder(source, revision), config)
+        _refuse_revision(revision, f"{source.name}, which is open already")
+        return _reopen(source, options)
+    if isinstance(source, nn.Module):
+        _refuse_revision(revision, "a live model")
+        return _open_live(source, options)
+    if not isinstance(source, str | Path):
+        raise WrongType(
+            f"load takes a folder, a hub id, a live transformers model or a MoEModel, not a {type(source).__name__}."
+        )
+    return _open_files(source, revision, options)
+
+
+@dataclass(frozen=True)
+class Options:
+    """The options of `load`, checked."""
+
+    tokenizer: Tokenizer | None
+    device: Device
+    dtype: torch.dtype | str | None
+    config: Mapping[str, Any] | None
+
+    def __post_init__(self):
+        if self.config is not None and not isinstance(self.config, Mapping):
+            raise WrongType(f"config is a {type(self.config).__name__}, expected a mapping from fields to values.")
+
+
+def _open_files(source: str | Path, revision: str | None, options: Options) -> MoEModel:
+    checkpoint = _open_checkpoint(source, revision, options.config)
     family = find_family(checkpoint)
     architecture = family.open(checkpoint)
+    architecture.check()
+    dtype = options.dtype
+    if dtype == "auto":
+        dtype = stored_dtype(architecture.config, architecture.published)
     return MoEModel(
-        name=str(source) if not Path(source).is_dir() else Path(source).resolve().name,
+        name=str(source) if not Path(source).expanduser().is_dir() else checkpoint.path.resolve().name,
         family=architecture.config.model_type if family.name == "transformers" else family.name,
         architecture=architecture,
         checkpoint=checkpoint,
-        tokenizer=tokenizer,
-        device=device,
-        dtype=dtype,
+        tokenizer=options.tokenizer,
+        device=options.device,
+        dtype=dtype if isinstance(dtype, torch.dtype) else None,
     )
 
 
-def _folder(source: str | Path, revision: str | None) -> Path:
+def _open_live(module: nn.Module, options: Options) -> MoEModel:
+    inner = unwrapped_model(module)
+    if options.config is not None:
+        raise NotFitting(
+            "config= replaces fields of files, but the model is live; set them on its config, or pass its folder."
+        )
+    _require_same("dtype", options.dtype, "auto", inner.dtype)
+    _require_same("device", options.device, "auto", inner.device)
+    architecture = live_architecture(inner)
+    architecture.check()
+    name = str(inner.config._name_or_path or type(inner).__name__)
+    return MoEModel(name, inner.config.model_type, architecture, module=inner, tokenizer=options.tokenizer)
+
+
+def _require_same(option: str, asked: object, any_of_them: str, there: torch.dtype | torch.device) -> None:
+    wanted = _device_name(asked) if isinstance(there, torch.device) and asked is not None else asked
+    actual = _device_name(there) if isinstance(there, torch.device) else there
+    if asked not in (None, any_of_them) and wanted != actual:
+        raise NotFitting(
+            f"{option}={asked} differs from that of the live model, {there}; convert it yourself, model.to({asked!r}), "
+            f"or omit {option}=."
+        )
+
+
+def _reopen(model: MoEModel, options: Options) -> MoEModel:
+    if options == Options(None, None, None, None):
+        return model
+    if model.checkpoint is None:
+        _open_live(model.module, options)  # refuses what a live model cannot be given
+        return model.reopened(options.tokenizer)
+    if options.config is not None:
+        return _reconfigured(model, options)
+    dtype = options.dtype
+    if dtype == "auto":
+        dtype = stored_dtype(model.config, model.published)
+    return model.reopened(options.tokenizer, options.device, dtype if isinstance(dtype, torch.dtype) else None)
+
+
+def _reconfigured(model: MoEModel, options: Options) -> MoEModel:
+    assert model.checkpoint is not None
+    return load(
+        model.checkpoint.path,
+        tokenizer=options.tokenizer or model.tokenizer_source,
+        device=options.device or model.device,
+        dtype=options.dtype or model.stated_dtype,
+        config={**model.checkpoint.config, **(options.config or {})},
+    )
+
+
+def _refuse_revision(revision: str | None, source: str) -> None:
+    if revision is not None:
+        raise NotFitting(f"revision={revision!r} is for hub ids, but the model is {source}; omit revision=.")
+
+
+def _open_checkpoint(source: str | Path, revision: str | None, config: Mapping[str, Any] | None) -> Checkpoint:
     path = Path(source).expanduser()
-    if path.exists() or isinstance(source, Path) or str(source).count("/") != 1 or str(source).startswith("."):
-        return path
-    for local_only in (True, False):
-        try:
-            return Path(snapshot_download(str(source), revision=revision, local_files_only=local_only))
-        except LocalEntryNotFoundError:
-            continue
-        except (HfHubHTTPError, HFValidationError, OSError) as error:
-            raise CheckpointError(f"{source} is no folder and cannot be had from the hub ({error}).") from error
-    raise CheckpointError(f"{source} is no folder, is not in the hub's local cache, and the hub cannot be reached.")
+    if not _is_hub_id(source, path):
+        _refuse_revision(revision, f"the folder {path}")
+        _require_folder(path)
+        return open_checkpoint(path, config)
+    folder = _snapshot(str(source), revision, local_only=True)
+    if folder is not None:
+        with suppress(MissingFiles):  # the hub has what the cache lacks
+            return open_checkpoint(folder, config)
+    folder = _snapshot(str(source), revision, local_only=False) or folder
+    if folder is None:
+        raise MissingFiles(
+            f"{source} is no folder{nearest(path)}, is not in the hub's local cache, and the hub cannot be reached."
+        )
+    return open_checkpoint(folder, config)
+
+
+def _is_hub_id(source: str | Path, path: Path) -> bool:
+    return isinstance(source, str) and not path.exists() and source.count("/") == 1 and not source.startswith(".")
+
+
+def _require_folder(path: Path) -> None:
+    if path.is_dir():
+        return
+    if path.is_file():
+        hint = "GGUF files are not read" if path.suffix == ".gguf" else f"give its folder, {path.parent}"
+        raise MissingFiles(f"{path} is a file, not a folder; {hint}.")
+    if present(path.parent, "config.json"):
+        raise MissingFiles(f"{path} does not exist; give the folder of the checkpoint, {path.parent}.")
+    raise MissingFiles(f"{path} is not a folder{nearest(path)}; give the folder that holds the checkpoint's files.")
+
+
+def nearest(path: Path) -> str:
+    """The folder with the most similar name beside a path that does not exist, as the end of a sentence."""
+    try:
+        names = [place.name for place in path.parent.iterdir() if place.is_dir()]
+    except OSError:
+        return ""
+    close = get_close_matches(path.name, names, n=1)
+    return f" (did you mean {path.parent / close[0]}?)" if close else ""
+
+
+def _snapshot(name: str, revision: str | None, local_only: bool) -> Path | None:
+    """The folder of a hub id; None where it is not in the cache, or the hub cannot be reached."""
+    try:
+        return Path(snapshot_download(name, revision=revision, local_files_only=local_only, ignore_patterns=NOT_READ))
+    except LocalEntryNotFoundError:
+        return None
+    except (HfHubHTTPError, HFValidationError, OSError) as error:
+        raise MissingFiles(
+            f"{name} is neither a folder{nearest(Path(name))} nor a model on the hub that can be had ({reason(error)})."
+        ) from error

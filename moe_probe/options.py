@@ -1,21 +1,190 @@
-"""Arguments by name, checked before any work."""
+"""Everything that can be asked of a run: names, types, defaults and help, once for Python and the command line."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final, Literal, TypedDict, get_args
 
-from moe_probe.errors import InputError
+from moe_probe.errors import NoSuchName, OutOfRange, WrongType
+
+Execution = Literal["auto", "resident", "layerwise"]
+
+
+class TextOptions(TypedDict, total=False):
+    """How texts are read.
+
+    Attributes:
+        labels: a label per document (domain, task), or the name of the column that holds it.
+        column: the column that holds the text.
+        split: of a dataset that has several.
+        max_length: tokens per document at most; the model's maximum by default.
+        add_special_tokens: whether the tokenizer adds its special tokens; by default where the text has none yet.
+    """
+
+    labels: Sequence[str] | str | None
+    column: str | None
+    split: str | None
+    max_length: int | None
+    add_special_tokens: bool | None
+
+
+class ObserveOptions(TypedDict, total=False):
+    """How a source is observed, whatever it is.
+
+    Attributes:
+        layers: MoE layers; all by default. Layers after the last one are not run.
+        checkpoint_dir: where progress is saved; an interrupted pass resumes from there.
+        n_jobs: the work is split over so many workers (through joblib: `joblib.parallel_config(backend=...)` spreads it
+            over a Ray or Dask cluster).
+        progress: whether progress is shown.
+    """
+
+    layers: Sequence[int] | int | None
+    checkpoint_dir: str | Path | None
+    n_jobs: int
+    progress: bool
+
+
+class RunOptions(TextOptions, ObserveOptions, total=False):
+    """How a model runs over texts.
+
+    Attributes:
+        baseline: a dense model with the same token ids, for analyses that compare with one.
+        batch_tokens: places per batch, padding included.
+        execution: `resident` (the module in memory), `layerwise` (every layer read from the published files once, for
+            the whole corpus), or `auto`: resident where the model fits into free memory.
+    """
+
+    baseline: Any
+    batch_tokens: int
+    execution: Execution
+
+
+DEFAULTS: Final[RunOptions] = {
+    "labels": None,
+    "column": None,
+    "split": None,
+    "max_length": None,
+    "add_special_tokens": None,
+    "layers": None,
+    "baseline": None,
+    "batch_tokens": 4096,
+    "execution": "auto",
+    "checkpoint_dir": None,
+    "n_jobs": 1,
+    "progress": True,
+}
+TYPES: Final[Mapping[str, str]] = {
+    "labels": "Sequence[str] | str | None",
+    "column": "str | None",
+    "split": "str | None",
+    "max_length": "int | None",
+    "add_special_tokens": "bool | None",
+    "layers": "Sequence[int] | int | None",
+    "baseline": "Openable | None",
+    "batch_tokens": "int",
+    "execution": "Literal['auto', 'resident', 'layerwise']",
+    "checkpoint_dir": "str | Path | None",
+    "n_jobs": "int",
+    "progress": "bool",
+}
+HELP: Final[Mapping[str, str]] = {
+    "labels": "The column of document labels.",
+    "column": "The column of the text.",
+    "split": "The split of a dataset that has several.",
+    "max_length": "Tokens per document at most. Default: the model's maximum.",
+    "add_special_tokens": "Whether the tokenizer adds its special tokens. Default: where the text has none yet.",
+    "layers": "MoE layers, such as 0,5,10-15. Default: all.",
+    "baseline": "A dense model to compare with.",
+    "batch_tokens": "Places per batch, padding included.",
+    "execution": "resident, layerwise (one layer at a time, for large models), or auto.",
+    "checkpoint_dir": "Save progress here, and resume from it.",
+    "n_jobs": "Number of workers.",
+    "progress": "Show progress.",
+}
+TEXT_OPTIONS: Final = tuple(TextOptions.__annotations__)
+OBSERVE_OPTIONS: Final = tuple(ObserveOptions.__annotations__)
+POSITIVE: Final = ("batch_tokens", "max_length")  # None stays where it is the default
+
+
+def completed(
+    given: Mapping[str, Any], takes: Iterable[str] = tuple(DEFAULTS), function: str = "run"
+) -> dict[str, Any]:
+    """The options with their defaults.
+
+    Args:
+        given: as they were passed.
+        takes: names of those that can be passed.
+        function: that takes them.
+
+    Raises:
+        NoSuchName: an option is not among them; the sentence has the nearest name.
+        OutOfRange: a number is outside its range.
+        WrongType: a value is of another type.
+    """
+    names = list(takes)
+    for name in given:
+        if name not in names:
+            raise NoSuchName.among(f"option of {function}", name, names)
+    options = {name: value for name, value in DEFAULTS.items() if name in names} | dict(given)
+    for name, value in options.items():
+        check_value(name, value)
+    return options
+
+
+def check_value(name: str, value: Any) -> None:
+    """Refuse an option's value that is of another type or out of range.
+
+    Raises:
+        OutOfRange, WrongType, NoSuchName: it is.
+    """
+    if name in POSITIVE and value is not None:
+        check_number(name, value, 1)
+    elif name == "n_jobs":
+        check_number(name, value, -(1 << 15))
+        if value == 0:
+            raise OutOfRange("n_jobs is 0; pass 1 or more workers, or -1 for one per core.")
+    elif name == "execution" and value not in get_args(Execution):
+        raise NoSuchName.among("execution", value, get_args(Execution))
+    elif name == "progress" and not isinstance(value, bool):
+        raise WrongType(f"progress is {value!r}; pass True or False.")
+    elif name == "checkpoint_dir" and not isinstance(value, str | Path | None):
+        raise WrongType(f"checkpoint_dir is a {type(value).__name__}; pass a folder.")
+
+
+def check_number(name: str, value: Any, least: float, most: float | None = None, whole: bool = True) -> None:
+    """Refuse a number outside its range.
+
+    Raises:
+        WrongType: it is no number, or no whole one.
+        OutOfRange: it is below `least` or above `most`.
+    """
+    number = isinstance(value, int | float) or (hasattr(value, "dtype") and getattr(value, "ndim", 1) == 0)
+    if isinstance(value, bool) or not number or (whole and int(value) != value):
+        raise WrongType(f"{name} is {value!r}; pass a {'whole ' if whole else ''}number.")
+    if not value >= least or (most is not None and value > most):
+        span = f"at least {least}" if most is None else f"from {least} to {most}"
+        raise OutOfRange(f"{name} is {value}; pass a number {span}.")
 
 
 def check_arguments(name: str, function: Callable[..., Any], given: Iterable[str], besides: Iterable[str] = ()) -> None:
     """Refuse what a function does not take, `besides` counting as not taken.
 
     Raises:
-        InputError: one of the arguments is not known; the sentence lists those that are.
+        NoSuchName: one of the arguments is not known; the sentence lists those that are.
     """
     takes = [key for key in inspect.signature(function).parameters if key not in besides]
-    wrong = [key for key in given if key not in takes]
-    if wrong:
-        raise InputError(f"{name} takes no {wrong[0]!r}; it takes {', '.join(takes) or 'no options'}.")
+    for key in given:
+        if key not in takes:
+            raise NoSuchName.among(f"option of {name}", key, takes)
+
+
+def signature_of(names: Iterable[str]) -> list[inspect.Parameter]:
+    """Keyword parameters of these options, with types and defaults, for a function's `__signature__`."""
+    defaults: Mapping[str, Any] = DEFAULTS
+    return [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=defaults[name], annotation=TYPES[name])
+        for name in names
+    ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pkgutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
@@ -26,6 +26,7 @@ class Registry(Mapping[str, Member]):
         group: the kind, as in `moe_probe.<group>`.
         kind: what a member is called in errors.
         pick: takes the member out of its module; by default the module is the member.
+        besides: modules of the package that are none; those that begin with `_` never are.
 
     Examples:
         >>> from moe_probe.registry import Registry
@@ -34,9 +35,14 @@ class Registry(Mapping[str, Member]):
     """
 
     def __init__(
-        self, package: str, group: str, kind: str, pick: Callable[[ModuleType, str], Member] = lambda module, _: module
+        self,
+        package: str,
+        group: str,
+        kind: str,
+        pick: Callable[[ModuleType, str], Member] = lambda module, _: module,
+        besides: Sequence[str] = (),
     ):
-        self.package, self.group, self.kind, self.pick = package, group, kind, pick
+        self.package, self.group, self.kind, self.pick, self.besides = package, group, kind, pick, besides
         self._picked: dict[str, Member] = {}
 
     @cached_property
@@ -46,7 +52,8 @@ class Registry(Mapping[str, Member]):
             for info in pkgutil.iter_modules(import_module(self.package).__path__)
         }
         added = {point.name: point for point in entry_points(group=f"moe_probe.{self.group}") if point.name not in own}
-        return {name: place for name, place in sorted((own | added).items()) if not name.startswith("_")}
+        hidden = {name for name in own if name.startswith("_") or name in self.besides}
+        return {name: place for name, place in sorted((own | added).items()) if name not in hidden}
 
     def __getitem__(self, name: str) -> Member:
         """The member called `name`.

@@ -7,32 +7,71 @@ from pathlib import Path
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from transformers.tokenization_utils_sentencepiece import SentencePieceBackend
 
-from moe_probe.errors import InputError
+from moe_probe.checkpoint.folder import inside, present
+from moe_probe.errors import NothingToRead, WrongType
 
+Tokenizer = PreTrainedTokenizerBase | str | Path  # what can be given as one
 FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")
+READ = {".json", ".jinja", ".model", ".txt", ".bpe", ".vocab", ".tiktoken", ".spm"}  # what a tokenizer may read
 
 
 def tokenizer_folder(path: str | Path, above: int = 0) -> Path | None:
     """The first of `path` and so many folders above it that holds a tokenizer; None if there is none."""
     folder = Path(path).expanduser().absolute()
     places = [folder, *folder.parents][: above + 1]
-    return next((place for place in places if any((place / name).is_file() for name in FILES)), None)
+    return next((place for place in places if any(present(place, name) for name in FILES)), None)
 
 
-def open_tokenizer(source: str | Path) -> PreTrainedTokenizerBase:
+def check_tokenizer(tokenizer: Tokenizer | None) -> Tokenizer | None:
+    """`tokenizer`, if it can be one.
+
+    Raises:
+        WrongType: the value is of another type.
+    """
+    if tokenizer is None or isinstance(tokenizer, PreTrainedTokenizerBase | str | Path):
+        return tokenizer
+    raise WrongType(
+        f"tokenizer is a {type(tokenizer).__name__}, expected a tokenizer of transformers, a folder, a file "
+        "or a hub id."
+    )
+
+
+def open_tokenizer(source: str | Path | PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
     """A tokenizer from a folder, a `tokenizer.json` or `tokenizer.model` file, or a hub id.
 
     A `tokenizer.model` that stands alone is run by sentencepiece itself, without special tokens.
 
     Raises:
-        InputError: it cannot be opened.
+        UnsafeFile: a file of the tokenizer lies outside the folder.
+        NothingToRead: there is no tokenizer, or it cannot be opened.
     """
+    if isinstance(source, PreTrainedTokenizerBase):
+        return source
     path = Path(source).expanduser()
     folder = path.parent if path.is_file() else path
+    if folder.is_dir():
+        check_files(folder)
     try:
-        if folder.is_dir() and not any((folder / name).is_file() for name in FILES[:2]):
-            return SentencePieceBackend(vocab_file=str(folder / "tokenizer.model"))
-        return AutoTokenizer.from_pretrained(folder if folder.is_dir() else str(source), trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
-        reason = " ".join(str(error).split())
-        raise InputError(f"{source} holds no usable tokenizer ({reason}).") from error
+        tokenizer = _from_folder(folder) if folder.is_dir() else AutoTokenizer.from_pretrained(str(source))
+        tokenizer.decode(tokenizer("a")["input_ids"])  # some fields are looked at only now
+        return tokenizer
+    except Exception as error:  # tokenizers' Rust code raises plain exceptions, others whatever a field leads to
+        cause = " ".join(str(error).split())[:300] or type(error).__name__
+        raise NothingToRead(f"{source} holds no usable tokenizer ({cause}); pass another one: tokenizer=.") from error
+
+
+def check_files(folder: Path) -> None:
+    """Refuse links that lead out of the folder, and files that are not regular.
+
+    Raises:
+        UnsafeFile: naming the first such file.
+    """
+    for place in sorted(folder.iterdir()):
+        if place.suffix in READ and (place.name in FILES or not place.is_dir()):
+            inside(folder, place.name)
+
+
+def _from_folder(folder: Path) -> PreTrainedTokenizerBase:
+    if not any((folder / name).is_file() for name in FILES[:2]):
+        return SentencePieceBackend(vocab_file=str(folder / "tokenizer.model"))
+    return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)

@@ -1,6 +1,7 @@
 """Converted folders give the same numbers as what they were made of."""
 
 import json
+import resource
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from transformers import AutoModelForCausalLM
 import moe_probe
 from moe_probe.checkpoint import open_checkpoint
 from moe_probe.convert import convert
-from moe_probe.errors import InputError, WeightError
+from moe_probe.errors import InputError, MachineError, WeightError
 
 CHECKPOINTS = sorted(path.parent for path in FIXTURES.glob("*/checkpoint"))
 
@@ -72,6 +73,35 @@ def test_int8_stays_int8_on_request(tmp_path):
 def test_another_dtype_on_request(tmp_path):
     convert(FIXTURES / "mixtral" / "checkpoint", tmp_path / "out", dtype=torch.float32)
     assert {tensor.dtype for tensor in open_checkpoint(tmp_path / "out").values()} == {torch.float32}
+
+
+@pytest.fixture
+def small_files():
+    """No file may grow beyond 20 kB, as on a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize("shard_bytes", [15_000, 10**9])
+def test_a_full_disk_is_one_sentence_and_leaves_nothing(tmp_path, small_files, shard_bytes):
+    with pytest.raises(MachineError, match="could not be written"):
+        convert("ckpt/tiny-mixtral", tmp_path / "out", shard_bytes=shard_bytes)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_place_that_cannot_be_written_to_is_one_sentence(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(MachineError, match="could not be written"):
+        convert("ckpt/tiny-mixtral", tmp_path / "file" / "out")
+
+
+@pytest.mark.parametrize("options", [{"shard_bytes": 0}, {"shard_bytes": "5"}, {"dtype": "int4"}])
+def test_wrong_options_are_refused(tmp_path, options):
+    with pytest.raises(InputError):
+        convert("ckpt/tiny-mixtral", tmp_path / "out", **options)
+    assert not list(tmp_path.iterdir())
 
 
 def test_nothing_is_overwritten_or_left_half_written(tmp_path):

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from moe_probe.errors import CheckpointError
+from moe_probe.errors import DamagedFile, UnsafeFile
 
 # every global that pickles of numpy arrays, ml_dtypes' bfloat16 and Grok-1's weights name (numpy 1 and 2, protocols
 # 0 to 5), with the word for it below
@@ -87,7 +87,8 @@ def read_pickle(path: Path) -> Array | Quantized:
     """The array, or the quantized weight, that a file holds; its values are not read.
 
     Raises:
-        CheckpointError: the pickle names anything but arrays, is truncated, or holds something else.
+        DamagedFile: the pickle is truncated, or holds something else.
+        UnsafeFile: the pickle names anything but arrays.
     """
     try:
         with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
@@ -97,7 +98,7 @@ def read_pickle(path: Path) -> Array | Quantized:
         for array in found.values() if isinstance(found, Quantized) else [found]:
             array.check()
     except (*DAMAGE, AttributeError) as error:
-        raise CheckpointError(
+        raise DamagedFile(
             f"{path} is truncated or damaged ({error or type(error).__name__}); download it again."
         ) from error
     return found
@@ -191,7 +192,7 @@ class Machine:
 
     def name(self, name: str) -> Name:
         if name not in NAMES:
-            raise CheckpointError(
+            raise UnsafeFile(
                 f"{self.path} is not a plain pickle of arrays: it names {name.replace(' ', '.')}, code that it wants "
                 "to run, which is refused; use the published file."
             )

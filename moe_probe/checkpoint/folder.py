@@ -3,22 +3,31 @@
 from __future__ import annotations
 
 import json
+import stat
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 from moe_probe.checkpoint.lazy import LazyTensor
-from moe_probe.errors import CheckpointError
+from moe_probe.errors import DamagedFile, MissingFiles, UnsafeFile
+
+SNAPSHOTS, BLOBS = "snapshots", "blobs"  # of huggingface_hub's cache
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in `path`; `CheckpointError` when it is not one."""
+    """The JSON object in a file that `inside` gave.
+
+    Raises:
+        DamagedFile: the file holds something else.
+    """
     try:
-        value = json.loads(path.read_text(encoding="utf-8"), object_hook=_special_float)
-    except (OSError, ValueError, TypeError, RecursionError) as error:
-        raise CheckpointError(f"{path} is not readable JSON ({error}); download the file again.") from error
+        value = json.loads(path.read_text(encoding="utf-8-sig"), object_hook=_special_float)
+    except (OSError, ValueError, TypeError, RecursionError, MemoryError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise DamagedFile(f"{path} is not readable JSON ({reason}); download the file again.") from error
     if not isinstance(value, dict):
-        raise CheckpointError(f"{path} holds a {type(value).__name__}, expected a JSON object.")
+        raise DamagedFile(f"{path} holds a {type(value).__name__}, expected a JSON object; download the file again.")
     return value
 
 
@@ -28,27 +37,48 @@ def _special_float(fields: dict[str, Any]) -> Any:
 
 
 def inside(folder: Path, name: str) -> Path:
-    """The file `name` of `folder`, refused when it lies elsewhere (absolute, `..`, or a link that leads out).
+    """The file `name` of `folder`.
 
     The links that huggingface_hub's cache makes (`snapshots/<revision>/file` -> `blobs/<hash>`) are allowed.
+
+    Raises:
+        UnsafeFile: the file lies elsewhere (absolute, `..`, or a link that leads out), or is no regular file.
     """
     path = folder / name
-    home = folder.resolve()
-    roots = [home]
-    if home.parent.name == "snapshots":
-        roots.append(home.parent.parent / "blobs")
     try:
         target = path.resolve()
-        target.exists()
+        mode = target.stat().st_mode if target.exists() else None
     except (OSError, RuntimeError, ValueError) as error:
-        raise CheckpointError(f"{folder} names the weight file {name!r}, which cannot be a file ({error}).") from error
+        reason = " ".join(str(error).split())[:200]
+        raise UnsafeFile(f"{folder} names the file {_shown(name)}, which cannot be a file ({reason}).") from error
     lexical_escape = Path(name).is_absolute() or ".." in Path(name).parts
-    if lexical_escape or not any(target.is_relative_to(root) for root in roots):
-        raise CheckpointError(
-            f"{folder} names the weight file {name!r}, which lies outside the folder; this is refused because a "
-            "checkpoint may read only its own files."
+    if lexical_escape or not any(target.is_relative_to(root) for root in _roots(folder)):
+        raise UnsafeFile(
+            f"{folder} names the file {_shown(name)}, which lies outside the folder; this is refused because a "
+            "checkpoint may read only its own files. Copy the file into the folder."
+        )
+    if mode is not None and not stat.S_ISREG(mode):
+        raise UnsafeFile(
+            f"{path} is {_kind(mode)}, not a regular file, and is not read; download the file again."
+            if path != folder
+            else f"{folder} names itself as a file; download its index again."
         )
     return path
+
+
+def _shown(name: str) -> str:
+    return repr(name if len(name) <= 200 else name[:200] + "...")
+
+
+def _kind(mode: int) -> str:
+    return "a folder" if stat.S_ISDIR(mode) else "a pipe" if stat.S_ISFIFO(mode) else "a device or socket"
+
+
+def _roots(folder: Path) -> list[Path]:
+    """Where the files of a folder may lie: in it, or among the blobs of the hub's cache that it is a snapshot of."""
+    home = folder.resolve()
+    snapshot = next((place for place in (home, *home.parents) if place.parent.name == SNAPSHOTS), None)
+    return [home] if snapshot is None else [home, snapshot.parent.parent / BLOBS]
 
 
 @dataclass(frozen=True)
@@ -58,6 +88,26 @@ class Opened:
     config: dict[str, Any]
     tensors: dict[str, LazyTensor]
     files: list[Path]
+
+
+class Format(Protocol):
+    """One way of keeping a checkpoint in files.
+
+    Attributes:
+        preference: formats are tried from the lowest on, because publishers often ship the same weights twice.
+        expects: the files that it looks for, as errors list them.
+    """
+
+    @property
+    def preference(self) -> int: ...
+
+    @property
+    def expects(self) -> str: ...
+
+    @property
+    def open(self) -> Callable[[Path], Opened | None]:
+        """Opens a folder; None where it has no files of this format."""
+        ...
 
 
 class ContainerFile(Protocol):
@@ -73,32 +123,51 @@ class ContainerFile(Protocol):
         ...
 
 
-def open_files(folder: Path, container: type[ContainerFile]) -> Opened | None:
-    """A folder with `config.json` and files of one format; None when it has none of them.
+@dataclass(frozen=True)
+class FilesOfOneKind:
+    """A format of `config.json` and one file, or shards with an index."""
 
-    Where a folder has both a single file and an index, the single file counts, as for transformers.
+    container: type[ContainerFile]
+    preference: int
 
-    Raises:
-        CheckpointError: a shard is missing, damaged, outside the folder, or disagrees with the index.
-    """
-    if (folder / container.SINGLE).exists():
-        path = inside(folder, container.SINGLE)
-        return Opened(_config(folder), container(path).tensors(), [path])
-    if not (folder / container.INDEX).exists():
-        return None
-    shards = _indexed_shards(folder, container.INDEX)
-    tensors: dict[str, LazyTensor] = {}
-    for path, promised in shards.items():
-        found = container(path).tensors()
-        _check_shard(container.INDEX, path, promised, set(found))
-        tensors.update(found)
-    return Opened(_config(folder), tensors, list(shards))
+    @property
+    def expects(self) -> str:
+        return f"config.json with {self.container.SINGLE} (or {self.container.INDEX} and its shards)"
+
+    def open(self, folder: Path) -> Opened | None:
+        """The tensors of the folder; None when it has none of the files.
+
+        Where a folder has both a single file and an index, the single file counts, as for transformers.
+
+        Raises:
+            MissingFiles: a shard or config.json is missing.
+            DamagedFile: a file is damaged, or disagrees with the index.
+            UnsafeFile: a file lies outside the folder.
+        """
+        container = self.container
+        if present(folder, container.SINGLE):
+            path = inside(folder, container.SINGLE)
+            return Opened(_config(folder), container(path).tensors(), [path])
+        if not present(folder, container.INDEX):
+            return None
+        config, shards = _config(folder), _indexed_shards(folder, container.INDEX)
+        tensors: dict[str, LazyTensor] = {}
+        for path, promised in shards.items():
+            stored = container(path).tensors()
+            _check_shard(container.INDEX, path, promised, set(stored))
+            tensors.update(stored)
+        return Opened(config, tensors, list(shards))
+
+
+def present(folder: Path, name: str) -> bool:
+    """Whether the folder has an entry of that name, a broken link included."""
+    return (folder / name).is_symlink() or (folder / name).exists()
 
 
 def _config(folder: Path) -> dict[str, Any]:
-    path = folder / "config.json"
+    path = inside(folder, "config.json")
     if not path.exists():
-        raise CheckpointError(f"{folder} has no config.json, so the model cannot be recognised; download it too.")
+        raise MissingFiles(f"{folder} has no config.json, so the model cannot be recognised; download it too.")
     return read_json(path)
 
 
@@ -106,7 +175,7 @@ def _indexed_shards(folder: Path, index_name: str) -> dict[Path, set[str]]:
     index = inside(folder, index_name)
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map or not all(isinstance(v, str) for v in weight_map.values()):
-        raise CheckpointError(f"{index} has no 'weight_map' from keys to file names; download the file again.")
+        raise DamagedFile(f"{index} has no 'weight_map' from keys to file names; download the file again.")
     promised: dict[str, set[str]] = {}
     for key, name in weight_map.items():
         promised.setdefault(name, set()).add(key)
@@ -115,17 +184,17 @@ def _indexed_shards(folder: Path, index_name: str) -> dict[Path, set[str]]:
         shards.setdefault(inside(folder, name), set()).update(keys)
     for path in shards:
         if not path.exists():
-            raise CheckpointError(
-                f"{index_name} names the shard {path.name}, which is missing from {folder}; download it again "
+            raise MissingFiles(
+                f"{index_name} names the shard {_shown(path.name)}, which is missing from {folder}; download it again "
                 f"({len(shards)} shards are expected)."
             )
     return shards
 
 
-def _check_shard(index_name: str, path: Path, promised: set[str], found: set[str]) -> None:
-    for keys, fault in ((promised - found, "is not in"), (found - promised, "is not listed for")):
+def _check_shard(index_name: str, path: Path, promised: set[str], stored: set[str]) -> None:
+    for keys, fault in ((promised - stored, "is not in"), (stored - promised, "is not listed for")):
         if keys:
-            raise CheckpointError(
-                f"{index_name} and the header of {path} disagree: {min(keys)!r} {fault} that file "
+            raise DamagedFile(
+                f"{index_name} and the header of {path} disagree: {_shown(min(keys))} {fault} that file "
                 f"({len(keys)} such keys); the shards and the index come from different downloads."
             )

@@ -16,7 +16,8 @@ from __future__ import annotations
 
 import operator
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
 from typing import Any, Protocol
 
 import torch
@@ -50,6 +51,10 @@ class LazyTensor(ABC):
     @abstractmethod
     def read(self) -> torch.Tensor:
         """The values, as a view of the mapped file where the format allows it."""
+
+    @abstractmethod
+    def sources(self) -> Iterator[TensorSource]:
+        """Where the values come from: what is stored, encoded parts apart."""
 
     @abstractmethod
     def _select(self, dim: int, index: int) -> LazyTensor:
@@ -188,6 +193,13 @@ class Stored(LazyTensor):
     def read(self) -> torch.Tensor:
         return self.source.read(self.index)
 
+    def sources(self) -> Iterator[TensorSource]:
+        parts: tuple[LazyTensor, ...] = getattr(self.source, "parts", ())
+        if not parts:
+            yield self.source
+        for part in parts:
+            yield from part.sources()
+
     def _replace(self, dim: int, make: Callable[[slice], int | slice]) -> Stored:
         at = [i for i, part in enumerate(self.index) if isinstance(part, slice)][dim]
         return Stored(self.source, (*self.index[:at], make(self.index[at]), *self.index[at + 1 :]))
@@ -212,6 +224,9 @@ class Stacked(LazyTensor):
 
     def read(self) -> torch.Tensor:
         return torch.stack([part.read() for part in self.parts], self.dim_)
+
+    def sources(self) -> Iterator[TensorSource]:
+        return chain.from_iterable(part.sources() for part in self.parts)
 
     def copy_to(self, out: torch.Tensor) -> torch.Tensor:
         for index, part in enumerate(self.parts):
@@ -245,6 +260,9 @@ class Concatenated(LazyTensor):
 
     def read(self) -> torch.Tensor:
         return torch.cat([part.read() for part in self.parts], self.dim_)
+
+    def sources(self) -> Iterator[TensorSource]:
+        return chain.from_iterable(part.sources() for part in self.parts)
 
     def copy_to(self, out: torch.Tensor) -> torch.Tensor:
         sizes = [part.shape[self.dim_] for part in self.parts]
@@ -280,6 +298,9 @@ class Permuted(LazyTensor):
     def read(self) -> torch.Tensor:
         return self.base.read().permute(self.dims)
 
+    def sources(self) -> Iterator[TensorSource]:
+        return self.base.sources()
+
     def _select(self, dim: int, index: int) -> LazyTensor:
         at = self.dims[dim]
         rest = tuple(d - (d > at) for d in self.dims if d != at)
@@ -294,6 +315,7 @@ class Whole:
 
     def __init__(self, base: LazyTensor):
         self.base, self.shape, self.dtype = base, base.shape, base.dtype
+        self.parts = (base,)
 
     def read(self, index: Index) -> torch.Tensor:
         return self.base.read()[index]
@@ -308,6 +330,9 @@ class Reshaped(LazyTensor):
 
     def read(self) -> torch.Tensor:
         return self.base.read().reshape(self.shape)
+
+    def sources(self) -> Iterator[TensorSource]:
+        return self.base.sources()
 
     def _keeps(self, dim: int) -> bool:
         return self.base.ndim > 1 and self.ndim > 1 and self.shape[: dim + 1] == self.base.shape[: dim + 1]
@@ -332,6 +357,9 @@ class Strided(LazyTensor):
 
     def read(self) -> torch.Tensor:
         return self.base.read()[(slice(None),) * self.dim_ + (slice(None, None, self.step),)]
+
+    def sources(self) -> Iterator[TensorSource]:
+        return self.base.sources()
 
     def _select(self, dim: int, index: int) -> LazyTensor:
         if dim == self.dim_:

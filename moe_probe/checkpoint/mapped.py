@@ -1,13 +1,47 @@
-"""Files mapped into memory."""
+"""Files mapped into memory, as long as they are those that were opened."""
 
 from __future__ import annotations
 
 import mmap
+import os
 import sys
 from pathlib import Path
+from typing import NamedTuple
+
+from moe_probe.errors import DamagedFile
 
 # Python names the flag from 3.13 on
 NO_RESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000 if sys.platform == "linux" else 0)
+
+
+class FileState(NamedTuple):
+    """What changes when a file is written to or replaced."""
+
+    size: int
+    modified: int
+    inode: int
+
+    @classmethod
+    def of(cls, path: Path) -> FileState:
+        """The state of the file now.
+
+        Raises:
+            DamagedFile: the file is gone.
+        """
+        try:
+            status = os.stat(path)
+        except OSError as error:
+            raise DamagedFile(f"{path} cannot be read any more ({error.strerror}); load the model again.") from error
+        return cls(status.st_size, status.st_mtime_ns, status.st_ino)
+
+    def check(self, path: Path) -> None:
+        """Refuse a file that is not the one that was opened.
+
+        Raises:
+            DamagedFile: the file was written to or replaced.
+        """
+        if FileState.of(path) != self:
+            raise DamagedFile(f"{path} changed after it was opened; load the model again.")
 
 
 def map_file(path: Path) -> mmap.mmap:

@@ -2,33 +2,24 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Callable, Iterator, Mapping
-from functools import cached_property, partial
+from collections.abc import Iterator, Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from moe_probe.checkpoint.folder import Opened, open_files
-from moe_probe.checkpoint.formats.fairseq import open_fairseq
-from moe_probe.checkpoint.formats.grok import open_grok
-from moe_probe.checkpoint.formats.safetensors import SafetensorsFile
-from moe_probe.checkpoint.formats.torch import TorchFile
+from moe_probe.checkpoint.encodings import decoded
+from moe_probe.checkpoint.folder import Format
+from moe_probe.checkpoint.identity import identity_of_files
 from moe_probe.checkpoint.lazy import LazyTensor
-from moe_probe.checkpoint.quantized import dequantized
-from moe_probe.errors import CheckpointError, WeightError
+from moe_probe.checkpoint.mapped import FileState
+from moe_probe.errors import MissingFiles, MissingWeight
+from moe_probe.registry import Registry
 
-# in order of preference: publishers often ship the same weights twice
-FORMATS: tuple[Callable[[Path], Opened | None], ...] = (
-    partial(open_files, container=SafetensorsFile),
-    partial(open_files, container=TorchFile),
-    open_grok,
-    open_fairseq,
+FORMATS: Registry[Format] = Registry(
+    "moe_probe.checkpoint.formats", "formats", "checkpoint format", lambda module, _: module.FORMAT
 )
-EXPECTED = (
-    "config.json with model.safetensors or pytorch_model.bin (or their index and shards), the ckpt-0 of Grok-1, or "
-    "fairseq's checkpoint*.pt"
-)
+# what trainers and compilers put before every key
+WRAPPERS = ("_orig_mod.", "module.", "base_model.model.", "language_model.")
 
 
 class Checkpoint(Mapping[str, LazyTensor]):
@@ -38,6 +29,7 @@ class Checkpoint(Mapping[str, LazyTensor]):
         path: the folder.
         config: what the files say of the model (`config.json`), as a dict.
         files: the weight files.
+        stored: the tensors as the files have them, where some are encoded.
 
     Examples:
         >>> checkpoint = open_checkpoint("ckpt/tiny-mixtral")
@@ -47,13 +39,15 @@ class Checkpoint(Mapping[str, LazyTensor]):
 
     def __init__(self, path: Path, config: dict[str, Any], tensors: dict[str, LazyTensor], files: list[Path]):
         self.path, self.config, self.files = path, config, files
-        self._tensors = tensors
+        self.stored = tensors
+        self._tensors = decoded(tensors, config)
+        self._identity: tuple[list[FileState], str] | None = None
 
     def __getitem__(self, key: str) -> LazyTensor:
         try:
             return self._tensors[key]
         except KeyError:
-            raise WeightError(
+            raise MissingWeight(
                 f"{self.path} has no tensor {key!r}, which its configuration calls for; the download is incomplete "
                 "or the configuration belongs to another model."
             ) from None
@@ -76,15 +70,16 @@ class Checkpoint(Mapping[str, LazyTensor]):
         """Size of the weight files on disk, in bytes."""
         return sum(path.stat().st_size for path in self.files)
 
-    @cached_property
-    def fingerprint(self) -> str:
-        """A hash of configuration, keys, shapes, dtypes and file sizes, made without reading any weight."""
-        parts = {
-            "config": self.config,
-            "tensors": sorted((key, list(t.shape), str(t.dtype)) for key, t in self._tensors.items()),
-            "sizes": [path.stat().st_size for path in self.files],
-        }
-        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+    @property
+    def identity(self) -> str:
+        """A hash of what the weight files hold; computed again when one of them was written to or replaced.
+
+        Files changed since they were opened are not read by this handle any more: only the identity says so.
+        """
+        states = [FileState.of(path) for path in self.files]
+        if self._identity is None or self._identity[0] != states:
+            self._identity = states, identity_of_files(self.files, self.stored)
+        return self._identity[1]
 
 
 def open_checkpoint(path: str | Path, config: Mapping[str, Any] | None = None) -> Checkpoint:
@@ -103,10 +98,33 @@ def open_checkpoint(path: str | Path, config: Mapping[str, Any] | None = None) -
     """
     folder = Path(path).expanduser()
     if not folder.is_dir():
-        raise CheckpointError(f"{folder} is not a folder; give the folder that holds the checkpoint's files.")
-    for open_format in FORMATS:
-        opened = open_format(folder)
+        raise MissingFiles(f"{folder} is not a folder; give the folder that holds the checkpoint's files.")
+    formats = sorted(FORMATS.values(), key=lambda each: each.preference)
+    for each in formats:
+        opened = each.open(folder)
         if opened is not None:
             fields = {**opened.config, **(config or {})}
-            return Checkpoint(folder, fields, dequantized(opened.tensors, fields), opened.files)
-    raise CheckpointError(f"{folder} holds no checkpoint; expected {EXPECTED}.")
+            return Checkpoint(folder, fields, unwrapped(opened.tensors, fields), opened.files)
+    expected = ", ".join(each.expects for each in formats)
+    raise MissingFiles(f"{folder} holds no checkpoint; {_hint(folder)}expected {expected}.")
+
+
+def unwrapped(tensors: dict[str, LazyTensor], config: Mapping[str, Any]) -> dict[str, LazyTensor]:
+    """`tensors` without a prefix that a wrapper gave to every key when it was saved."""
+    for prefix in WRAPPERS:
+        nested = prefix == "language_model." and "text_config" in config
+        if tensors and not nested and all(key.startswith(prefix) for key in tensors):
+            return unwrapped({key.removeprefix(prefix): tensor for key, tensor in tensors.items()}, config)
+    return tensors
+
+
+def _hint(folder: Path) -> str:
+    """What the folder holds instead, where that is known."""
+    if (folder / "adapter_config.json").exists():
+        return "the folder holds a PEFT adapter: load its base model, add the adapter, and pass the live model; "
+    if next(folder.glob("*.gguf"), None):
+        return "GGUF files are not read: use the release in safetensors; "
+    if (folder / "snapshots").is_dir():
+        return f"the checkpoint is one of the folders in {folder / 'snapshots'}; "
+    below = sorted(path.parent.name for path in folder.glob("*/config.json"))
+    return f"give one of its subfolders {', '.join(below[:5])}; " if below else ""

@@ -6,24 +6,34 @@ import importlib
 import pkgutil
 import sys
 
-from rich.console import Console
-
 from moe_probe.cli.common import app
-from moe_probe.errors import MoEProbeError
+from moe_probe.errors import MachineError, MoEProbeError
+from moe_probe.shown import PlainConsole, printable
 
 for _command in pkgutil.iter_modules(__path__):
     importlib.import_module(f"{__name__}.{_command.name}")
 
 
 def main() -> None:
-    """Entry point: one sentence and exit code 2 for bad input, 1 for a full or closed disk, 130 after Ctrl-C."""
+    """Entry point: one sentence and exit code 2 for bad input, 1 where the machine failed, 130 after Ctrl-C."""
     try:
         app()
+    except MachineError as error:
+        _say(error)
+        sys.exit(1)
     except MoEProbeError as error:
-        Console(stderr=True).print(f"moe-probe: {error}", style="red", highlight=False, markup=False)
+        _say(error)
         sys.exit(2)
+    except MemoryError:
+        _say("The memory of this machine is full; take fewer layers, smaller batches, or execution=layerwise.")
+        sys.exit(1)
     except OSError as error:
-        Console(stderr=True).print(f"moe-probe: {error}", style="red", highlight=False, markup=False)
+        _say(error)
         sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def _say(error: object) -> None:
+    """Print one line; what others wrote in it, such as a file's name, cannot steer the terminal."""
+    PlainConsole(stderr=True).print(f"moe-probe: {printable(error)}", style="red")

@@ -2,51 +2,31 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Mapping
+from importlib import import_module
 from typing import Annotated, Any
 
 import typer
 import xarray as xr
 
-from moe_probe import dynamic, static
-from moe_probe.cli.common import (
-    BatchTokens,
-    Column,
-    Device,
-    Dtype,
-    Execution,
-    Layers,
-    MaxLength,
-    NJobs,
-    Options,
-    Out,
-    Progress,
-    Tokenizer,
-    app,
-    console,
-    open_model,
-    parse_layers,
-    parse_options,
-    write,
-)
-from moe_probe.errors import InputError
-from moe_probe.options import check_arguments
+from moe_probe import comparisons, dynamic
+from moe_probe.cli.common import Options, Out, app, console, write
+from moe_probe.cli.options import MODEL_OPTIONS, check_names, of_run, open_model, parse_options, takes
+from moe_probe.comparisons.side_by_side import Opened, open_sources
+from moe_probe.errors import InputError, NotComparable
+from moe_probe.options import DEFAULTS, check_arguments, completed
+from moe_probe.shown import printable
 
-COMPARISONS = {
-    "expert_activation": dynamic.expert_activation,
-    "router_saturation": dynamic.router_saturation,
-    "routing_drift": dynamic.routing_drift,
-    "weight_drift": static.weight_drift,
-    "patch_divergence": dynamic.PatchDivergence,
-}
-UNASKED = [name for name in COMPARISONS if name != "patch_divergence"]  # which needs to know the grid
-GIVEN = ("checkpoints", "before", "after", "texts", "options", "layers", "n_jobs")  # by the command's other options
+OPTIONS = [name for name in DEFAULTS if name != "baseline"]
+SOURCES = ("checkpoints", "before", "after", "model", "steps", "texts", "options", *DEFAULTS)  # not told as --option
 
 
 @app.command(
-    epilog=f"Comparisons: {', '.join(COMPARISONS)}\n\n"
+    epilog=f"Comparisons: {', '.join(comparisons.names())}\n\n"
     "Example: `moe-probe compare ckpt/base ckpt/instruct --label base --label instruct --texts wiki.txt -o out`",
 )
+@takes(*OPTIONS, *(name for name in MODEL_OPTIONS if name != "revision"))
 def compare(
     sources: Annotated[list[str], typer.Argument(metavar="CKPT...", help="Checkpoints or traces, in their order.")],
     out: Out,
@@ -59,67 +39,67 @@ def compare(
         typer.Option(metavar="NAME", help="A comparison, of those below; repeated. Default: all that can be made."),
     ] = None,
     option: Options = None,
-    layers: Layers = None,
-    column: Column = None,
-    max_length: MaxLength = None,
-    batch_tokens: BatchTokens = 4096,
-    execution: Execution = "auto",
-    n_jobs: NJobs = 1,
-    progress: Progress = True,
-    tokenizer: Tokenizer = None,
-    device: Device = None,
-    dtype: Dtype = None,
+    **options: Any,
 ) -> None:
     """Compare checkpoints: how they use their experts, and how routing and weights moved from one to the next."""
     if label is not None and len(set(label)) != len(sources):
-        raise InputError(f"There are {len(sources)} checkpoints; give each a label of its own.")
-    models = [
-        source if dynamic.is_trace(source) else open_model(source, None, tokenizer, device, dtype) for source in sources
-    ]
-    opened = dynamic.open_sources(models if label is None else dict(zip(label, models, strict=True)))
-    options = parse_options(option)
-    for name in (*(analysis or ()), *options):
-        if name not in COMPARISONS:
-            raise InputError(f"There is no comparison {name!r}; there are {', '.join(COMPARISONS)}.")
-        check_arguments(name, COMPARISONS[name], options.get(name, ()), besides=GIVEN)
-    run_options = {
-        "layers": parse_layers(layers),
-        "column": column,
-        "max_length": max_length,
-        "batch_tokens": batch_tokens,
-        "execution": execution,
-        "n_jobs": n_jobs,
-        "progress": progress,
-    }
+        raise InputError(f"There are {len(sources)} checkpoints and {len(set(label))} labels; give one label for each.")
+    given = parse_options(option)
+    known = comparisons.names()
+    for name in (*(analysis or ()), *given):
+        check_arguments(name, known[name], given.get(name, ()), besides=SOURCES)
+    models = [source if dynamic.is_trace(source) else open_model(source, options) for source in sources]
+    opened = open_sources(models if label is None else dict(zip(label, models, strict=True)), least=1)
+    asked = completed(of_run(options, OPTIONS), OPTIONS, "compare")
 
     def results() -> Iterator[xr.Dataset]:
-        for name in analysis or UNASKED:
+        for name in analysis or unasked(len(opened)):
             try:
-                yield comparison(name, opened, texts, options.get(name, {}), run_options)
+                yield comparison(name, opened, texts, given.get(name, {}), asked)
             except InputError as error:
                 if analysis is not None:
                     raise
-                console.print(f"No {name}: {error}", markup=False, highlight=False)
+                console.print(f"No {name}: {printable(error)}", markup=False, highlight=False)
 
-    write(results(), out, n_jobs)
+    write(results(), out, asked["n_jobs"])
 
 
-def comparison(name: str, sources: Mapping[str, Any], texts: str | None, own: Mapping, rest: Mapping) -> xr.Dataset:
+def unasked(sources: int) -> list[str]:
+    """Comparisons of so many sources that are made when none is asked for."""
+    found = []
+    for name, function in comparisons.names().items():
+        module = import_module(f"{comparisons.__name__}.analyses.{name}") if in_package(function) else function
+        least, most = getattr(module, "SOURCES", (2, None))
+        if getattr(module, "UNASKED", False) and least <= sources and (most is None or sources <= most):
+            found.append(name)
+    return found
+
+
+def in_package(function: Any) -> bool:
+    """Whether a comparison is one of the package's files."""
+    return function.__module__.startswith("moe_probe.")
+
+
+def comparison(
+    name: str, sources: Opened, texts: str | None, own: Mapping[str, Any], rest: Mapping[str, Any]
+) -> xr.Dataset:
     """One comparison of models or traces by label.
 
     Raises:
         InputError: it cannot be made of these.
     """
-    if name in ("expert_activation", "router_saturation"):
-        return getattr(dynamic, name)(sources, texts, **own, **rest)
-    if name == "patch_divergence":
-        return dynamic.patch_divergence_over_steps(sources, texts, dynamic.PatchDivergence(**own), **rest)
-    if len(sources) != 2:
-        raise InputError(f"{name} compares two checkpoints, not {len(sources)}.")
-    before, after = ({label: source} for label, source in sources.items())
-    if name == "routing_drift":
-        return dynamic.routing_drift(before, after, texts, **own, **rest)
-    models = list(sources.values())
-    if any(isinstance(model, dynamic.Trace) for model in models):
-        raise InputError("weight_drift reads weights, which a trace does not hold.")
-    return static.weight_drift(*models, layers=rest["layers"], n_jobs=rest["n_jobs"], **own)
+    function = comparisons.names()[name]
+    takes_names = inspect.signature(function).parameters
+    positional = [each for each in takes_names if takes_names[each].kind is inspect.Parameter.POSITIONAL_OR_KEYWORD]
+    of_run_too = any(each.kind is inspect.Parameter.VAR_KEYWORD for each in takes_names.values())
+    asked = {key: value for key, value in rest.items() if of_run_too or key in takes_names}
+    if "before" in takes_names:
+        if len(sources) != 2:
+            raise NotComparable(f"{name} compares two checkpoints; there are {len(sources)}.")
+        sides = [{label: source} for label, source in sources.items()]
+        given = sides if of_run_too else list(sources.values())
+    else:
+        given = [sources]
+    if "texts" in positional:
+        given = [*given, texts]
+    return function(*given, **own, **asked)

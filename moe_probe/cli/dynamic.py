@@ -2,63 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from moe_probe import dynamic
-from moe_probe.cli.common import (
-    Baseline,
-    BatchTokens,
-    CheckpointDir,
-    CkptOrTrace,
-    Column,
-    Device,
-    Dtype,
-    Execution,
-    Labels,
-    Layers,
-    MaxLength,
-    NJobs,
-    Options,
-    Out,
-    Progress,
-    Revision,
-    Texts,
-    Tokenizer,
-    app,
-    make_analyses,
-    open_model,
-    parse_layers,
-    parse_options,
-    write,
-)
-from moe_probe.errors import InputError
-
-# what `dynamic` computes when nothing is asked for, of a trace and of a model: that for which both have what it takes
-TRACE_ANALYSES = (
-    "expert_load",
-    "router_scores",
-    "coactivation",
-    "token_specialization",
-    "expert_capacity",
-    "subtoken_divergence",
-    "ffn_experts_per_token",
-    "complexity",
-    "task_load",
-)
-CORPUS_ANALYSES = ("output_similarity", "norm_score_ranks", *TRACE_ANALYSES)
-WITH_BASELINE = ("output_similarity", "intermediate_states")
+from moe_probe.cli.common import CkptOrTrace, Options, Out, Texts, app, write
+from moe_probe.cli.options import MODEL_OPTIONS, check_names, of_run, open_model, parse_options, takes
+from moe_probe.dynamic.asking import make_analyses
+from moe_probe.dynamic.driver import applicable, results
+from moe_probe.dynamic.sources import open_source
+from moe_probe.options import DEFAULTS, completed
+from moe_probe.routing import Source
 
 
 @app.command(
     "dynamic",
-    epilog=f"Analyses: {', '.join(name + '*' * (name in CORPUS_ANALYSES) for name in dynamic.analyses())}\n\n"
+    epilog=f"Analyses: {', '.join(name + '*' * each.unasked for name, each in dynamic.names().items())}\n\n"
     "Examples: `moe-probe dynamic ckpt/Mixtral-8x7B-v0.1 --texts wiki.txt -o out`, then without the model "
     "`moe-probe dynamic out/trace --analysis expert_load -o out`",
 )
+@takes(*DEFAULTS, *MODEL_OPTIONS)
 def dynamic_command(
     source: CkptOrTrace,
     out: Out,
@@ -67,66 +34,34 @@ def dynamic_command(
         list[str] | None,
         typer.Option(metavar="NAME", help="An analysis, of those below; may be repeated. Default: those with a star."),
     ] = None,
-    metric: Annotated[str, typer.Option(metavar="NAME", help="Of output_similarity: cosine or angular.")] = "cosine",
-    per_token: Annotated[bool, typer.Option("--per-token", help="output_similarity token by token.")] = False,
-    baseline: Baseline = None,
-    shared: Annotated[bool, typer.Option("--shared", help="output_similarity with the shared block.")] = False,
     option: Options = None,
-    layers: Layers = None,
-    labels: Labels = None,
-    column: Column = None,
-    max_length: MaxLength = None,
-    batch_tokens: BatchTokens = 4096,
-    execution: Execution = "auto",
-    checkpoint_dir: CheckpointDir = None,
-    n_jobs: NJobs = 1,
-    progress: Progress = True,
-    revision: Revision = None,
-    tokenizer: Tokenizer = None,
-    device: Device = None,
-    dtype: Dtype = None,
+    **options: Any,
 ) -> None:
     """Run the model over texts, once for all analyses: netCDF results and PDF figures in DIR."""
-    options = parse_options(option)
-    of_outputs = {"metric": metric, "per_token": per_token, "shared": shared}
-    options["output_similarity"] = of_outputs | options.get("output_similarity", {})
-    options.setdefault("routing_trace", {}).setdefault("path", out / "trace")
-    for name in WITH_BASELINE:
-        options.setdefault(name, {})["baseline"] = baseline is not None
-    if dynamic.is_trace(source):
-        trace = dynamic.read_trace(source)
-        chosen = make_analyses(analysis, options) or fitting(
-            TRACE_ANALYSES, options, trace, trace.corpus, trace.moe_layers
-        )
-        write(dynamic.from_trace(trace, chosen).values(), out, n_jobs)
-        return
-    if texts is None:
-        raise InputError(f"{source} is no routing trace, so it needs texts to run on: --texts FILE.")
-    model = open_model(source, revision, tokenizer, device, dtype)
-    of_layers = model.select_layers(parse_layers(layers))
-    corpus = dynamic.make_corpus(model, texts, labels=labels, column=column, max_length=max_length)
-    results = dynamic.run(
-        model,
-        corpus,
-        make_analyses(analysis, options) or fitting(CORPUS_ANALYSES, options, model, corpus, of_layers),
-        baseline=baseline and open_model(baseline, device=device, dtype=dtype),
-        layers=of_layers,
-        batch_tokens=batch_tokens,
-        execution=execution,
-        checkpoint_dir=checkpoint_dir,
-        n_jobs=n_jobs,
-        progress=progress,
-    )
-    write(results.values(), out, n_jobs)
+    asked = completed(of_run(options))
+    given = parse_options(option)
+    check_names(given, dynamic.names(), "analysis")
+    opened = dynamic.read_trace(source) if dynamic.is_trace(source) else open_model(source, options)
+    seen = open_source(opened, texts, asked)
+    analyses = chosen(seen, analysis, with_defaults(given, asked, out))
+    write(results(seen, analyses, asked).values(), out, asked["n_jobs"])
 
 
-def fitting(
-    names: Sequence[str], options: Mapping[str, dict], model: Any, corpus: Any, layers: Sequence[int]
-) -> list[dynamic.Analysis]:
-    """Those of the analyses that the model and its corpus have what it takes for."""
-    found = []
-    for analysis in make_analyses(names, options):
-        with suppress(InputError):
-            analysis.prepare(model, corpus, list(layers))
-            found.append(analysis)
+def chosen(source: Source, names: list[str] | None, options: Mapping[str, Mapping[str, Any]]) -> list[dynamic.Analysis]:
+    """The analyses that are asked for; else those that run unasked, as far as the source has what it takes."""
+    if names:
+        return make_analyses(names, options)
+    unasked = [name for name, each in dynamic.names().items() if each.unasked or name in options.get("asked", ())]
+    return applicable(source, make_analyses(unasked, options))
+
+
+def with_defaults(
+    given: Mapping[str, Mapping[str, Any]], options: Mapping[str, Any], out: Path
+) -> dict[str, dict[str, Any]]:
+    """Arguments of every analysis: a baseline takes part where one is given, files go below `out`."""
+    found = {}
+    for name, analysis in dynamic.names().items():
+        takes_fields = {field.name for field in fields(analysis)}
+        defaults: dict[str, Any] = {"baseline": options["baseline"] is not None, "path": str(out / "trace")}
+        found[name] = {k: v for k, v in defaults.items() if k in takes_fields} | dict(given.get(name, {}))
     return found

@@ -2,51 +2,35 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from moe_probe import dynamic
-from moe_probe.cli.common import (
-    Ckpt,
-    Device,
-    Dtype,
-    Layers,
-    Options,
-    Out,
-    Revision,
-    Tokenizer,
-    app,
-    make_analyses,
-    open_model,
-    parse_layers,
-    parse_options,
-    write,
-)
+from moe_probe.cli.common import Ckpt, Options, Out, app, write
+from moe_probe.cli.dynamic import with_defaults
+from moe_probe.cli.options import MODEL_OPTIONS, check_names, of_run, open_model, parse_options, takes
+from moe_probe.dynamic.asking import make_analyses
+from moe_probe.dynamic.sources import WRITING_OPTIONS
 
 
 @app.command(
     epilog="Example: `moe-probe generate ckpt/Mixtral-8x7B-v0.1 --texts prompts.txt --analysis gate_choices -o out`",
 )
+@takes(*WRITING_OPTIONS, *MODEL_OPTIONS)
 def generate(
     ckpt: Ckpt,
     out: Out,
     texts: Annotated[str, typer.Option(metavar="FILE", help="What is to be continued, as for dynamic.")],
     analysis: Annotated[list[str], typer.Option(metavar="NAME", help="An analysis, as for dynamic; may be repeated.")],
     option: Options = None,
-    max_new_tokens: Annotated[int, typer.Option(metavar="N", help="Tokens to write per text.")] = 32,
-    layers: Layers = None,
-    revision: Revision = None,
-    tokenizer: Tokenizer = None,
-    device: Device = None,
-    dtype: Dtype = None,
+    max_new_tokens: Annotated[int | None, typer.Option(metavar="N", help="Tokens to write per text.")] = None,
+    **options: Any,
 ) -> None:
-    """Look on while the model writes, greedily; results tell prompt and generated tokens apart."""
-    results = dynamic.generate(
-        open_model(ckpt, revision, tokenizer, device, dtype),
-        texts,
-        make_analyses(analysis, parse_options(option)),
-        max_new_tokens=max_new_tokens,
-        layers=parse_layers(layers),
-    )
-    write(results.values(), out)
+    """Analyze routing during greedy generation, with prompt and generated tokens labeled."""
+    given = parse_options(option)
+    check_names(given, dynamic.names(), "analysis")
+    analyses = make_analyses(analysis, with_defaults(given, {"baseline": None}, out))
+    asked = of_run(options, WRITING_OPTIONS)
+    found = dynamic.generate(open_model(ckpt, options), texts, analyses, max_new_tokens=max_new_tokens, **asked)
+    write(found.values(), out)

@@ -1,60 +1,75 @@
-"""Recorded choices of several checkpoints on the same tokens."""
+"""Several sources on the same texts: opened under their labels, observed, and what is said of all."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
+import xarray as xr
 
+from moe_probe.dynamic.analysis import Analysis
 from moe_probe.dynamic.driver import observe
-from moe_probe.dynamic.per_token import PerToken, by_token
-from moe_probe.errors import InputError
-from moe_probe.model import Source, load
-from moe_probe.routing import LayerBatch
-from moe_probe.texts.corpus import Corpus, Texts, make_corpus
-from moe_probe.traces.reading import Trace, is_trace, observe_trace, read_trace
+from moe_probe.dynamic.sources import open_source, opened_source
+from moe_probe.errors import NotComparable, NotFitting
+from moe_probe.model import MoEModel, Openable
+from moe_probe.options import completed
+from moe_probe.results import provenance
+from moe_probe.routing import LayerBatch, Need, Source
+from moe_probe.statistics.bootstrap import interval, per_document
+from moe_probe.statistics.states import TokenTable
+from moe_probe.texts.corpus import Texts
+from moe_probe.texts.reading import read_once
+from moe_probe.traces.reading import Trace
+
+Sources = Mapping[str, Openable | Trace] | Sequence[Openable | Trace]
+Opened = dict[str, MoEModel | Trace]
 
 
-class Choices(PerToken):
+@dataclass
+class Choices(Analysis):
     """The chosen experts of every token (tokens, subtokens, k), int16, and by how much they were chosen.
 
-    `first` (tokens, subtokens) is the one with the largest score; `margin` (tokens, subtokens), float32: the smallest
-    score of a chosen expert minus the largest of the others.
+    `first` (tokens, subtokens) is the one with the largest selection score; `margin` (tokens, subtokens), float32: the
+    smallest selection score of a chosen expert minus the largest of the others; nan where all are chosen.
     """
 
     name = "choices"
+    title = "Choices"
+    needs = frozenset({Need.CHOICES, Need.SCORES})
 
-    def measure(self, batch: LayerBatch) -> dict[str, np.ndarray]:
+    index = TokenTable("rank", subtokens=True, dtype=np.int16)
+    first = TokenTable(subtokens=True, dtype=np.int16)
+    margin = TokenTable(subtokens=True, dtype=np.float32)
+
+    def update(self, batch: LayerBatch) -> None:
         chosen = batch.selected.bool()
-        inner = batch.scores.masked_fill(~chosen, np.inf).amin(1)
-        outer = batch.scores.masked_fill(chosen, -np.inf).amax(1)
-        return {
-            "index": by_token(batch.top_k_index.cpu(), batch).astype(np.int16),
-            "first": by_token(batch.first_choice.cpu(), batch).astype(np.int16),
-            "margin": by_token((inner - outer).float().cpu(), batch),
-        }
+        inner = batch.selection.masked_fill(~chosen, np.inf).amin(1)
+        outer = batch.selection.masked_fill(chosen, -np.inf).amax(1)
+        self.index.add(batch, batch.top_k_index)
+        self.first.add(batch, batch.first_choice)
+        self.margin.add(batch, (inner - outer).where(outer.isfinite(), np.nan))
+
+    def variables(self, source: Source) -> Mapping[str, xr.DataArray]:
+        return {"index": self.index.array, "first": self.first.array, "margin": self.margin.array}
 
 
 @dataclass(frozen=True)
 class Routing:
-    """What one checkpoint, or a trace of it, did with the tokens of a corpus.
+    """What one source did with the tokens of a corpus.
 
     Attributes:
         label: of the checkpoint.
-        model: the model, or the trace.
-        corpus: the documents.
+        source: the model on its corpus, or the trace.
         layers: MoE layers.
         index: chosen experts, (layers, tokens, subtokens, k), int16.
-        first: the one with the largest score, (layers, tokens, subtokens), int16.
+        first: the one with the largest selection score, (layers, tokens, subtokens), int16.
         margin: (layers, tokens, subtokens), float32.
     """
 
     label: str
-    model: Any
-    corpus: Corpus
+    source: Source
     layers: tuple[int, ...]
     index: np.ndarray
     first: np.ndarray
@@ -62,80 +77,129 @@ class Routing:
 
     @property
     def num_experts(self) -> int:
-        return self.model.layer(self.layers[0]).num_experts
+        """Of its first layer."""
+        return self.source.first_layer.num_experts
 
 
-Sources = Mapping[str, Source | Trace] | Sequence[Source | Trace]
-
-
-def labelled(sources: Sources) -> dict[str, Any]:
+def open_sources(sources: Sources, least: int = 2, most: int | None = None) -> Opened:
     """Each checkpoint, model or trace under its label; without labels, under its name.
 
+    Args:
+        sources: by label, or one after the other.
+        least: how many a comparison takes.
+        most: how many it takes at most; None for any number.
+
     Raises:
-        InputError: there are fewer than two, or two of one name.
+        NotComparable: there are fewer or more, or two of one name.
     """
     if isinstance(sources, Mapping):
-        found = {str(label): opened(source) for label, source in sources.items()}
+        opened = {str(label): opened_source(source) for label, source in sources.items()}
     else:
-        models = [opened(source) for source in sources]
-        found = {model.name: model for model in models}
-        if len(found) < len(models):
-            raise InputError("Two checkpoints have one name; give labels for them: {label: checkpoint}.")
-    if len(found) < 2:
-        raise InputError(f"A comparison takes at least two checkpoints, not {len(found)}.")
+        several = [opened_source(source) for source in sources]
+        opened = {source.name: source for source in several}
+        if len(opened) < len(several):
+            raise NotComparable("Two checkpoints have one name; pass labels for them: {label: checkpoint}.")
+    if len(opened) < least or (most is not None and len(opened) > most):
+        takes = f"at least {least}" if most is None else f"exactly {least}" if most == least else f"{least} to {most}"
+        raise NotComparable(f"The comparison takes {takes} checkpoints; there are {len(opened)}.")
+    return opened
+
+
+def observe_each(
+    sources: Opened, texts: Texts | None, analyses: Sequence[Analysis], options: Mapping[str, Any]
+) -> dict[str, tuple[Source, list[Analysis]]]:
+    """Each source with the analyses that have seen it; texts that can be read once are read once for all."""
+    asked, read = completed(options), None if texts is None else read_once(texts)
+    found = {}
+    for label, each in sources.items():
+        source = open_source(each, None if isinstance(each, Trace) else read, asked)
+        found[label] = source, observe(source, analyses, asked)
     return found
 
 
-def opened(source: Source | Trace) -> Any:
-    """A model, or a trace where it is one."""
-    if isinstance(source, Trace):
-        return source
-    return read_trace(source) if isinstance(source, str | Path) and is_trace(source) else load(source)
-
-
-def look(model: Any, texts: Texts | None, analyses: Sequence[Any], **options: Any) -> tuple[Corpus, list[Any]]:
-    """The analyses when they have seen a model run over texts, or a trace.
-
-    Raises:
-        InputError: a model comes without texts.
-    """
-    if isinstance(model, Trace):
-        return model.corpus, observe_trace(model, analyses)
-    if texts is None:
-        raise InputError(f"{model.name} is a model, not a routing trace, so it needs texts to run on.")
-    names = ("labels", "column", "max_length")
-    corpus = make_corpus(model, texts, **{name: options[name] for name in names if name in options})
-    rest = {name: value for name, value in options.items() if name not in names}
-    return corpus, observe(model, corpus, analyses, **rest)
-
-
-def record_choices(sources: Sources, texts: Texts | None, **options: Any) -> list[Routing]:
+def record_choices(sources: Sources, texts: Texts | None, options: Mapping[str, Any], **count: int) -> list[Routing]:
     """The routing of every checkpoint; all on the same tokens, in layers that are alike.
 
     Raises:
-        InputError: the checkpoints' tokenizers differ, or their layers.
+        NotComparable: the checkpoints' tokenizers differ, their layers, or what their experts' numbers stand for.
     """
-    routings = []
-    for label, model in labelled(sources).items():
-        corpus, (choices,) = look(model, texts, [Choices()], **options)
-        layers, values = choices.values(corpus)
-        routings.append(Routing(label, model, corpus, tuple(layers), **values))
+    routings: list[Routing] = []
+    for label, (source, seen) in observe_each(open_sources(sources, **count), texts, [Choices()], options).items():
+        (choices,) = seen
+        values = {name: array.values for name, array in choices.variables(source).items()}
+        routings.append(Routing(label, source, tuple(choices.state_of("index").layers), **values))
         require_common_tokens(routings[0], routings[-1])
-        if routings[0].layers != routings[-1].layers or routings[0].num_experts != routings[-1].num_experts:
-            raise InputError(f"{routings[0].label} and {label} differ in their MoE layers or in their experts.")
+        require_common_experts(routings[0], routings[-1])
     return routings
 
 
 def require_common_tokens(one: Routing, other: Routing) -> None:
-    """Raises: InputError: the two saw other tokens."""
-    both = [[(d.number, d.ids) for d in routing.corpus.documents] for routing in (one, other)]
-    if both[0] != both[1]:
-        raise InputError(
+    """Raises: NotComparable: the two saw other tokens."""
+    seen = [[(d.number, d.ids) for d in routing.source.corpus.documents] for routing in (one, other)]
+    if seen[0] != seen[1]:
+        raise NotComparable(
             f"{one.label} and {other.label} did not see the same tokens: their tokenizers (or traces) differ, so their "
             "choices cannot be compared token by token."
+        )
+
+
+def require_common_experts(one: Routing, other: Routing) -> None:
+    """Raises: NotComparable: an expert's number does not stand for the same in both."""
+    alike = one.layers == other.layers and one.index.shape[2:] == other.index.shape[2:]
+    kinds = [[routing.source.layers[at].expert_kinds for at in routing.layers] for routing in (one, other)]
+    if not alike or kinds[0] != kinds[1]:
+        raise NotComparable(f"{one.label} and {other.label} differ in their MoE layers or in their experts.")
+    if one.source.family != other.source.family:
+        raise NotComparable(
+            f"{one.label} is a {one.source.family} model and {other.label} a {other.source.family} model: expert 3 of "
+            "one has nothing to do with expert 3 of the other; compare checkpoints of one model, or use "
+            "expert_activation."
         )
 
 
 def overlap(one: np.ndarray, other: np.ndarray) -> np.ndarray:
     """Share of each row's k choices (..., k) that the other one makes too, (...,)."""
     return (one[..., :, None] == other[..., None, :]).any(-1).mean(-1)
+
+
+def means(
+    name: str, dims: tuple[str, ...], values: np.ndarray, routing: Routing, bootstrap: int
+) -> dict[str, tuple[tuple[str, ...], np.ndarray]]:
+    """Means over tokens of values (..., tokens), and their interval."""
+    found = {name: (dims, values.mean(-1))}
+    if bootstrap:
+        document = routing.source.corpus.tokens().document
+        sums = {
+            "total": per_document(np.moveaxis(values, -1, 0), document),
+            "count": per_document(np.ones(len(document)), document),
+        }
+
+        def mean(total: Mapping[str, np.ndarray]) -> np.ndarray:
+            return total["total"] / total["count"].reshape(-1, *[1] * (values.ndim - 1))
+
+        for end, value in zip(("low", "high"), interval(mean, sums, bootstrap), strict=True):
+            found[f"{name}_{end}"] = (dims, value)
+    return found
+
+
+def compared_attrs(
+    analysis: str, sources: Mapping[str, Source | MoEModel | Trace], **parameters: Any
+) -> dict[str, Any]:
+    """Provenance of a comparison: the last source's, with the fingerprints of all."""
+    last = list(sources.values())[-1]
+    fingerprints = {label: source.fingerprint for label, source in sources.items()}
+    return provenance(analysis, last, checkpoints=fingerprints, **parameters)
+
+
+def routing_attrs(analysis: str, routings: Sequence[Routing], **parameters: Any) -> dict[str, Any]:
+    """`compared_attrs`, with the sizes of the corpus."""
+    corpus = routings[0].source.corpus
+    sizes = {"documents": len(corpus.documents), "tokens": corpus.num_tokens}
+    return {**compared_attrs(analysis, {r.label: r.source for r in routings}, **parameters), **sizes}
+
+
+def require_texts(texts: Texts | None, name: str) -> Texts:
+    """Raises: NotFitting: there are none."""
+    if texts is None:
+        raise NotFitting(f"{name} runs the model, so it needs texts to run on.")
+    return texts

@@ -1,236 +1,227 @@
-"""What every dynamic analysis is: update, merge, result."""
+"""What every dynamic analysis is: parameters as fields, what it keeps as declared states, update, variables."""
 
 from __future__ import annotations
 
 import copy
+import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Self
 
 import numpy as np
-import torch
 import xarray as xr
 
-from moe_probe.errors import InputError
-from moe_probe.results import provenance, with_attrs
-from moe_probe.routing import TOKEN_FIELDS, LayerBatch
+from moe_probe.results import dataset, provenance
+from moe_probe.routing import LayerBatch, LogitBatch, Need, Source
+from moe_probe.statistics.states import Kept, Names, Rows, State, TokenTable
 from moe_probe.texts.corpus import Corpus, Tokens
 
+ENDS = {"_low": "lower end of the 95 % interval", "_high": "upper end of the 95 % interval", "_chance": "chance level"}
+Legend = Mapping[str, tuple[str, str]]
 
+
+@dataclass
 class Analysis(ABC):
     """A statistic that grows with batches of tokens and merges with another one of its kind.
 
-    An analysis that needs routing, or the chosen experts' outputs, is given whole documents at a time; the others are
-    given as many tokens as memory allows.
+    A subclass is a dataclass whose fields are its parameters. It declares what it keeps as class attributes
+    (`moe_probe.statistics.states`), adds to them in `update`, and turns them into variables in `variables`; merging,
+    saving, resuming and provenance follow. Analyses that need no outputs of all experts are given whole documents at a
+    time; the others are given as many tokens as memory allows.
 
     Attributes:
-        name: the analysis in results and on the command line.
-        needs: what the pass must compute besides routing.
-        changes: fields of the model's configuration; where there are some, a second pass with the model so changed is
-            given to a fresh analysis, `changed`.
+        name: the analysis in results and on the command line: the name of its file.
+        title: what its pages are headed with.
+        needs: what the source must hold, whatever the parameters.
+        unasked: whether the command line runs it when nothing is asked for.
+        legend: long name and unit of each variable.
+
+    Examples:
+        >>> from dataclasses import dataclass
+        >>> import torch
+        >>> from moe_probe import dynamic
+        >>> from moe_probe.routing import Need
+        >>> from moe_probe.statistics.states import Total
+        >>> @dataclass
+        ... class RouterEntropy(dynamic.Analysis):
+        ...     name = "router_entropy"
+        ...     needs = frozenset({Need.SCORES})
+        ...     entropy, rows = Total(), Total()
+        ...     def update(self, batch):
+        ...         self.entropy.add(batch, torch.special.entr(batch.scores).sum())
+        ...         self.rows.add(batch, len(batch.scores))
+        ...     def variables(self, source):
+        ...         return {"entropy": self.entropy.array / self.rows.array}
+        >>> dynamic.run("ckpt/tiny-mixtral", ["A text."], RouterEntropy())["router_entropy"].entropy.dims
+        ('layer',)
     """
 
     name: ClassVar[str]
-    needs: frozenset[str] = frozenset()
-    changes: ClassVar[Mapping[str, Any]] = {}
-    changed: Self
+    title: ClassVar[str] = ""
+    needs: ClassVar[frozenset[Need]] = frozenset({Need.CHOICES})
+    unasked: ClassVar[bool] = True
+    legend: ClassVar[Legend] = {}
+    kept: ClassVar[dict[str, dict]]  # of an instance: by state, layer and key
 
-    def prepare(self, model: Any, corpus: Corpus, layers: list[int]) -> None:  # noqa: B027 - most need none
+    score_kinds = Names()
+
+    def __new__(cls, *arguments: object, **options: object) -> Self:
+        instance = super().__new__(cls)
+        vars(instance)["kept"] = {}
+        return instance
+
+    @classmethod
+    def example(cls) -> Self:
+        """One with small parameters, for tests and documentation."""
+        return cls()
+
+    def needed(self) -> frozenset[Need]:
+        """What the source must hold, with these parameters."""
+        return self.needs
+
+    def check(self, source: Source) -> None:  # noqa: B027 - most need none
         """Refuse, before any work, what cannot be done.
 
         Raises:
-            InputError: the model or the corpus does not fit.
+            InputError: the source or its corpus does not fit.
         """
+
+    def see(self, batch: LayerBatch) -> None:
+        """Take in some tokens' behaviour in one layer, and how their scores came about."""
+        if Need.SCORES in self.needed():
+            self.score_kinds.add(batch, batch.score_kind)
+        self.update(batch)
 
     @abstractmethod
     def update(self, batch: LayerBatch) -> None:
         """Take in some tokens' behaviour in one layer."""
 
-    def update_logits(self, tokens: Tokens, logits: torch.Tensor) -> None:
-        """Take in the model's output (tokens, vocabulary), where LOGITS is needed."""
+    def update_logits(self, batch: LogitBatch) -> None:
+        """Take in the model's output, where `Need.LOGITS` is needed."""
         raise NotImplementedError(f"{self.name} needs the model's output, but takes none.")
 
     @abstractmethod
-    def merge(self, other: Self) -> None:
-        """Take in what another one saw, of other tokens or other layers."""
+    def variables(self, source: Source) -> Mapping[str, xr.DataArray]:
+        """What it found: variables by name, (layer, ...)."""
 
-    @abstractmethod
-    def state(self) -> dict[str, np.ndarray]:
-        """What it has seen, as arrays without objects."""
+    def coords(self, source: Source) -> Mapping[str, Any]:
+        """Coordinates beside those of the variables; tokens have theirs already."""
+        return {}
 
-    @abstractmethod
-    def restore(self, state: dict[str, np.ndarray]) -> None:
-        """Take back what `state` gave."""
+    def notes(self, source: Source) -> Mapping[str, Any]:
+        """Attributes of the result beside its provenance."""
+        return {}
 
-    @abstractmethod
-    def result(self, model: Any, corpus: Corpus) -> xr.Dataset:
-        """The Dataset."""
+    def settle(self) -> None:  # noqa: B027 - most have nothing that waits
+        """Put into the states what waits outside of them; called before they are merged, saved or sent."""
+
+    def result(self, source: Source) -> xr.Dataset:
+        """The Dataset, with provenance."""
+        self.settle()
+        found = {
+            name: array.assign_attrs(described(self.legend, name)) for name, array in self.variables(source).items()
+        }
+        coords = dict(self.coords(source))
+        if any("token" in array.dims for array in found.values()):
+            coords |= token_coords(self.tokens(source), source.corpus)
+        return dataset(found, self.attrs(source)).assign_coords(coords)
+
+    def tokens(self, source: Source) -> Tokens:
+        """The tokens that the result tells of, by document and position."""
+        tables = (self.state_of(name) for name in self.declared() if isinstance(getattr(type(self), name), TokenTable))
+        filled: Kept[Rows] | None = next((table for table in tables if table), None)
+        return source.corpus.tokens() if filled is None else TokenTable.tokens(filled)
+
+    @classmethod
+    def declared(cls) -> list[str]:
+        """Names of its states."""
+        return [name for base in reversed(cls.__mro__) for name, each in vars(base).items() if isinstance(each, State)]
+
+    def state_of(self, name: str) -> Kept:
+        """What it keeps under a state."""
+        return getattr(self, name)
 
     def fresh(self) -> Self:
         """A new one with the same parameters, which has seen nothing."""
-        return copy.deepcopy(self)
+        other = copy.copy(self)
+        vars(other)["kept"] = {}
+        return other
 
-    def parameters(self) -> dict[str, Any]:
-        """What it was asked for, for the result's `attrs`."""
+    def merge(self, other: Self) -> None:
+        """Take in what another one saw, of other tokens or other layers."""
+        other.settle()
+        for name in self.declared():
+            self.state_of(name).merge(other.state_of(name))
+
+    def state(self) -> dict[str, np.ndarray]:
+        """What it has seen, as arrays without objects, by `state/layer/key/name`."""
+        self.settle()
         return {
-            key: value
-            for key, value in vars(self).items()
-            if not key.startswith("_") and key not in ("needs", "changed")
+            f"{name}/{path}": array for name in self.declared() for path, array in self.state_of(name).arrays().items()
         }
 
-    def attrs(self, model: Any, corpus: Corpus) -> dict[str, Any]:
-        """Provenance, and which texts."""
+    def restore(self, state: Mapping[str, np.ndarray]) -> None:
+        """Take back what `state` gave.
+
+        Raises:
+            Damaged: the arrays are not those of its states.
+        """
+        for name in self.declared():
+            prefix = f"{name}/"
+            own = {path.removeprefix(prefix): array for path, array in state.items() if path.startswith(prefix)}
+            self.state_of(name).restore(own)
+
+    def parameters(self) -> dict[str, Any]:
+        """What it was asked for, for the result's `attrs`; arrays by their digest."""
+        return {each.name: recorded(getattr(self, each.name)) for each in fields(self) if each.init}
+
+    def attrs(self, source: Source) -> dict[str, Any]:
+        """Provenance, which texts, and by which function the router's logits became scores."""
+        corpus = source.corpus
         texts = {"documents": len(corpus.documents), "tokens": corpus.num_tokens, "texts": corpus.fingerprint}
-        return {**provenance(self.name, model, **self.parameters()), **texts}
-
-
-class Sums(Analysis):
-    """An analysis whose state is a few sums per layer.
-
-    `measure` gives a batch's sums, `dataset` turns the totals into variables. Names that begin with `least_` or
-    `most_` stand for extremes instead of sums.
-    """
-
-    def __init__(self) -> None:
-        self._sums: dict[int, dict[str, np.ndarray]] = {}
-
-    @abstractmethod
-    def measure(self, batch: LayerBatch) -> dict[str, torch.Tensor]:
-        """Sums over the rows of a batch; the same names and shapes for every batch of a layer."""
-
-    @abstractmethod
-    def dataset(self, layers: list[int], sums: dict[str, np.ndarray]) -> tuple[dict, dict]:
-        """Variables and coordinates, from sums with a first axis for the layers."""
-
-    def update(self, batch: LayerBatch) -> None:
-        self._add(batch.layer.index, {k: np.asarray(v.cpu()) for k, v in self.measure(batch).items()})
-
-    def merge(self, other: Self) -> None:
-        for layer, sums in other._sums.items():
-            self._add(layer, sums)
-
-    def state(self) -> dict[str, np.ndarray]:
-        return {f"{layer}/{name}": value for layer, sums in self._sums.items() for name, value in sums.items()}
-
-    def restore(self, state: dict[str, np.ndarray]) -> None:
-        self._sums = {}
-        for key, value in state.items():
-            layer, name = key.split("/", 1)
-            self._sums.setdefault(int(layer), {})[name] = value
-
-    def _add(self, layer: int, sums: dict[str, np.ndarray]) -> None:
-        known = self._sums.setdefault(layer, {})
-        for name, value in sums.items():
-            known[name] = _combine(name)(known[name], value) if name in known else value
-
-    def result(self, model: Any, corpus: Corpus) -> xr.Dataset:
-        layers = sorted(self._sums)
-        _require_alike({layer: {k: v.shape for k, v in self._sums[layer].items()} for layer in layers})
-        sums = {name: np.stack([self._sums[layer][name] for layer in layers]) for name in self._sums[layers[0]]}
-        variables, coords = self.dataset(layers, sums)
-        return with_attrs(variables, {"layer": layers, **coords}, self.attrs(model, corpus))
-
-
-def _combine(name: str) -> np.ufunc:
-    return {"least": np.minimum, "most": np.maximum}.get(name.split("_")[0], np.add)
-
-
-def _require_alike(shapes: dict[int, dict[str, tuple[int, ...]]]) -> None:
-    """Raises: InputError: the layers' statistics cannot be stacked."""
-    first, *others = shapes
-    other = next((layer for layer in others if shapes[layer] != shapes[first]), None)
-    if other is not None:
-        raise InputError(f"Layers {first} and {other} are made differently; choose layers= that are alike.")
-
-
-class Rows(Analysis):
-    """An analysis that keeps something of every token: for short texts.
-
-    `measure` gives arrays with a row per token (or sub-token); the result has them as (layer, token, ...), in the
-    order of documents and positions whatever the batches were.
-    """
-
-    def __init__(self) -> None:
-        self._rows: dict[int, list[tuple[Tokens, dict[str, np.ndarray]]]] = {}
-        self._subtokens = 1
-
-    @abstractmethod
-    def measure(self, batch: LayerBatch) -> dict[str, torch.Tensor]:
-        """Values (rows, ...) of a batch, by variable."""
-
-    @abstractmethod
-    def dims(self, model: Any, layers: list[int]) -> tuple[dict[str, tuple[str, ...]], dict]:
-        """Each variable's dimensions after (layer, token[, subtoken]), and coordinates for them."""
-
-    def update(self, batch: LayerBatch) -> None:
-        values = {name: _array(value) for name, value in self.measure(batch).items()}
-        self._subtokens = batch.layer.subtokens
-        self._rows.setdefault(batch.layer.index, []).append((batch.tokens, values))
-
-    def state(self) -> dict[str, np.ndarray]:
-        state = {"subtokens": np.asarray(self._subtokens)}
-        for layer, parts in self._rows.items():
-            tokens = _concatenate([tokens for tokens, _ in parts])
-            state |= {f"{layer}/tokens/{name}": getattr(tokens, name) for name in TOKEN_FIELDS}
-            state[f"{layer}/tokens/label"] = tokens.label.astype(str)
-            for name in parts[0][1]:
-                state[f"{layer}/values/{name}"] = np.concatenate([values[name] for _, values in parts])
-        return state
-
-    def restore(self, state: dict[str, np.ndarray]) -> None:
-        self._rows, self._subtokens = {}, int(state["subtokens"])
-        for layer in {int(key.split("/")[0]) for key in state if "/" in key}:
-            tokens = Tokens(*(state[f"{layer}/tokens/{name}"] for name in TOKEN_FIELDS))
-            prefix = f"{layer}/values/"
-            values = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
-            self._rows[layer] = [(tokens, values)]
-
-    def merge(self, other: Self) -> None:
-        for layer, rows in other._rows.items():
-            self._rows.setdefault(layer, []).extend(rows)
-        self._subtokens = max(self._subtokens, other._subtokens)
-
-    def result(self, model: Any, corpus: Corpus) -> xr.Dataset:
-        layers = sorted(self._rows)
-        extra, coords = self.dims(model, layers)
-        stacked: dict[str, list[np.ndarray]] = {}
-        for layer in layers:
-            parts = self._rows[layer]
-            tokens = _concatenate([tokens for tokens, _ in parts])
-            order = np.lexsort((tokens.position, tokens.document))
-            for name in parts[0][1]:
-                values = np.concatenate([values[name] for _, values in parts])
-                if len(values) != len(tokens):
-                    values = values.reshape(len(tokens), self._subtokens, *values.shape[1:])
-                stacked.setdefault(name, []).append(values[order])
-        tokens = tokens[order]
-        middle = ("layer", "token", "subtoken")
-        _require_alike({at: {k: v[i].shape for k, v in stacked.items()} for i, at in enumerate(layers)})
-        variables = {}
-        for name, values in stacked.items():
-            array = np.stack(values)
-            variables[name] = ((*middle[: array.ndim - len(extra[name])], *extra[name]), array)
-        return with_attrs(
-            variables, {"layer": layers, **token_coords(tokens, corpus), **coords}, self.attrs(model, corpus)
+        kinds = {layer: " and ".join(sorted(self.score_kinds[layer])) for layer in self.score_kinds.layers}
+        scores = "; ".join(
+            f"{kind} in layers {', '.join(str(layer) for layer in kinds if kinds[layer] == kind)}"
+            if len(set(kinds.values())) > 1
+            else kind
+            for kind in dict.fromkeys(kinds.values())
         )
+        told = {"score_function": scores} if scores else {}
+        return {**provenance(self.name, source, **self.parameters()), **texts, **told, **self.notes(source)}
 
 
-def _array(value: torch.Tensor) -> np.ndarray:
-    return np.asarray((value.float() if value.is_floating_point() else value).cpu())
+def recorded(value: Any) -> Any:
+    """A parameter as results record it."""
+    if isinstance(value, np.ndarray):
+        return f"array {value.shape} {hashlib.sha256(np.ascontiguousarray(value).tobytes()).hexdigest()[:16]}"
+    if isinstance(value, Mapping):
+        return {str(key): recorded(each) for key, each in value.items()}
+    if isinstance(value, Sequence | set | frozenset) and not isinstance(value, str):
+        return [recorded(each) for each in (sorted(value) if isinstance(value, set | frozenset) else value)]
+    return value
 
 
-def _concatenate(parts: list[Tokens]) -> Tokens:
-    return Tokens(*(np.concatenate([getattr(part, field) for part in parts]) for field in TOKEN_FIELDS))
+def described(legend: Legend, name: str) -> dict[str, str]:
+    """`long_name` and `units` of a variable; its ends and chance level are told from the variable that they are of."""
+    if name in legend:
+        long_name, units = legend[name]
+        return {"long_name": long_name, "units": units}
+    for ending, what in ENDS.items():
+        if name.endswith(ending):
+            whole = described(legend, name.removesuffix(ending))
+            return {**whole, "long_name": f"{whole['long_name']}, {what}"}
+    return {"long_name": name.replace("_", " "), "units": "1"}
 
 
-def expert_labels(model: Any, layer: int) -> list[str]:
+def expert_labels(experts: int) -> list[str]:
     """Labels of a layer's routed experts, of all kinds."""
-    return [str(expert) for expert in range(model.layer(layer).num_experts)]
+    return [str(expert) for expert in range(experts)]
 
 
 def token_coords(tokens: Tokens, corpus: Corpus) -> dict[str, tuple[str, Any]]:
     """Coordinates along `token`: document, position, token_id, string, and label where documents have some."""
-    coords = {
+    coords: dict[str, tuple[str, Any]] = {
         "document": ("token", tokens.document),
         "position": ("token", tokens.position),
         "token_id": ("token", tokens.token_id),
@@ -239,3 +230,12 @@ def token_coords(tokens: Tokens, corpus: Corpus) -> dict[str, tuple[str, Any]]:
     if any(tokens.label):
         coords["label"] = ("token", [str(label) for label in tokens.label])
     return coords
+
+
+def labeled(variables: Mapping[str, tuple[Sequence[str], Any]], coords: Mapping[str, Any]) -> dict[str, xr.DataArray]:
+    """DataArrays of (dims, values), each with those of the coordinates that lie along its dimensions."""
+    along = {name: value[0] if isinstance(value, tuple) else name for name, value in coords.items()}
+    return {
+        name: xr.DataArray(values, {c: coords[c] for c, dim in along.items() if dim in dims}, tuple(dims))
+        for name, (dims, values) in variables.items()
+    }

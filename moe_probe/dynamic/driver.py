@@ -1,68 +1,58 @@
-"""`run`: texts and analyses in, Datasets out."""
+"""The one driver: a source's batches to analyses, and what they found as Datasets."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager, suppress
 from functools import partial
 from pathlib import Path
+from typing import Any, Unpack
 
+import numpy as np
+import torch
 import xarray as xr
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from moe_probe.dynamic.analysis import Analysis
-from moe_probe.dynamic.saved_states import Progressed
-from moe_probe.errors import InputError
-from moe_probe.forward.altered import altered
-from moe_probe.forward.running import Pass, choose_execution
-from moe_probe.model import MoEModel, Source, load
+from moe_probe.dynamic.asking import Asked, make_analyses
+from moe_probe.dynamic.saved_states import SavedStates
+from moe_probe.dynamic.sources import open_source, open_writing, writing_options
+from moe_probe.errors import InputError, NotFinite, NotFitting
+from moe_probe.model import Openable
+from moe_probe.options import ObserveOptions, RunOptions, completed
 from moe_probe.parallel import map_items
-from moe_probe.routing import BASELINE
-from moe_probe.texts.corpus import Corpus, Texts, make_corpus
+from moe_probe.routing import CHUNKED, PER_EXPERT, LayerBatch, LogitBatch, Need, Source
+from moe_probe.texts.corpus import Texts, Tokens
+from moe_probe.traces.reading import Trace
+
+CHUNK_BYTES = 1 << 27  # of all experts' outputs held at once
+MASKABLE = ("router_logits", "selection")  # where -inf says that an expert is masked
 
 
 def run(
-    model: Source,
-    texts: Texts,
-    analyses: Sequence[Analysis],
-    *,
-    baseline: Source | None = None,
-    labels: Sequence[str] | str | None = None,
-    column: str | None = None,
-    layers: Sequence[int] | int | None = None,
-    max_length: int | None = None,
-    batch_tokens: int = 4096,
-    execution: str = "auto",
-    checkpoint_dir: str | Path | None = None,
-    n_jobs: int = 1,
-    progress: bool = True,
+    source: Openable | Trace,
+    texts: Texts | None = None,
+    analyses: Asked = (),
+    **options: Unpack[RunOptions],
 ) -> dict[str, xr.Dataset]:
-    """One forward pass over a corpus for all analyses.
+    """One pass over a corpus, or over a recorded trace, for all analyses.
 
     Documents are never mixed in attention, padding never reaches an analysis, and the results do not depend on batch
     size, order of documents, execution or `n_jobs`.
 
     Args:
-        model: whatever `moe_probe.load` accepts.
-        texts: strings, lists of token ids, a text, JSONL, CSV or Parquet file, or a `datasets` dataset.
-        analyses: what to compute; only what they need is computed.
-        baseline: a dense model with the same token ids, for analyses that compare with one.
-        labels: a label per document (domain, task), or the column that holds it.
-        column: the column that holds the text.
-        layers: MoE layers; all by default. Layers after the last one are not run.
-        max_length: tokens per document at most; the model's maximum by default.
-        batch_tokens: places per batch, padding included.
-        execution: `resident` (the module in memory), `layerwise` (every layer read from the published files once, for
-            the whole corpus), or `auto`: resident where the model fits into free memory.
-        checkpoint_dir: where merged states are kept; a pass that was interrupted goes on from there. A layerwise pass
-            runs finished layers again without analysing them.
-        n_jobs: the corpus is split over so many processes (through joblib: `joblib.parallel_config(backend=...)`
-            spreads it over a Ray or Dask cluster).
-        progress: show progress.
+        source: whatever `moe_probe.load` accepts, or a routing trace (its folder, or opened).
+        texts: strings, lists of token ids, a file of texts, a `datasets` dataset, a table; None for a trace.
+        analyses: instances, classes or names, one or several; only what they need is computed.
+        options: see `moe_probe.options.RunOptions`: `layers`, `labels`, `column`, `split`, `max_length`,
+            `add_special_tokens`, `batch_tokens`, `baseline`, `execution`, `checkpoint_dir`, `n_jobs`, `progress`.
 
     Returns:
         A Dataset by the analysis's name.
 
     Raises:
-        InputError: the texts, layers or analyses do not fit the model.
+        InputError: the texts, layers, options or analyses do not fit the source.
         FamilyError: the model is dense, or its MoE layers cannot be watched.
         WeightError: weights are missing, or values are not finite.
 
@@ -72,106 +62,246 @@ def run(
         >>> list(results)
         ['gate_choices']
     """
-    model = load(model)
-    corpus = make_corpus(model, texts, labels=labels, column=column, max_length=max_length)
-    seen = observe(
-        model,
-        corpus,
-        analyses,
-        baseline=baseline,
-        layers=layers,
-        batch_tokens=batch_tokens,
-        execution=execution,
-        checkpoint_dir=checkpoint_dir,
-        n_jobs=n_jobs,
-        progress=progress,
-    )
-    return {analysis.name: analysis.result(model, corpus) for analysis in seen}
+    asked = completed(options)
+    return results(open_source(source, texts, asked), make_analyses(analyses), asked)
 
 
-def observe(
-    model: MoEModel,
-    corpus: Corpus,
-    analyses: Sequence[Analysis],
+def generate(
+    model: Openable,
+    prompts: Texts,
+    analyses: Asked,
     *,
-    baseline: Source | None = None,
-    layers: Sequence[int] | int | None = None,
-    batch_tokens: int = 4096,
-    execution: str = "auto",
-    checkpoint_dir: str | Path | None = None,
-    n_jobs: int = 1,
-    progress: bool = True,
-) -> list[Analysis]:
-    """Fresh analyses that have seen the corpus; arguments and errors are those of `run`."""
-    dense = None if baseline is None else load(baseline)
-    chosen = model.select_layers(layers)
-    analyses = [analysis.fresh() for analysis in analyses]
-    _check(analyses, dense)
-    for analysis in analyses:
-        analysis.prepare(model, corpus, chosen)
+    max_new_tokens: int | None = None,
+    **options: Any,
+) -> dict[str, xr.Dataset]:
+    """Analyses of a model that continues prompts, one at a time, with the model's own `generate`.
+
+    Every token bears the label `prompt` or `generated`, so that results tell them apart: `GateChoices` and `Record` by
+    the coordinate `label`, `ExpertLoad` by `label_share`. The last generated token is not seen: nothing follows it.
+
+    Args:
+        model: whatever `moe_probe.load` accepts; it is loaded whole.
+        prompts: as `texts` of `run`.
+        analyses: instances, classes or names: any that need neither a dense baseline nor the model's output.
+        max_new_tokens: per prompt; 32 by default, unless `max_length` or `generation_config` says it.
+        options: `layers`, `column`, `split`, `add_special_tokens`, `checkpoint_dir`, `n_jobs` and `progress` as for
+            `run`; all others are those of transformers' `generate`, such as `do_sample`; greedy by default.
+
+    Returns:
+        A Dataset by the analysis's name.
+
+    Raises:
+        InputError: several beams or sequences are asked for, or an analysis that needs what generation does not hold.
+        FamilyError: the model's MoE layers cannot be watched, or it generates without a cache.
+
+    Examples:
+        >>> from moe_probe import dynamic
+        >>> found = dynamic.generate("ckpt/tiny-mixtral", ["def f(x):"], [dynamic.GateChoices()], max_new_tokens=4)
+        >>> found["gate_choices"].label.values.tolist()[-3:]
+        ['generated', 'generated', 'generated']
+    """
+    asked, of_generation = writing_options(options, max_new_tokens)
+    return results(open_writing(model, prompts, asked, of_generation), make_analyses(analyses), asked)
+
+
+def from_trace(trace: Trace | str | Path, analyses: Asked, **options: Unpack[ObserveOptions]) -> dict[str, xr.Dataset]:
+    """What `run` gives, from a recorded routing instead of a model: the same numbers.
+
+    Args:
+        trace: opened, or its folder.
+        analyses: those that need routing alone.
+        options: `layers`, `checkpoint_dir`, `n_jobs` and `progress`, as for `run`.
+
+    Raises:
+        InputError: an analysis needs what a trace does not hold, or the trace is damaged.
+
+    Examples:
+        >>> from_trace("out/trace", [ExpertLoad(), Coactivation()])  # doctest: +SKIP
+    """
+    return run(trace, None, analyses, **options)
+
+
+def results(source: Source, analyses: Sequence[Analysis], options: Mapping[str, Any]) -> dict[str, xr.Dataset]:
+    """What fresh analyses find in a source."""
+    return {analysis.name: analysis.result(source) for analysis in observe(source, analyses, options)}
+
+
+def observe(source: Source, analyses: Sequence[Analysis], options: Mapping[str, Any]) -> list[Analysis]:
+    """Fresh analyses that have seen the whole source.
+
+    Args:
+        source: where batches come from.
+        analyses: what looks on; they stay as they are.
+        options: `checkpoint_dir`, `n_jobs` and `progress`, as for `run`.
+
+    Raises:
+        InputError: the analyses are none, or twins, or do not fit the source.
+        NotFinite: a value is NaN or infinite.
+    """
+    fresh = [analysis.fresh() for analysis in analyses]
+    check(source, fresh)
+    n_jobs = options.get("n_jobs", 1)
+    parts = source.split(n_jobs) if n_jobs > 1 else [source]
     work = partial(
-        _run_passes,
-        layers=chosen,
-        baseline=dense,
-        batch_tokens=batch_tokens,
-        layerwise=choose_execution(model, execution),
-        show=progress and n_jobs == 1,
-        corpus=corpus,
-        n_jobs=n_jobs,
+        _observe_part,
+        analyses=fresh,
+        checkpoint_dir=options.get("checkpoint_dir"),
+        progress=options.get("progress", True) and len(parts) == 1,
     )
-    seen = work(model=model, analyses=analyses, checkpoint_dir=checkpoint_dir)
-    for at, analysis in enumerate(analyses):
-        if analysis.changes:
-            folder = None if checkpoint_dir is None else Path(checkpoint_dir) / f"{analysis.name}-changed"
-            with altered(model, analysis.changes) as other:
-                (seen[at].changed,) = work(model=other, analyses=[analysis], checkpoint_dir=folder)
-    return seen
-
-
-def _run_passes(*, corpus: Corpus, n_jobs: int, **options: object) -> list[Analysis]:
-    """The analyses when they have seen the corpus, in one process or several."""
-    work = partial(_run_part, **options)
-    parts = corpus.split(n_jobs) if n_jobs > 1 else [corpus]
     numbered = list(enumerate(parts))
-    first, *others = map_items(work, numbered, n_jobs, "parts") if len(parts) > 1 else [work(numbered[0])]
-    for other in others:
+    done = map_items(work, numbered, n_jobs, "parts") if len(parts) > 1 else [work(numbered[0])]
+    if len(parts) > 1:
+        source.absorb([part for part, _ in done])
+    (_, first), *others = done
+    for _, other in others:
         for analysis, more in zip(first, other, strict=True):
             analysis.merge(more)
     return first
 
 
-def _check(analyses: Sequence[Analysis], baseline: MoEModel | None) -> None:
+def check(source: Source, analyses: Sequence[Analysis]) -> None:
+    """Refuse, before any work, what cannot be done.
+
+    Raises:
+        InputError: there is no analysis, one twice, or one that does not fit the source.
+    """
+    if not analyses:
+        raise NotFitting("No analysis is given; pass at least one, such as dynamic.GateChoices().")
     names = [analysis.name for analysis in analyses]
-    if not names:
-        raise InputError("No analysis is given; give at least one, such as dynamic.GateChoices().")
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
-        raise InputError(f"{twice} is given twice; run it once for each of its settings.")
-    wanting = next((analysis.name for analysis in analyses if BASELINE in analysis.needs), None)
-    if wanting is not None and baseline is None:
-        raise InputError(f"{wanting} is to compare with a dense model; give it as baseline=.")
+        raise NotFitting(f"{twice} is given twice; run it once for each of its settings.")
+    for analysis in analyses:
+        lacking = analysis.needed() - source.holds
+        if lacking == {Need.BASELINE}:
+            raise NotFitting(f"{analysis.name} needs a dense model to compare with; pass baseline=.")
+        if lacking:
+            raise NotFitting(
+                f"{analysis.name} needs {', '.join(sorted(lacking))}, which {source.name} does not hold here; it holds "
+                f"{', '.join(sorted(source.holds))}. Use dynamic.run with the model and texts."
+            )
+        analysis.check(source)
 
 
-def _run_part(
-    part: tuple[int, Corpus], *, analyses: Sequence[Analysis], checkpoint_dir: str | Path | None, **options: object
-) -> list[Analysis]:
-    number, corpus = part
+def applicable(source: Source, analyses: Sequence[Analysis]) -> list[Analysis]:
+    """Those of the analyses that the source and its corpus have what it takes for."""
+    found = []
+    for analysis in analyses:
+        with suppress(InputError):
+            check(source, [analysis])
+            found.append(analysis)
+    return found
+
+
+def _observe_part(
+    part: tuple[int, Source], *, analyses: Sequence[Analysis], checkpoint_dir: str | Path | None, progress: bool
+) -> tuple[Source, list[Analysis]]:
+    number, source = part
     fresh = [analysis.fresh() for analysis in analyses]
-    one = Pass(corpus=corpus, analyses=fresh, **options)
+    needs = frozenset[Need]().union(*(analysis.needed() for analysis in fresh))
+    saved = None
     if checkpoint_dir is not None:
-        one.progressed = Progressed(Path(checkpoint_dir) / f"part-{number}", identity(one))
-    one.run()
-    return fresh
+        saved = SavedStates(Path(checkpoint_dir) / f"part-{number}", identity(source, fresh))
+    done = saved.load(source, fresh) if saved else 0
+    with (
+        torch.no_grad(),
+        reporting(source.num_batches, progress) as advance,
+        closing(source.steps(needs, done)) as steps,
+    ):
+        for step in steps:
+            for batch in step:
+                hand_on(batch, fresh, needs)
+                advance()
+            done += 1
+            if saved:
+                saved.save_if_due(source, fresh, done, last=False)
+    if saved:
+        saved.save(source, fresh, done)
+    return source, fresh
 
 
-def identity(one: Pass) -> dict[str, object]:
-    """What a pass is of: a saved state goes on only with the very same."""
+def identity(source: Source, analyses: Sequence[Analysis]) -> dict[str, Any]:
+    """What a pass is of: a saved state resumes only the very same."""
     return {
-        "model": one.model.fingerprint,
-        "baseline": one.baseline and one.baseline.fingerprint,
-        "documents": [(document.number, document.ids, document.label) for document in one.corpus.documents],
-        "analyses": [(analysis.name, analysis.parameters()) for analysis in one.analyses],
-        "layers": one.layers,
-        "batch_tokens": one.batch_tokens,
-        "layerwise": one.layerwise,
+        "source": source.identity(),
+        "documents": [(document.number, document.ids, document.label) for document in source.corpus.documents],
+        "analyses": [(analysis.name, analysis.parameters()) for analysis in analyses],
     }
+
+
+def hand_on(batch: LayerBatch | LogitBatch, analyses: Sequence[Analysis], needs: frozenset[Need]) -> None:
+    """Give a batch to the analyses: whole, or in chunks to those that need the outputs of all experts."""
+    if isinstance(batch, LogitBatch):
+        require_finite("logits", batch.logits, batch.tokens)
+        for analysis in analyses:
+            if Need.LOGITS in analysis.needed():
+                analysis.update_logits(batch)
+        return
+    check_values(batch)
+    whole = [analysis for analysis in analyses if not analysis.needed() & CHUNKED]
+    chunked = [analysis for analysis in analyses if analysis.needed() & CHUNKED]
+    if whole:
+        complete = batch.completed(needs & {Need.SELECTED})
+        for analysis in whole:
+            analysis.see(complete)
+    for part in chunks(batch, needs) if chunked else ():
+        for analysis in chunked:
+            analysis.see(part)
+
+
+def chunks(batch: LayerBatch, needs: frozenset[Need]) -> Iterator[LayerBatch]:
+    """The batch's tokens, so many at a time that the outputs of all experts fit into CHUNK_BYTES."""
+    layer = batch.layer
+    width = max(layer.hidden_size, layer.intermediate_size * layer.subtokens * (Need.ACTIVATIONS in needs))
+    step = max(1, CHUNK_BYTES // (4 * layer.num_experts * width))
+    for start in range(0, len(batch.tokens), step):
+        part = batch.part(slice(start, start + step)).completed(needs - {Need.SELECTED})
+        check_values(part, ("outputs", "activations"))
+        yield part
+
+
+def check_values(batch: LayerBatch, names: Sequence[str] | None = None) -> None:
+    """Refuse a batch with NaN or infinity; -inf among logits says that an expert is masked."""
+    layer, held = batch.layer, batch.tensors()
+    for name in sorted(held, key=lambda each: each != "router_logits"):
+        if name == "top_k_index" or (names is not None and name not in names):
+            continue
+        values = unmasked(held[name]) if name in MASKABLE else held[name]
+        per_row = values.transpose(0, 1) if name in PER_EXPERT else values
+        require_finite(name.replace("_", " "), per_row, batch.tokens, f"Layer {layer.index}: ")
+
+
+def unmasked(values: torch.Tensor) -> torch.Tensor:
+    """Values (n, E) with 0 for masked experts, nan where all of them are."""
+    some = (values > -torch.inf).any(-1, keepdim=True)
+    return values.masked_fill(values == -torch.inf, 0).where(some | values.isnan().any(-1, keepdim=True), torch.nan)
+
+
+def require_finite(name: str, values: torch.Tensor, tokens: Tokens, where: str = "") -> None:
+    """Raises: NotFinite: a value is NaN or infinite; the sentence names the document and position."""
+    if not values.is_floating_point() or bool(values.sum(dtype=torch.float32).isfinite()):
+        return
+    finite = torch.isfinite(values).flatten(1).all(dim=1)
+    if not bool(finite.all()):
+        token = int(np.flatnonzero(~finite.cpu().numpy())[0]) * len(tokens) // len(values)
+        dtype = str(values.dtype).removeprefix("torch.")
+        raise NotFinite(
+            f"{where}the {name} are not finite in document {tokens.document[token]}, position "
+            f"{tokens.position[token]}; the weights are damaged or overflow in {dtype}."
+        )
+
+
+@contextmanager
+def reporting(total: int, show: bool) -> Iterator[Any]:
+    """Within, a progress bar; gives what advances it."""
+    with Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+        transient=True,
+        disable=not show,
+    ) as progress:
+        task = progress.add_task("layers x batches", total=total)
+        yield lambda: progress.advance(task)

@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import html
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Literal, get_args
 
 import xarray as xr
 
 from moe_probe import dynamic, static
-from moe_probe.errors import InputError
+from moe_probe.errors import NoSuchName, NotFitting, OutOfRange, WrongType
 from moe_probe.explorer.packing import STEPS, Packed, pack
 from moe_probe.explorer.page import page_html
 from moe_probe.explorer.recorded import recorded_layers
 from moe_probe.files import whole_file
-from moe_probe.model import Source, load
+from moe_probe.model import MoEModel, Source, load
 from moe_probe.texts.corpus import Texts
 from moe_probe.traces.reading import Trace, is_trace, read_trace
 
-SIMILAR = ("neuron_mean", "matrix", "gate")
+Similar = Literal["neuron_mean", "matrix", "gate"]
+SIMILAR: tuple[str, ...] = get_args(Similar)
 MAX_BYTES = 30_000_000
 
 
@@ -53,7 +55,7 @@ def explore(
     source: Source | Trace,
     texts: Texts | None = None,
     *,
-    similar: str | xr.Dataset | None = "neuron_mean",
+    similar: Similar | xr.Dataset | None = "neuron_mean",
     max_bytes: int = MAX_BYTES,
     layers: Sequence[int] | int | None = None,
     labels: Sequence[str] | str | None = None,
@@ -70,21 +72,24 @@ def explore(
 
     Args:
         source: whatever `moe_probe.load` accepts, or a routing trace (its folder, or opened).
-        texts: as for `dynamic.run`; not for a trace.
+        texts: a file of texts, or a list of texts or token ids; a trace has its own.
         similar: what the most similar experts are told by: `neuron_mean` or `matrix` (`static.similarity`, mean over
             the projections), `gate` (`static.gate_similarity`), a result of either, or None. A trace has no weights,
             so it takes a result or goes without.
-        max_bytes: of the page.
-        layers: as for `dynamic.run`.
-        labels: as for `dynamic.run`.
-        column: as for `dynamic.run`.
-        max_length: as for `dynamic.run`.
-        batch_tokens: as for `dynamic.run`.
-        execution: as for `dynamic.run`.
-        progress: as for `dynamic.run`.
+        max_bytes: size limit of the page; numbers are rounded to fit.
+        layers: MoE layers; all by default.
+        labels: a label for each document, or the column of the file that holds them.
+        column: the column of the file that holds the texts.
+        max_length: tokens per document at most.
+        batch_tokens: tokens that run at a time.
+        execution: `resident`, `layerwise` (one layer in memory at a time), or `auto`.
+        progress: show how far the run is.
 
     Raises:
-        InputError: a model comes without texts, the routing does not fit into the page, or there is no such `similar`.
+        NoSuchName: there is no such `similar`.
+        NotFitting: a model comes without texts, a trace with arguments for running a model, or the routing does not fit
+            into the page.
+        OutOfRange, WrongType: `max_bytes` is no size, `similar` no result.
         FamilyError: the model is dense, or its MoE layers cannot be watched.
 
     Examples:
@@ -92,26 +97,53 @@ def explore(
         >>> page = explorer.explore("ckpt/tiny-mixtral", ["A short text."], progress=False)
         >>> page.save("page.html")  # doctest: +SKIP
     """
+    _check(similar, max_bytes)
+    reading = {"labels": labels, "column": column, "max_length": max_length}
     if isinstance(source, Trace) or (isinstance(source, str | Path) and is_trace(source)):
+        _refuse_for_trace({"texts": texts, "layers": layers, **reading})
         trace = source if isinstance(source, Trace) else read_trace(source)
-        near = similar if isinstance(similar, xr.Dataset) else None
-        return _explorer(trace, near, max_bytes)
+        return _explorer(trace, similar if isinstance(similar, xr.Dataset) else None, max_bytes)
     model = load(source)
     if texts is None:
-        raise InputError(f"{model.name} is no routing trace, so it needs texts to run on.")
-    if isinstance(similar, str) and similar not in SIMILAR:
-        raise InputError(f"similar is one of {', '.join(SIMILAR)}, a result, or None; not {similar!r}.")
+        raise NotFitting(f"{model.name} is not a routing trace, so it needs texts to run on; pass texts.")
     chosen = model.select_layers(layers)
-    corpus = dynamic.make_corpus(model, texts, labels=labels, column=column, max_length=max_length)
+    corpus = dynamic.make_corpus(model, texts, **reading)
     with tempfile.TemporaryDirectory() as folder:
         running = {"batch_tokens": batch_tokens, "execution": execution, "progress": progress}
         dynamic.run(model, corpus, [dynamic.RoutingTrace(folder)], layers=chosen, **running)
-        near = similar
-        if similar == "gate":
-            near = static.gate_similarity(model, layers=chosen)
-        elif isinstance(similar, str):
-            near = static.similarity(model, similar, layers=chosen)
-        return _explorer(read_trace(folder), near, max_bytes)
+        return _explorer(read_trace(folder), _similarity(model, similar, chosen), max_bytes)
+
+
+def _check(similar: object, max_bytes: object) -> None:
+    if isinstance(similar, str) and similar not in SIMILAR:
+        raise NoSuchName.among("measure of similar experts", similar, SIMILAR)
+    if not isinstance(similar, str | xr.Dataset | None):
+        raise WrongType(
+            f"similar is a {type(similar).__name__}; pass one of {', '.join(SIMILAR)}, a result of static.similarity "
+            "or static.gate_similarity, or None."
+        )
+    if isinstance(similar, xr.Dataset) and "cosine" not in similar:
+        name = similar.attrs.get("analysis")
+        raise NotFitting(f"similar is a result of {name} without cosines; pass one of similarity or gate_similarity.")
+    if not isinstance(max_bytes, int) or isinstance(max_bytes, bool):
+        raise WrongType(f"max_bytes={max_bytes!r} is not a whole number of bytes; the default is {MAX_BYTES:,}.")
+    if max_bytes < 1:
+        raise OutOfRange(f"max_bytes={max_bytes} leaves no page; pass a size above 0, such as {MAX_BYTES:,}.")
+
+
+def _refuse_for_trace(given: Mapping[str, object]) -> None:
+    """Refuse what a trace cannot take: it holds its texts and layers already."""
+    for name, value in given.items():
+        if value is not None:
+            raise NotFitting(f"A routing trace holds its texts and layers already; omit {name}=, or pass a model.")
+
+
+def _similarity(model: MoEModel, similar: str | xr.Dataset | None, layers: Sequence[int]) -> xr.Dataset | None:
+    if not isinstance(similar, str):
+        return similar
+    if similar == "gate":
+        return static.gate_similarity(model, layers=layers)
+    return static.similarity(model, similar, layers=layers)
 
 
 def _explorer(trace: Trace, near: xr.Dataset | None, max_bytes: int) -> Explorer:

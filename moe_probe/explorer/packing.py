@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from moe_probe.errors import InputError
+from moe_probe.errors import NotFitting
 from moe_probe.explorer.recorded import RecordedLayer
 
 STEPS = tuple(float(f"{digit}e{power}") for power in range(-5, 1) for digit in (1, 2, 5))
@@ -41,7 +41,7 @@ def pack(layers: Mapping[int, RecordedLayer], max_size: int) -> Packed:
     Steps are 1, 2 or 5 times a power of ten; weights are ten times finer than logits, and never coarser than 0.005.
 
     Raises:
-        InputError: it does not fit at all.
+        NotFitting: it does not fit at all.
     """
     for step in STEPS:
         weight_step = min(float(f"{step / 10:g}"), LARGEST_WEIGHT_STEP)
@@ -50,10 +50,18 @@ def pack(layers: Mapping[int, RecordedLayer], max_size: int) -> Packed:
             if packed.size <= max_size:
                 return packed
     rows = sum(len(layer.index) for layer in layers.values())
-    raise InputError(
-        f"The routing of {rows:,} tokens and layers does not fit into a page of {max_size / 1e6:.0f} MB; "
-        "give fewer texts, or layers=."
+    raise NotFitting(
+        f"The routing ({rows:,} rows in {len(layers)} layers) does not fit into the {_scaled(max_size)} that max_bytes "
+        "leaves for it; pass fewer texts, layers=, or a larger max_bytes."
     )
+
+
+def _scaled(size: int) -> str:
+    """A number of bytes with its unit."""
+    for unit, one in (("MB", 1e6), ("kB", 1e3)):
+        if size >= one:
+            return f"{size / one:.3g} {unit}"
+    return f"{max(size, 0)} B"
 
 
 def _layers(

@@ -15,7 +15,7 @@ from bokeh.embed import components
 from bokeh.resources import Resources
 from jinja2 import Environment
 
-from moe_probe.errors import InputError
+from moe_probe.errors import NotComparable
 from moe_probe.explorer.packing import Packed, encode
 from moe_probe.explorer.recorded import RecordedLayer
 from moe_probe.explorer.widgets import widgets
@@ -29,7 +29,7 @@ def page_html(trace: Trace, recorded: Mapping[int, RecordedLayer], near: xr.Data
     """The whole page.
 
     Raises:
-        InputError: `near` is of another model.
+        NotComparable: `near` is of another model.
     """
     facts = page_facts(trace, recorded, near) | {"logit_step": packed.logit_step, "weight_step": packed.weight_step}
     script, places = components(widgets(facts))
@@ -59,7 +59,7 @@ def _library() -> str:
 
 def as_script(facts: Mapping[str, Any]) -> str:
     """JSON that cannot end the script element that holds it."""
-    return json.dumps(facts, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
+    return json.dumps(facts, ensure_ascii=False, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
 
 
 def page_facts(trace: Trace, recorded: Mapping[int, RecordedLayer], near: xr.Dataset | None) -> dict[str, Any]:
@@ -96,22 +96,27 @@ def similar_experts(trace: Trace, near: xr.Dataset) -> list[dict[str, list[tuple
     """By layer and expert: the most similar routed experts and how similar they are, the nearest first.
 
     Raises:
-        InputError: the result is of another model, or lacks layers.
+        NotComparable: the result is of another model, or lacks layers.
     """
-    if near.attrs["fingerprint"] != trace.fingerprint or not set(trace.moe_layers) <= set(near.layer.values.tolist()):
-        raise InputError(
-            f"The similarity is of {near.attrs['model']} or of other layers than the trace of {trace.name}."
+    layers = set(near.layer.values.tolist()) if "layer" in near.dims else set()
+    if near.attrs.get("fingerprint") != trace.fingerprint or not set(trace.moe_layers) <= layers:
+        raise NotComparable(
+            f"The similarity is of {near.attrs.get('model')} or of other layers than the trace of {trace.name}; "
+            "compute it for the model and the layers of the trace."
         )
     values = near.cosine.mean("projection") if "projection" in near.dims else near.cosine
     routed = [label for label in near.expert.values if str(label).isdigit()]
-    found = []
-    for layer in trace.moe_layers:
-        cosine = values.sel(layer=layer, expert=routed, other=routed).values
-        nearest = np.argsort(-cosine, axis=1, kind="stable")
-        found.append(
-            {
-                str(label): [(str(routed[o]), round(float(cosine[e, o]), 4)) for o in nearest[e] if o != e][:NEAREST]
-                for e, label in enumerate(routed)
-            }
-        )
-    return found
+    return [_nearest(values.sel(layer=layer, expert=routed, other=routed).values, routed) for layer in trace.moe_layers]
+
+
+def _nearest(cosine: np.ndarray, labels: list[Any]) -> dict[str, list[tuple[str, float]]]:
+    """The nearest others of each expert; those without a cosine, such as experts of zeros, are nobody's."""
+    order = np.argsort(-cosine, axis=1, kind="stable")  # NaN comes last
+    return {
+        str(label): [
+            (str(labels[other]), round(float(cosine[expert, other]), 4))
+            for other in order[expert]
+            if other != expert and np.isfinite(cosine[expert, other])
+        ][:NEAREST]
+        for expert, label in enumerate(labels)
+    }

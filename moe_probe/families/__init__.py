@@ -1,15 +1,14 @@
-"""One module per MoE family; found by scanning this folder for a `FAMILY`."""
+"""One module per MoE family, with a `FAMILY`; other packages add theirs through entry points `moe_probe.families`."""
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
-from functools import cache
 from typing import Protocol
 
 from moe_probe.checkpoint import Checkpoint
-from moe_probe.errors import FamilyError
+from moe_probe.errors import DamagedFile, UnknownModel
 from moe_probe.families.architecture import DENSE, PROJECTIONS, SHARED, Architecture, Layer
+from moe_probe.families.sizes import require_sizes
+from moe_probe.registry import Registry
 
 __all__ = ["DENSE", "PROJECTIONS", "SHARED", "Architecture", "Family", "Layer", "families", "find_family"]
 
@@ -17,7 +16,8 @@ __all__ = ["DENSE", "PROJECTIONS", "SHARED", "Architecture", "Family", "Layer", 
 class Family(Protocol):
     """A description of models: which it is for, and how it applies to a checkpoint."""
 
-    name: str
+    @property
+    def name(self) -> str: ...
 
     def recognises(self, checkpoint: Checkpoint) -> bool:
         """Whether the checkpoint is of this family."""
@@ -28,26 +28,36 @@ class Family(Protocol):
         ...
 
 
-@cache
+FAMILIES: Registry[Family | None] = Registry(
+    __name__, "families", "family", lambda module, _: getattr(module, "FAMILY", None)
+)
+
+
 def families() -> tuple[Family, ...]:
     """All families: those written by hand first, the one derived from transformers last."""
-    modules = (importlib.import_module(f"{__name__}.{info.name}") for info in pkgutil.iter_modules(__path__))
-    found = [module.FAMILY for module in modules if hasattr(module, "FAMILY")]
-    return tuple(sorted(found, key=lambda family: family.name == "transformers"))
+    known = [family for family in FAMILIES.values() if family is not None]
+    return tuple(sorted(known, key=lambda family: family.name == "transformers"))
 
 
 def find_family(checkpoint: Checkpoint) -> Family:
     """The family of a checkpoint.
 
     Raises:
-        FamilyError: no family recognises it; the message lists those written by hand.
+        UnknownModel: no family recognises it; the message lists those written by hand.
+        DamagedFile: the configuration states sizes that no file has.
     """
+    require_sizes(checkpoint.config, checkpoint)
+    model_type = checkpoint.config.get("model_type")
+    if not isinstance(model_type, str | None):
+        raise DamagedFile(f"config.json has model_type={model_type!r}, expected a name; use the published file.")
+    names = checkpoint.config.get("architectures") or []
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise DamagedFile(f"config.json has architectures={names!r}, expected class names; use the published file.")
     for family in families():
         if family.recognises(checkpoint):
             return family
-    model_type = checkpoint.config.get("model_type")
     known = ", ".join(family.name for family in families()[:-1])
-    raise FamilyError(
+    raise UnknownModel(
         f"The model type {model_type!r} in config.json is not known; moe_probe reads {known}, and every model type of "
         "transformers."
     )

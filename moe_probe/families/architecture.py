@@ -6,10 +6,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from transformers import PreTrainedConfig
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from moe_probe.checkpoint import LazyTensor
-from moe_probe.errors import FamilyError, InputError, WeightError
+from moe_probe.errors import DamagedFile, DenseModel, NoSuchName, WrongShape
 
 PROJECTIONS = ("up", "gate", "down")
 SHARED = "S"
@@ -42,6 +42,13 @@ class Layer:
     subtokens: int = 1
     projections: tuple[str, ...] = PROJECTIONS
 
+    def __post_init__(self):
+        if self.top_k > self.num_experts or (self.is_moe and self.top_k < 1):
+            raise DamagedFile(
+                f"The configuration chooses {self.top_k} of {self.num_experts} experts per token in layer {self.index}"
+                "; use the configuration that was published with the weights."
+            )
+
     @property
     def is_moe(self) -> bool:
         """Whether the layer routes."""
@@ -72,6 +79,19 @@ class Architecture(ABC):
     def __init__(self, config: PreTrainedConfig, published: Mapping[str, LazyTensor]):
         self.config, self.published = config, published
 
+    def check(self) -> None:
+        """Refuse a model that would be described wrongly."""
+        self.layer(0)
+
+    @property
+    @abstractmethod
+    def skeleton(self) -> PreTrainedModel:
+        """The torch module, live or on the meta device."""
+
+    @abstractmethod
+    def unused(self) -> Mapping[str, LazyTensor]:
+        """The published tensors that no parameter or buffer of the module is made of."""
+
     @abstractmethod
     def layer(self, index: int) -> Layer:
         """What decoder layer `index` is made of."""
@@ -88,15 +108,15 @@ class Architecture(ABC):
         """The router's weight, (E, d): one gate embedding a row.
 
         Raises:
-            FamilyError: the layer does not route.
+            DenseModel: the layer does not route.
             WeightError: the tensor is missing or its number of rows is not the number of experts.
         """
         layer = self.layer(index)
         if not layer.is_moe:
-            raise FamilyError(f"Layer {index} is dense and has no router; choose one of the model's moe_layers.")
+            raise DenseModel(f"Layer {index} is dense and has no router; choose one of the model's moe_layers.")
         name, tensor = self._router(layer)
         if tensor.shape[0] != layer.num_experts:
-            raise WeightError(
+            raise WrongShape(
                 f"{name} has shape {tuple(tensor.shape)}, but the configuration has {layer.num_experts} experts."
             )
         return tensor
@@ -105,17 +125,17 @@ class Architecture(ABC):
         """One matrix: up and gate are (ff, d), down is (d, ff), whatever the storage order.
 
         Raises:
-            InputError: the layer has no such expert or projection.
+            NoSuchName: the layer has no such expert or projection.
             WeightError: the tensor is missing, or its shape does not fit the configuration.
         """
         layer = self.layer(index)
         if projection not in layer.projections:
-            raise InputError(f"Layer {index} has the projections {layer.projections}, not {projection!r}.")
+            raise NoSuchName(f"Layer {index} has the projections {layer.projections}, not {projection!r}.")
         known = [*layer.weighted_experts, *([SHARED] if layer.num_shared else [])] if layer.is_moe else [DENSE]
         if label not in known:
-            raise InputError(
+            raise NoSuchName(
                 f"Layer {index} has no expert {label!r} with weights; it has {known[0]!r} to {known[-1]!r}."
-                if len(known) > 1
+                if layer.is_moe
                 else f"Layer {index} is dense: its FFN is {DENSE!r}, not {label!r}."
             )
         name, tensor = self._expert(layer, label, projection)
@@ -124,7 +144,7 @@ class Architecture(ABC):
             width, neurons = layer.hidden_size, tensor.shape[1 if projection == "down" else 0]
         expected = (width, neurons) if projection == "down" else (neurons, width)
         if tuple(tensor.shape) != expected:
-            raise WeightError(
+            raise WrongShape(
                 f"{name} has shape {tuple(tensor.shape)}, but the configuration calls for {expected} (layer {index}, "
                 f"expert {label}, {projection} projection)."
             )

@@ -17,7 +17,7 @@ from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, dot_natural_key, rename_source_key
 
 from moe_probe.checkpoint import LazyTensor
-from moe_probe.errors import WeightError
+from moe_probe.errors import MissingWeight, WeightError, WrongShape
 
 
 class Converted(Mapping[str, LazyTensor]):
@@ -51,7 +51,7 @@ class Converted(Mapping[str, LazyTensor]):
 
     def __getitem__(self, name: str) -> LazyTensor:
         if name not in self._first:
-            raise WeightError(
+            raise MissingWeight(
                 f"The checkpoint has no tensor for the parameter {name!r} of {type(self.module).__name__}; the "
                 "download is incomplete or its configuration belongs to another model."
             )
@@ -68,13 +68,13 @@ class Converted(Mapping[str, LazyTensor]):
                 made = converter.convert(first, model=self.module, config=self.module.config)[name]
             except (ValueError, KeyError, IndexError, RuntimeError) as error:
                 keys = [key for _, key in sources]
-                raise WeightError(
+                raise WrongShape(
                     f"{name!r} cannot be made of {keys[0]!r} and {len(keys) - 1} more tensors ({error}); one of them "
                     "is missing or has another shape than its neighbours."
                 ) from error
             tensor = made[0] if isinstance(made, list) else made
         if tensor.shape != self._shapes[name]:
-            raise WeightError(
+            raise WrongShape(
                 f"{name!r}, read from {sources[0][1]!r}, has shape {tuple(tensor.shape)}, but the configuration calls "
                 f"for {tuple(self._shapes[name])}."
             )
@@ -90,7 +90,7 @@ class Converted(Mapping[str, LazyTensor]):
         for pattern, found in numbers.items():
             missing = set(range(found[0], found[0] + len(found))).difference(found)
             if missing:
-                raise WeightError(
+                raise MissingWeight(
                     f"{name!r} is stacked of {pattern.replace('*', 'N')!r}, but number {min(missing)} is missing among "
                     f"{found[0]} to {found[-1]}; the download is incomplete."
                 )
@@ -118,6 +118,11 @@ class Converted(Mapping[str, LazyTensor]):
                         f"The checkpoint's tensor {key!r} belongs to no parameter of {type(self.module).__name__}; its "
                         "configuration is that of another model."
                     )
+
+    def unused(self) -> dict[str, LazyTensor]:
+        """The tensors that no parameter is made of: layers that predict several tokens ahead, stored buffers."""
+        names = self._sources.keys() - self._shapes.keys() - self._first.keys()
+        return {key: self.tensors[key] for name in names for _, key in self._sources[name]}
 
     def __contains__(self, name: object) -> bool:
         return name in self._first

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
+from transformers import PreTrainedModel
+
 from moe_probe.checkpoint import Checkpoint, LazyTensor
-from moe_probe.errors import CheckpointError
+from moe_probe.errors import DamagedFile, NoSuchName
 from moe_probe.families.architecture import DENSE, SHARED, Architecture, Layer
-from moe_probe.families.modules import make_config
+from moe_probe.families.conversion import Converted
+from moe_probe.families.modules import make_config, meta_module
+from moe_probe.families.sizes import positive
 
 
 @dataclass(frozen=True)
@@ -48,19 +53,30 @@ class DescribedArchitecture(Architecture):
     def __init__(self, family: Described, checkpoint: Checkpoint):
         super().__init__(make_config(checkpoint.config), checkpoint)
         self.family, self.fields = family, RequiredFields(checkpoint.config)
-        self.num_layers = self.fields["num_hidden_layers"]
-        self.hidden_size = self.fields["hidden_size"]
+        self.num_layers = positive(self.fields, "num_hidden_layers")
+        self.hidden_size = positive(self.fields, "hidden_size")
+
+    @cached_property
+    def skeleton(self) -> PreTrainedModel:
+        return meta_module(self.config)
+
+    def unused(self) -> Mapping[str, LazyTensor]:
+        return Converted(self.skeleton, self.published).unused()
 
     def layer(self, index: int) -> Layer:
         return self.family.make_layer(self.fields, index)
 
     def _router(self, layer: Layer) -> tuple[str, LazyTensor]:
-        key = self.family.router.format(layer=layer.index)
-        return key, self.published[key]
+        return self._tensor(self.family.router, layer, "")
 
     def _expert(self, layer: Layer, label: str, projection: str) -> tuple[str, LazyTensor]:
         templates = {SHARED: self.family.shared, DENSE: self.family.dense}.get(label, self.family.experts)
-        key = templates[projection].format(layer=layer.index, expert=label)
+        return self._tensor(None if templates is None else templates[projection], layer, label)
+
+    def _tensor(self, template: str | None, layer: Layer, label: str) -> tuple[str, LazyTensor]:
+        if template is None:
+            raise NoSuchName(f"{self.family.name} has no such part as {label or 'a router'} in layer {layer.index}.")
+        key = template.format(layer=layer.index, expert=label)
         return key, self.published[key]
 
 
@@ -68,6 +84,6 @@ class RequiredFields(dict):
     """A configuration whose missing fields are named."""
 
     def __missing__(self, field: str) -> Any:
-        raise CheckpointError(
+        raise DamagedFile(
             f"config.json of this {self.get('model_type')!r} model lacks the field {field!r}; use the published file."
         )

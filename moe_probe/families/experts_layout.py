@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from torch import nn
 
 from moe_probe.checkpoint import LazyTensor
-from moe_probe.errors import FamilyError
+from moe_probe.errors import UnknownModel
+from moe_probe.families.live import children, core, parameter, parameters
 
 # what published shared blocks and dense FFNs call their linear layers: (up, gate, down), or (fused gate-up, down)
 FFN_NAMES = (
@@ -44,7 +45,7 @@ class FusedExperts:
 
     def size(self, block: nn.Module) -> tuple[int, int, int]:
         """Number of experts, their width and their neurons."""
-        experts, rows, columns = block.get_parameter(self.down).shape
+        experts, rows, columns = parameter(block, self.down).shape
         return (experts, columns, rows) if self.transposed else (experts, rows, columns)
 
     def matrix(self, tensors: Mapping[str, LazyTensor], prefix: str, expert: int, projection: str) -> LazyTensor:
@@ -68,7 +69,7 @@ class FlatExperts:
     projections = ("up", "gate", "down")
 
     def size(self, block: nn.Module) -> tuple[int, int, int]:
-        rows, width = block.get_parameter("experts.mlp.w2").shape
+        rows, width = parameter(block, "experts.mlp.w2").shape
         return self.num_experts, width, rows // self.num_experts
 
     def matrix(self, tensors: Mapping[str, LazyTensor], prefix: str, expert: int, projection: str) -> LazyTensor:
@@ -90,13 +91,14 @@ def experts_layout(block: nn.Module) -> FusedExperts | FlatExperts | None:
     """The layout of a MoE block's experts; None when `block` is no MoE block.
 
     Raises:
-        FamilyError: the block has experts whose layout is not known.
+        UnknownModel: the block has experts whose layout is not known.
     """
     if type(block).__name__ == "JetMoeMoE":
         return FusedExperts("input_linear.weight", "output_linear.weight")
-    experts = getattr(block, "experts", None)
-    if not isinstance(experts, nn.Module):
+    wrapped = block._modules.get("experts")
+    if wrapped is None:
         return None
+    experts = core(wrapped)
     if hasattr(experts, "is_concatenated") and hasattr(experts, "is_transposed"):
         return FusedExperts(
             gate_up="experts.gate_up_proj" if experts.has_gate else "experts.up_proj",
@@ -109,8 +111,11 @@ def experts_layout(block: nn.Module) -> FusedExperts | FlatExperts | None:
         return FlatExperts(experts.num_experts)
     if type(experts).__name__ in UNDECLARED:
         return UNDECLARED[type(experts).__name__]
-    if any(p.ndim == 3 for p in experts.parameters()) or isinstance(experts, nn.ModuleList):
-        raise FamilyError(f"The layout of {type(experts).__name__} is not declared and not known to moe_probe.")
+    if any(p.ndim == 3 for _, p in parameters(experts)) or isinstance(experts, nn.ModuleList):
+        raise UnknownModel(
+            f"The layout of {type(experts).__name__} is not declared and not known to moe_probe; add a family for the "
+            "model, see docs/add_a_family.md."
+        )
     return None
 
 
@@ -128,6 +133,15 @@ class FfnLayout:
     def down(self) -> str:
         """Name of the down projection."""
         return self.names[-1]
+
+    def neurons(self, ffn: nn.Module) -> int:
+        """Neurons of a plain FFN: columns of its down projection, whose weights may be packed."""
+        linear = core(ffn._modules[self.down]) if ffn._modules.get(self.down) is not None else ffn
+        columns = getattr(linear, "in_features", None)
+        return columns if isinstance(columns, int) else dict(parameters(ffn))[self._down_name(ffn)].shape[1]
+
+    def _down_name(self, ffn: nn.Module) -> str:
+        return self.down if ffn._parameters.get(self.down) is not None else self.down + ".weight"
 
     def matrix(self, tensors: Mapping[str, LazyTensor], prefix: str, projection: str) -> LazyTensor:
         """(ff, d) for up and gate, (d, ff) for down."""
@@ -151,5 +165,5 @@ def _weight(tensors: Mapping[str, LazyTensor], name: str) -> LazyTensor:
 
 def ffn_layout(module: nn.Module) -> FfnLayout | None:
     """The layout of a plain FFN module; None when it is something else."""
-    names = {name for name, _ in module.named_children()} | {name for name, _ in module.named_parameters(recurse=False)}
+    names = children(module).keys() | module._parameters.keys()
     return next((FfnLayout(candidate) for candidate in FFN_NAMES if names.issuperset(candidate)), None)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
@@ -14,9 +15,21 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from moe_probe.checkpoint import LazyTensor
-from moe_probe.errors import CheckpointError, FamilyError
+from moe_probe.errors import DamagedFile, MissingWeight, UnknownModel
 from moe_probe.families.conversion import Converted
+from moe_probe.families.live import offloaded
 
+# fields of config.json that say how files are stored, or which code should run
+NOT_DESCRIBING = {
+    "auto_map", "quantization_config", "attn_implementation", "_attn_implementation", "_attn_implementation_internal",
+    "experts_implementation", "_experts_implementation", "_experts_implementation_internal",
+}  # fmt: skip
+# what transformers' configuration classes were seen to raise
+UNDESCRIBED = (
+    TypeError, ValueError, AttributeError, LookupError, ArithmeticError, AssertionError, RecursionError, MemoryError,
+    StrictDataclassError,
+)  # fmt: skip
+Device = str | int | torch.device | dict[str, Any] | None  # as transformers' `device_map`
 # measured: fused attention on a CPU errs ten times as much as eager, grouped experts take 1.7 times as long
 EXACT_ON_CPU = {"attn_implementation": "eager", "experts_implementation": "eager"}
 
@@ -24,43 +37,83 @@ EXACT_ON_CPU = {"attn_implementation": "eager", "experts_implementation": "eager
 def make_config(fields: Mapping[str, Any]) -> PreTrainedConfig:
     """The configuration object of a published `config.json`; remote code that it names is not followed.
 
-    Quantization is left out: the checkpoint dequantizes what it reads.
+    Quantization is left out, because the checkpoint dequantizes what it reads, and so are choices of kernels.
 
     Raises:
-        CheckpointError: the fields do not describe a model of their `model_type`.
+        DamagedFile: the fields do not describe a model of their `model_type`.
     """
-    kept = {key: value for key, value in fields.items() if key not in ("auto_map", "quantization_config")}
+    kept = {key: value for key, value in fields.items() if key not in NOT_DESCRIBING}
+    model_type = fields["model_type"]
     try:
-        return CONFIG_MAPPING[fields["model_type"]].from_dict(kept)
-    except (TypeError, ValueError, AttributeError, KeyError, StrictDataclassError) as error:
-        reason = " ".join(str(error).split())
-        raise CheckpointError(f"config.json does not describe a {fields['model_type']} model ({reason}).") from error
+        config = CONFIG_MAPPING[model_type].from_dict(kept)
+        config.get_text_config(decoder=True)
+    except UNDESCRIBED as error:
+        raise DamagedFile(f"config.json does not describe a {model_type} model ({reason(error)}).") from error
+    if config.dtype is not None and not (isinstance(config.dtype, torch.dtype) and config.dtype.is_floating_point):
+        raise DamagedFile(
+            f"config.json has dtype={fields.get('dtype', fields.get('torch_dtype'))!r}, expected a floating-point type "
+            "such as 'bfloat16'."
+        )
+    return config
+
+
+def reason(error: BaseException) -> str:
+    """An error of another library, in one line."""
+    return " ".join(str(error).split())[:300] or type(error).__name__
 
 
 def model_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
     """The class that the configuration names, or transformers' language model for it.
 
     Raises:
-        FamilyError: there is none.
+        UnknownModel: there is none, or the named class is of another model type.
+        DamagedFile: the names are no names.
     """
-    for name in config.architectures or []:
-        if hasattr(transformers, name):
-            return getattr(transformers, name)
+    names = config.architectures or []
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise DamagedFile(f"config.json has architectures={names!r}, expected a list of class names.")
+    for name in names:
+        if name.isidentifier() and hasattr(transformers, name):
+            return _of_type(config, name, getattr(transformers, name))
     if type(config) not in AutoModelForCausalLM._model_mapping:
-        raise FamilyError(f"transformers {transformers.__version__} has no language model for {config.model_type!r}.")
+        raise UnknownModel(
+            f"transformers {transformers.__version__} has no language model for {config.model_type!r}; pass a model "
+            "that generates text."
+        )
     return AutoModelForCausalLM._model_mapping[type(config)]
 
 
+def _of_type(config: PreTrainedConfig, name: str, named: object) -> type[PreTrainedModel]:
+    fits = isinstance(named, type) and issubclass(named, PreTrainedModel)
+    if not fits or not isinstance(config, named.config_class or PreTrainedConfig):
+        raise UnknownModel(
+            f"config.json names the class {name!r}, which is no {config.model_type} model of transformers; use the "
+            "published file."
+        )
+    return named
+
+
 def meta_module(config: PreTrainedConfig) -> PreTrainedModel:
-    """The model of a configuration on the meta device: names and shapes only."""
-    with torch.device("meta"):
-        return model_class(config)._from_config(config)
+    """The model of a configuration on the meta device: names and shapes only.
+
+    Raises:
+        DamagedFile: no model can be built from the configuration.
+    """
+    chosen = model_class(config)
+    try:
+        with torch.device("meta"):
+            return chosen._from_config(config)
+    except (*UNDESCRIBED, RuntimeError, ImportError, NotImplementedError) as error:
+        raise DamagedFile(
+            f"No {config.model_type} model can be built from the configuration ({reason(error)}); use the published "
+            "config.json."
+        ) from error
 
 
 def load_module(
     config: PreTrainedConfig,
     tensors: Mapping[str, LazyTensor],
-    device: str | torch.device | dict | None = None,
+    device: Device = None,
     dtype: torch.dtype | None = None,
 ) -> PreTrainedModel:
     """The model with its weights, in evaluation mode; tensors are read one at a time.
@@ -76,31 +129,62 @@ def load_module(
     """
     config = copy.deepcopy(config)
     Converted(meta_module(config), tensors).check()
-    module = model_class(config).from_pretrained(
+    module, info = model_class(config).from_pretrained(
         None,
         config=config,
         state_dict=dict(tensors),
         dtype=dtype or default_dtype(config, tensors, device),
         device_map=device,
+        output_loading_info=True,
         **(EXACT_ON_CPU if on_cpu(device) else {}),
     )
+    require_values(module, info["missing_keys"])
     return module.eval()
 
 
-def on_cpu(device: str | torch.device | dict | None) -> bool:
+def require_values(module: PreTrainedModel, missing: Collection[str] = ()) -> None:
+    """Refuse a module that would compute with memory which nobody wrote to.
+
+    Raises:
+        MissingWeight: naming a parameter or buffer that is on the meta device without offloaded values, or that was
+            initialized because no file holds it.
+    """
+    unread = sorted(set(missing) - module.all_tied_weights_keys.keys())
+    ignored = module._keys_to_ignore_on_load_missing or ()
+    unread = [name for name in unread if not any(re.search(pattern, name) for pattern in ignored)]
+    tensors = (*module.named_parameters(), *module.named_buffers())
+    empty = [name for name, value in tensors if value.is_meta and offloaded(module, name) is None]
+    if unread or empty:
+        raise MissingWeight(
+            f"{(unread + empty)[0]!r} of {type(module).__name__} has no values in the checkpoint; the download is "
+            "incomplete or its configuration belongs to another model."
+        )
+
+
+def on_cpu(device: Device) -> bool:
     """Whether a `device_map` means the CPU alone."""
-    return device is None or str(device).startswith("cpu")
+    places = device.values() if isinstance(device, dict) else [device]
+    return all(place is None or str(place).startswith("cpu") for place in places)
 
 
-def default_dtype(
-    config: PreTrainedConfig, tensors: Mapping[str, LazyTensor], device: str | torch.device | dict | None
-) -> torch.dtype:
+def default_dtype(config: PreTrainedConfig, tensors: Mapping[str, LazyTensor], device: Device) -> torch.dtype:
     """float32 on the CPU, where it is both exact and faster; elsewhere the dtype that most stored values have."""
-    if on_cpu(device):
-        return torch.float32
+    return torch.float32 if on_cpu(device) else stored_dtype(config, tensors)
+
+
+def stored_dtype(config: PreTrainedConfig, tensors: Mapping[str, LazyTensor]) -> torch.dtype:
+    """The dtype that the configuration states, else the one that most stored values have."""
     if config.dtype is not None:
         return config.dtype
     counts: Counter[torch.dtype] = Counter()
     for tensor in tensors.values():
         counts[tensor.dtype] += tensor.shape.numel()
     return counts.most_common(1)[0][0]
+
+
+def with_config(module: PreTrainedModel, changes: Mapping[str, Any]) -> PreTrainedModel:
+    """Another module with the same parameters and buffers, and some fields of its configuration changed."""
+    shared = {id(tensor): tensor for tensor in (*module.parameters(), *module.buffers())}
+    other = copy.deepcopy(module, shared)
+    other.config.update(changes)
+    return other

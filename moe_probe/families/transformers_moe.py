@@ -10,8 +10,7 @@ its shared experts (Inkling), which are no gate embeddings. Where the router is 
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from typing import Any
 
@@ -19,11 +18,13 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from moe_probe.checkpoint import Checkpoint, InMemory, LazyTensor, Stored
-from moe_probe.errors import FamilyError
+from moe_probe.checkpoint import Checkpoint, LazyTensor
+from moe_probe.errors import NoSuchName, UnknownModel
 from moe_probe.families.architecture import SHARED, Architecture, Layer
 from moe_probe.families.conversion import Converted
-from moe_probe.families.experts_layout import FfnLayout, experts_layout, ffn_layout
+from moe_probe.families.decoder import layers_path, require_known_blocks, text_config
+from moe_probe.families.experts_layout import FfnLayout, FlatExperts, FusedExperts, experts_layout, ffn_layout
+from moe_probe.families.live import LiveTensors, children, core, parameter, parameters, part, parts
 from moe_probe.families.modules import make_config, meta_module
 
 ROUTERS = ("gate", "router")
@@ -44,7 +45,11 @@ class TransformersMoE:
         return checkpoint.config.get("model_type") in CONFIG_MAPPING
 
     def open(self, checkpoint: Checkpoint) -> ModuleArchitecture:
-        """The architecture of a published checkpoint."""
+        """The architecture of a published checkpoint.
+
+        Raises:
+            UnknownModel: the model is a mixture of experts whose blocks are not known.
+        """
         return published_architecture(make_config(checkpoint.config), checkpoint)
 
 
@@ -58,9 +63,9 @@ def published_architecture(config: PreTrainedConfig, tensors: Mapping[str, LazyT
 
 
 def live_architecture(module: PreTrainedModel) -> ModuleArchitecture:
-    """The architecture of a live model; weights are its parameters."""
-    parameters = {key: Stored(InMemory(value)) for key, value in module.state_dict().items()}
-    return ModuleArchitecture(module, parameters, parameters)
+    """The architecture of a live model; weights are its parameters, read when asked for."""
+    tensors = LiveTensors(module)
+    return ModuleArchitecture(module, tensors, tensors)
 
 
 def _first(objects: tuple[Any, ...], names: tuple[str, ...]) -> int | None:
@@ -74,81 +79,99 @@ class ModuleArchitecture(Architecture):
     def __init__(self, module: PreTrainedModel, tensors: Mapping[str, LazyTensor], published: Mapping[str, LazyTensor]):
         super().__init__(module.config, published)
         self.module, self.tensors = module, tensors
-        self.text_config = module.config.get_text_config(decoder=True)
+        self.text_config = text_config(module)
         self.hidden_size = self.text_config.hidden_size
+
+    @property
+    def skeleton(self) -> PreTrainedModel:
+        return self.module
+
+    def unused(self) -> Mapping[str, LazyTensor]:
+        return self.tensors.unused() if isinstance(self.tensors, Converted) else {}
+
+    def check(self) -> None:
+        """Refuse a mixture of experts that is not recognised.
+
+        Raises:
+            UnknownModel: naming the block.
+        """
+        if not self.blocks:
+            require_known_blocks(self.module)
+        self.layer(min(self.blocks, default=0))
+
+    @cached_property
+    def layers_path(self) -> str:
+        """Path of the list of decoder layers."""
+        return layers_path(self.module)
 
     @cached_property
     def num_layers(self) -> int:
         """Length of the list of decoder layers (LongCat's `num_hidden_layers` counts its attention layers)."""
-        for path in self.blocks.values():
-            return len(self.module.get_submodule(re.split(r"\.\d+(?:\.|$)", path)[0]))
-        return self.text_config.num_hidden_layers
+        return len(children(part(self.module, self.layers_path)))
 
     @cached_property
     def blocks(self) -> dict[int, str]:
         """Path of the MoE block of each layer that has one."""
-        blocks: dict[int, str] = {}
-        for path, module in self.module.named_modules():
-            number = re.search(r"\.(\d+)(?:\.|$)", path)
-            if number and int(number[1]) not in blocks and experts_layout(module) is not None:
-                blocks[int(number[1])] = path
-        return blocks
+        found = ((index, self._first_path(index, experts_layout)) for index in range(self.num_layers))
+        return {index: path for index, path in found if path is not None}
 
     def dense_path(self, index: int) -> str | None:
         """Path of the FFN of a dense layer."""
-        for path, module in self.module.named_modules():
-            number = re.search(r"\.(\d+)\.", path)
-            if number and int(number[1]) == index and ffn_layout(module) is not None:
-                return path
-        return None
+        return self._first_path(index, ffn_layout) if 0 <= index < self.num_layers else None
 
-    def _dense(self, index: int) -> tuple[str, FfnLayout] | None:
+    def _first_path(self, index: int, layout: Callable[[nn.Module], object | None]) -> str | None:
+        """Path of the first module of a decoder layer that has such a layout."""
+        path = f"{self.layers_path}.{index}"
+        return next((place for place, child in parts(part(self.module, path), path) if layout(child) is not None), None)
+
+    def _dense(self, index: int) -> tuple[str, FfnLayout]:
         path = self.dense_path(index)
-        return None if path is None else (path, ffn_layout(self.module.get_submodule(path)))
+        layout = None if path is None else ffn_layout(part(self.module, path))
+        if path is None or layout is None:
+            raise NoSuchName(f"Layer {index} has no FFN of a layout that moe_probe reads; choose another layer.")
+        return path, layout
 
     def shared_path(self, path: str) -> str | None:
         """Path of the shared block that belongs to a MoE block."""
         parent = path.rpartition(".")[0]
         for place in (path, parent):
-            for name, child in self.module.get_submodule(place).named_children():
-                if name in SHARED_BLOCKS and ffn_layout(child) is not None:
+            for name, child in children(part(self.module, place)).items():
+                if name in SHARED_BLOCKS and ffn_layout(core(child)) is not None:
                     return f"{place}.{name}"
         return None
 
     def _router_parameter(self, path: str, experts: int) -> str:
         """The router's last matrix with at least one row per expert."""
-        block = self.module.get_submodule(path)
+        block = children(part(self.module, path))
         for name in ROUTERS:
-            router = getattr(block, name, None)
+            if name not in block:
+                continue
+            router = core(block[name])
             if hasattr(router, "gate_embedding"):
                 return f"{path}.{name}.{router.gate_embedding}"
-            if isinstance(router, nn.Module):
-                matrices = [k for k, p in router.named_parameters() if p.ndim == 2 and p.shape[0] >= experts]
-                direct = [k for k in matrices if router.get_parameter(k).shape == (experts, self.hidden_size)]
-                if matrices:
-                    return f"{path}.{name}.{(direct or matrices)[-1]}"
-        raise FamilyError(f"No router with one row per expert was found beside the experts of {path!r}.")
+            matrices = {k: p.shape for k, p in parameters(router) if p.ndim == 2 and p.shape[0] >= experts}
+            direct = [k for k, shape in matrices.items() if shape == (experts, self.hidden_size)]
+            if matrices:
+                return f"{path}.{name}.{(direct or list(matrices))[-1]}"
+        raise UnknownModel(f"No router with one row per expert was found beside the experts of {path!r}.")
 
     def layer(self, index: int) -> Layer:
-        if index not in self.blocks:
-            dense = self._dense(index)
-            neurons = 0
-            if dense is not None:
-                names = dict(self.module.get_submodule(dense[0]).named_parameters())
-                down = next(p for name, p in names.items() if name.split(".")[0] == dense[1].down)
-                neurons = down.shape[1]
-            return Layer(index, self.hidden_size, neurons, projections=dense[1].projections if dense else ())
+        return self._moe_layer(index) if index in self.blocks else self._dense_layer(index)
+
+    def _dense_layer(self, index: int) -> Layer:
+        path = self.dense_path(index)
+        if path is None:
+            return Layer(index, self.hidden_size, 0, projections=())
+        _, layout = self._dense(index)
+        return Layer(index, self.hidden_size, layout.neurons(part(self.module, path)), projections=layout.projections)
+
+    def _moe_layer(self, index: int) -> Layer:
         path = self.blocks[index]
-        block = self.module.get_submodule(path)
-        layout = experts_layout(block)
+        block, layout = part(self.module, path), self._layout(path)
         experts, width, neurons = layout.size(block)
-        classes = self.module.get_parameter(self._router_parameter(path, experts)).shape[0]
-        kinds = getattr(getattr(block, "experts", None), "expert_kinds", ("ffn",) * experts)
+        kinds = self._kinds(path, experts)
         subtokens = getattr(block, "subtokens", 1)
-        extra = EXTRA_CLASSES.get(type(block).__name__)
-        if classes > experts and extra is not None:
-            kinds += (extra,) * (classes - experts)
-        router = next((getattr(block, name) for name in ROUTERS if hasattr(block, name)), None)
+        router = next((core(child) for name, child in children(block).items() if name in ROUTERS), None)
         shared = self.shared_path(path)
         return Layer(
             index=index,
@@ -162,19 +185,35 @@ class ModuleArchitecture(Architecture):
             projections=layout.projections,
         )
 
+    def _layout(self, path: str) -> FusedExperts | FlatExperts:
+        layout = experts_layout(part(self.module, path))
+        if layout is None:
+            raise UnknownModel(f"{path!r} is no MoE block.")
+        return layout
+
+    def _kinds(self, path: str, experts: int) -> tuple[str, ...]:
+        """Kind of each class of a block's router."""
+        block = part(self.module, path)
+        classes = parameter(self.module, self._router_parameter(path, experts)).shape[0]
+        module = children(block).get("experts")
+        kinds = getattr(core(module) if module is not None else None, "expert_kinds", ("ffn",) * experts)
+        extra = EXTRA_CLASSES.get(type(block).__name__)
+        return kinds + (extra,) * (classes - experts) if extra is not None else kinds
+
     def _router(self, layer: Layer) -> tuple[str, LazyTensor]:
-        path = self.blocks[layer.index]
-        name = self._router_parameter(path, layer.expert_kinds.count("ffn"))
+        name = self._router_parameter(self.blocks[layer.index], layer.expert_kinds.count("ffn"))
         return name, self.tensors[name][: layer.num_experts]
 
     def _expert(self, layer: Layer, label: str, projection: str) -> tuple[str, LazyTensor]:
-        if not layer.is_moe:
-            path, ffn = self._dense(layer.index)
-        elif label == SHARED:
-            path = self.shared_path(self.blocks[layer.index])
-            ffn = ffn_layout(self.module.get_submodule(path))
-        else:
+        if layer.is_moe and label != SHARED:
             path = self.blocks[layer.index]
-            layout = experts_layout(self.module.get_submodule(path))
-            return path, layout.matrix(self.tensors, path + ".", int(label), projection)
+            return path, self._layout(path).matrix(self.tensors, path + ".", int(label), projection)
+        path, ffn = self._dense(layer.index) if not layer.is_moe else self._shared(layer.index)
         return path, ffn.matrix(self.tensors, path + ".", projection)
+
+    def _shared(self, index: int) -> tuple[str, FfnLayout]:
+        path = self.shared_path(self.blocks[index])
+        layout = None if path is None else ffn_layout(part(self.module, path))
+        if path is None or layout is None:
+            raise NoSuchName(f"Layer {index} has no shared expert; omit it.")
+        return path, layout

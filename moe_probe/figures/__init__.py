@@ -1,7 +1,18 @@
 """Papers' figures, made again for any models: `figures.reproduce("look-into-moes", "ckpt/tiny-mixtral", "out")`."""
 
-from moe_probe.figures.making import Reproduction, reproduce
+import warnings
+from typing import Any
+
+from moe_probe.figures.album import Album
+from moe_probe.figures.making import reproduce
 from moe_probe.figures.papers import papers
 from moe_probe.figures.saving import draw, result_stem, write_figure
 
-__all__ = ["Reproduction", "draw", "papers", "reproduce", "result_stem", "write_figure"]
+__all__ = ["Album", "draw", "papers", "reproduce", "result_stem", "write_figure"]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "Reproduction":
+        warnings.warn("figures.Reproduction is now figures.Album", DeprecationWarning, stacklevel=2)
+        return Album
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,10 +1,10 @@
-"""What a reproduction has made: figures, their manifest and contact sheet, and what could not be made."""
+"""What was made of a paper: figures, their manifest and contact sheet, and what could not be made."""
 
 from __future__ import annotations
 
 import html
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,17 +16,18 @@ from matplotlib.figure import Figure
 
 from moe_probe.errors import InputError
 from moe_probe.figures.contact_sheet import contact_sheet, thumbnail
-from moe_probe.figures.recipes import Kind
+from moe_probe.figures.recipes import Recipe
 from moe_probe.figures.saving import write_figure
 from moe_probe.files import whole_file
 from moe_probe.parallel import map_items
+from moe_probe.shown import file_name
 
-MANIFEST, CONTACT_SHEET = "manifest.json", "contact_sheet.pdf"
+MANIFEST, CONTACT_SHEET, FIGURES = "manifest.json", "contact_sheet.pdf", "figures"
 
 
-def write_and_look(work: tuple[Figure, Path, bool]) -> np.ndarray:
+def write_with_thumbnail(drawn: tuple[Figure, Path, bool]) -> np.ndarray:
     """Write a figure as PDF, and as PNG where that is asked for; its thumbnail."""
-    figure, path, png = work
+    figure, path, png = drawn
     write_figure(figure, path)
     figure.set_layout_engine("none")  # it is laid out by now
     if png:
@@ -35,7 +36,7 @@ def write_and_look(work: tuple[Figure, Path, bool]) -> np.ndarray:
 
 
 @dataclass
-class Reproduction:
+class Album:
     """A paper's figures of some models, in a folder.
 
     Attributes:
@@ -55,6 +56,14 @@ class Reproduction:
     figures: list[dict[str, Any]] = field(default_factory=list)
     missing: list[dict[str, Any]] = field(default_factory=list)
     _thumbnails: list[tuple[str, np.ndarray]] = field(default_factory=list, repr=False)
+    _before: list[dict[str, Any]] = field(default_factory=list, repr=False)
+
+    def __post_init__(self) -> None:
+        try:
+            listed = json.loads(self.manifest.read_text(encoding="utf-8"))["figures"]
+            self._before = [entry for entry in listed if isinstance(entry, dict)]
+        except (OSError, ValueError, LookupError, TypeError):
+            self._before = []  # there is none, or none of ours
 
     @property
     def manifest(self) -> Path:
@@ -66,23 +75,25 @@ class Reproduction:
         """All figures at a glance, as PDF."""
         return self.folder / CONTACT_SHEET
 
-    def add(self, kind: Kind, label: str, data: Path, dataset: xr.Dataset, results: Mapping[str, xr.Dataset]) -> None:
+    def add(
+        self, recipe: Recipe, label: str, data: Path, dataset: xr.Dataset, results: Mapping[str, xr.Dataset]
+    ) -> None:
         """Draw a result's figures and enter them; what cannot be drawn is listed with its reason."""
         try:
-            drawn = list(kind.draw(dataset, results))
+            drawn = list(recipe.draw(dataset, results))
         except InputError as error:
-            self.cannot(kind, label, str(error))
+            self.cannot(recipe, label, str(error))
             return
-        folder = self.folder / "figures" / label
-        paths = [folder / f"{kind.stem(stem)}.pdf" for stem, _ in drawn]
+        folder = self.folder / FIGURES / file_name(label)
+        paths = [folder / f"{file_name(recipe.stem(stem))}.pdf" for stem, _ in drawn]
         work = [(figure, path, self.png) for (_, figure), path in zip(drawn, paths, strict=True)]
-        thumbnails = map_items(write_and_look, work, self.n_jobs, f"Figures of {kind.name}")
+        thumbnails = map_items(write_with_thumbnail, work, self.n_jobs, f"Figures of {recipe.name}")
         for path, picture in zip(paths, thumbnails, strict=True):
-            self._thumbnails.append((f"{label}/{path.stem}", picture))
+            self._thumbnails.append((f"{folder.name}/{path.stem}", picture))
             self.figures.append(
                 {
-                    "figure": kind.figure,
-                    "shows": kind.shows,
+                    "figure": recipe.figure,
+                    "shows": recipe.shows,
                     "model": label,
                     "file": str(path.relative_to(self.folder)),
                     "analysis": dataset.attrs["analysis"],
@@ -93,14 +104,29 @@ class Reproduction:
             )
         self._write_manifest()
 
-    def cannot(self, kind: Kind, label: str, reason: str) -> None:
+    def cannot(self, recipe: Recipe, label: str, reason: str) -> None:
         """List what cannot be made, and why."""
-        self.missing.append({"figure": kind.figure, "shows": kind.shows, "model": label, "reason": reason})
+        self.missing.append({"figure": recipe.figure, "shows": recipe.shows, "model": label, "reason": reason})
         self._write_manifest()
 
     def finish(self) -> None:
-        """Write the contact sheet."""
+        """Write the contact sheet; remove the figures that an earlier call made here of another model of a label."""
+        for path in self._stale():
+            path.unlink(missing_ok=True)
+            path.with_suffix(".png").unlink(missing_ok=True)
         contact_sheet(self._thumbnails, self.contact_sheet, title=self.paper)
+
+    def _stale(self) -> Iterator[Path]:
+        current: dict[str, set[str]] = {}
+        for entry in self.figures:
+            current.setdefault(entry["model"], set()).add(entry["fingerprint"])
+        files = {entry["file"] for entry in self.figures}
+        for entry in self._before:
+            fingerprints = current.get(entry.get("model", ""))
+            if fingerprints and entry.get("fingerprint") not in fingerprints and entry.get("file") not in files:
+                path = self.folder / str(entry.get("file"))
+                if path.resolve().is_relative_to((self.folder / FIGURES).resolve()):
+                    yield path
 
     def _write_manifest(self) -> None:
         content = {"paper": self.paper, "figures": self.figures, "missing": self.missing}

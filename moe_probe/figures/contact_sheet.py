@@ -9,11 +9,10 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.backends.backend_pdf import PdfPages
-from matplotlib.figure import Figure
 from matplotlib.image import imread
 
 from moe_probe.files import whole_file
-from moe_probe.plotting.style import style
+from moe_probe.plotting import Figure, style
 
 COLUMNS, ROWS = 4, 7
 DPI = 72
@@ -36,7 +35,7 @@ def contact_sheet(pictures: Sequence[tuple[str, np.ndarray]], path: Path, title:
             figure = Figure(figsize=(8.3, 11.7), layout="constrained")
             figure.suptitle(f"{title}, page {number} of {len(sheets)}")
             for axes, (name, picture) in zip(figure.subplots(ROWS, COLUMNS).flat, sheet, strict=False):
-                axes.imshow(picture)
+                axes.imshow(picture, interpolation="nearest")
                 parts = (textwrap.fill(part, 58, break_on_hyphens=False) for part in name.split("/"))
                 axes.set_title("\n".join(parts), fontsize=4.5)
             for axes in figure.axes:

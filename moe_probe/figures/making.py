@@ -3,27 +3,31 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import xarray as xr
-from rich.console import Console
 
 from moe_probe import dynamic
-from moe_probe.errors import FamilyError, InputError
-from moe_probe.figures.album import Reproduction
+from moe_probe.errors import FamilyError, InputError, NoSuchName, NotFitting, OutOfRange, WrongType
+from moe_probe.figures.album import Album
 from moe_probe.figures.papers import find_paper
-from moe_probe.figures.recipes import Given, Kind, OfModels, OfTexts, OfWeights
+from moe_probe.figures.recipes import FromModels, FromTexts, FromWeights, Recipe, Subject
 from moe_probe.model import MoEModel, Source, load
-from moe_probe.options import check_arguments
 from moe_probe.results import load_result, save
+from moe_probe.shown import PlainConsole, file_name
+from moe_probe.static.checks import check_flags, check_workers
 from moe_probe.texts.corpus import Corpus, Texts
 
 TOGETHER = "compared"  # the folder of figures that show several models
+NO_TEXTS = "This figure needs texts; pass texts."
+LIBRARIES = ("moe-probe", "torch", "transformers")  # other versions of these may give other numbers
 
 
 def reproduce(
@@ -43,35 +47,39 @@ def reproduce(
     execution: str = "auto",
     n_jobs: int = 1,
     progress: bool = True,
-) -> Reproduction:
-    """Every figure of a paper that the models allow, as vector PDF, from results that are computed once.
+) -> Album:
+    """Every figure of a paper that the models support, as vector PDF, from results that are computed once.
 
-    Results are saved below `out`; a second call computes only what is not there yet for the same model, texts and
-    parameters. A figure of single tokens shows the beginning of the first text.
+    Results are saved below `out`; a second call computes only what is not there yet for the same model (by its
+    fingerprint and dtype), texts, parameters and versions. A figure of single tokens shows the beginning of the first
+    text.
 
     Args:
         paper: `look-into-moes` (arXiv 2406.18219), `mh-moe` (2404.15045) or `moe-plus-plus` (2410.07348).
         models: one or several of what `moe_probe.load` accepts; by label, or under their own names.
         out: the folder.
-        texts: as for `dynamic.run`; figures that need texts are listed as missing without.
+        texts: a file of texts, or a list of texts or token ids; without texts, figures that need them are listed as
+            missing.
         baseline: a dense model, which takes part where its shapes are those of an expert.
         options: arguments of the dynamic analyses by name, such as `{"ffn_experts_per_token": {"min_count": 2}}`.
-        png: PNG files too, beside the PDF files.
-        layers: as for `dynamic.run`.
-        labels: as for `dynamic.run`.
-        column: as for `dynamic.run`.
-        max_length: as for `dynamic.run`.
-        batch_tokens: as for `dynamic.run`.
-        execution: as for `dynamic.run`.
-        n_jobs: as for `dynamic.run`.
-        progress: say what is being done.
+        png: write PNG files too, beside the PDF files.
+        layers: MoE layers; all by default.
+        labels: a label for each document, or the column of the file that holds them.
+        column: the column of the file that holds the texts.
+        max_length: tokens per document at most.
+        batch_tokens: tokens that run at a time.
+        execution: `resident`, `layerwise` (one layer in memory at a time), or `auto`.
+        n_jobs: number of workers.
+        progress: show what is being done.
 
     Returns:
         What was made, and what could not be made and why; it is also written to `manifest.json`.
 
     Raises:
-        InputError: there is no such paper, option or layer, or two models have one name.
+        NoSuchName: there is no such paper, analysis or option.
+        InputError: another argument does not fit, or two models have one name.
         CheckpointError, WeightError: a model's files are missing or damaged.
+        MachineError: the disk is full.
 
     Examples:
         >>> from moe_probe import figures
@@ -79,50 +87,54 @@ def reproduce(
         >>> [entry["file"] for entry in made.figures][:1]  # doctest: +SKIP
         ['figures/tiny-moe-plus-plus/table1_complexity.pdf']
     """
-    plan, opened, options = find_paper(paper), named(models), options or {}
-    _check_options(options, plan.kinds)
-    work = Work(
-        made=Reproduction(plan.name, Path(out), png, n_jobs),
-        texts=texts,
+    plan, options = find_paper(paper), options or {}
+    _check_options(options, plan.recipes)
+    _check_numbers(max_length, batch_tokens)
+    check_flags(png=png, progress=progress)
+    check_workers(n_jobs)
+    opened = named(models)
+    maker = Maker(
+        album=Album(plan.name, Path(out), png, n_jobs),
+        texts=list(texts) if isinstance(texts, Iterator) else texts,
         options=options,
         reading={"labels": labels, "column": column, "max_length": max_length},
         running={"batch_tokens": batch_tokens, "execution": execution, "n_jobs": n_jobs, "progress": progress},
-        say=Console(quiet=not progress).print,
+        report=PlainConsole(quiet=not progress).print,
     )
-    dense = None if baseline is None else load(baseline)
+    dense = None if baseline is None else _dense(baseline)
     for label, model in opened.items():
-        fitting = dense if dense is not None and fits(dense, model) else None
-        if fitting is not dense:
-            work.say(f"{label}: {dense.name} has other shapes and takes no part.")
-        given = Given(model, fitting, model.select_layers(layers), n_jobs)
-        corpus = None if texts is None else dynamic.make_corpus(model, texts, **work.reading)
-        work.corpora[label] = corpus
-        work.of_one(label, given, corpus, plan.kinds)
-    work.of_several(opened, layers, plan.kinds)
-    work.made.finish()
-    return work.made
+        subject = Subject(model, maker.fitting(label, dense, model), model.select_layers(layers), n_jobs)
+        maker.make_single(label, subject, plan.recipes)
+    maker.make_compared(opened, layers, plan.recipes)
+    maker.album.finish()
+    return maker.album
 
 
 def named(models: Source | Sequence[Source] | Mapping[str, Source]) -> dict[str, MoEModel]:
     """Each model under its label or name.
 
     Raises:
-        InputError: there is none, or two have one name.
+        NotFitting: there is none, or two have one name.
     """
     if isinstance(models, Mapping):
-        found = {str(label): load(model) for label, model in models.items()}
+        opened = {str(label): load(model) for label, model in models.items()}
     else:
-        several = models if isinstance(models, list | tuple) else [models]
-        opened = [load(model) for model in several]
-        found = {model.name.replace("/", "--"): model for model in opened}
-        if len(found) < len(opened):
-            raise InputError("Two models have one name; give labels for them: {label: model}.")
-    if not found:
-        raise InputError("No model is given; give at least one.")
-    return found
+        several = [load(model) for model in (models if isinstance(models, list | tuple) else [models])]
+        opened = {model.name.replace("/", "--"): model for model in several}
+        if len(opened) < len(several):
+            raise NotFitting("Two models have one name; pass labels for them: {label: model}.")
+    if not opened:
+        raise NotFitting("models is empty; pass at least one model.")
+    folders = [file_name(label) for label in (*opened, TOGETHER)]
+    if len({folder.lower() for folder in folders}) < len(folders):
+        raise NotFitting(
+            f"The labels {', '.join(opened)} and {TOGETHER!r}, where comparisons go, do not name folders of their own; "
+            "pass labels that differ in more than their case."
+        )
+    return opened
 
 
-def fits(dense: MoEModel, model: MoEModel) -> bool:
+def same_shape(dense: MoEModel, model: MoEModel) -> bool:
     """Whether a dense model's FFN has the shape of the model's experts."""
     layer = model.layer(model.moe_layers[0]) if model.moe_layers else None
     return (
@@ -133,132 +145,193 @@ def fits(dense: MoEModel, model: MoEModel) -> bool:
     )
 
 
+def _dense(baseline: Source) -> MoEModel:
+    model = load(baseline)
+    if model.moe_layers:
+        raise NotFitting(f"The baseline {model.name} is a Mixture-of-Experts itself; pass a dense model, or omit it.")
+    return model
+
+
 @dataclass
-class Work:
-    """A reproduction on its way.
+class Maker:
+    """Makes the figures of a paper, one after the other.
 
     Attributes:
-        made: what is there.
+        album: what is there.
         texts: as they were given.
         options: arguments by analysis name.
         reading: how texts are read; the arguments of `make_corpus`.
         running: how models run; arguments of `dynamic.run`.
-        say: prints a line.
+        report: prints a line.
         corpora: each model's texts.
     """
 
-    made: Reproduction
+    album: Album
     texts: Texts | None
     options: Mapping[str, Mapping[str, Any]]
     reading: dict[str, Any]
     running: dict[str, Any]
-    say: Any
+    report: Callable[[str], None]
     corpora: dict[str, Corpus | None] = field(default_factory=dict)
 
-    def of_one(self, label: str, given: Given, corpus: Corpus | None, kinds: Sequence[Kind]) -> None:
+    def fitting(self, label: str, dense: MoEModel | None, model: MoEModel) -> MoEModel | None:
+        """The baseline, where it fits the model."""
+        if dense is None or same_shape(dense, model):
+            return dense
+        self.report(f"{label}: {dense.name} has other shapes and takes no part.")
+        return None
+
+    def make_single(self, label: str, subject: Subject, recipes: Sequence[Recipe]) -> None:
         """All figures of one model."""
+        corpus = None if self.texts is None else dynamic.make_corpus(subject.model, self.texts, **self.reading)
+        self.corpora[label] = corpus
         results: dict[str, xr.Dataset] = {}
-        for kind, dataset in self._results(label, given, corpus, kinds):
-            results[kind.name] = dataset
-            self.made.add(kind, label, self._path(label, kind), dataset, results)
+        for recipe, dataset in self._results(label, subject, corpus, recipes):
+            results[recipe.name] = dataset
+            self.album.add(recipe, label, self._path(label, recipe), dataset, results)
 
-    def of_several(self, models: Mapping[str, MoEModel], layers: Any, kinds: Sequence[Kind]) -> None:
+    def make_compared(
+        self, models: Mapping[str, MoEModel], layers: Sequence[int] | int | None, recipes: Sequence[Recipe]
+    ) -> None:
         """All figures of several models together."""
-        found: dict[str, xr.Dataset] = {}
-        for kind in (kind for kind in kinds if isinstance(kind, OfModels)):
+        results: dict[str, xr.Dataset] = {}
+        for recipe in (recipe for recipe in recipes if isinstance(recipe, FromModels)):
             if len(models) < 2:
-                self.made.cannot(kind, TOGETHER, "It compares models; give at least two.")
-            elif None in self.corpora.values():
-                self.made.cannot(kind, TOGETHER, "It needs texts.")
+                self.album.cannot(recipe, TOGETHER, "This figure compares models, and there is one; pass at least two.")
+                continue
+            if None in self.corpora.values():
+                self.album.cannot(recipe, TOGETHER, NO_TEXTS)
+                continue
+            try:
+                if recipe.name not in results:
+                    results[recipe.name] = self._compared(recipe, models, layers)
+            except (InputError, FamilyError) as error:
+                self.album.cannot(recipe, TOGETHER, str(error))
             else:
-                request = [kind.name, layers, *((label, m.fingerprint, m.dtype) for label, m in models.items())]
-                request += [corpus.fingerprint for corpus in self.corpora.values()]
-                if kind.name not in found:
-                    found[kind.name] = self._saved(TOGETHER, kind, models.values(), request) or self._keep(
-                        TOGETHER, kind, request, self._compare(kind, models, layers)
-                    )
-                self.made.add(kind, TOGETHER, self._path(TOGETHER, kind), found[kind.name], found)
+                self.album.add(recipe, TOGETHER, self._path(TOGETHER, recipe), results[recipe.name], results)
 
-    def _compare(self, kind: OfModels, models: Mapping[str, MoEModel], layers: Any) -> xr.Dataset:
-        return kind.compute(models, self.texts, layers=layers, **self.reading, **self.running)
+    def _compared(
+        self, recipe: FromModels, models: Mapping[str, MoEModel], layers: Sequence[int] | int | None
+    ) -> xr.Dataset:
+        request = [recipe.name, layers, self.reading["labels"], *((label, identity(m)) for label, m in models.items())]
+        request += [corpus and corpus.fingerprint for corpus in self.corpora.values()]
+        saved = self._saved(TOGETHER, recipe, request)
+        if saved is not None:
+            return saved
+        computed = recipe.compute(models, self.texts, layers=layers, **self.reading, **self.running)
+        return self._keep(TOGETHER, recipe, request, computed)
 
     def _results(
-        self, label: str, given: Given, corpus: Corpus | None, kinds: Sequence[Kind]
-    ) -> Iterator[tuple[Kind, xr.Dataset]]:
-        for kind in (kind for kind in kinds if isinstance(kind, OfWeights)):
-            request = [kind.name, given.model.fingerprint, given.layers, given.baseline and given.baseline.fingerprint]
+        self, label: str, subject: Subject, corpus: Corpus | None, recipes: Sequence[Recipe]
+    ) -> Iterator[tuple[Recipe, xr.Dataset]]:
+        for recipe in (recipe for recipe in recipes if isinstance(recipe, FromWeights)):
+            request = [recipe.name, *self._subject(subject)]
             try:
-                found = self._saved(label, kind, [given.model], request) or self._keep(
-                    label, kind, request, kind.compute(given)
-                )
+                result = self._saved(label, recipe, request)
+                if result is None:
+                    result = self._keep(label, recipe, request, recipe.compute(subject))
             except (InputError, FamilyError) as error:
-                self.made.cannot(kind, label, str(error))
+                self.album.cannot(recipe, label, str(error))
             else:
-                yield kind, found
-        of_texts = sorted((kind for kind in kinds if isinstance(kind, OfTexts)), key=lambda kind: kind.tokens or 0)
-        for tokens, group in groupby(of_texts, key=lambda kind: kind.tokens):
+                yield recipe, result
+        of_texts = [recipe for recipe in recipes if isinstance(recipe, FromTexts)]
+        for tokens, group in groupby(sorted(of_texts, key=lambda one: one.tokens or 0), key=lambda one: one.tokens):
             if corpus is None:
-                for kind in group:
-                    self.made.cannot(kind, label, "It needs texts.")
+                for recipe in group:
+                    self.album.cannot(recipe, label, NO_TEXTS)
             else:
                 part = corpus if tokens is None else corpus.beginning(tokens)
-                yield from self._of_texts(label, given, part, list(group))
+                yield from self._from_texts(label, subject, part, list(group))
 
-    def _of_texts(
-        self, label: str, given: Given, corpus: Corpus, kinds: Sequence[OfTexts]
-    ) -> Iterator[tuple[Kind, xr.Dataset]]:
-        """Results of kinds that see the same texts: saved ones, and the others in one pass."""
-        wanted: dict[str, tuple[OfTexts, dynamic.Analysis, list]] = {}
-        for kind in kinds:
+    def _from_texts(
+        self, label: str, subject: Subject, corpus: Corpus, recipes: Sequence[FromTexts]
+    ) -> Iterator[tuple[Recipe, xr.Dataset]]:
+        """Results of recipes that see the same texts: saved ones, and the others in one pass."""
+        wanted: list[Wanted] = []
+        for recipe in recipes:
             try:
-                analysis = kind.analysis(given, **self.options.get(kind.name, {}))
-                analysis.fresh().prepare(given.model, corpus, list(given.layers))
+                analysis = recipe.analysis(subject, **self.options.get(recipe.name, {}))
+                check_analysis(analysis, subject, corpus)
             except (InputError, FamilyError) as error:
-                self.made.cannot(kind, label, str(error))
+                self.album.cannot(recipe, label, str(error))
                 continue
-            dense = given.baseline and given.baseline.fingerprint
-            request = [kind.name, given.model.fingerprint, given.layers, dense, corpus.fingerprint]
-            request += [analysis.parameters(), given.model.dtype]
-            if (found := self._saved(label, kind, [given.model], request)) is not None:
-                yield kind, found
+            request = [recipe.name, *self._subject(subject), corpus.fingerprint, analysis.parameters()]
+            saved = self._saved(label, recipe, request)
+            if saved is None:
+                wanted.append(Wanted(recipe, analysis, request))
             else:
-                wanted[kind.name] = kind, analysis, request
-        passes = [[item] for item in wanted.values()]
-        names = [analysis.name for _, analysis, _ in wanted.values()]
-        if passes and len(set(names)) == len(names):
-            passes = [list(wanted.values())]
-        for together in passes:
-            analyses = [analysis for _, analysis, _ in together]
-            self.say(f"{label}: running {corpus.num_tokens:,} tokens for {', '.join(a.name for a in analyses)}")
-            running = {**self.running, "layers": given.layers, "baseline": given.baseline}
-            try:
-                results = dynamic.run(given.model, corpus, analyses, **running)
-            except (InputError, FamilyError) as error:
-                for kind, _, _ in together:
-                    self.made.cannot(kind, label, str(error))
-                continue
-            for kind, analysis, request in together:
-                yield kind, self._keep(label, kind, request, results[analysis.name])
+                yield recipe, saved
+        for together in passes(wanted):
+            yield from self._run(label, subject, corpus, together)
 
-    def _path(self, label: str, kind: Kind) -> Path:
-        return self.made.folder / "results" / label / f"{kind.name}.nc"
+    def _run(
+        self, label: str, subject: Subject, corpus: Corpus, together: Sequence[Wanted]
+    ) -> Iterator[tuple[Recipe, xr.Dataset]]:
+        """Results of one pass, all saved before the first one is drawn."""
+        analyses = [wanted.analysis for wanted in together]
+        self.report(f"{label}: running {corpus.num_tokens:,} tokens for {', '.join(a.name for a in analyses)}")
+        running = {**self.running, "layers": subject.layers, "baseline": subject.baseline}
+        try:
+            results = dynamic.run(subject.model, corpus, analyses, **running)
+        except (InputError, FamilyError) as error:
+            for wanted in together:
+                self.album.cannot(wanted.recipe, label, str(error))
+            return
+        kept = [self._keep(label, one.recipe, one.request, results[one.analysis.name]) for one in together]
+        yield from zip([one.recipe for one in together], kept, strict=True)
 
-    def _saved(self, label: str, kind: Kind, models: Any, request: Any) -> xr.Dataset | None:
-        """The result of an earlier call, if it is of the very same request; never of a model in memory."""
-        path = self._path(label, kind)
-        if not path.is_file() or any(model.checkpoint is None for model in models):
+    def _subject(self, subject: Subject) -> list[Any]:
+        """What tells this model, as it is looked at, from any other."""
+        return [identity(subject.model), subject.layers, subject.baseline and identity(subject.baseline)]
+
+    def _path(self, label: str, recipe: Recipe) -> Path:
+        return self.album.folder / "results" / file_name(label) / f"{recipe.name}.nc"
+
+    def _saved(self, label: str, recipe: Recipe, request: Sequence[Any]) -> xr.Dataset | None:
+        """The result of an earlier call, if it is of the very same request."""
+        path = self._path(label, recipe)
+        if not path.is_file():
             return None
-        found = load_result(path)
-        if found.attrs.get("request") != digest(request):
+        try:
+            saved = load_result(path)
+        except InputError as error:
+            self.report(f"{label}: {recipe.name} is computed again: {error}")
             return None
-        self.say(f"{label}: {kind.name} is there")
-        return found
+        if saved.attrs.get("request") != digest(request):
+            return None
+        self.report(f"{label}: {recipe.name} is there")
+        return saved
 
-    def _keep(self, label: str, kind: Kind, request: Any, dataset: xr.Dataset) -> xr.Dataset:
+    def _keep(self, label: str, recipe: Recipe, request: Sequence[Any], dataset: xr.Dataset) -> xr.Dataset:
         kept = dataset.assign_attrs(request=digest(request))
-        save(kept, self._path(label, kind))
-        self.say(f"{label}: {kind.name} is made")
+        save(kept, self._path(label, recipe))
+        self.report(f"{label}: {recipe.name} is made")
         return kept
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """An analysis that has to run, for which figure, and the request that its result answers."""
+
+    recipe: FromTexts
+    analysis: dynamic.Analysis
+    request: list[Any]
+
+
+def passes(wanted: Sequence[Wanted]) -> list[list[Wanted]]:
+    """Analyses that can share a pass: all, unless two have one name."""
+    names = {one.analysis.name for one in wanted}
+    return [list(wanted)] if wanted and len(names) == len(wanted) else [[one] for one in wanted]
+
+
+def check_analysis(analysis: dynamic.Analysis, subject: Subject, corpus: Corpus) -> None:
+    """Refuse before the pass what an analysis cannot see in this model and these texts."""
+    analysis.fresh().prepare(subject.model, corpus, list(subject.layers))
+
+
+def identity(model: MoEModel) -> list[Any]:
+    """What a result of a model depends on, but for texts and parameters."""
+    return [model.fingerprint, model.dtype, {name: version(name) for name in LIBRARIES}]
 
 
 def digest(request: Any) -> str:
@@ -266,10 +339,25 @@ def digest(request: Any) -> str:
     return hashlib.sha256(json.dumps(request, default=str, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _check_options(options: Mapping[str, Mapping[str, Any]], kinds: Sequence[Kind]) -> None:
+def _check_options(options: Mapping[str, Mapping[str, Any]], recipes: Sequence[Recipe]) -> None:
     known = dynamic.analyses()
-    names = [kind.name for kind in kinds if isinstance(kind, OfTexts) and kind.name in known]
+    names = [recipe.name for recipe in recipes if isinstance(recipe, FromTexts) and recipe.name in known]
     for name, given in options.items():
         if name not in names:
-            raise InputError(f"No figure of this paper takes options as {name!r}; there are {', '.join(names)}.")
-        check_arguments(name, known[name], given, besides=["baseline"])
+            raise NoSuchName.among("figure of this paper that takes options as", name, names)
+        if not isinstance(given, Mapping):
+            raise WrongType(f"options[{name!r}]={given!r} is not a mapping; pass {{'argument': value}}.")
+        takes = [key for key in inspect.signature(known[name]).parameters if key != "baseline"]
+        for key in given:
+            if key not in takes:
+                raise NoSuchName.among(f"option of {name}", key, takes)
+
+
+def _check_numbers(max_length: object, batch_tokens: object) -> None:
+    for name, value in (("max_length", max_length), ("batch_tokens", batch_tokens)):
+        if value is None and name == "max_length":
+            continue
+        if not isinstance(value, int) or isinstance(value, bool):
+            raise WrongType(f"{name}={value!r} is not a whole number; pass one from 1.")
+        if value < 1:
+            raise OutOfRange(f"{name}={value} is below 1; pass a whole number from 1.")

@@ -21,14 +21,14 @@ def all_figures(ds: xr.Dataset, results: Mapping[str, xr.Dataset]) -> Iterator[t
 
 
 @dataclass(frozen=True)
-class Given:
+class Subject:
     """What a figure is made from.
 
     Attributes:
         model: the model.
         baseline: a dense model of the same shapes; None where there is none.
         layers: MoE layers of the model.
-        n_jobs: layers, or parts of a corpus, at a time.
+        n_jobs: number of workers.
     """
 
     model: MoEModel
@@ -43,8 +43,8 @@ class Given:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Kind:
-    """One kind of figure.
+class Recipe:
+    """How one kind of figure is made.
 
     Attributes:
         figure: its number in the paper, such as `figure 7`; "" where it has none. File names begin with it.
@@ -64,14 +64,14 @@ class Kind:
 
 
 @dataclass(frozen=True, kw_only=True)
-class OfWeights(Kind):
+class FromWeights(Recipe):
     """Made from weights alone."""
 
-    compute: Callable[[Given], xr.Dataset]
+    compute: Callable[[Subject], xr.Dataset]
 
 
 @dataclass(frozen=True, kw_only=True)
-class OfTexts(Kind):
+class FromTexts(Recipe):
     """Made by running over texts; all analyses with the same `tokens` share a pass.
 
     Attributes:
@@ -84,7 +84,7 @@ class OfTexts(Kind):
 
 
 @dataclass(frozen=True, kw_only=True)
-class OfModels(Kind):
+class FromModels(Recipe):
     """Made from several models on the same texts; `compute` takes them by label, the texts, and `run`'s options."""
 
     compute: Callable[..., xr.Dataset]
@@ -92,8 +92,8 @@ class OfModels(Kind):
 
 @dataclass(frozen=True)
 class Paper:
-    """A paper's name on the command line, its arXiv number, and its kinds of figures."""
+    """A paper's name on the command line, its arXiv number, and the recipes of its figures."""
 
     name: str
     arxiv: str
-    kinds: tuple[Kind, ...]
+    recipes: tuple[Recipe, ...]

@@ -11,6 +11,8 @@ from matplotlib.figure import Figure
 from moe_probe import plotting
 from moe_probe.files import whole_file
 from moe_probe.parallel import map_items
+from moe_probe.shown import file_name
+from moe_probe.static.checks import check_workers
 
 
 def result_stem(dataset: xr.Dataset) -> str:
@@ -18,19 +20,29 @@ def result_stem(dataset: xr.Dataset) -> str:
     parts = [dataset.attrs["analysis"], dataset.attrs.get("level")]
     if dataset.attrs.get("metric", "cosine") != "cosine":
         parts.append(dataset.attrs["metric"])
-    return "_".join(part for part in parts if part)
+    return file_name("_".join(str(part) for part in parts if part))
 
 
 def write_figure(figure: Figure, path: Path, **options: Any) -> Path:
-    """Save a figure in the format of the path's suffix; it appears under its name when it is complete."""
+    """Save a figure in the format of the path's suffix; it appears under its name when it is complete.
+
+    Raises:
+        MachineError: the disk is full.
+    """
     with whole_file(path) as partial:
         figure.savefig(partial, format=path.suffix[1:], **options)
     return path
 
 
 def draw(dataset: xr.Dataset, folder: Path, n_jobs: int = 1) -> list[Path]:
-    """Write every figure of a result as PDF to `folder/figures`, `n_jobs` at a time."""
-    drawn = [(figure, folder / "figures" / f"{stem}.pdf") for stem, figure in plotting.figures(dataset)]
+    """Write every figure of a result as PDF to `folder/figures`, `n_jobs` at a time.
+
+    Raises:
+        NoSuchName: there is no plot for the result.
+        NotFitting: the result lacks what its figures show.
+    """
+    check_workers(n_jobs)
+    drawn = [(figure, folder / "figures" / f"{file_name(stem)}.pdf") for stem, figure in plotting.figures(dataset)]
     return list(map_items(_write, drawn, n_jobs, f"Figures of {dataset.attrs['analysis']}"))
 
 

@@ -1,33 +1,42 @@
-"""Forward hooks that see all that MoE layers do, and change nothing."""
+"""Forward hooks that see all that MoE layers do, and change nothing but what an intervention changes."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import nn
 
-from moe_probe.errors import FamilyError
-from moe_probe.forward.score_function import Score, score_function
+from moe_probe.errors import CannotWatch
+from moe_probe.families import Layer
+from moe_probe.forward.affinity import Affinity, Choice, find_affinity, follows, ranks, without_excluded
+from moe_probe.forward.deciding import Biased, Deciding, correction_biases
 from moe_probe.forward.sites import Site, expert_call, raw_logits
 from moe_probe.forward.steps import OWNER
+from moe_probe.routing import Intervention
+from moe_probe.texts.corpus import Tokens
 
 CHECKED_ROWS = 2
 # largest difference between the experts' weighted sum and the block's routed output, relative to the largest output
 TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-6}
 LOW_PRECISION_TOLERANCE = 5e-2
 
+Handles = list[Any]
 
-@dataclass
+
+@dataclass(frozen=True)
 class Event:
     """One call of one MoE layer, all rows of it (padding too).
 
     Attributes:
         site: the layer.
-        router_logits: raw, (n, E).
+        router_logits: raw, (n, E); with an intervention's bias, where there is one.
+        scores: the affinity, (n, E), float32.
+        selection: what top-k ranks, (n, E), float32.
+        score_kind: the affinity's function, and whether it is assumed.
         expert_input: (n, w).
         top_k_index, top_k_weights: chosen experts and what multiplies their outputs, (n, k).
         routed_output: the weighted sum, (n, w).
@@ -37,6 +46,9 @@ class Event:
 
     site: Site
     router_logits: torch.Tensor
+    scores: torch.Tensor
+    selection: torch.Tensor
+    score_kind: str
     expert_input: torch.Tensor
     top_k_index: torch.Tensor
     top_k_weights: torch.Tensor
@@ -45,21 +57,255 @@ class Event:
     shared_output: torch.Tensor | None = None
 
 
-@dataclass
-class Watch:
-    """What is known of one site while its hooks are in place."""
+@dataclass(frozen=True)
+class SiteCall:
+    """What reaches a site's experts: a `routing.Call`.
+
+    Attributes:
+        site: the layer's modules.
+        tokens: the tokens, those of padding too; empty where nobody says which.
+        rows, logits, index, weights: as for `routing.Call`.
+        ranked: what top-k was taken of, (n, E), where it was seen.
+        again: decides once more with a bias on the logits.
+    """
 
     site: Site
-    scores: Score | None = None
-    score_name: str = ""
-    calls: int = 0
+    tokens: Tokens
+    rows: torch.Tensor
+    logits: torch.Tensor
+    index: torch.Tensor
+    weights: torch.Tensor
+    ranked: torch.Tensor | None
+    again: Callable[[SiteCall, torch.Tensor], SiteCall] = field(repr=False)
+
+    @property
+    def layer(self) -> Layer:
+        """What the layer is made of."""
+        return self.site.layer
+
+    def chosen(self, index: torch.Tensor, weights: torch.Tensor) -> SiteCall:
+        """The call with other choices and weights."""
+        return replace(self, index=index, weights=weights.to(self.weights))
+
+    def reselect(self, bias: torch.Tensor) -> SiteCall:
+        """The router's own choice with a bias on its logits.
+
+        Raises:
+            CannotWatch: the router's linear map was not met exactly once, or a masked expert is chosen all the same.
+        """
+        found = self.again(self, bias)
+        masked = (bias == -torch.inf).expand(len(self.rows), -1).to(found.index.device)
+        if bool(masked.gather(1, found.index).any()):
+            raise CannotWatch(
+                f"Layer {self.layer.index}, {type(self.site.router).__name__}: an expert that is masked was chosen all "
+                f"the same; of {self.layer.num_experts} experts too few are left, or this router cannot be masked."
+            )
+        return found
+
+    def outputs(self) -> torch.Tensor:
+        """Unweighted outputs of all experts, (E, n, w)."""
+        return self.site.all_outputs(self.rows)
+
+
+class Decided(Exception):
+    """Ends a second run of a block where its experts would begin."""
+
+    def __init__(self, index: torch.Tensor, weights: torch.Tensor):
+        self.index, self.weights = index, weights
+
+
+@dataclass
+class WatchedSite:
+    """One site while its hooks are in place: what is known of it, and the parts of the call that runs.
+
+    Attributes:
+        site: the layer.
+        config: of the model.
+        interventions: those of this layer, in order.
+        tokens: the tokens of the running pass.
+        affinity: found at the first call.
+    """
+
+    site: Site
+    config: object
+    on_event: Callable[[Event], None]
+    interventions: Sequence[Intervention] = ()
+    tokens: Callable[[], Tokens] | None = None
+    affinity: Affinity | None = None
+    deciding: Deciding | None = None
+    again: bool = False
     parts: dict[str, Any] = field(default_factory=dict)
+
+    def before_block(self, args: tuple, kwargs: dict) -> None:
+        """A call of the block begins."""
+        if not self.again:
+            self.parts = {"block": (args, kwargs)}
+            self.deciding = Deciding(self.site.layer.num_experts, self.site.layer.top_k)
+            self.deciding.__enter__()
+
+    def on_router(self, args: tuple, kwargs: dict, output: Any) -> None:
+        """The router has decided."""
+        if not self.again:
+            self.parts["router"] = (args, kwargs, output)
+
+    def before_experts(self, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
+        """The experts are called: the interventions' choices take the place of the router's."""
+        rows, index, weights = expert_call(args, kwargs)
+        if self.again:
+            raise Decided(index.long(), weights)
+        self.end_deciding()
+        if "router" not in self.parts:
+            raise self.unwatchable("ran without calling its router")
+        logits = raw_logits(self.parts["router"][2], self.site.layer.num_experts, len(rows))
+        ranked = None if self.deciding is None else self.deciding.ranked
+        tokens = Tokens.none() if self.tokens is None else self.tokens()
+        call = SiteCall(self.site, tokens, rows, logits, index.long(), weights, ranked, self.decide_again)
+        self.parts["unchanged"] = call
+        for intervention in self.interventions:
+            call = intervention.route(call)
+        self.parts["call"] = call
+        if call is self.parts["unchanged"]:
+            return None
+        return with_choice(
+            args, kwargs, call.index.to(index).reshape(index.shape[:-1] + call.index.shape[-1:]), call.weights
+        )
+
+    def on_experts(self, output: torch.Tensor) -> torch.Tensor | None:
+        """The experts have run."""
+        call = self.parts["call"]
+        routed = output.reshape(call.rows.shape)
+        if self.affinity is None:
+            check_sum(call, routed)
+        changed = routed
+        for intervention in self.interventions:
+            changed = intervention.output(call, changed)
+        self.parts["routed"] = changed
+        return None if changed is routed else changed.reshape(output.shape)
+
+    def on_shared(self, output: torch.Tensor) -> None:
+        """The shared block has run."""
+        self.parts["shared"] = output.reshape(-1, output.shape[-1])
+
+    def on_block(self, output: torch.Tensor | Sequence[torch.Tensor]) -> None:
+        """The call of the block ends."""
+        if self.again:
+            return
+        if "routed" not in self.parts:
+            raise self.unwatchable("ran without calling its experts")
+        parts, self.parts = self.parts, {}
+        block_output = output if isinstance(output, torch.Tensor) else output[0]
+        self.on_event(self.event(parts, block_output))
+
+    def event(self, parts: Mapping[str, Any], block_output: torch.Tensor) -> Event:
+        """What was seen of a call."""
+        call: SiteCall = parts["call"]
+        affinity, selection = self.scores(parts["unchanged"], call)
+        scores = affinity.function(call.logits.float()).float()
+        return Event(
+            site=self.site,
+            router_logits=call.logits,
+            scores=scores,
+            selection=scores if selection is None else selection,
+            score_kind=affinity.kind if selection is not None else f"{affinity.kind}, selection (assumed)",
+            expert_input=call.rows,
+            top_k_index=call.index,
+            top_k_weights=call.weights,
+            routed_output=parts["routed"],
+            block_output=block_output.reshape(-1, block_output.shape[-1]),
+            shared_output=parts.get("shared"),
+        )
+
+    def scores(self, unchanged: SiteCall, call: SiteCall) -> tuple[Affinity, torch.Tensor | None]:
+        """The affinity, checked on all rows of the router's own choice; and what top-k ranks, None if not seen."""
+        choice = choice_of(unchanged)
+        if self.affinity is None:
+            called = () if self.deciding is None else self.deciding.called
+            self.affinity = find_affinity(self.site.router, self.config, called, choice)
+        affinity = self.affinity
+        if affinity.confirmed and affinity.name != "router" and not follows(affinity.function, choice, affinity.name):
+            affinity = replace(affinity, confirmed=False)
+        ranked = choice_of(call).ranked
+        if ranked is None or not (call.index is not unchanged.index or ranks(ranked, call.index)):
+            return affinity, None
+        if torch.equal(ranked, call.logits.float()):
+            return affinity, affinity.function(ranked).float()
+        return affinity, without_excluded(ranked, num_groups(self.site.router, self.config))
+
+    def decide_again(self, call: SiteCall, bias: torch.Tensor) -> SiteCall:
+        """The router's own decision with a bias on its logits, by its own code."""
+        router = self.site.router
+        if hasattr(router, "select"):  # of our own: logits and selection are methods
+            logits = call.logits + bias.to(call.logits)
+            weights, index = router.select(logits)
+            ranked = router.selection_scores(logits)
+            return replace(call, logits=logits, index=index.long(), weights=weights.to(call.weights), ranked=ranked)
+        layer = self.site.layer
+        mode = Biased(layer.num_experts, layer.top_k, bias, correction_biases(self.site.block, layer.num_experts))
+        decided = self._decided_by_router(mode) or self._decided_by_block(mode)
+        if decided is None or mode.met != 1 or mode.logits is None:
+            raise self.unwatchable(f"has {mode.met} linear maps to its experts where one is expected, so its choice")
+        index, weights = decided
+        logits = mode.logits.reshape(call.logits.shape).to(call.logits)
+        shape = (len(call.rows), -1)
+        return replace(
+            call,
+            logits=logits,
+            index=index.reshape(shape).long(),
+            weights=weights.reshape(shape).to(call.weights),
+            ranked=mode.ranked,
+        )
+
+    def _decided_by_router(self, mode: Biased) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """Choices and weights where the router itself returns what its experts were called with."""
+        args, kwargs, output = self.parts["router"]
+        unchanged: SiteCall = self.parts["unchanged"]
+        places = choice_places(output, unchanged)
+        if places is None:
+            return None
+        with mode:
+            again = self.site.router.forward(*args, **kwargs)
+        return again[places[0]], again[places[1]]
+
+    def _decided_by_block(self, mode: Biased) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """Choices and weights where the block decides: it runs once more, up to its experts."""
+        args, kwargs = self.parts["block"]
+        self.again = True
+        try:
+            with mode:
+                self.site.block.forward(*args, **kwargs)
+        except Decided as decided:
+            return decided.index, decided.weights
+        finally:
+            self.again = False
+        return None
+
+    def end_deciding(self) -> None:
+        """The mode that looks on while the router decides is left."""
+        if self.deciding is not None and "decided" not in self.parts:
+            self.parts["decided"] = True
+            self.deciding.__exit__(None, None, None)
+
+    def abandon(self) -> None:
+        """A call was left by an error."""
+        if self.parts and not self.again:
+            self.end_deciding()
+            self.parts = {}
+
+    def unwatchable(self, what: str) -> CannotWatch:
+        """The error that says what a layer does."""
+        block = type(self.site.block).__name__
+        return CannotWatch(f"Layer {self.site.layer.index}, {block}: the block {what}; it cannot be watched.")
 
 
 @contextmanager
 def capture(
-    sites: Iterable[Site], on_event: Callable[[Event, Watch], None], owner: object | None = None
-) -> Iterator[Mapping[int, Watch]]:
+    sites: Iterable[Site],
+    on_event: Callable[[Event], None],
+    owner: object | None = None,
+    config: object = None,
+    interventions: Sequence[Intervention] = (),
+    tokens: Callable[[], Tokens] | None = None,
+) -> Iterator[Mapping[int, WatchedSite]]:
     """Within, `on_event` is called after every call of each site's block.
 
     The first call of each site is checked: the experts' outputs, weighted and added, are the block's routed output.
@@ -68,92 +314,123 @@ def capture(
         sites: where to look.
         on_event: what to do with what was seen; must not change it.
         owner: whose forward passes are watched; by default those that are nobody's, such as a call of the model.
+        config: of the model.
+        interventions: what changes in these sites' layers, in order.
+        tokens: says which tokens run, for interventions.
 
     Raises:
-        FamilyError: a block does something else than weighting its experts' outputs, or was called without its experts.
+        CannotWatch: a block does something else than weighting its experts' outputs, or was called without its experts.
     """
-    watches = {site.layer.index: Watch(site) for site in sites}
-    handles = [handle for watch in watches.values() for handle in _hook(watch, on_event, owner)]
+    watched = {}
+    for site in sites:
+        own = [each for each in interventions if each.layer == site.layer.index]
+        watched[site.layer.index] = WatchedSite(site, config, on_event, own, tokens)
+    handles = [handle for each in watched.values() for handle in _hook(each, owner)]
     try:
-        yield watches
+        yield watched
     finally:
         for handle in handles:
             handle.remove()
 
 
-def _hook(watch: Watch, on_event: Callable[[Event, Watch], None], owner: object | None) -> list[Any]:
+def _hook(watch: WatchedSite, owner: object | None) -> Handles:
     site = watch.site
 
-    def on_router(module: nn.Module, args: tuple, output: Any) -> None:
+    def before_block(module: nn.Module, args: tuple, kwargs: dict) -> None:
         if OWNER.get() is owner:
-            watch.parts["router"] = output
+            watch.before_block(args, kwargs)
 
-    def on_experts(module: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
+    def on_router(module: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
         if OWNER.get() is owner:
-            watch.parts["call"] = expert_call(args, kwargs), output
+            watch.on_router(args, kwargs, output)
+
+    def before_experts(module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
+        return watch.before_experts(args, kwargs) if OWNER.get() is owner else None
+
+    def on_experts(module: nn.Module, args: tuple, output: torch.Tensor) -> torch.Tensor | None:
+        return watch.on_experts(output) if OWNER.get() is owner else None
 
     def on_shared(module: nn.Module, args: tuple, output: torch.Tensor) -> None:
         if OWNER.get() is owner:
-            watch.parts["shared"] = output.reshape(-1, output.shape[-1])
+            watch.on_shared(output)
 
     def on_block(module: nn.Module, args: tuple, output: Any) -> None:
         if OWNER.get() is not owner:
             return
-        event = _event(watch, output if isinstance(output, torch.Tensor) else output[0])
-        watch.parts.clear()
-        if watch.calls == 0:
-            _check(event)
-            watch.score_name, watch.scores = score_function(
-                site.router, event.router_logits, event.top_k_index, event.top_k_weights
-            )
-        watch.calls += 1
-        on_event(event, watch)
+        if output is None:  # the block was left by an error
+            watch.abandon()
+        else:
+            watch.on_block(output)
 
     handles = [
-        site.router.register_forward_hook(on_router),
-        site.experts.register_forward_hook(on_experts, with_kwargs=True),
-        site.block.register_forward_hook(on_block),
+        site.block.register_forward_pre_hook(before_block, with_kwargs=True),
+        site.router.register_forward_hook(on_router, with_kwargs=True),
+        site.experts.register_forward_pre_hook(before_experts, with_kwargs=True),
+        site.experts.register_forward_hook(on_experts),
+        site.block.register_forward_hook(on_block, always_call=True),
     ]
     if site.shared is not None:
         handles.append(site.shared.register_forward_hook(on_shared))
     return handles
 
 
-def _event(watch: Watch, block_output: torch.Tensor) -> Event:
-    index = watch.site.layer.index
-    if "call" not in watch.parts or "router" not in watch.parts:
-        raise FamilyError(f"Layer {index} ran without calling its router or its experts; it cannot be watched.")
-    (rows, top_k_index, top_k_weights), output = watch.parts["call"]
-    logits = raw_logits(watch.parts["router"], watch.site.layer.num_experts, len(rows))
-    return Event(
-        site=watch.site,
-        router_logits=logits,
-        expert_input=rows,
-        top_k_index=top_k_index.long(),
-        top_k_weights=top_k_weights,
-        routed_output=output.reshape(rows.shape),
-        block_output=block_output.reshape(-1, block_output.shape[-1]),
-        shared_output=watch.parts.get("shared"),
-    )
+def choice_of(call: SiteCall) -> Choice:
+    """A call's choice in float32."""
+    ranked = None if call.ranked is None else call.ranked.float().reshape(call.logits.shape)
+    return Choice(call.logits.float(), ranked, call.index, call.weights.float())
 
 
-def _check(event: Event) -> None:
+def choice_places(output: Any, call: SiteCall) -> tuple[int, int] | None:
+    """Where a router's output holds the experts and the weights that its experts were called with."""
+    if not isinstance(output, tuple | list):
+        return None
+
+    def place(of: torch.Tensor) -> int | None:
+        equal = (
+            at
+            for at, value in enumerate(output)
+            if isinstance(value, torch.Tensor)
+            and value.numel() == of.numel()
+            and torch.equal(value.reshape(of.shape).to(of), of)
+        )
+        return next(equal, None)
+
+    index, weights = place(call.index), place(call.weights)
+    return None if index is None or weights is None else (index, weights)
+
+
+def with_choice(args: tuple, kwargs: dict, index: torch.Tensor, weights: torch.Tensor) -> tuple[tuple, dict]:
+    """Arguments of an experts module, its second and third tensor replaced."""
+    names = [*range(len(args)), *kwargs]
+    values = dict(zip(names, (*args, *kwargs.values()), strict=True))
+    _, second, third = (name for name, value in values.items() if isinstance(value, torch.Tensor))
+    values |= {second: index, third: weights.reshape(index.shape).to(values[third])}
+    return tuple(values[at] for at in range(len(args))), {name: values[name] for name in kwargs}
+
+
+def num_groups(router: nn.Module, config: object) -> int:
+    """Groups of experts of which a router excludes some; 1 where there are none."""
+    found = (getattr(holder, name, None) for holder in (router, config) for name in ("num_group", "n_group"))
+    return next((groups for groups in found if isinstance(groups, int)), 1)
+
+
+def check_sum(call: SiteCall, routed: torch.Tensor) -> None:
     """sum_k weight_k * output_k == routed output, on the first and the last row.
 
     Raises:
-        FamilyError: it is not.
+        CannotWatch: it is not.
     """
-    rows = torch.linspace(0, len(event.expert_input) - 1, CHECKED_ROWS, device=event.expert_input.device).long()
-    outputs = event.site.selected_outputs(event.expert_input[rows], event.top_k_index[rows]).float()  # (n, k, w)
-    found = (event.top_k_weights[rows].float().unsqueeze(-1) * outputs).sum(1)
-    expected = event.routed_output[rows].float()
+    rows = torch.linspace(0, len(call.rows) - 1, CHECKED_ROWS, device=call.rows.device).long()
+    outputs = call.site.selected_outputs(call.rows[rows], call.index[rows]).float()  # (n, k, w)
+    found = (call.weights[rows].float().unsqueeze(-1) * outputs).sum(1)
+    expected = routed[rows].float()
     if not bool(expected.isfinite().all()):
         return  # said by whoever looks at the values
     error = float((found - expected).abs().max() / expected.abs().max().clamp(min=1e-6))
-    allowed = TOLERANCE.get(event.expert_input.dtype, LOW_PRECISION_TOLERANCE)
+    allowed = TOLERANCE.get(call.rows.dtype, LOW_PRECISION_TOLERANCE)
     if not error <= allowed:
-        raise FamilyError(
-            f"Layer {event.site.layer.index}, {type(event.site.block).__name__}: the experts' outputs, weighted and "
+        raise CannotWatch(
+            f"Layer {call.layer.index}, {type(call.site.block).__name__}: the experts' outputs, weighted and "
             f"added, differ from the block's routed output by {error:.1e} of it ({allowed:.0e} allowed); the block "
             "does something that is not known here."
         )

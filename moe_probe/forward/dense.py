@@ -13,19 +13,19 @@ from moe_probe.families.transformers_moe import ModuleArchitecture
 from moe_probe.forward.steps import OWNER
 
 
-class DenseTap:
+class DenseFFN:
     """Remembers the last call of any of a dense model's FFNs in its owner's forward passes.
 
     Attributes:
         output: (rows, d).
-        activation: act(gate projection), (rows, ff).
+        activation: act(gate projection), (rows, ff); None where the FFN has no activation module.
     """
 
     output: torch.Tensor
-    activation: torch.Tensor
 
     def __init__(self, owner: object):
         self.owner = owner
+        self.activation: torch.Tensor | None = None
 
     @contextmanager
     def watching(self, module: PreTrainedModel, layers: Sequence[int]) -> Iterator[None]:

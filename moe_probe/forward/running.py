@@ -1,281 +1,247 @@
-"""One pass over a corpus for all analyses, with the model in memory or one layer at a time."""
+"""A model that runs over a corpus, as a source of batches: with the model in memory, or one layer at a time."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from itertools import pairwise
+from typing import Any
 
-import numpy as np
-import psutil
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from moe_probe.dynamic.analysis import Analysis
-from moe_probe.dynamic.saved_states import Progressed
-from moe_probe.errors import InputError, WeightError
 from moe_probe.families import Layer
-from moe_probe.forward.capture import Event, Watch, capture
-from moe_probe.forward.dense import DenseTap
-from moe_probe.forward.sites import Site, decoder_layers, find_sites
+from moe_probe.forward.capture import Event, capture
+from moe_probe.forward.dense import DenseFFN
+from moe_probe.forward.execution import Runner, borrowed
+from moe_probe.forward.sites import find_sites
 from moe_probe.forward.spill import Spill
-from moe_probe.forward.steps import Forward, stepping
-from moe_probe.forward.streaming import StreamedModule
+from moe_probe.forward.steps import Forward, hand_over, stepping
 from moe_probe.model import MoEModel
-from moe_probe.routing import ACTIVATIONS, BASELINE, LOGITS, OUTPUTS, SELECTED, LayerBatch
+from moe_probe.routing import LayerBatch, LayerBefore, LogitBatch, Need, Source
 from moe_probe.texts.corpus import Batch, Corpus, Tokens
 
-CHUNK_BYTES = 1 << 27  # of all experts' outputs held at once
 SPILL_BYTES = 1 << 30  # hidden states of a whole corpus beyond this wait on disk
-CHUNKED = frozenset({OUTPUTS, ACTIVATIONS, BASELINE})  # what is computed in chunks of tokens
-RESIDENT_SHARE = 0.8  # of the free memory that a model may take to be loaded whole
-
-
-class Runner:
-    """A model that a pass goes through: in memory, or a layer at a time; its decoder alone, or up to the head."""
-
-    def __init__(self, model: MoEModel, layerwise: bool, head: bool = False):
-        self.streamed = StreamedModule(model, head) if layerwise else None
-        self.module = model.module if self.streamed is None else self.streamed.module
-        self.decoder, self.layers = decoder_layers(self.module)
-        self.runs = self.module if head else self.decoder
-        embeddings = self.decoder.get_input_embeddings().weight
-        self.device = torch.device("cpu") if embeddings.is_meta else embeddings.device  # accelerate moves inputs itself
-
-    def each_layer(self, stop: int) -> Iterator[int]:
-        """Indices 0 to `stop - 1`, each while its layer is in memory."""
-        return iter(range(stop)) if self.streamed is None else self.streamed.each_layer(stop)
-
-    def start(self, batch: Batch, owner: object, spill: Spill | None = None) -> Forward:
-        """A forward pass that waits at its first layer."""
-        inputs = {"input_ids": batch.input_ids().to(self.device), "use_cache": False}
-        mask = batch.attention_mask()
-        if not mask.all():
-            inputs["attention_mask"] = mask.to(self.device)
-        forward = Forward(self.runs, inputs, owner, spill)
-        forward.advance()
-        return forward
-
-
-def fits_in_memory(model: MoEModel) -> bool:
-    """Whether the model's weights, in the dtype it computes in, leave room for the rest in free memory."""
-    if model.checkpoint is None or "module" in vars(model):
-        return True
-    size = sum(tensor.numel() for tensor in model.published.values()) * model.dtype.itemsize
-    if model.device is None or str(model.device).startswith("cpu"):
-        return size < RESIDENT_SHARE * psutil.virtual_memory().available
-    return not torch.cuda.is_available() or size < RESIDENT_SHARE * torch.cuda.mem_get_info()[0]
 
 
 @dataclass
-class Pass:
-    """A pass over a corpus: what runs, where, and which analyses look on.
+class Running(Source):
+    """A model on a corpus.
 
     Attributes:
         model, corpus: what runs on what.
-        analyses: look on at every MoE layer of `layers`.
-        layers: MoE layers, in order.
-        baseline: a dense model that runs beside, where an analysis needs it.
-        batch_tokens: places per batch.
+        layers: the MoE layers that are watched; those after the last one are not run.
+        baseline: a dense model that runs beside; None for none.
+        batch_tokens: places per batch, padding included.
         layerwise: read one layer at a time instead of loading the model.
-        progressed: where merged states are kept; None for nowhere.
-        show: whether progress is shown.
     """
 
     model: MoEModel
     corpus: Corpus
-    analyses: Sequence[Analysis]
-    layers: Sequence[int]
+    layers: Mapping[int, Layer]
     baseline: MoEModel | None = None
     batch_tokens: int = 4096
     layerwise: bool = False
-    progressed: Progressed | None = None
-    show: bool = True
 
-    def __post_init__(self):
-        self.needs = frozenset().union(*(analysis.needs for analysis in self.analyses))
-        self.batches = list(self.corpus.batches(self.batch_tokens))
-        self.tokens: Tokens
-        self.keep: torch.Tensor
-        self.tap = DenseTap(self)
+    @property
+    def name(self) -> str:
+        """Of the model."""
+        return self.model.name
+
+    @property
+    def family(self) -> str:
+        """Of the model."""
+        return self.model.family
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the model."""
+        return self.model.fingerprint
+
+    @property
+    def vocab_size(self) -> int:
+        """Width of the model's output."""
+        return self.model.config.get_text_config(decoder=True).vocab_size
+
+    @property
+    def holds(self) -> frozenset[Need]:
+        """Everything, the dense model's part where there is one."""
+        return frozenset(Need) - ({Need.BASELINE} if self.baseline is None else set())
+
+    @property
+    def num_batches(self) -> int:
+        """Layer batches of a whole pass."""
+        return len(self.batches) * len(self.layers)
+
+    @cached_property
+    def batches(self) -> list[Batch]:
+        """The corpus, in the batches that run together."""
+        return list(self.corpus.batches(self.batch_tokens))
+
+    def split(self, parts: int) -> list[Running]:
+        """The same model on parts of the corpus."""
+        return [replace(self, corpus=part) for part in self.corpus.split(parts)]
+
+    def identity(self) -> dict[str, Any]:
+        """Models, layers, and how the corpus is cut."""
+        return {
+            **super().identity(),
+            "baseline": self.baseline and self.baseline.fingerprint,
+            "batch_tokens": self.batch_tokens,
+            "layerwise": self.layerwise,
+        }
 
     @torch.no_grad()
-    def run(self) -> None:
-        """Go through the corpus; the analyses have seen it afterwards.
+    def steps(self, needs: frozenset[Need], done: int = 0) -> Iterator[Iterable[LayerBatch | LogitBatch]]:
+        """A step per batch, or per layer where layers are read one at a time (earlier layers then run again).
 
         Raises:
             FamilyError: the model's MoE layers cannot be watched.
-            WeightError: weights are missing, or values are not finite.
+            WeightError: weights are missing.
         """
-        runner = Runner(self.model, self.layerwise, LOGITS in self.needs)
-        dense = None
-        if BASELINE in self.needs and self.baseline is not None:
-            dense = Runner(self.baseline, self.layerwise)
+        running = Pass(self, Need.LOGITS in needs, Need.BASELINE in needs)
+        with running.hooked():
+            yield from (running.by_layer if self.layerwise else running.by_batch)(done)
+
+
+@dataclass
+class Pass:
+    """One pass of a `Running` source.
+
+    Attributes:
+        source: what runs.
+        head: whether the model's output is wanted.
+        beside: whether the dense model is.
+    """
+
+    source: Running
+    head: bool
+    beside: bool
+    batch: Batch = field(init=False)  # that runs now
+    before: LayerBefore = field(default_factory=LayerBefore)
+    seen: dict[int, Tokens] = field(default_factory=dict)  # tokens of each batch, made once
+
+    def __post_init__(self) -> None:
+        self.runner = Runner(self.source.model, self.source.layerwise, self.head)
+        dense = self.source.baseline if self.beside else None
+        self.dense = None if dense is None else Runner(dense, self.source.layerwise)
+        self.tap = DenseFFN(self)
+        self.runners = [runner for runner in (self.dense, self.runner) if runner is not None]
+        self.stop = self.source.model.num_layers if self.head else max(self.source.layers) + 1
+
+    @contextmanager
+    def hooked(self) -> Iterator[None]:
+        """Within, the models are borrowed and watched."""
+        layers, model = list(self.source.layers), self.source.model
         with ExitStack() as stack:
-            stack.enter_context(stepping(runner.layers, self))
-            stack.enter_context(capture(find_sites(runner.module, self.layers).values(), self._on_event, self))
-            if dense is not None:
-                stack.enter_context(stepping(dense.layers, self))
-                stack.enter_context(self.tap.watching(dense.module, self.layers))
-            progress = stack.enter_context(
-                Progress(
-                    TextColumn("{task.description}"),
-                    BarColumn(),
-                    MofNCompleteColumn(),
-                    TimeRemainingColumn(),
-                    console=Console(stderr=True),
-                    transient=True,
-                    disable=not self.show,
-                )
-            )
-            go = self._layer_by_layer if self.layerwise else self._batch_by_batch
-            go(runner, dense, progress)
+            for runner in self.runners:
+                stack.enter_context(borrowed(runner.module))
+                stack.enter_context(stepping(runner.layers, self))
+            if self.dense is not None:
+                stack.enter_context(self.tap.watching(self.dense.module, layers))
+            edits = [edit for edit in model.interventions if edit.layer is not None]
+            watched = {*layers, *(edit.layer for edit in edits if edit.layer < self.stop), *self.preceding()}
+            sites = find_sites(self.runner.module, sorted(watched)).values()
+            stack.enter_context(capture(sites, hand_over, self, model.config, edits, lambda: self.batch.places()))
+            yield
 
-    def _batch_by_batch(self, runner: Runner, dense: Runner | None, progress: Progress) -> None:
-        done = self.progressed.load(self.analyses) if self.progressed else 0
-        task = progress.add_task("batches", total=len(self.batches), completed=done)
-        for number, batch in enumerate(self.batches[done:], start=done + 1):
-            forwards = [part.start(batch, self) for part in (dense, runner) if part is not None]
-            for _ in range(self._stop):
-                self._advance(batch, forwards)
-            self._take_logits(batch, forwards[-1])
-            for forward in forwards:
-                forward.close()
-            progress.advance(task)
-            if self.progressed:
-                self.progressed.save_sometimes(self.analyses, number, last=number == len(self.batches))
+    def preceding(self) -> list[int]:
+        """MoE layers just before those that are asked for."""
+        moe_layers = self.source.model.moe_layers
+        return [before for before, layer in pairwise(moe_layers) if layer in self.source.layers]
 
-    def _layer_by_layer(self, runner: Runner, dense: Runner | None, progress: Progress) -> None:
-        done = self.progressed.load(self.analyses) if self.progressed else 0
-        task = progress.add_task("layers x batches", total=self._stop * len(self.batches))
-        parts = [part for part in (dense, runner) if part is not None]
-        forwards: list[list[Forward]] = []
-        try:
-            for batch in self.batches:
-                forwards.append([part.start(batch, self, self._spill(part)) for part in parts])
-            for indices in zip(*(part.each_layer(self._stop) for part in parts), strict=True):
-                self.ignored = indices[0] < done
-                for batch, waiting in zip(self.batches, forwards, strict=True):
-                    self._advance(batch, waiting)
-                    progress.advance(task)
-                if self.progressed and not self.ignored:
-                    self.progressed.save(self.analyses, indices[0] + 1)
-            self.ignored = False
-            for batch, waiting in zip(self.batches, forwards, strict=True):
-                self._take_logits(batch, waiting[-1])
-        finally:
-            for forward in (forward for waiting in forwards for forward in waiting):
-                forward.close()
+    def by_batch(self, done: int) -> Iterator[Iterable[LayerBatch | LogitBatch]]:
+        """A step per batch."""
+        for batch in self.source.batches[done:]:
+            yield self._batch(batch)
 
-    ignored = False  # while layers run again that a resumed pass has already seen
+    def _batch(self, batch: Batch) -> Iterator[LayerBatch | LogitBatch]:
+        self.before = LayerBefore()
+        with closing_all([runner.start(batch, self) for runner in self.runners]) as forwards:
+            for _ in range(self.stop):
+                yield from self._advance(batch, forwards)
+            yield from self._logits(batch, forwards[-1])
 
-    @property
-    def _stop(self) -> int:
-        return self.model.num_layers if LOGITS in self.needs else max(self.layers) + 1
+    def by_layer(self, done: int) -> Iterator[Iterable[LayerBatch | LogitBatch]]:
+        """A step per layer; those that are done run again, and give nothing."""
+        batches = self.source.batches
+        started = [[runner.start(batch, self, self._spill(runner)) for runner in self.runners] for batch in batches]
+        with closing_all([forward for forwards in started for forward in forwards]):
+            each_layer = zip(*(runner.each_layer(self.stop) for runner in self.runners), strict=True)
+            for index, *_ in each_layer:
+                if index < done:
+                    exhaust(self._layer(started, last=False))
+                else:
+                    yield self._layer(started, last=index == self.stop - 1)
 
-    def _take_logits(self, batch: Batch, forward: Forward) -> None:
-        if LOGITS not in self.needs:
-            return
-        logits = forward.output.logits.flatten(0, 1)
-        kept = logits[batch.attention_mask().flatten().bool().to(logits.device)]
-        for analysis in self.analyses:
-            if LOGITS in analysis.needs:
-                analysis.update_logits(batch.tokens(), kept)
+    def _layer(self, started: Sequence[Sequence[Forward]], last: bool) -> Iterator[LayerBatch | LogitBatch]:
+        for batch, forwards in zip(self.source.batches, started, strict=True):
+            yield from self._advance(batch, forwards)
+        if last:
+            for batch, forwards in zip(self.source.batches, started, strict=True):
+                yield from self._logits(batch, forwards[-1])
 
-    def _spill(self, part: Runner) -> Spill | None:
-        width = self.model.hidden_size * part.decoder.dtype.itemsize
-        places = sum(rows * length for rows, length in (batch.shape for batch in self.batches))
+    def _advance(self, batch: Batch, forwards: Sequence[Forward]) -> Iterator[LayerBatch]:
+        self.batch = batch
+        for forward in forwards:
+            for event in forward.advance():
+                batch_of_layer = self.before.attach(self._layer_batch(event))
+                if event.site.layer.index in self.source.layers:
+                    yield batch_of_layer
+
+    def _logits(self, batch: Batch, forward: Forward) -> Iterator[LogitBatch]:
+        if self.head:
+            logits = forward.output.logits.flatten(0, 1)
+            yield LogitBatch(batch.tokens(), logits[batch.attention_mask().flatten().bool().to(logits.device)])
+
+    def _spill(self, runner: Runner) -> Spill | None:
+        width = self.source.model.hidden_size * runner.decoder.dtype.itemsize
+        places = sum(rows * length for rows, length in (batch.shape for batch in self.source.batches))
         return Spill() if places * width > SPILL_BYTES else None
 
-    def _advance(self, batch: Batch, forwards: Sequence[Forward]) -> None:
-        self.tokens = batch.tokens()
-        self.keep = batch.attention_mask().flatten().bool()
-        for forward in forwards:
-            forward.advance()
-
-    def _on_event(self, event: Event, watch: Watch) -> None:
-        if self.ignored:
-            return
-        layer = event.site.layer
-        keep = self.keep.to(event.expert_input.device)
-        values = per_row(event, watch, keep)
-        self._require_finite(layer.index, values["router_logits"], "router logits", layer.subtokens)
-        self._require_finite(layer.index, values["routed_output"], "expert outputs", layer.subtokens)
-        per_token = {"block_output": event.block_output[keep]}
-        if event.shared_output is not None:
-            per_token["shared_output"] = event.shared_output[keep]
-        if BASELINE in self.needs and self.baseline is not None:
-            per_token["baseline_output"] = self.tap.output[keep]
-            if ACTIVATIONS in self.needs:
-                per_token["baseline_activation"] = self.tap.activation[keep]
-        of_routing = [analysis for analysis in self.analyses if not analysis.needs & CHUNKED]
-        of_outputs = [analysis for analysis in self.analyses if analysis.needs & CHUNKED]
-        values |= compute(event.site, values, self.needs & {SELECTED})
-        if of_routing:
-            batch = LayerBatch(layer, self.tokens, **values, **per_token)
-            for analysis in of_routing:
-                analysis.update(batch)
-        step = self._chunk(layer)
-        for start in range(0, len(self.tokens) if of_outputs else 0, step):
-            tokens, rows = slice(start, start + step), slice(start * layer.subtokens, (start + step) * layer.subtokens)
-            part = {name: value[rows] for name, value in values.items()}
-            part |= {name: value[tokens] for name, value in per_token.items()}
-            batch = LayerBatch(layer, self.tokens[tokens], **part, **compute(event.site, part, self.needs - {SELECTED}))
-            for analysis in of_outputs:
-                analysis.update(batch)
-
-    def _chunk(self, layer: Layer) -> int:
-        """Tokens whose outputs of all experts are held at once."""
-        width = max(layer.hidden_size, layer.intermediate_size * layer.subtokens * (ACTIVATIONS in self.needs))
-        return max(1, CHUNK_BYTES // (4 * layer.num_experts * width))
-
-    def _require_finite(self, layer: int, values: torch.Tensor, name: str, subtokens: int) -> None:
-        if bool(values.sum(dtype=torch.float32).isfinite()):
-            return
-        finite = torch.isfinite(values).all(dim=-1)
-        if not bool(finite.all()):
-            token = int(np.flatnonzero(~finite.cpu().numpy())[0]) // subtokens
-            raise WeightError(
-                f"Layer {layer}: the {name} are not finite in document {self.tokens.document[token]}, position "
-                f"{self.tokens.position[token]}; the weights are damaged or overflow in {self.model.dtype}."
-            )
+    def _layer_batch(self, event: Event) -> LayerBatch:
+        keep = self.batch.attention_mask().flatten().bool().to(event.expert_input.device)
+        tokens = self.seen.setdefault(id(self.batch), self.batch.tokens())
+        beside = {}
+        if self.dense is not None:
+            beside["baseline_output"] = self.tap.output[keep]
+            if self.tap.activation is not None:
+                beside["baseline_activation"] = self.tap.activation[keep]
+        return layer_batch(event, tokens, keep, **beside)
 
 
-def per_row(event: Event, watch: Watch, keep: torch.Tensor) -> dict[str, torch.Tensor]:
-    """What a `LayerBatch` has of every row of the tokens to keep, (places,) bool."""
+def layer_batch(event: Event, tokens: Tokens, keep: torch.Tensor, **beside: torch.Tensor) -> LayerBatch:
+    """What was seen of the tokens to keep, (places,) bool; padding never reaches an analysis."""
     rows = slice(None) if bool(keep.all()) else keep.repeat_interleave(event.site.layer.subtokens)
-    logits = event.router_logits[rows].float()
-    return {
-        "router_logits": logits,
-        "scores": watch.scores(logits).float(),
-        "top_k_index": event.top_k_index[rows],
-        "top_k_weights": event.top_k_weights[rows].float(),
-        "expert_input": event.expert_input[rows],
-        "routed_output": event.routed_output[rows],
-    }
+    return LayerBatch(
+        layer=event.site.layer,
+        tokens=tokens,
+        top_k_index=event.top_k_index[rows],
+        top_k_weights=event.top_k_weights[rows].float(),
+        router_logits=event.router_logits[rows].float(),
+        scores=event.scores[rows],
+        selection=event.selection[rows],
+        expert_input=event.expert_input[rows],
+        routed_output=event.routed_output[rows],
+        block_output=event.block_output[keep],
+        shared_output=None if event.shared_output is None else event.shared_output[keep],
+        score_kind=event.score_kind,
+        experts=event.site,
+        **beside,
+    )
 
 
-def compute(site: Site, values: Mapping[str, torch.Tensor], needs: frozenset[str]) -> dict[str, torch.Tensor]:
-    """What the experts are asked beyond the forward pass."""
-    computed = {}
-    if ACTIVATIONS in needs:
-        computed["outputs"], computed["activations"] = site.all_outputs_and_activations(values["expert_input"])
-    elif OUTPUTS in needs:
-        computed["outputs"] = site.all_outputs(values["expert_input"])
-    if SELECTED in needs:
-        computed["selected_outputs"] = site.selected_outputs(values["expert_input"], values["top_k_index"])
-    return computed
+@contextmanager
+def closing_all(forwards: Sequence[Forward]) -> Iterator[Sequence[Forward]]:
+    """Within, the passes; afterwards what has not run of them is given up."""
+    with ExitStack() as stack:
+        for forward in forwards:
+            stack.enter_context(closing(forward))
+        yield forwards
 
 
-def choose_execution(model: MoEModel, execution: str) -> bool:
-    """Whether to go layer by layer.
-
-    Raises:
-        InputError: there is no such execution, or a live model is to be read from files.
-    """
-    if execution not in ("auto", "resident", "layerwise"):
-        raise InputError(f"There is no execution {execution!r}; there are auto, resident and layerwise.")
-    if execution == "layerwise" and model.checkpoint is None:
-        raise InputError("A live model is in memory already; layerwise execution reads published files.")
-    return execution == "layerwise" or (execution == "auto" and not fits_in_memory(model))
+def exhaust(items: Iterable[object]) -> None:
+    """Go through them all."""
+    for _ in items:
+        pass

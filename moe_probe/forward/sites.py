@@ -15,8 +15,10 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from moe_probe.errors import FamilyError
+from moe_probe.errors import FamilyError, UnknownModel
 from moe_probe.families import Layer
+from moe_probe.families.decoder import decoder_path, layers_path
+from moe_probe.families.live import part
 from moe_probe.families.transformers_moe import ROUTERS, ModuleArchitecture
 
 # blocks that stand outside the protocol, and why none of their experts' outputs can be weighted after the fact
@@ -125,14 +127,12 @@ def decoder_layers(module: PreTrainedModel) -> tuple[nn.Module, nn.ModuleList]:
     """The decoder (without the head) and its list of layers.
 
     Raises:
-        FamilyError: there is none.
+        UnknownModel: there is none.
     """
-    architecture = ModuleArchitecture(module, {}, {})
-    decoder = module.get_decoder() if hasattr(module, "get_decoder") else module.base_model
-    for child in decoder.modules():
-        if isinstance(child, nn.ModuleList) and len(child) == architecture.num_layers:
-            return decoder, child
-    raise FamilyError(f"{module.config.model_type}: the list of decoder layers was not found.")
+    layers = part(module, layers_path(module))
+    if not isinstance(layers, nn.ModuleList):
+        raise UnknownModel(f"{module.config.model_type}: the decoder layers are a {type(layers).__name__}, not a list.")
+    return part(module, decoder_path(module)), layers
 
 
 def expert_call(args: tuple, kwargs: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

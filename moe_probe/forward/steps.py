@@ -1,11 +1,11 @@
-"""A forward pass that stops before every decoder layer, so that many can go through the layers side by side."""
+"""A forward pass that stops before every decoder layer and after every MoE block, so that many can run side by side."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 from greenlet import getcurrent, greenlet
@@ -16,33 +16,38 @@ from moe_probe.forward.spill import Spill
 # whose forward pass is running: hooks of one pass ignore the others that share its module (threads)
 OWNER: ContextVar[object | None] = ContextVar("owner", default=None)
 
+Seen = TypeVar("Seen")
 
-class Forward:
-    """One batch's forward pass through a model.
 
-    The model's own code runs, unchanged, in a greenlet that gives way before each decoder layer. Masks, positions and
-    whatever the model hands from layer to layer stay in its frames meanwhile.
+class Forward(Generic[Seen]):
+    """A call of a model that gives way whenever it reaches a decoder layer, or has seen something.
+
+    The model's own code runs, unchanged, in a greenlet. Masks, positions and whatever the model hands from layer to
+    layer stay in its frames meanwhile.
 
     Args:
-        module: the model; called with `inputs`.
-        inputs: keyword arguments of the call.
+        call: what to run.
         owner: whose pass it is.
         spill: where hidden states wait between layers; None to leave them in memory.
+
+    Attributes:
+        output: what the call returned; None until it has.
     """
 
-    def __init__(self, module: nn.Module, inputs: dict[str, Any], owner: object, spill: Spill | None = None):
-        self.module, self.inputs, self.owner, self.spill = module, inputs, owner, spill
+    def __init__(self, call: Callable[[], Any], owner: object, spill: Spill | None = None):
+        self.call, self.owner, self.spill = call, owner, spill
         self.greenlet = greenlet(self._run)
         self.output: Any = None
 
     def _run(self) -> None:
         OWNER.set(self.owner)
-        self.output = self.module(**self.inputs)
+        self.output = self.call()
 
-    def advance(self) -> None:
-        """Run up to the next layer's beginning; after the last layer, to the end."""
-        self.greenlet.forward = self
-        self.greenlet.switch()
+    def advance(self) -> Iterator[Seen]:
+        """Run up to the next layer's beginning, or to the end, and give what was handed over on the way."""
+        vars(self.greenlet)["forward"] = self
+        while not self.greenlet.dead and (handed := self.greenlet.switch()) not in ((), None):
+            yield handed
 
     def close(self) -> None:
         """Give up what has not run, and the temporary files."""
@@ -52,16 +57,24 @@ class Forward:
             self.spill.close()
 
 
+def hand_over(seen: object) -> None:
+    """Called inside a `Forward`: gives way, and hands over what was seen."""
+    parent = getcurrent().parent
+    assert parent is not None
+    parent.switch(seen)
+
+
 @contextmanager
 def stepping(layers: nn.ModuleList, owner: object) -> Iterator[None]:
     """Within, a `Forward` of this owner stops before each of these layers; other calls of the model run through."""
 
     def before(module: nn.Module, args: tuple, kwargs: dict) -> None:
-        if OWNER.get() is owner:
-            getcurrent().parent.switch()
+        parent = getcurrent().parent
+        if OWNER.get() is owner and parent is not None:
+            parent.switch()
 
     def after(module: nn.Module, args: tuple, kwargs: dict, output: Any) -> Any:
-        spill = getcurrent().forward.spill if OWNER.get() is owner else None
+        spill = vars(getcurrent())["forward"].spill if OWNER.get() is owner else None
         if spill is None:
             return output
         if isinstance(output, torch.Tensor):

@@ -10,8 +10,10 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 from accelerate import init_empty_weights
 from accelerate.utils import set_module_tensor_to_device
+from torch import nn
 from transformers import PreTrainedModel
 
+from moe_probe.errors import MissingWeight
 from moe_probe.families.conversion import Converted
 from moe_probe.families.modules import EXACT_ON_CPU, model_class, on_cpu
 from moe_probe.forward.sites import decoder_layers
@@ -31,6 +33,7 @@ class StreamedModule:
     """
 
     def __init__(self, model: MoEModel, head: bool = False):
+        self.name = model.name
         self.device, self.dtype = torch.device(model.device or "cpu"), model.dtype
         self.module = empty_module(model)
         self.decoder, self.layers = decoder_layers(self.module)
@@ -41,7 +44,21 @@ class StreamedModule:
         inside = names[id(self.decoder)] + "." if names[id(self.decoder)] and not head else ""
         outer = [n for n in self._names("") if n.startswith(inside) and not n.startswith(tuple(self.prefixes))]
         self._place(self._read(outer))
-        self.module.to(self.device) if self.device.type != "cpu" else None
+        self.module.tie_weights()
+        if self.device.type != "cpu":
+            self.module.to(self.device)
+        self._require_written(self.module if head else self.decoder, besides=tuple(self.prefixes))
+
+    def _require_written(self, part: nn.Module, besides: tuple[str, ...] = ()) -> None:
+        """Raises: MissingWeight: something that a pass uses has no values."""
+        inside = {id(tensor) for tensor in (*part.parameters(), *part.buffers())}
+        tensors = (*self.module.named_parameters(), *self.module.named_buffers())
+        for name, tensor in tensors:
+            if tensor.is_meta and id(tensor) in inside and not name.startswith(besides or "?"):
+                raise MissingWeight(
+                    f"{self.name}: the files hold no {name}, which the model computes with; "
+                    "download the checkpoint again, or correct its configuration."
+                )
 
     def _names(self, prefix: str) -> list[str]:
         return [name for name in self.module.state_dict() if name.startswith(prefix) and name in self.tensors]
@@ -71,6 +88,7 @@ class StreamedModule:
             ahead = pool.submit(self._read, names[0])
             for index in range(stop):
                 self._place(ahead.result())
+                self._require_written(self.layers[index])
                 ahead = pool.submit(self._read, names[index + 1]) if index + 1 < stop else None
                 yield index
                 self._drop(names[index])

@@ -1,118 +1,191 @@
-"""What experts do while the model writes: prompt and generated tokens apart."""
+"""A model that writes, as a source of batches: one prompt at a time, with the model's own `generate`."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import torch
-import xarray as xr
+from transformers import GenerationConfig
 
-from moe_probe.dynamic.analysis import Analysis
-from moe_probe.errors import FamilyError, InputError
-from moe_probe.forward.capture import Event, Watch, capture
-from moe_probe.forward.running import Runner, compute, per_row
-from moe_probe.forward.sites import Site, find_sites
-from moe_probe.model import MoEModel, Source, load
-from moe_probe.routing import BASELINE, LOGITS, LayerBatch
-from moe_probe.texts.corpus import Corpus, Document, Texts, Tokens, make_corpus, of_ids, token_strings
+from moe_probe.errors import CannotWatch, NotFitting
+from moe_probe.families import Layer
+from moe_probe.forward.capture import Event, capture
+from moe_probe.forward.execution import Runner, borrowed
+from moe_probe.forward.running import layer_batch
+from moe_probe.forward.sites import find_sites
+from moe_probe.forward.steps import Forward, hand_over
+from moe_probe.model import MoEModel
+from moe_probe.routing import PER_ROW, PER_TOKEN, LayerBatch, LayerBefore, Need, Source
+from moe_probe.texts.corpus import Corpus, Document, Tokens, of_ids, token_strings
 
 PROMPT, GENERATED = "prompt", "generated"
+# several sequences, or tokens that are taken back: their rows in the batches are not those of the text
+REFUSED = {
+    "num_beams": 1,
+    "num_return_sequences": 1,
+    "prompt_lookup_num_tokens": None,
+    "assistant_early_exit": None,
+    "return_dict_in_generate": False,
+}
+SEVERAL = ("assistant_model", "streamer", "input_ids", "inputs", "attention_mask")
 
 
-def generate(
-    model: Source,
-    texts: Texts,
-    analyses: Sequence[Analysis],
-    *,
-    max_new_tokens: int = 32,
-    layers: Sequence[int] | int | None = None,
-    **options: Any,
-) -> dict[str, xr.Dataset]:
-    """Analyses of a model that continues texts, one text at a time, with the model's own `generate`.
+@dataclass
+class Writing(Source):
+    """A model that continues prompts.
 
-    Every token bears the label `prompt` or `generated`, so that results tell them apart: `GateChoices` and `Record` by
-    the coordinate `label`, `ExpertLoad` by `label_share`. The last generated token is not seen: nothing follows it.
+    Every token bears the label `prompt` or `generated`. The last generated token is not seen: nothing follows it.
 
-    Args:
-        model: whatever `moe_probe.load` accepts; it is loaded whole.
-        texts: as for `run`.
-        analyses: any that need no dense baseline.
-        max_new_tokens: per text.
-        layers: MoE layers; all by default.
-        options: of transformers' `generate`, such as `do_sample`; greedy by default.
-
-    Returns:
-        A Dataset by the analysis's name.
-
-    Raises:
-        InputError: several beams or sequences are asked for, or an analysis that needs a baseline.
-        FamilyError: the model's MoE layers cannot be watched, or it generates without a cache.
-
-    Examples:
-        >>> from moe_probe import dynamic
-        >>> found = dynamic.generate("ckpt/tiny-mixtral", ["def f(x):"], [dynamic.GateChoices()], max_new_tokens=4)
-        >>> found["gate_choices"].label.values.tolist()[-3:]
-        ['generated', 'generated', 'generated']
+    Attributes:
+        model: loaded whole.
+        prompts: what is continued.
+        layers: the MoE layers that are watched.
+        options: of transformers' `generate`.
+        written: ids of all tokens that went through the model, by the prompt's number.
     """
-    if options.get("num_beams", 1) > 1 or options.get("num_return_sequences", 1) > 1:
-        raise InputError("Generation is watched one sequence at a time; leave num_beams and num_return_sequences at 1.")
-    model = load(model)
-    chosen = model.select_layers(layers)
-    prompts = make_corpus(model, texts)
-    fresh = [analysis.fresh() for analysis in analyses]
-    needs = frozenset().union(*(analysis.needs for analysis in fresh))
-    unknown = next((analysis for analysis in fresh if analysis.needs & {BASELINE, LOGITS}), None)
-    if unknown is not None:
-        raise InputError(f"{unknown.name} as asked for needs what generation does not give; use run.")
-    changing = next((analysis for analysis in fresh if analysis.changes), None)
-    if changing is not None:
-        raise InputError(f"{changing.name} takes a second pass over the corpus; use run.")
-    sites = find_sites(model.module, chosen)
-    written: list[list[int]] = []
-    for prompt in prompts.documents:
-        ids, seen = _continue(model, prompt, sites, needs, {"max_new_tokens": max_new_tokens, **options})
-        written.append(ids)
-        for index, values in seen.items():
-            if len(values["router_logits"]) != len(ids) * sites[index].layer.subtokens:
-                raise FamilyError(f"{model.family} generates without a cache, so its tokens cannot be told apart.")
-            label = np.where(np.arange(len(ids)) < len(prompt.ids), PROMPT, GENERATED).astype(object)
-            tokens = Tokens(np.full(len(ids), prompt.number), np.arange(len(ids)), np.asarray(ids), label)
-            batch = LayerBatch(sites[index].layer, tokens, **values)
-            for analysis in fresh:
-                analysis.update(batch)
-    strings, special = token_strings({token for ids in written for token in ids}, model)
-    documents = [
-        of_ids(prompt.number, ids, prompt.label, strings, special)
-        for prompt, ids in zip(prompts.documents, written, strict=True)
-    ]
-    corpus = Corpus(tuple(documents), strings, special)
-    return {analysis.name: analysis.result(model, corpus) for analysis in fresh}
+
+    model: MoEModel
+    prompts: Corpus
+    layers: Mapping[int, Layer]
+    options: Mapping[str, Any]
+    written: dict[int, list[int]] = field(default_factory=dict)
+
+    holds = frozenset(Need) - {Need.BASELINE, Need.LOGITS}
+
+    @property
+    def name(self) -> str:
+        """Of the model."""
+        return self.model.name
+
+    @property
+    def family(self) -> str:
+        """Of the model."""
+        return self.model.family
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the model."""
+        return self.model.fingerprint
+
+    @property
+    def num_batches(self) -> int:
+        """One per prompt and layer."""
+        return len(self.prompts.documents) * len(self.layers)
+
+    @property
+    def corpus(self) -> Corpus:
+        """The prompts with what was written; before the first step, the prompts."""
+        if not self.written:
+            return self.prompts
+        strings, special = token_strings({token for ids in self.written.values() for token in ids}, self.model)
+        documents = [
+            of_ids(prompt.number, self.written[prompt.number], prompt.label, strings, special)
+            for prompt in self.prompts.documents
+            if prompt.number in self.written
+        ]
+        return Corpus(tuple(documents), strings, special)
+
+    def split(self, parts: int) -> list[Writing]:
+        """The same model on parts of the prompts."""
+        return [replace(self, prompts=part, written={}) for part in self.prompts.split(parts)]
+
+    def absorb(self, parts: Sequence[Writing]) -> None:
+        """Take in what the parts have written."""
+        for part in parts:
+            self.written |= part.written
+
+    def state(self) -> dict[str, np.ndarray]:
+        """What was written."""
+        return {str(number): np.asarray(ids, np.int64) for number, ids in self.written.items()}
+
+    def restore(self, state: dict[str, np.ndarray]) -> None:
+        """Take back what was written."""
+        self.written = {int(number): ids.tolist() for number, ids in state.items()}
+
+    def identity(self) -> dict[str, Any]:
+        """Model, layers, and how it writes."""
+        given = {
+            name: value.to_dict() if isinstance(value, GenerationConfig) else value
+            for name, value in self.options.items()
+        }
+        return {**super().identity(), "options": given}
+
+    @torch.no_grad()
+    def steps(self, needs: frozenset[Need], done: int = 0) -> Iterator[list[LayerBatch]]:
+        """A step per prompt.
+
+        Raises:
+            NotFitting: several sequences at a time are asked for.
+            CannotWatch: the model's MoE layers cannot be watched, or it generates without a cache.
+        """
+        module, model = self.model.module, self.model
+        check_generation(module.generation_config, self.options)
+        edits = [edit for edit in model.interventions if edit.layer is not None]
+        preceding = (before for before, layer in pairwise(model.moe_layers) if layer in self.layers)
+        watched = {*self.layers, *(edit.layer for edit in edits), *preceding}
+        sites = find_sites(module, sorted(watched))
+        for prompt in self.prompts.documents[done:]:
+            with borrowed(module), capture(sites.values(), hand_over, self, model.config, edits):
+                yield self._continue(prompt, watched)
+
+    def _continue(self, prompt: Document, watched: Collection[int]) -> list[LayerBatch]:
+        module = self.model.module
+        ids = torch.tensor([prompt.ids], device=Runner(self.model, layerwise=False).device)
+        options = {"do_sample": False, **self.options}
+        forward: Forward[Event] = Forward(
+            lambda: module.generate(ids, attention_mask=torch.ones_like(ids), **options), self
+        )
+        seen: dict[int, list[Event]] = {index: [] for index in sorted(watched)}
+        with closing(forward):
+            for event in forward.advance():
+                if event.site.layer.index in seen:
+                    seen[event.site.layer.index].append(event)
+        written = forward.output[0, :-1].tolist()
+        self.written[prompt.number] = written
+        before = LayerBefore()
+        batches = [before.attach(self._joined(prompt, written, events)) for events in seen.values()]
+        return [batch for batch in batches if batch.layer.index in self.layers]
+
+    def _joined(self, prompt: Document, ids: list[int], events: list[Event]) -> LayerBatch:
+        """The batches of all calls as one."""
+        layer = events[0].site.layer
+        rows = sum(len(event.top_k_index) for event in events)
+        if rows != len(ids) * layer.subtokens:
+            raise CannotWatch(
+                f"{self.model.family} ran {rows} rows for {len(ids)} tokens: it generates without a cache, so its "
+                "tokens cannot be told apart; pass use_cache=True or use dynamic.run on the finished text."
+            )
+        label = np.where(np.arange(len(ids)) < len(prompt.ids), PROMPT, GENERATED).astype(object)
+        tokens = Tokens(np.full(len(ids), prompt.number), np.arange(len(ids)), np.asarray(ids), label)
+        parts = [layer_batch(event, tokens, every_place(event)) for event in events]
+        values = [part.tensors() for part in parts]
+        joined = {name: torch.cat([each[name] for each in values]) for name in values[0] if name in PER_ROW + PER_TOKEN}
+        kinds = " and ".join(dict.fromkeys(part.score_kind for part in parts))
+        return LayerBatch(layer=layer, tokens=tokens, score_kind=kinds, experts=events[0].site, **joined)
 
 
-@torch.no_grad()
-def _continue(
-    model: MoEModel, prompt: Document, sites: dict[int, Site], needs: frozenset[str], options: dict[str, Any]
-) -> tuple[list[int], dict[int, dict[str, torch.Tensor]]]:
-    """Ids of all tokens that went through the model, and what each layer did with them."""
-    seen: dict[int, list[dict[str, torch.Tensor]]] = {index: [] for index in sites}
-
-    def on_event(event: Event, watch: Watch) -> None:
-        places = len(event.router_logits) // event.site.layer.subtokens
-        values = per_row(event, watch, torch.ones(places, dtype=torch.bool, device=event.expert_input.device))
-        values["block_output"] = event.block_output
-        if event.shared_output is not None:
-            values["shared_output"] = event.shared_output
-        seen[event.site.layer.index].append(values | compute(event.site, values, needs))
-
-    ids = torch.tensor([prompt.ids], device=Runner(model, layerwise=False).device)
-    with capture(sites.values(), on_event):
-        written = model.module.generate(ids, attention_mask=torch.ones_like(ids), **{"do_sample": False, **options})
-    return written[0, :-1].tolist(), {index: _concatenated(parts) for index, parts in seen.items()}
+def every_place(event: Event) -> torch.Tensor:
+    """All tokens of a call, (places,) bool."""
+    places = len(event.top_k_index) // event.site.layer.subtokens
+    return torch.ones(places, dtype=torch.bool, device=event.expert_input.device)
 
 
-def _concatenated(parts: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-    """Rows of all calls; outputs and activations of all experts have the experts before the rows."""
-    dims = {"outputs": 1, "activations": 1}
-    return {name: torch.cat([part[name] for part in parts], dim=dims.get(name, 0)) for name in parts[0]}
+def check_generation(config: GenerationConfig | None, options: Mapping[str, Any]) -> None:
+    """Raises: NotFitting: generation as asked for runs rows that are not those of one text."""
+    given = options.get("generation_config")
+    for name in SEVERAL:
+        if options.get(name) is not None:
+            raise NotFitting(f"Generation takes no {name}; prompts are the texts, written on one at a time.")
+    for name, allowed in REFUSED.items():
+        holders = [holder for holder in (given, config) if holder is not None]
+        value = options.get(name, next((v for h in holders if (v := getattr(h, name, None)) is not None), allowed))
+        if value is not None and value != allowed:
+            raise NotFitting(
+                f"Generation is watched one sequence at a time; {name} is {value!r} (in the options or the model's "
+                f"generation_config), pass {name}={allowed!r}."
+            )

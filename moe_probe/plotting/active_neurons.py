@@ -11,8 +11,11 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.ticker import MaxNLocator
 
-from moe_probe.plotting.heatmap import layer_map
-from moe_probe.plotting.style import COLORMAP, COLUMN, Figure, style
+from moe_probe.plotting._choices import pick
+from moe_probe.plotting._heatmap import layer_map
+from moe_probe.plotting._style import COLORMAP, COLUMN, Figure, style
+
+DIMS = ("layer", "expert")
 
 
 def plot(ds: xr.Dataset, layer: int | None = None) -> Figure:
@@ -27,7 +30,7 @@ def plot(ds: xr.Dataset, layer: int | None = None) -> Figure:
         >>> ds = dynamic.active_neurons("ckpt/tiny-mixtral", ["A short text."])
         >>> figure = plotting.plot(ds, layer=1)
     """
-    layer = int(ds.layer[0]) if layer is None else layer
+    layer = pick(ds, "layer", layer)
     share = np.sort(ds.active_share.sel(layer=layer).values, axis=-1)[:, ::-1]
     with style():
         figure = Figure(figsize=(COLUMN, 2.5), layout="constrained")

@@ -6,12 +6,13 @@ from collections.abc import Iterator
 
 import xarray as xr
 
-from moe_probe.plotting.heatmap import layer_map
-from moe_probe.plotting.lines import line, whole_numbers
-from moe_probe.plotting.style import BLUE, GREEN, ORANGE, PAGE, Figure, style
+from moe_probe.plotting._heatmap import layer_map
+from moe_probe.plotting._lines import line, plain_numbers, whole_numbers
+from moe_probe.plotting._style import BLUE, GREEN, ORANGE, PAGE, Figure, style
 
 LOSSES = {"cooperative": BLUE, "competitive": ORANGE, "likelihood": GREEN}
 ENTROPIES = {"prior_entropy": (BLUE, "score"), "responsibility_entropy": (ORANGE, "responsibility")}
+DIMS = ("layer", "expert")
 
 
 def plot(ds: xr.Dataset) -> Figure:
@@ -37,6 +38,7 @@ def losses(ds: xr.Dataset) -> Figure:
         for name, color in LOSSES.items():
             line(left, ds, name, color=color, label=name)
         left.set(title="loss per token", yscale="symlog")
+        plain_numbers(left)
         for name, (color, label) in ENTROPIES.items():
             line(right, ds, name, color=color, label=label)
         right.set(title="entropy / ln E", ylim=(0, 1.05))

@@ -6,19 +6,23 @@ from collections.abc import Iterator
 
 import xarray as xr
 
-from moe_probe.errors import InputError
-from moe_probe.plotting.heatmap import dots, heatmaps
-from moe_probe.plotting.style import Figure, style
+from moe_probe.errors import NoSuchName
+from moe_probe.plotting._choices import pick
+from moe_probe.plotting._heatmap import bounded, dots, heatmaps, ratio_colors
+from moe_probe.plotting._style import Figure, style
 
 VARIABLES = {
     "lift": ("P(both) / P(both if independent)", ("expert", "other expert")),
     "conditional": ("P(other | expert)", ("other expert", "expert")),
     "flow": ("share of choices", ("expert of this layer", "expert of the layer before")),
 }
+DIMS = ("layer", "expert", "other")
 
 
 def plot(ds: xr.Dataset, layer: int | None = None, variable: str = "lift") -> Figure:
-    """Map of one layer; a pair of an expert with itself is left blank.
+    """Map of one layer; what has no value, such as an expert with itself, is grey.
+
+    Lift is white where it is that of experts chosen at random.
 
     Dots: the pair's 95 % interval holds the lift of experts chosen at random.
 
@@ -28,7 +32,7 @@ def plot(ds: xr.Dataset, layer: int | None = None, variable: str = "lift") -> Fi
         variable: `lift` (1 if independent), `conditional`, or `flow` from the MoE layer before.
 
     Raises:
-        InputError: there is no such variable.
+        NoSuchName: there is no such variable or layer.
 
     Examples:
         >>> from moe_probe import dynamic, plotting
@@ -36,8 +40,8 @@ def plot(ds: xr.Dataset, layer: int | None = None, variable: str = "lift") -> Fi
         >>> figure = plotting.plot(ds, layer=2, variable="flow")
     """
     if variable not in VARIABLES:
-        raise InputError(f"variable is one of {', '.join(VARIABLES)}, not {variable!r}.")
-    layer = int(ds.layer[0]) if layer is None else layer
+        raise NoSuchName.among("variable", variable, VARIABLES)
+    layer = pick(ds, "layer", layer)
     values = ds[variable].sel(layer=layer)
     if variable != "flow":
         values = values.where(ds.expert != ds.other)
@@ -45,8 +49,10 @@ def plot(ds: xr.Dataset, layer: int | None = None, variable: str = "lift") -> Fi
     chance = ds.chance_lift.sel(layer=layer) if variable == "lift" and "chance_lift" in ds else None
     random = "" if chance is None else f" (at random: {float(chance):.2f})"
     with style():
-        bounds = float(values.min()), float(values.max())
-        figure = heatmaps({f"layer {layer}{random}": values}, bounds, ds.attrs["model"], bar, names)
+        colors = bounded((0.0, max(float(values.max()), 1e-9) if bool(values.notnull().any()) else 1.0))
+        if variable == "lift":
+            colors = ratio_colors(values, 1.0 if chance is None else float(chance))
+        figure = heatmaps({f"layer {layer}{random}": values}, colors, ds.attrs["model"], bar, names)
         if chance is not None and "lift_low" in ds:
             own = ds.sel(layer=layer)
             axes = figure.axes[0]
@@ -58,7 +64,7 @@ def plot(ds: xr.Dataset, layer: int | None = None, variable: str = "lift") -> Fi
 def figures(ds: xr.Dataset) -> Iterator[tuple[str, Figure]]:
     """Pairs in every layer, where a token has more than one expert, and the flow: (file stem, figure)."""
     for at, layer in enumerate(ds.layer.values):
-        if bool((ds["count"].sel(layer=layer).where(ds.expert != ds.other) > 0).any()):
+        if bool((ds.pairs.sel(layer=layer).where(ds.expert != ds.other) > 0).any()):
             yield f"coactivation_layer{layer}", plot(ds, int(layer))
         if at:
             yield f"coactivation_flow_layer{layer}", plot(ds, int(layer), "flow")

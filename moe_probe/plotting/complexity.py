@@ -6,9 +6,10 @@ from collections.abc import Iterator
 
 import xarray as xr
 
-from moe_probe.plotting.style import PAGE, Figure, style
+from moe_probe.plotting._style import PAGE, Figure, style
 
 COLUMNS = ["", "FFN experts", "zero-computation\nexperts", "share of choices\nto FFN experts", "FFN experts\nper token"]
+DIMS = ("tau",)
 
 
 def plot(ds: xr.Dataset) -> Figure:

@@ -8,7 +8,8 @@ import matplotlib
 import numpy as np
 import xarray as xr
 
-from moe_probe.plotting.style import BLUE, COLORMAP, COLUMN, GREEN, ORANGE, PAGE, Figure, style, thin_ticks
+from moe_probe.plotting._heatmap import show
+from moe_probe.plotting._style import BLUE, COLORMAP, COLUMN, GREEN, ORANGE, PAGE, Figure, style, thin_ticks
 
 SUMMARY = {
     "activation_ratio": "activation ratio",
@@ -16,6 +17,7 @@ SUMMARY = {
     "divergence": "distinct experts",
 }
 MARKERS = "osD^vP*X"
+DIMS = ("checkpoint", "depth", "expert")
 
 
 def plot(ds: xr.Dataset) -> Figure:
@@ -40,7 +42,7 @@ def plot(ds: xr.Dataset) -> Figure:
         for axes, label in zip(all_axes, labels, strict=False):
             own = ds.sel(checkpoint=label)
             used = own.isel(depth=(own.layer >= 0).values, expert=slice(int(own.num_experts)))
-            image = axes.imshow(used.frequency, aspect="auto", cmap=COLORMAP, vmin=0, vmax=top, interpolation="nearest")
+            image = show(axes, used.frequency, aspect="auto", vmin=0, vmax=top)
             axes.set(xlabel="expert", ylabel="layer")
             axes.set_title(f"{label}: {100 * float(own.activation_ratio):.1f} % active")
             thin_ticks(axes.xaxis, [str(e) for e in used.expert.values], 5)
@@ -51,7 +53,7 @@ def plot(ds: xr.Dataset) -> Figure:
         return figure
 
 
-def summary(ds: xr.Dataset) -> Figure:
+def bars(ds: xr.Dataset) -> Figure:
     """Activation ratio, evenness of load and divergence of every checkpoint: bars.
 
     Args:
@@ -97,7 +99,7 @@ def against(ds: xr.Dataset, variable: str) -> Figure:
 def figures(ds: xr.Dataset) -> Iterator[tuple[str, Figure]]:
     """The maps; the summary by label, and against what differs between the checkpoints: (file stem, figure)."""
     yield "expert_activation", plot(ds)
-    yield "expert_activation_summary", summary(ds)
+    yield "expert_activation_summary", bars(ds)
     for variable in ("num_experts", "subtokens"):
         if len(np.unique(ds[variable])) > 1:
             yield f"expert_activation_{variable}", against(ds, variable)

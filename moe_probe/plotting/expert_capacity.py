@@ -7,14 +7,16 @@ from collections.abc import Iterator
 import matplotlib
 import xarray as xr
 
-from moe_probe.errors import InputError
-from moe_probe.plotting.style import COLORMAP, COLUMN, Figure, style
+from moe_probe.errors import NoSuchName
+from moe_probe.plotting._choices import pick
+from moe_probe.plotting._style import COLORMAP, COLUMN, Figure, style
 
 VARIABLES = {
     "dropped": "choices dropped",
     "fully_dropped": "tokens dropped altogether",
     "second_dropped": "second choices dropped",
 }
+DIMS = ("layer", "factor", "order")
 
 
 def plot(ds: xr.Dataset, variable: str = "fully_dropped", order: str | None = None) -> Figure:
@@ -26,7 +28,7 @@ def plot(ds: xr.Dataset, variable: str = "fully_dropped", order: str | None = No
         order: of arrival; the result's first one by default.
 
     Raises:
-        InputError: the result has no such variable.
+        NoSuchName: the result has no such variable or order.
 
     Examples:
         >>> from moe_probe import dynamic, plotting
@@ -34,8 +36,8 @@ def plot(ds: xr.Dataset, variable: str = "fully_dropped", order: str | None = No
         >>> figure = plotting.plot(ds, order="score")
     """
     if variable not in VARIABLES or variable not in ds:
-        raise InputError(f"variable is one of {', '.join(v for v in VARIABLES if v in ds)}, not {variable!r}.")
-    order = str(ds.order.values[0]) if order is None else order
+        raise NoSuchName.among("variable", variable, [name for name in VARIABLES if name in ds])
+    order = pick(ds, "order", order)
     own, layers = ds[variable].sel(order=order), ds.layer.values
     colors = matplotlib.colormaps[COLORMAP].resampled(len(layers))
     with style():

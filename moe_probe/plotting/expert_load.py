@@ -6,20 +6,22 @@ from collections.abc import Iterator
 
 import xarray as xr
 
-from moe_probe.plotting.heatmap import around, dots, layer_map
-from moe_probe.plotting.lines import whole_numbers
-from moe_probe.plotting.style import BLUE, COLUMN, PAGE, Figure, style, thin_ticks
+from moe_probe.plotting._heatmap import crosses, dots, layer_map, ratio_bar, ratio_colors, show
+from moe_probe.plotting._lines import whole_numbers
+from moe_probe.plotting._style import BLUE, COLUMN, PAGE, Figure, style, thin_ticks
 
+MEASURES = ("cv2_load", "entropy", "max_violation", "activation_ratio")  # of the short table
 BALANCE = {
     "cv2_load": "CV² of load",
     "entropy": "entropy / ln E",
     "max_violation": "MaxVio",
     "switch_loss": "Switch loss",
 }
+DIMS = ("layer", "expert")
 
 
 def plot(ds: xr.Dataset) -> Figure:
-    """Selections of every expert in every layer, in times its even share.
+    """Selections of every expert in every layer, in times its even share; a cross where there are none.
 
     Args:
         ds: result of `dynamic.expert_load`.
@@ -46,25 +48,34 @@ def balance(ds: xr.Dataset) -> Figure:
 
 
 def by_label(ds: xr.Dataset, layer: int) -> Figure:
-    """Load of one layer by document label, in times its even share.
+    """Load of one layer by document label, in times its even share; a cross where there is none.
 
     Dots: the 95 % interval holds the expert's share in all documents together.
     """
     values = ds.label_share.sel(layer=layer) * ds.sizes["expert"]
     with style():
-        figure = Figure(figsize=(COLUMN, min(1.4 + 0.2 * values.sizes["label"], 6)), layout="constrained")
+        figure = Figure(
+            figsize=(COLUMN if values.sizes["expert"] <= 32 else PAGE, min(1.4 + 0.2 * values.sizes["label"], 6)),
+            layout="constrained",
+        )
         axes = figure.subplots()
-        image = axes.imshow(values, aspect="auto", **around(values, 1))
+        image = show(axes, values, aspect="auto", **ratio_colors(values, 1))
+        crosses(axes, values.values == 0)
         axes.set(xlabel="expert", title=f"{ds.attrs['model']}, layer {layer}")
         thin_ticks(axes.xaxis, [str(label) for label in ds.expert.values])
         thin_ticks(axes.yaxis, [str(label) for label in ds.label.values], 30)
-        figure.colorbar(image, label="load / even load")
+        ratio_bar(figure, image, "load / even load")
         if {"label_share_low", "label_share_chance"} <= set(ds):
             own = ds.sel(layer=layer)
             known = (own.label_share_low <= own.label_share_chance) & (own.label_share_chance <= own.label_share_high)
             dots(axes, known.transpose("label", "expert").values)
             axes.set_xlabel("expert (dots: maybe as all labels)")
         return figure
+
+
+def summary(ds: xr.Dataset) -> tuple[str, xr.DataArray]:
+    """The balance of every layer, for a short table."""
+    return "Balance of load", ds[list(MEASURES)].to_array("measure").transpose("layer", ...)
 
 
 def figures(ds: xr.Dataset) -> Iterator[tuple[str, Figure]]:

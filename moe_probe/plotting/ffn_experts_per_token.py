@@ -8,9 +8,9 @@ import numpy as np
 import xarray as xr
 
 from moe_probe.errors import InputError
-from moe_probe.plotting.lines import chance_line
-from moe_probe.plotting.style import BLUE, PAGE, Figure, style
-from moe_probe.plotting.tokens import written
+from moe_probe.plotting._lines import chance_line
+from moe_probe.plotting._style import BLUE, PAGE, Figure, style
+from moe_probe.plotting._tokens import written
 
 CLASSES = {
     "type": "token",

@@ -6,11 +6,14 @@ from collections.abc import Iterator
 
 import xarray as xr
 
-from moe_probe.errors import InputError
-from moe_probe.plotting.style import PAGE, Figure, style, thin_ticks
-from moe_probe.plotting.tokens import rows, written
+from moe_probe.errors import OutOfRange
+from moe_probe.plotting._choices import pick
+from moe_probe.plotting._heatmap import show
+from moe_probe.plotting._style import PAGE, Figure, style, thin_ticks
+from moe_probe.plotting._tokens import rows, written
 
 TOKENS = 64  # in one figure
+DIMS = ("layer", "token", "expert")
 
 
 def plot(ds: xr.Dataset, layer: int | None = None, document: int | None = None, start: int = 0) -> Figure:
@@ -23,20 +26,23 @@ def plot(ds: xr.Dataset, layer: int | None = None, document: int | None = None, 
         start: the first token of the document to show; at most 64 follow.
 
     Raises:
-        InputError: there is no such document, or it ends before `start`.
+        NoSuchName: there is no such layer or document.
+        OutOfRange: the document ends before `start`.
 
     Examples:
         >>> from moe_probe import dynamic, plotting
         >>> ds = dynamic.gate_choices("ckpt/tiny-mixtral", ["A short text."])
         >>> figure = plotting.plot(ds, layer=2)
     """
-    layer = int(ds.layer[0]) if layer is None else layer
-    document = int(ds.document[0]) if document is None else document
+    layer = pick(ds, "layer", layer)
+    document = pick(ds, "document", document)
     flat = rows(ds)
     of_document = flat.isel(token=(flat.document == document).values)
     length = of_document.sizes["token"]
     if not 0 <= start < length:
-        raise InputError(f"Document {document} has {length} tokens in this result; asked for token {start}.")
+        raise OutOfRange(
+            f"Document {document} has {length} tokens in this result; start={start} is none of 0 to {length - 1}."
+        )
     shown = of_document.isel(token=slice(start, start + TOKENS))
     with style():
         width = min(PAGE, 1.2 + 0.13 * shown.sizes["token"])
@@ -45,7 +51,7 @@ def plot(ds: xr.Dataset, layer: int | None = None, document: int | None = None, 
         axes = figure.subplots()
         values = shown.weight.sel(layer=layer).transpose("expert", "token").values
         limit = max(1.0, float(values.max()))
-        image = axes.imshow(values, aspect="auto", interpolation="nearest", cmap="Blues", vmin=0, vmax=limit)
+        image = show(axes, values, aspect="auto", cmap="Blues", vmin=0, vmax=limit)
         names = [written(str(text)) for text in shown.string.values]
         axes.set_xticks(range(len(names)), names, rotation=90, fontsize=6)
         thin_ticks(axes.yaxis, [str(label) for label in ds.expert.values], 16)

@@ -7,7 +7,10 @@ from collections.abc import Iterator
 import numpy as np
 import xarray as xr
 
-from moe_probe.plotting.style import COLUMN, PAGE, PROJECTION_COLORS, Figure, style
+from moe_probe.plotting._choices import pick
+from moe_probe.plotting._style import COLUMN, PAGE, PROJECTION_COLORS, Figure, style
+
+DIMS = ("layer", "projection", "pair")
 
 
 def plot(ds: xr.Dataset, layer: int | None = None) -> Figure:
@@ -22,7 +25,7 @@ def plot(ds: xr.Dataset, layer: int | None = None) -> Figure:
         >>> ds = static.gate_regression("ckpt/tiny-mixtral")
         >>> figure = plotting.plot(ds, layer=1)
     """
-    layer = int(ds.layer[0]) if layer is None else layer
+    layer = pick(ds, "layer", layer)
     at = ds.sel(layer=layer)
     with style():
         figure = Figure(figsize=(PAGE, 2.5), layout="constrained")
@@ -32,9 +35,12 @@ def plot(ds: xr.Dataset, layer: int | None = None) -> Figure:
             color = PROJECTION_COLORS[str(name)]
             x = part.similarity.values
             axes.scatter(x, part.gate, s=10, color=color, alpha=0.7, linewidths=0, rasterized=len(x) > 2000)
-            ends = np.array([x.min(), x.max()])
-            axes.plot(ends, float(part.intercept) + float(part.slope) * ends, color="black", linewidth=1)
-            axes.set(title=f"{name}: R² = {float(part.r_squared):.2f}", xlabel="similarity of the experts")
+            defined = bool(np.isfinite(part.r_squared))
+            if defined:
+                ends = np.array([np.nanmin(x), np.nanmax(x)])
+                axes.plot(ends, float(part.intercept) + float(part.slope) * ends, color="black", linewidth=1)
+            note = f"R² = {float(part.r_squared):.2f}" if defined else "R² undefined"
+            axes.set(title=f"{name}: {note}", xlabel="similarity of the experts")
         all_axes[0].set_ylabel("similarity of the gate embeddings")
         figure.suptitle(f"{ds.attrs['model']}, layer {layer}")
         return figure
@@ -59,6 +65,11 @@ def table(ds: xr.Dataset) -> Figure:
         written.set_fontsize(7)
         axes.set_title(f"{ds.attrs['model']}: R² of gate similarity on expert similarity")
         return figure
+
+
+def summary(ds: xr.Dataset) -> tuple[str, xr.DataArray]:
+    """R² of every layer and projection, for a short table."""
+    return "R² of gate similarity on expert similarity", ds.r_squared.transpose("layer", "projection")
 
 
 def figures(ds: xr.Dataset) -> Iterator[tuple[str, Figure]]:

@@ -6,35 +6,49 @@ from collections.abc import Iterator
 
 import xarray as xr
 
-from moe_probe.plotting.heatmap import SCALES, heatmaps, limits
-from moe_probe.plotting.style import Figure, style
+from moe_probe.plotting._choices import pick
+from moe_probe.plotting._heatmap import SCALES, Scale, bounded, heatmaps, limits
+from moe_probe.plotting._style import Figure, style
+
+DIMS = ("layer", "expert", "other")
 
 
-def plot(ds: xr.Dataset, layer: int | None = None, scale: str = "layer", beside: xr.Dataset | None = None) -> Figure:
+def plot(
+    ds: xr.Dataset,
+    layer: int | None = None,
+    scale: Scale = "layer",
+    beside: xr.Dataset | None = None,
+    diagonal: bool = False,
+) -> Figure:
     """Heat map of one layer's gate embeddings.
 
     Args:
         ds: result of `static.gate_similarity`.
-        layer: as for `similarity`.
-        scale: as for `similarity`.
+        layer: the first one of the result by default.
+        scale: colours from the least to the largest value of this layer (`layer`) or of all layers (`all`).
         beside: result of `static.similarity` at level `neuron_mean`: its projections follow on the same scale.
+        diagonal: show each expert beside itself and let it count in the colour scale, as the paper does.
+
+    Raises:
+        NoSuchName: the result has no such layer or scale.
 
     Examples:
         >>> from moe_probe import plotting, static
         >>> experts = static.similarity("ckpt/tiny-mixtral", "neuron_mean")
         >>> figure = plotting.plot(static.gate_similarity("ckpt/tiny-mixtral"), layer=0, beside=experts)
     """
-    layer = int(ds.layer[0]) if layer is None else layer
+    layer = pick(ds, "layer", layer)
     panels = {"gate embeddings": ds.cosine.sel(layer=layer)}
-    bounds = limits(ds.cosine, layer, scale)
+    bounds = limits(ds.cosine, layer, scale, diagonal)
     if beside is not None:
         with_matrices = [label for label in ds.expert.values if label in beside.expert]
         experts = beside.cosine.sel(expert=with_matrices, other=with_matrices)
         panels |= {f"{name} projection": experts.sel(layer=layer, projection=name) for name in beside.projection.values}
-        others = limits(experts, layer, scale)
+        others = limits(experts, layer, scale, diagonal)
         bounds = min(bounds[0], others[0]), max(bounds[1], others[1])
     with style():
-        return heatmaps(panels, bounds, f"{ds.attrs['model']}, layer {layer}", "cosine similarity")
+        title = f"{ds.attrs['model']}, layer {layer}"
+        return heatmaps(panels, bounded(bounds), title, "cosine similarity", blank_diagonal=not diagonal)
 
 
 def figures(ds: xr.Dataset) -> Iterator[tuple[str, Figure]]:

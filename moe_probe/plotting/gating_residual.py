@@ -6,9 +6,11 @@ from collections.abc import Iterator
 
 import xarray as xr
 
-from moe_probe.plotting.style import BLUE, ORANGE, PAGE, Figure, style
+from moe_probe.plotting._choices import pick
+from moe_probe.plotting._style import BLUE, ORANGE, PAGE, Figure, style
 
 COLORS = {"highest": BLUE, "second": ORANGE}
+DIMS = ("layer", "bin", "which", "residual")
 
 
 def plot(ds: xr.Dataset, layer: int | None = None) -> Figure:
@@ -23,7 +25,7 @@ def plot(ds: xr.Dataset, layer: int | None = None) -> Figure:
         >>> ds = dynamic.gating_residual("ckpt/tiny-moe-plus-plus", ["A short text."])
         >>> figure = plotting.plot(ds, layer=2)
     """
-    prefix, own = ("pooled_", ds) if layer is None else ("", ds.sel(layer=layer))
+    prefix, own = ("pooled_", ds) if layer is None else ("", ds.sel(layer=pick(ds, "layer", layer)))
     width = float(ds.bin[1] - ds.bin[0]) if ds.sizes["bin"] > 1 else 1.0
     with style():
         figure = Figure(figsize=(PAGE, 2.5), layout="constrained")
@@ -31,8 +33,8 @@ def plot(ds: xr.Dataset, layer: int | None = None) -> Figure:
         for axes, residual in zip(both, ds.residual.values, strict=True):
             one = own.sel(residual=residual)
             for which, color in COLORS.items():
-                count = one[f"{prefix}count"].sel(which=which)
-                moments = [float(one[f"{prefix}{name}"].sel(which=which)) for name in ("mean", "variance")]
+                count = one[f"{prefix}histogram"].sel(which=which)
+                moments = [float(one[f"{prefix}{name}"].sel(which=which)) for name in ("score_mean", "score_variance")]
                 label = f"{which}: mean {moments[0]:.3f}, variance {moments[1]:.2g}"
                 axes.bar(ds.bin, count / count.sum(), width, align="edge", color=color, alpha=0.6, label=label)
             axes.set(xlabel="routing score", title=f"gating residual: {residual}")

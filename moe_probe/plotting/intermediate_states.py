@@ -6,12 +6,17 @@ from collections.abc import Iterator, Sequence
 
 import xarray as xr
 
-from moe_probe.plotting.heatmap import SCALES, limits
-from moe_probe.plotting.style import COLORMAP, PAGE, Figure, style, thin_ticks
-from moe_probe.plotting.tokens import choose, rows, written
+from moe_probe.plotting._choices import pick
+from moe_probe.plotting._heatmap import SCALES, Scale, limits, show
+from moe_probe.plotting._style import PAGE, Figure, style, thin_ticks
+from moe_probe.plotting._tokens import choose, rows, written
+
+DIMS = ("layer", "token", "expert", "neuron")
 
 
-def plot(ds: xr.Dataset, layer: int | None = None, scale: str = "layer", tokens: Sequence[int] | None = None) -> Figure:
+def plot(
+    ds: xr.Dataset, layer: int | None = None, scale: Scale = "layer", tokens: Sequence[int] | None = None
+) -> Figure:
     """Experts by neurons, a row of the figure per token.
 
     Args:
@@ -25,7 +30,7 @@ def plot(ds: xr.Dataset, layer: int | None = None, scale: str = "layer", tokens:
         >>> ds = dynamic.intermediate_states("ckpt/tiny-mixtral", ["A short text."], layers=[0])
         >>> figure = plotting.plot(ds)
     """
-    layer = int(ds.layer[0]) if layer is None else layer
+    layer = pick(ds, "layer", layer)
     one = rows(ds)
     shown, experts = choose(one, tokens), ds.sizes["expert"]
     bounds = limits(one.activation, layer, scale)
@@ -35,9 +40,7 @@ def plot(ds: xr.Dataset, layer: int | None = None, scale: str = "layer", tokens:
         all_axes = figure.subplots(len(shown), 1, sharex=True, squeeze=False)[:, 0]
         for axes, token in zip(all_axes, shown, strict=True):
             values = one.activation.sel(layer=layer).isel(token=token).transpose("expert", "neuron").values
-            image = axes.imshow(
-                values, aspect="auto", interpolation="nearest", cmap=COLORMAP, vmin=bounds[0], vmax=bounds[1]
-            )
+            image = show(axes, values, aspect="auto", vmin=bounds[0], vmax=bounds[1])
             axes.hlines([e + 0.5 for e in range(experts - 1)], -0.5, values.shape[1] - 0.5, "white", linewidth=0.4)
             thin_ticks(axes.yaxis, [str(label) for label in ds.expert.values], 9)
             axes.set_ylabel("expert")

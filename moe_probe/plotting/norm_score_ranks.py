@@ -11,10 +11,14 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.ticker import MaxNLocator
 
-from moe_probe.plotting.style import COLORMAP, COLUMN, PAGE, Figure, style
+from moe_probe.plotting._choices import pick
+from moe_probe.plotting._heatmap import show
+from moe_probe.plotting._style import COLORMAP, COLUMN, PAGE, Figure, style
 
 LINES = 8  # of panels, where experts are many
 FEW, MANY = 16, 64  # experts in one panel of bars, and in all of them
+
+DIMS = ("layer", "score_rank", "norm_rank")
 
 
 def plot(ds: xr.Dataset, layer: int | None = None) -> Figure:
@@ -29,7 +33,8 @@ def plot(ds: xr.Dataset, layer: int | None = None) -> Figure:
         >>> ds = dynamic.norm_score_ranks("ckpt/tiny-mixtral", ["A short text."])
         >>> figure = plotting.plot(ds, layer=3)
     """
-    count = (ds.total if layer is None else ds["count"].sel(layer=layer)).transpose("score_rank", "norm_rank").values
+    pairs = ds.total if layer is None else ds.pairs.sel(layer=pick(ds, "layer", layer))
+    count = pairs.transpose("score_rank", "norm_rank").values
     title = f"{ds.attrs['model']}, {'all layers' if layer is None else f'layer {layer}'}"
     with style():
         return _bars(count, title) if len(count) <= MANY else _map(count, title)
@@ -39,7 +44,7 @@ def _map(count: np.ndarray, title: str) -> Figure:
     figure = Figure(figsize=(COLUMN + 0.4, COLUMN), layout="constrained")
     axes = figure.subplots()
     extent = (0.5, len(count) + 0.5, 0.5, len(count) + 0.5)
-    image = axes.imshow(count, origin="lower", cmap=COLORMAP, interpolation="nearest", extent=extent)
+    image = show(axes, count, origin="lower", vmin=0, extent=extent)
     axes.set(xlabel=f"rank of the norm ({len(count)}: largest)", ylabel="rank of the score", title=title)
     figure.colorbar(image, label="count")
     return figure

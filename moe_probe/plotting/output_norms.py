@@ -8,8 +8,11 @@ import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
 
-from moe_probe.plotting.style import BLUE, MAX_TICKS, ORANGE, PAGE, Figure, style, thin_ticks
-from moe_probe.plotting.tokens import choose, panel_title, rows
+from moe_probe.plotting._choices import pick
+from moe_probe.plotting._style import BLUE, MAX_TICKS, ORANGE, PAGE, Figure, style, thin_ticks
+from moe_probe.plotting._tokens import choose, panel_title, rows
+
+DIMS = ("layer", "token", "expert")
 
 
 def plot(ds: xr.Dataset, layer: int | None = None, tokens: Sequence[int] | None = None) -> Figure:
@@ -25,7 +28,7 @@ def plot(ds: xr.Dataset, layer: int | None = None, tokens: Sequence[int] | None 
         >>> ds = dynamic.output_norms("ckpt/tiny-mixtral", ["A short text."])
         >>> figure = plotting.plot(ds, layer=2, tokens=[0, 3])
     """
-    layer = int(ds.layer[0]) if layer is None else layer
+    layer = pick(ds, "layer", layer)
     one = rows(ds).sel(layer=layer)
     shown = choose(one, tokens)
     columns = min(2, len(shown))

@@ -6,23 +6,27 @@ from collections.abc import Iterator
 
 import xarray as xr
 
-from moe_probe.plotting.style import BLUE, COLORMAP, COLUMN, ORANGE, PAGE, Figure, style
+from moe_probe.plotting._choices import pick
+from moe_probe.plotting._heatmap import show
+from moe_probe.plotting._style import BLUE, COLUMN, ORANGE, PAGE, Figure, style
 
 COLORS = {"high": ORANGE, "low": BLUE}
+DIMS = ("document", "row", "column")
 
 
-def plot(ds: xr.Dataset, document: int = 0) -> Figure:
+def plot(ds: xr.Dataset, document: int | None = None) -> Figure:
     """The picture, where there is one, and a map of its mean divergence for every step, on one colour scale.
 
     Args:
         ds: result of `dynamic.patch_divergence`, or of `dynamic.patch_divergence_over_steps`.
-        document: number of the picture.
+        document: number of the picture; the first one by default.
 
     Examples:
         >>> from moe_probe import dynamic, plotting
         >>> ds = dynamic.patch_divergence("ckpt/tiny-mh-moe", [[10, 11, 12, 13, 14, 15]], grid=(2, 3))
         >>> figure = plotting.plot(ds)
     """
+    document = pick(ds, "document", document)
     maps = ds.divergence_mean if "step" in ds.dims else ds.divergence_mean.expand_dims(step=[""])
     panels = maps.sizes["step"] + ("picture" in ds)
     with style():
@@ -32,11 +36,11 @@ def plot(ds: xr.Dataset, document: int = 0) -> Figure:
         figure = Figure(figsize=(width, height), layout="constrained")
         all_axes = figure.subplots(1, panels, squeeze=False)[0]
         if "picture" in ds:
-            all_axes[0].imshow(ds.picture.sel(document=document), cmap="gray", vmin=0, vmax=1)
+            show(all_axes[0], ds.picture.sel(document=document), cmap="gray", vmin=0, vmax=1)
             all_axes[0].set_title("picture")
         bounds = {"vmin": float(maps.min()), "vmax": float(maps.max())}
         for axes, step in zip(all_axes[panels - maps.sizes["step"] :], maps.step.values, strict=True):
-            image = axes.imshow(maps.sel(step=step, document=document), cmap=COLORMAP, **bounds)
+            image = show(axes, maps.sel(step=step, document=document), **bounds)
             axes.set_title(str(step))
         for axes in all_axes:
             axes.set(xticks=[], yticks=[])

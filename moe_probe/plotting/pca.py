@@ -10,9 +10,11 @@ import textalloc
 import xarray as xr
 from matplotlib.axes import Axes
 
-from moe_probe.plotting.style import BLUE, COLORMAP, GREY, ORANGE, PAGE, Figure, style
+from moe_probe.plotting._choices import pick
+from moe_probe.plotting._style import BLUE, COLORMAP, GREY, ORANGE, PAGE, Figure, style
 
 FEW = 16  # experts with large markers
+DIMS = ("layer", "projection", "point", "component")
 
 
 def plot(ds: xr.Dataset, layer: int | None = None) -> Figure:
@@ -31,7 +33,7 @@ def plot(ds: xr.Dataset, layer: int | None = None) -> Figure:
         >>> ds = static.pca("ckpt/tiny-mixtral", n_components=3)
         >>> figure = plotting.plot(ds, layer=1)
     """
-    layer = int(ds.layer[0]) if layer is None else layer
+    layer = pick(ds, "layer", layer)
     three = ds.sizes["component"] == 3
     kind = {"projection": "3d"} if three else {}
     with style():

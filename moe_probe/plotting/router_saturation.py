@@ -7,10 +7,11 @@ from collections.abc import Iterator
 import matplotlib
 import xarray as xr
 
-from moe_probe.plotting.lines import chance_line
-from moe_probe.plotting.style import COLORMAP, PAGE, Figure, style
+from moe_probe.plotting._lines import chance_line, interval
+from moe_probe.plotting._style import COLORMAP, PAGE, Figure, style
 
 PANELS = {"saturation": ("all k choices", "chance"), "first_saturation": ("first choice", "first_chance")}
+DIMS = ("checkpoint", "layer")
 
 
 def plot(ds: xr.Dataset) -> Figure:
@@ -35,7 +36,7 @@ def plot(ds: xr.Dataset) -> Figure:
                 axes.plot(at, own[name], color=colors(number), marker="o", markersize=3, label=label)
                 if f"{name}_low" in own:
                     low, high = own[f"{name}_low"], own[f"{name}_high"]
-                    axes.fill_between(at, low, high, color=colors(number), alpha=0.15, linewidth=0)
+                    interval(axes, at, low, high, color=colors(number), alpha=0.15)
             chance_line(axes, ds, chance, label="chance")
             rotation = {"rotation": 30, "ha": "right"} if len(at) > 4 else {}
             axes.set_xticks(at, [str(label) for label in ds.checkpoint.values], **rotation)
@@ -43,6 +44,11 @@ def plot(ds: xr.Dataset) -> Figure:
         axes.legend(frameon=False)
         figure.axes[0].set_ylabel("share of the final choices")
         return figure
+
+
+def summary(ds: xr.Dataset) -> tuple[str, xr.DataArray]:
+    """The share of final choices of every layer and checkpoint, for a short table."""
+    return "Share of final choices", ds.saturation.transpose("layer", "checkpoint")
 
 
 def figures(ds: xr.Dataset) -> Iterator[tuple[str, Figure]]:

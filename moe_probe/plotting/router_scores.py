@@ -7,7 +7,10 @@ from collections.abc import Iterator
 import numpy as np
 import xarray as xr
 
-from moe_probe.plotting.style import BLUE, COLUMN, ORANGE, Figure, style
+from moe_probe.plotting._choices import pick
+from moe_probe.plotting._style import BLUE, COLUMN, ORANGE, Figure, style
+
+DIMS = ("layer", "bin", "which")
 
 
 def plot(ds: xr.Dataset, layer: int | None = None) -> Figure:
@@ -24,7 +27,7 @@ def plot(ds: xr.Dataset, layer: int | None = None) -> Figure:
     """
 
     def value(name: str) -> xr.DataArray:
-        return ds[f"pooled_{name}"] if layer is None else ds[name].sel(layer=layer)
+        return ds[f"pooled_{name}"] if layer is None else ds[name].sel(layer=pick(ds, "layer", layer))
 
     step = float(ds.bin[1] - ds.bin[0]) if ds.sizes["bin"] > 1 else 1.0
     edges = np.append(ds.bin.values, ds.bin.values[-1] + step)
@@ -32,8 +35,8 @@ def plot(ds: xr.Dataset, layer: int | None = None) -> Figure:
         figure = Figure(figsize=(COLUMN, 2.4), layout="constrained")
         axes = figure.subplots()
         for which, color in zip(ds.which.values, (BLUE, ORANGE), strict=True):
-            share = value("count").sel(which=which) / value("count").sel(which=which).sum()
-            mean, variance = (float(value(name).sel(which=which)) for name in ("mean", "variance"))
+            share = value("histogram").sel(which=which) / value("histogram").sel(which=which).sum()
+            mean, variance = (float(value(name).sel(which=which)) for name in ("score_mean", "score_variance"))
             label = f"{which}: mean {mean:.3f}, variance {variance:.1e}"
             axes.stairs(share, edges, fill=True, alpha=0.55, color=color, label=label)
         axes.set(xlabel="router score", ylabel="share of tokens", xlim=(edges[0], edges[-1]))

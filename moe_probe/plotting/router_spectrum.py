@@ -10,8 +10,10 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.ticker import MaxNLocator
 
-from moe_probe.plotting.lines import whole_numbers
-from moe_probe.plotting.style import BLUE, COLORMAP, GREY, PAGE, Figure, style
+from moe_probe.plotting._lines import whole_numbers
+from moe_probe.plotting._style import BLUE, COLORMAP, GREY, PAGE, Figure, style
+
+DIMS = ("layer", "index")
 
 
 def plot(ds: xr.Dataset) -> Figure:
@@ -33,7 +35,8 @@ def plot(ds: xr.Dataset) -> Figure:
             color = matplotlib.colormaps[COLORMAP](norm(layer))
             left.plot(ds.index + 1, ds.singular_value.sel(layer=layer), color=color, linewidth=1)
         left.set(xlabel="index", ylabel="singular value", ylim=(0, None))
-        figure.colorbar(ScalarMappable(norm, COLORMAP), ax=left, label="layer", ticks=MaxNLocator(integer=True))
+        if ds.sizes["layer"] > 1:
+            figure.colorbar(ScalarMappable(norm, COLORMAP), ax=left, label="layer", ticks=MaxNLocator(integer=True))
         right.plot(ds.layer, ds.effective_rank, marker="o", markersize=3, color=BLUE)
         right.axhline(ds.sizes["index"], color=GREY, linewidth=0.8, linestyle="--")
         right.annotate(

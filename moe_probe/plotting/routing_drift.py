@@ -7,8 +7,10 @@ from collections.abc import Iterator
 import matplotlib
 import xarray as xr
 
-from moe_probe.plotting.lines import chance_line, line, whole_numbers
-from moe_probe.plotting.style import BLUE, COLORMAP, ORANGE, PAGE, Figure, style
+from moe_probe.plotting._lines import chance_line, line, whole_numbers
+from moe_probe.plotting._style import BLUE, COLORMAP, ORANGE, PAGE, Figure, style
+
+DIMS = ("layer", "checkpoint")
 
 
 def plot(ds: xr.Dataset) -> Figure:
@@ -44,6 +46,11 @@ def plot(ds: xr.Dataset) -> Figure:
         right.legend(frameon=False)
         figure.suptitle(f"{before} to {after}")
         return figure
+
+
+def summary(ds: xr.Dataset) -> tuple[str, xr.DataArray]:
+    """Changed tokens and kept choices of every layer, for a short table."""
+    return "Routing drift", ds[["changed", "overlap"]].to_array("of").transpose("layer", "of")
 
 
 def figures(ds: xr.Dataset) -> Iterator[tuple[str, Figure]]:

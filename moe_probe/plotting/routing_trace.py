@@ -6,8 +6,10 @@ from collections.abc import Iterator
 
 import xarray as xr
 
-from moe_probe.plotting.heatmap import layer_map
-from moe_probe.plotting.style import Figure, style
+from moe_probe.plotting._heatmap import layer_map
+from moe_probe.plotting._style import Figure, style
+
+DIMS = ("layer", "expert")
 
 
 def plot(ds: xr.Dataset) -> Figure:

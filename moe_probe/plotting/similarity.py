@@ -6,15 +6,24 @@ from collections.abc import Iterator
 
 import xarray as xr
 
-from moe_probe.plotting.heatmap import SCALES, heatmaps, limits
-from moe_probe.plotting.lines import whole_numbers
-from moe_probe.plotting.style import COLUMN, PROJECTION_COLORS, Figure, style
+from moe_probe.errors import NoSuchName
+from moe_probe.plotting._choices import pick
+from moe_probe.plotting._heatmap import SCALES, Scale, bounded, heatmaps, limits
+from moe_probe.plotting._lines import whole_numbers
+from moe_probe.plotting._style import COLUMN, PROJECTION_COLORS, Figure, style
 
 METRIC_LABELS = {"cosine": "cosine similarity", "cka": "linear CKA", "l2": "L2 distance", "kendall_tau": "Kendall's τ"}
 LEVEL_LABELS = {"matrix": "matrices", "neuron_mean": "mean neurons", "neuron_aligned": "aligned neurons"}
+DIMS = ("layer", "projection", "expert", "other")
 
 
-def plot(ds: xr.Dataset, layer: int | None = None, scale: str = "layer", variable: str | None = None) -> Figure:
+def plot(
+    ds: xr.Dataset,
+    layer: int | None = None,
+    scale: Scale = "layer",
+    variable: str | None = None,
+    diagonal: bool = False,
+) -> Figure:
     """Heat maps of one layer, up, gate and down side by side.
 
     Args:
@@ -22,27 +31,32 @@ def plot(ds: xr.Dataset, layer: int | None = None, scale: str = "layer", variabl
         layer: the first one of the result by default.
         scale: colours from the least to the largest value of this layer (`layer`) or of all layers (`all`).
         variable: the metric by default; `kendall_tau` for aligned neurons.
+        diagonal: show each expert beside itself and let it count in the colour scale, as the paper does.
+
+    Raises:
+        NoSuchName: the result has no such layer, scale or variable.
 
     Examples:
         >>> from moe_probe import static, plotting
         >>> ds = static.similarity("ckpt/tiny-mixtral")
         >>> figure = plotting.plot(ds, layer=2)
     """
-    variable = variable or ds.attrs["metric"]
-    layer = int(ds.layer[0]) if layer is None else layer
+    known = [name for name in METRIC_LABELS if name in ds]
+    if variable is not None and variable not in known:
+        raise NoSuchName.among("variable", variable, known)
+    variable = variable or str(ds.attrs["metric"])
+    layer = pick(ds, "layer", layer)
     values = ds[variable]
     panels = {str(name): values.sel(layer=layer, projection=name) for name in ds.projection.values}
     title = f"{ds.attrs['model']}, layer {layer}: {LEVEL_LABELS[ds.attrs['level']]}"
     with style():
-        return heatmaps(panels, limits(values, layer, scale), title, METRIC_LABELS[variable])
+        colors = bounded(limits(values, layer, scale, diagonal))
+        return heatmaps(panels, colors, title, METRIC_LABELS[variable], blank_diagonal=not diagonal)
 
 
 def overview(ds: xr.Dataset) -> Figure:
     """Mean similarity of two different routed experts over the layers, a line per projection."""
-    metric = ds.attrs["metric"]
-    routed = [label for label in ds.expert.values if label not in ("S", "F")]
-    values = ds[metric].sel(expert=routed, other=routed)
-    mean = values.where(values.expert != values.other).mean(("expert", "other"))
+    metric, mean = ds.attrs["metric"], mean_of_pairs(ds)
     with style():
         figure = Figure(figsize=(COLUMN, 2.3), layout="constrained")
         axes = figure.subplots()
@@ -53,6 +67,18 @@ def overview(ds: xr.Dataset) -> Figure:
         whole_numbers(axes)
         axes.legend(title="projection", frameon=False)
         return figure
+
+
+def mean_of_pairs(ds: xr.Dataset) -> xr.DataArray:
+    """The mean over two different routed experts, (layer, projection)."""
+    routed = [label for label in ds.expert.values if label not in ("S", "F")]
+    values = ds[ds.attrs["metric"]].sel(expert=routed, other=routed)
+    return values.where(values.expert != values.other).mean(("expert", "other"))
+
+
+def summary(ds: xr.Dataset) -> tuple[str, xr.DataArray]:
+    """The mean of every layer and projection, for a short table."""
+    return f"Mean {ds.attrs['metric']} of two experts ({ds.attrs['level']})", mean_of_pairs(ds)
 
 
 def _title(ds: xr.Dataset) -> str:

@@ -7,10 +7,11 @@ from collections.abc import Iterator
 import numpy as np
 import xarray as xr
 
-from moe_probe.plotting.lines import chance_line, line, whole_numbers
-from moe_probe.plotting.style import BLUE, COLUMN, GREEN, ORANGE, Figure, style
+from moe_probe.plotting._lines import chance_interval, chance_line, line, whole_numbers
+from moe_probe.plotting._style import BLUE, COLUMN, GREEN, ORANGE, Figure, style
 
 COLORS = {"PF": ORANGE, "non-PF": BLUE}
+DIMS = ("layer", "group")
 
 
 def plot(ds: xr.Dataset, bins: int = 20) -> Figure:
@@ -58,15 +59,18 @@ def by_layer(ds: xr.Dataset) -> Figure:
     with style():
         figure = Figure(figsize=(COLUMN, 2.3), layout="constrained")
         axes = figure.subplots()
-        if "layer_difference_chance_low" in ds:
-            low, high = (ds[f"layer_difference_chance_{end}"] for end in ("low", "high"))
-            axes.fill_between(ds.layer, low, high, color="0.85", linewidth=0, label="chance")
+        chance_interval(axes, ds, "layer_difference_chance", label="chance")
         chance_line(axes, ds, "layer_difference_chance")
         line(axes, ds, "layer_difference", color=GREEN, label="PF minus non-PF")
         axes.set(ylabel="distinct experts", title=f"{ds.attrs['model']}, {ds.attrs['unit']}")
         axes.legend(frameon=False)
         whole_numbers(axes)
         return figure
+
+
+def summary(ds: xr.Dataset) -> tuple[str, xr.DataArray]:
+    """The mean divergence of every layer and group, for a short table."""
+    return f"Distinct experts, {ds.attrs['unit']}", ds.layer_mean
 
 
 def figures(ds: xr.Dataset) -> Iterator[tuple[str, Figure]]:

@@ -8,16 +8,20 @@ import matplotlib
 import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
+from matplotlib.patches import Patch
 
-from moe_probe.errors import InputError
-from moe_probe.plotting.lines import chance_line, line, whole_numbers
-from moe_probe.plotting.style import BLUE, COLUMN, GREEN, ORANGE, PAGE, Figure, style, thin_ticks
+from moe_probe.errors import NoSuchName
+from moe_probe.plotting._choices import pick
+from moe_probe.plotting._heatmap import show
+from moe_probe.plotting._lines import chance_interval, chance_line, line, whole_numbers
+from moe_probe.plotting._style import BLUE, COLUMN, DIVERGING, GREEN, ORANGE, PAGE, Figure, style, thin_ticks
 
 KIND_MAPS = {"ffn": "Blues", "constant": "Greens", "copy": "Oranges", "zero": "Purples"}
+DIMS = ("layer", "task", "expert")
 
 
 def plot(ds: xr.Dataset, layer: int | None = None) -> Figure:
-    """Bars for every task, one for each kind, a segment for each expert; and the line of FFN experts per token.
+    """Bars for every task, one for each kind, a segment for each expert; below, the FFN experts per token.
 
     Args:
         ds: result of `dynamic.task_load`.
@@ -28,33 +32,37 @@ def plot(ds: xr.Dataset, layer: int | None = None) -> Figure:
         >>> ds = dynamic.task_load("ckpt/tiny-moe-plus-plus", "ckpt/texts.jsonl", labels="domain")
         >>> figure = plotting.plot(ds, layer=1)
     """
-    own = ds.sel(layer=ds.layer.values[0] if layer is None else layer)
+    own = ds.sel(layer=pick(ds, "layer", layer))
     tasks, kinds = ds.sizes["task"], [str(kind) for kind in ds.kind.values]
     x, width = np.arange(tasks), 0.8 / len(kinds)
     with style():
-        figure = Figure(figsize=(PAGE, 2.9), layout="constrained")
-        axes = figure.subplots()
+        figure = Figure(figsize=(PAGE, 3.6), layout="constrained")
+        axes, below = figure.subplots(2, 1, sharex=True, height_ratios=(2, 1))
         for at, kind in enumerate(kinds):
             _stack(axes, own, kind, x + (at - (len(kinds) - 1) / 2) * width, width)
         axes.set(ylabel="share of choices", xlim=(-0.6, tasks - 0.4))
-        rotation = 30 if tasks > 6 else 0
-        axes.set_xticks(
-            x, [str(task) for task in ds.task.values], rotation=rotation, ha="right" if rotation else "center"
-        )
-        other = axes.twinx()
-        other.plot(x, own.ffn_per_token, color="black", marker="o", markersize=3, linewidth=0.9)
-        if "ffn_per_token_low" in own:
-            other.fill_between(x, own.ffn_per_token_low, own.ffn_per_token_high, color="black", alpha=0.12, linewidth=0)
-        for task, value in zip(x, own.ffn_per_token.values, strict=True):
-            other.annotate(f"{value:.3f}", (task, value), (0, 4), textcoords="offset points", ha="center", fontsize=6)
-        low, high = float(own.ffn_per_token.min()), float(own.ffn_per_token.max())
-        room = max(high - low, 0.1)
-        other.set(ylabel="FFN experts per token", ylim=(low - 2 * room, high + room))
-        handles = [matplotlib.patches.Patch(color=matplotlib.colormaps[KIND_MAPS[k]](0.65), label=k) for k in kinds]
+        handles = [Patch(color=matplotlib.colormaps[KIND_MAPS[k]](0.65), label=k) for k in kinds]
         axes.legend(handles=handles, frameon=False, ncols=len(kinds), loc="upper left", bbox_to_anchor=(0, 1.0))
         axes.set_ylim(top=axes.get_ylim()[1] * 1.25)
         axes.set_title(f"{ds.attrs['model']}, layer {int(own.layer)}")
+        _ffn_per_token(below, own, x)
+        names = [str(task) for task in ds.task.values]
+        below.set_xticks(x, names, rotation=30 if tasks > 6 else 0, ha="right" if tasks > 6 else "center")
         return figure
+
+
+def _ffn_per_token(axes: Axes, own: xr.Dataset, x: np.ndarray) -> None:
+    """FFN experts per token of every task, from 0, with intervals and numbers."""
+    values, top = own.ffn_per_token.values, own.ffn_per_token.values
+    axes.plot(x, values, color="black", marker="o", markersize=3, linestyle="none")
+    if "ffn_per_token_low" in own:
+        low, top = own.ffn_per_token_low.values, own.ffn_per_token_high.values
+        axes.errorbar(x, values, np.clip([values - low, top - values], 0, None), fmt="none", ecolor="black", capsize=3)
+    for task, value, high in zip(x, values, np.fmax(top, values), strict=True):
+        if np.isfinite(value):
+            axes.annotate(f"{value:.3f}", (task, high), (0, 3), textcoords="offset points", ha="center", fontsize=6)
+    highest = float(np.nanmax([*top, *values, 0.0]))
+    axes.set(ylabel="FFN experts\nper token", ylim=(0, 1.35 * highest if highest > 0 else 1))
 
 
 def _stack(axes: Axes, own: xr.Dataset, kind: str, x: np.ndarray, width: float) -> None:
@@ -71,15 +79,15 @@ def correlation(ds: xr.Dataset, over: str = "tasks") -> Figure:
     """Correlation of layers' FFN experts per token, over tasks or over tokens.
 
     Raises:
-        InputError: `over` is neither.
+        NoSuchName: `over` is neither.
     """
     if over not in ("tasks", "tokens"):
-        raise InputError(f"over is tasks or tokens, not {over!r}.")
+        raise NoSuchName.among("over", over, ["tasks", "tokens"])
     name = "correlation" if over == "tasks" else "token_correlation"
     with style():
         figure = Figure(figsize=(COLUMN, 2.9), layout="constrained")
         axes = figure.subplots()
-        image = axes.imshow(ds[name], cmap="PuOr", vmin=-1, vmax=1)
+        image = show(axes, ds[name], cmap=DIVERGING, vmin=-1, vmax=1)
         labels = [str(layer) for layer in ds.layer.values]
         thin_ticks(axes.xaxis, labels)
         thin_ticks(axes.yaxis, labels)
@@ -96,9 +104,7 @@ def differences(ds: xr.Dataset) -> Figure:
         figure = Figure(figsize=(PAGE, 2.2), layout="constrained")
         panels = figure.subplots(1, 2 + ("layer_zero_accuracy" in ds))
         line(panels[0], ds, "task_distance", color=BLUE, label="tasks")
-        if "task_distance_chance_low" in ds:
-            low, high = (ds[f"task_distance_chance_{end}"] for end in ("low", "high"))
-            panels[0].fill_between(ds.layer, low, high, color="0.85", linewidth=0)
+        chance_interval(panels[0], ds, "task_distance_chance")
         chance_line(panels[0], ds, "task_distance_chance", label="chance")
         panels[0].legend(frameon=False)
         panels[0].set_title("distance between tasks")
@@ -111,6 +117,11 @@ def differences(ds: xr.Dataset) -> Figure:
             whole_numbers(axes)
         figure.suptitle(ds.attrs["model"])
         return figure
+
+
+def summary(ds: xr.Dataset) -> tuple[str, xr.DataArray]:
+    """FFN experts per token of every layer and task, for a short table."""
+    return "FFN experts per token", ds.ffn_per_token.transpose("layer", "task")
 
 
 def figures(ds: xr.Dataset) -> Iterator[tuple[str, Figure]]:

@@ -6,9 +6,11 @@ from collections.abc import Iterator
 
 import xarray as xr
 
-from moe_probe.plotting.heatmap import dots
-from moe_probe.plotting.lines import chance_line, line, whole_numbers
-from moe_probe.plotting.style import BLUE, COLORMAP, COLUMN, GREEN, GREY, PAGE, Figure, style, thin_ticks
+from moe_probe.plotting._heatmap import dots, show
+from moe_probe.plotting._lines import chance_line, line, whole_numbers
+from moe_probe.plotting._style import BLUE, COLUMN, GREEN, GREY, PAGE, Figure, style, thin_ticks
+
+DIMS = ("layer", "expert")
 
 
 def plot(ds: xr.Dataset) -> Figure:
@@ -40,7 +42,7 @@ def plot(ds: xr.Dataset) -> Figure:
             axes.set(title=title, ylim=(0, 1))
             whole_numbers(axes)
         axes.legend(frameon=False)
-        notes = ["dashed: chance"] * ("repetition_chance" in ds) + ["bands: 95 %"] * ("repetition_low" in ds)
+        notes = ["dashed: chance"] * ("repetition_chance" in ds) + ["intervals: 95 %"] * ("repetition_low" in ds)
         figure.suptitle(ds.attrs["model"] + (f" ({'; '.join(notes)})" if notes else ""))
         return figure
 
@@ -53,7 +55,7 @@ def places(ds: xr.Dataset, layer: int) -> Figure:
     with style():
         figure = Figure(figsize=(COLUMN, 2.5), layout="constrained")
         axes = figure.subplots()
-        image = axes.imshow(ds.position_share.sel(layer=layer), aspect="auto", cmap=COLORMAP, vmin=0)
+        image = show(axes, ds.position_share.sel(layer=layer), aspect="auto", vmin=0)
         starts = [int(place) for place in ds.place.values]
         names = [str(a) if a < 2 else f"{a}–{2 * a - 1}" for a in starts]
         axes.set(xlabel="expert", ylabel="position", title=f"{ds.attrs['model']}, layer {layer}")
@@ -67,6 +69,11 @@ def places(ds: xr.Dataset, layer: int) -> Figure:
             dots(axes, known.transpose("place", "expert").values)
             axes.set_xlabel("expert (dots: maybe as elsewhere)")
         return figure
+
+
+def summary(ds: xr.Dataset) -> tuple[str, xr.DataArray]:
+    """How often the next token has the same expert, for a short table."""
+    return "Next token, same expert", ds.repetition
 
 
 def figures(ds: xr.Dataset) -> Iterator[tuple[str, Figure]]:

@@ -6,10 +6,10 @@ from collections.abc import Iterator
 
 import xarray as xr
 
-from moe_probe.plotting.lines import whole_numbers
-from moe_probe.plotting.style import (
+from moe_probe.plotting._heatmap import show
+from moe_probe.plotting._lines import whole_numbers
+from moe_probe.plotting._style import (
     BLUE,
-    COLORMAP,
     GREEN,
     GREY,
     ORANGE,
@@ -21,6 +21,7 @@ from moe_probe.plotting.style import (
 )
 
 ROUTER = "router"
+DIMS = ("layer", "projection", "expert")
 
 
 def plot(ds: xr.Dataset) -> Figure:
@@ -42,7 +43,7 @@ def plot(ds: xr.Dataset) -> Figure:
         figure = Figure(figsize=(PAGE, height), layout="constrained")
         all_axes = figure.subplots(1, len(panels))
         for axes, (name, values) in zip(all_axes, panels.items(), strict=True):
-            image = axes.imshow(values, aspect="auto", cmap=COLORMAP, vmin=0, vmax=top or 1, interpolation="nearest")
+            image = show(axes, values, aspect="auto", vmin=0, vmax=top if top > 0 else 1)
             axes.set(title=name, xlabel="expert")
             thin_ticks(axes.xaxis, [str(label) for label in values.expert.values], 5)
             thin_ticks(axes.yaxis, [str(label) for label in ds.layer.values])

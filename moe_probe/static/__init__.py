@@ -1,10 +1,64 @@
-"""Analyses of weights: they read the published files once and run no model."""
+"""Analyses of weights: they read the published files once and run no model.
 
-from moe_probe.static.analyses.gate_regression import gate_regression
-from moe_probe.static.analyses.gate_similarity import gate_similarity
-from moe_probe.static.analyses.pca import pca
-from moe_probe.static.analyses.router_spectrum import router_spectrum
-from moe_probe.static.analyses.similarity import similarity
-from moe_probe.static.analyses.weight_drift import weight_drift
+Each file of `analyses/` holds one, a function of the file's name. Another package adds one through the entry points
+of the group `moe_probe.static`: the entry point's name is the analysis's, its value the function, or the module
+that holds it.
+"""
 
-__all__ = ["gate_regression", "gate_similarity", "pca", "router_spectrum", "similarity", "weight_drift"]
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any, get_args, get_type_hints
+
+import xarray as xr
+
+from moe_probe.registry import Registry
+
+StaticAnalysis = Callable[..., xr.Dataset]
+ANALYSES: Registry[StaticAnalysis] = Registry("moe_probe.static.analyses", "static", "static analysis", getattr)
+
+
+def names() -> Mapping[str, StaticAnalysis]:
+    """The static analyses by name; each is also `static.<name>`.
+
+    Examples:
+        >>> from moe_probe import static
+        >>> sorted(static.names())[:2]
+        ['gate_regression', 'gate_similarity']
+    """
+    return ANALYSES
+
+
+def levels(name: str) -> tuple[str, ...]:
+    """The levels that an analysis takes, from the `Literal` type of its argument `level`; () where it has none."""
+    return get_args(get_type_hints(ANALYSES[name]).get("level"))
+
+
+def unasked(name: str) -> tuple[str | None, ...]:
+    """The levels at which the command line runs an analysis when none is asked for; None for one without levels.
+
+    The module says it in `UNASKED`; without that, an analysis of one model runs once, at its first level.
+    """
+    function = ANALYSES[name]
+    stated = getattr(sys.modules[function.__module__], "UNASKED", None)
+    if stated is not None:
+        return stated
+    return (levels(name) or (None,))[:1] if models(name) == 1 else ()
+
+
+def models(name: str) -> int:
+    """How many models an analysis compares: its arguments without a default."""
+    parameters = inspect.signature(ANALYSES[name]).parameters.values()
+    return sum(parameter.default is inspect.Parameter.empty for parameter in parameters)
+
+
+def __getattr__(name: str) -> Any:
+    if name.startswith("_") or name not in ANALYSES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return ANALYSES[name]
+
+
+def __dir__() -> list[str]:
+    return ["levels", "models", "names", "unasked", *ANALYSES]

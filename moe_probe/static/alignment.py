@@ -16,8 +16,9 @@ class Alignment:
 
     Attributes:
         permutation: neuron `permutation[a]` of the second expert matches neuron `a` of the first, (n,) int64.
-        cosine: of the two flattened matrices after reordering the second.
-        kendall_tau: rank correlation of the permutation with the stored order.
+        cosine: of the two flattened matrices after reordering the second; NaN where one of them is all zeros.
+        kendall_tau: rank correlation of the permutation with the stored order; NaN where the cosine is, and for one
+            neuron.
     """
 
     permutation: np.ndarray
@@ -37,13 +38,26 @@ def align(first: torch.Tensor, second: torch.Tensor) -> Alignment:
         >>> align(rows, rows[[2, 0, 1]]).permutation
         array([1, 2, 0])
     """
-    norms = [torch.linalg.vector_norm(m, dim=1).clamp_min(1e-8) for m in (first, second)]
-    cosines = (first / norms[0][:, None]) @ (second / norms[1][:, None]).T
+    first, second = (_scaled(matrix) for matrix in (first, second))
+    norms = [torch.linalg.vector_norm(matrix, dim=1) for matrix in (first, second)]
+    directions = [
+        matrix / norm.where(norm > 0, 1)[:, None] for matrix, norm in zip((first, second), norms, strict=True)
+    ]
+    cosines = directions[0] @ directions[1].T
     _, permutation, _ = lap.lapjv((1 - cosines).numpy())
     permutation = permutation.astype(np.int64)
     rows = torch.arange(len(first))
     matched = cosines[rows, torch.from_numpy(permutation)].double() * norms[0].double()
     dot = (matched * norms[1][torch.from_numpy(permutation)].double()).sum()
     total = [torch.linalg.vector_norm(norm.double()) for norm in norms]
-    tau = kendalltau(permutation, np.arange(len(permutation))).statistic if len(permutation) > 1 else 1.0
+    defined = bool(total[0] * total[1] > 0)
+    tau = kendalltau(permutation, np.arange(len(permutation))).statistic if defined and len(permutation) > 1 else np.nan
     return Alignment(permutation, float(dot / (total[0] * total[1])), float(tau))
+
+
+def _scaled(matrix: torch.Tensor) -> torch.Tensor:
+    """The matrix times a power of two, which changes no digit, so that its squares fit into float32."""
+    largest = matrix.abs().max()
+    if not torch.isfinite(largest) or largest == 0:
+        return matrix
+    return torch.ldexp(matrix, -torch.frexp(largest).exponent)

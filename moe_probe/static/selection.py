@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from moe_probe.errors import InputError
+from moe_probe.errors import NoSuchName, NotFitting
 from moe_probe.families import DENSE, PROJECTIONS, SHARED
 from moe_probe.model import MoEModel
+from moe_probe.static.checks import as_list
 from moe_probe.static.gram import Matrices
 
 
@@ -21,15 +22,18 @@ def select_projections(model: MoEModel, layers: Sequence[int], projections: Sequ
     """`projections` in the order up, gate, down; by default those that the experts have.
 
     Raises:
-        InputError: the experts have no such projection.
+        NoSuchName: the experts have no such projection.
+        NotFitting: none is asked for.
     """
     present = [p for p in PROJECTIONS if all(p in model.layer(layer).projections for layer in layers)]
     if projections is None:
         return present
-    chosen = [projections] if isinstance(projections, str) else list(projections)
-    unknown = [p for p in chosen if p not in present]
-    if unknown or not chosen:
-        raise InputError(f"The experts of {model.name} have the projections {present}; asked for {unknown or 'none'}.")
+    chosen = as_list("projections", projections)
+    for name in chosen:
+        if name not in present:
+            raise NoSuchName.among(f"projection of the experts of {model.name}", name, present)
+    if not chosen:
+        raise NotFitting(f"projections is an empty list; {model.name} has {', '.join(present)}; name at least one.")
     return [p for p in present if p in chosen]
 
 
@@ -44,54 +48,71 @@ def select_matrices(
     """The matrices of every layer and projection, in the order experts, `"S"`, `"F"`; checked, but not read.
 
     Raises:
-        InputError: an expert, the shared block or the baseline does not exist in a layer.
+        NotFitting: an expert, the shared block or the baseline does not exist in a layer.
         WeightError: a tensor is missing or has the wrong shape.
     """
     out = []
     for index in layers:
         layer = model.layer(index)
-        labels = layer.weighted_experts if experts is None else tuple(str(e) for e in experts)
+        labels = layer.weighted_experts if experts is None else _distinct(experts)
         if shared and not layer.num_shared:
-            raise InputError(f"{model.name} has no shared expert in layer {index}; leave shared=True away.")
+            raise NotFitting(f"{model.name} has no shared expert in layer {index}; omit shared=True.")
         if baseline is not None:
             _check_baseline(model, baseline, index)
+        names = (*labels, *([SHARED] if shared else ()), *([DENSE] if baseline is not None else ()))
         for projection in projections:
-            tensors = [model.expert_tensor(index, label, projection) for label in labels]
-            names = list(labels)
-            if shared:
-                tensors.append(model.expert_tensor(index, SHARED, projection))
-                names.append(SHARED)
+            tensors = [model.expert_tensor(index, label, projection) for label in (*labels, *([SHARED] * shared))]
             if baseline is not None:
                 tensors.append(baseline.expert_tensor(index, DENSE, projection))
-                names.append(DENSE)
-            out.append(Matrices(index, projection, tuple(names), tuple(tensors)))
-    same = {matrices.labels for matrices in out}
-    if len(same) > 1:
-        raise InputError(f"The layers of {model.name} have different experts; analyse them apart with layers=.")
-    if len(out[0].labels) < 2:
-        raise InputError(f"{model.name} has {len(out[0].labels)} expert to compare; at least 2 are needed.")
+            out.append(Matrices(index, projection, names, tuple(tensors)))
+    _check_labels(model, out)
     return out
+
+
+def _distinct(experts: Sequence[str | int]) -> tuple[str, ...]:
+    labels = tuple(str(expert) for expert in as_list("experts", experts))
+    if len(set(labels)) < len(labels):
+        twice = next(label for label in labels if labels.count(label) > 1)
+        raise NotFitting(f"experts names {twice} more than once; name each expert once.")
+    return labels
+
+
+def _check_labels(model: MoEModel, chosen: Sequence[Matrices]) -> None:
+    different = sorted({len(matrices.labels) for matrices in chosen})
+    if len({matrices.labels for matrices in chosen}) > 1:
+        counts = " and ".join(map(str, different))
+        raise NotFitting(
+            f"The layers of {model.name} that were asked for differ in their experts ({counts} with weights); pass "
+            "layers= of one shape."
+        )
+    if different[0] < 2:
+        count = "1 expert" if different[0] else "no experts"
+        raise NotFitting(f"{model.name} has {count} to compare here; a comparison needs at least 2.")
 
 
 def _check_baseline(model: MoEModel, baseline: MoEModel, index: int) -> None:
     if baseline.moe_layers:
-        raise InputError(f"The baseline {baseline.name} is a Mixture-of-Experts itself; give a dense model.")
+        raise NotFitting(
+            f"The baseline {baseline.name} is a Mixture-of-Experts itself; a baseline is a dense model: pass one, or "
+            "omit baseline=."
+        )
     if index >= baseline.num_layers or baseline.hidden_size != model.hidden_size:
-        raise InputError(
+        raise NotFitting(
             f"The baseline {baseline.name} ({baseline.num_layers} layers, width {baseline.hidden_size}) does not fit "
-            f"{model.name} ({model.num_layers} layers, width {model.hidden_size})."
+            f"{model.name} ({model.num_layers} layers, width {model.hidden_size}); pass a dense model of the same "
+            "shape, or omit baseline=."
         )
 
 
 def require_same_shape(matrices: Sequence[Matrices], what: str) -> None:
-    """Raise `InputError` when the matrices that `what` compares entry by entry differ in shape."""
+    """Raise `NotFitting` when the matrices that `what` compares entry by entry differ in shape."""
     for item in matrices:
         shapes = {tuple(tensor.shape) for tensor in item.tensors}
         if len(shapes) > 1:
             odd = next(
                 label for label, t in zip(item.labels, item.tensors, strict=True) if t.shape != item.tensors[0].shape
             )
-            raise InputError(
+            raise NotFitting(
                 f"{what} compares matrices of one shape; in layer {item.layer} {odd!r} differs from expert "
                 f"{item.labels[0]}: {sorted(shapes)}. Use level='neuron_mean' or metric='cka' to include it."
             )

@@ -8,18 +8,20 @@ from collections.abc import Callable, Mapping
 import numpy as np
 import torch
 
-from moe_probe.errors import InputError
+from moe_probe.options import check_number
 
 BLOCKS = 32
 LEVEL = 0.95
 Sums = Mapping[str, np.ndarray]
 
 
-def check_draws(bootstrap: int) -> int:
-    """Raises: InputError: it is no number of draws."""
-    if bootstrap < 0:
-        raise InputError(f"bootstrap is a number of draws, 0 for no intervals; not {bootstrap}.")
-    return bootstrap
+def check_draws(draws: int, name: str = "bootstrap") -> None:
+    """Refuse what is no number of draws; 0 stands for none.
+
+    Raises:
+        WrongType, OutOfRange: it is no whole number, or below 0.
+    """
+    check_number(name, draws, 0)
 
 
 def block_sums(values: torch.Tensor, document: np.ndarray, blocks: int = BLOCKS) -> torch.Tensor:

@@ -5,40 +5,36 @@ from __future__ import annotations
 from itertools import combinations
 
 import numpy as np
-import torch
 
 from moe_probe.routing import LayerBatch
 from moe_probe.statistics.bootstrap import LEVEL, block_sums
+from moe_probe.statistics.states import Kept
 
-LABEL = "label:"
 ENDS = [(1 - LEVEL) / 2, (1 + LEVEL) / 2]
 
 
-def label_sums(batch: LayerBatch) -> dict[str, torch.Tensor]:
-    """Choices of each expert in the documents of each label, dealt into blocks: (blocks, E) by label."""
+def add_by_label(kept: Kept[np.ndarray], batch: LayerBatch) -> None:
+    """Keep the choices of each expert in the documents of each label, dealt into blocks: (blocks, E) by label."""
     labels, document = batch.labels, np.repeat(batch.tokens.document, batch.layer.subtokens)
     selected = batch.selected
-    return {
-        f"{LABEL}{label}": block_sums(selected[np.flatnonzero(labels == label)], document[labels == label])
-        for label in sorted(set(labels))
-    }
+    for label in sorted(set(labels)):
+        rows = np.flatnonzero(labels == label)
+        kept.add(batch, block_sums(selected[rows], document[rows]), key=str(label))
 
 
-def stacked(sums: dict[str, np.ndarray]) -> tuple[list[str], np.ndarray]:
+def stack_labels(kept: Kept[np.ndarray]) -> tuple[list[str], np.ndarray]:
     """The labels, "" left out, and their choices (layers, labels, blocks, E)."""
-    names = sorted(name for name in sums if name.startswith(LABEL) and name != LABEL)
-    if not names:
-        return [], np.zeros(0)
-    return [name.removeprefix(LABEL) for name in names], np.stack([sums[name] for name in names], axis=1)
+    names = [label for label in kept.keys if label]
+    return names, kept.stacked("label", names).values if names else np.zeros(0)
 
 
-def shares(counts: np.ndarray) -> np.ndarray:
+def expert_shares(counts: np.ndarray) -> np.ndarray:
     """Share of each expert in the choices, (..., E)."""
     with np.errstate(invalid="ignore"):
         return counts / counts.sum(-1, keepdims=True)
 
 
-def distance(share: np.ndarray) -> np.ndarray:
+def total_variation(share: np.ndarray) -> np.ndarray:
     """Mean total variation distance of pairs of labels: half the sum of |p_a - p_b|, (..., labels, E) to (...)."""
     pairs = list(combinations(range(share.shape[-2]), 2))
     if not pairs:
@@ -69,6 +65,6 @@ def permuted(counts: np.ndarray, draws: int) -> np.ndarray:
     return found
 
 
-def ends(values: np.ndarray) -> np.ndarray:
+def interval_ends(values: np.ndarray) -> np.ndarray:
     """Both ends of the 95 % interval of draws (draws, ...): (2, ...); nan where a draw is."""
     return np.quantile(values, ENDS, axis=0)

@@ -6,7 +6,7 @@ from math import ceil
 
 import numpy as np
 
-from moe_probe.errors import InputError
+from moe_probe.errors import NoSuchName, NotFitting
 
 ORDERS = ("slot", "token", "score")
 
@@ -23,7 +23,9 @@ def capacity(rows: int, experts: int, top_k: int, factor: float = 1.0, groups: i
     return ceil(round(factor * top_k * ceil(ceil(rows / groups) / experts), 9))
 
 
-def places(index: np.ndarray, weights: np.ndarray, experts: int, order: str = "slot", groups: int = 1) -> np.ndarray:
+def arrival_ranks(
+    index: np.ndarray, weights: np.ndarray, experts: int, order: str = "slot", groups: int = 1
+) -> np.ndarray:
     """How many choices arrived at the same expert before each choice; those that overflow count too.
 
     Args:
@@ -42,10 +44,10 @@ def places(index: np.ndarray, weights: np.ndarray, experts: int, order: str = "s
         InputError: there is no such order, or there are more groups than rows.
     """
     if order not in ORDERS:
-        raise InputError(f"There is no order of arrival {order!r}; there are {', '.join(ORDERS)}.")
+        raise NoSuchName.among("order of arrival", order, ORDERS)
     rows, k = index.shape
     if not 1 <= groups <= rows:
-        raise InputError(f"{rows} rows cannot be dealt into {groups} groups.")
+        raise NotFitting(f"groups={groups} is more than the {rows} rows of the batch; pass at most {rows}.")
     choices = np.arange(rows * k).reshape(rows, k)
     if order == "score":
         choices = choices[np.argsort(-weights.max(1), kind="stable")]
@@ -54,12 +56,12 @@ def places(index: np.ndarray, weights: np.ndarray, experts: int, order: str = "s
     queue = (index.astype(np.int64) + group[:, None] * experts).flatten()[arrival]
     by_queue = np.argsort(queue, kind="stable")
     starts = np.searchsorted(queue[by_queue], np.arange(experts * groups))
-    found = np.empty(rows * k, np.int64)
-    found[arrival[by_queue]] = np.arange(rows * k) - starts[queue[by_queue]]
-    return found.reshape(rows, k)
+    rank = np.empty(rows * k, np.int64)
+    rank[arrival[by_queue]] = np.arange(rows * k) - starts[queue[by_queue]]
+    return rank.reshape(rows, k)
 
 
-def kept(
+def has_place(
     index: np.ndarray,
     weights: np.ndarray,
     experts: int,
@@ -67,11 +69,11 @@ def kept(
     order: str = "slot",
     groups: int = 1,
 ) -> np.ndarray:
-    """Whether an expert has a place for each choice, (S, k) bool; the arguments are those of `places`.
+    """Whether an expert has a place for each choice, (S, k) bool; the arguments are those of `arrival_ranks`.
 
     Examples:
-        >>> kept(np.array([[0], [0], [0], [1]]), np.ones((4, 1)), 2)[:, 0].tolist()
+        >>> has_place(np.array([[0], [0], [0], [1]]), np.ones((4, 1)), 2)[:, 0].tolist()
         [True, True, False, True]
     """
     rows, k = index.shape
-    return places(index, weights, experts, order, groups) < capacity(rows, experts, k, factor, groups)
+    return arrival_ranks(index, weights, experts, order, groups) < capacity(rows, experts, k, factor, groups)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from importlib import import_module
 from typing import Any
 
@@ -124,6 +124,16 @@ class Batch:
         lengths = torch.tensor([len(document.ids) for document in self.documents])
         return (torch.arange(self.shape[1]) < lengths[:, None]).long()
 
+    def places(self) -> Tokens:
+        """As `tokens`, with the padding, whose positions go on beyond the document."""
+        rows, places = self.shape
+        return Tokens(
+            document=np.repeat([document.number for document in self.documents], places),
+            position=np.tile(np.arange(places), rows),
+            token_id=self.input_ids().flatten().numpy(),
+            label=np.repeat(np.asarray([document.label for document in self.documents], dtype=object), places),
+        )
+
     def tokens(self) -> Tokens:
         """What is known of each token, padding left out, in row-major order."""
         lengths = [len(document.ids) for document in self.documents]
@@ -150,13 +160,30 @@ class Tokens:
     def __getitem__(self, index: slice | np.ndarray) -> Tokens:
         return Tokens(self.document[index], self.position[index], self.token_id[index], self.label[index])
 
+    @classmethod
+    def joined(cls, parts: Sequence[Tokens]) -> Tokens:
+        """The tokens of all parts, one after the other."""
+        document, position, token_id, label = (
+            np.concatenate([getattr(part, each.name) for part in parts]) for each in fields(cls)
+        )
+        return cls(document, position, token_id, label)
 
-def place_of(position: np.ndarray) -> np.ndarray:
+    @classmethod
+    def none(cls) -> Tokens:
+        """No tokens."""
+        return cls(*(np.zeros(0, np.int64) for _ in range(3)), np.zeros(0, object))
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """The fields as arrays without objects."""
+        return {**vars(self), "label": self.label.astype(str)}
+
+
+def position_bin(position: np.ndarray) -> np.ndarray:
     """Number of the place that a position in a document falls in: 0, 1, 2-3, 4-7, 8-15, ..."""
     return np.frexp(position)[1]
 
 
-def place_start(place: np.ndarray) -> np.ndarray:
+def bin_start(place: np.ndarray) -> np.ndarray:
     """First position of each place."""
     return np.where(place > 0, 1 << np.maximum(place - 1, 0), 0)
 

@@ -22,7 +22,7 @@ import torch
 from moe_probe.checked import digest, file_digest
 from moe_probe.errors import AlreadyThere
 from moe_probe.files import cannot_write, shown, whole_file
-from moe_probe.routing import LayerBatch
+from moe_probe.routing import LayerBatch, Source
 from moe_probe.texts.corpus import Corpus
 from moe_probe.traces.rows import CARD, DOCUMENTS, FORMAT, MANIFEST, SCHEMA, conform, digests, part_names
 
@@ -31,14 +31,20 @@ SCORE_KIND = b"moe_probe.score_kind"
 VERSION = {b"moe_probe.trace": str(FORMAT).encode()}
 
 
-def to_table(batch: LayerBatch) -> pa.Table:
-    """A batch's choices, a row each, rank 0 first: the largest of what top-k ranked. What it does not hold is null."""
+def to_table(batch: LayerBatch, norms: bool = False) -> pa.Table:
+    """A batch's choices, a row each, rank 0 first: the largest of what top-k ranked. What it does not hold is null.
+
+    Args:
+        batch: of one layer.
+        norms: whether the norms of the chosen experts' outputs are kept; the batch has to hold the outputs.
+    """
     n, k = batch.top_k_index.shape
     parts, tokens = batch.layer.subtokens, batch.tokens
     order = _order(batch)
     expert = batch.top_k_index.gather(1, order)
     kinds = np.asarray(batch.layer.expert_kinds)[expert.cpu().numpy()].flatten()
-    norm = None if batch.selected_outputs is None else batch.selected_outputs.float().norm(dim=-1)
+    norm = batch.selected_outputs.float().norm(dim=-1) if norms else None
+    held = batch.tensors()
     columns = {
         "document": np.repeat(tokens.document, parts * k),
         "position": np.repeat(tokens.position, parts * k),
@@ -49,12 +55,12 @@ def to_table(batch: LayerBatch) -> pa.Table:
         "rank": np.tile(np.arange(k), n),
         "expert": expert.flatten().cpu().numpy(),
         "kind": pa.array(kinds).dictionary_encode(),
-        "logit": _at(batch.router_logits, expert),
-        "score": _at(batch.scores, expert),
-        "weight": _at(batch.top_k_weights, order),
+        "logit": _at(held.get("router_logits"), expert),
+        "score": _at(held.get("scores"), expert),
+        "weight": _at(held.get("top_k_weights"), order),
         "norm": _at(norm, order),
-        "router_logits": _on_first(batch.router_logits, n, k),
-        "scores": _on_first(batch.scores, n, k),
+        "router_logits": _on_first(held.get("router_logits"), n, k),
+        "scores": _on_first(held.get("scores"), n, k),
         "selection": _on_first(_selection(batch), n, k),
     }
     about = {SCORE_KIND: batch.score_kind.encode()}
@@ -64,19 +70,20 @@ def to_table(batch: LayerBatch) -> pa.Table:
 
 def _order(batch: LayerBatch) -> torch.Tensor:
     """The choices of each row, (n, k), by what top-k ranked; by what is known of it otherwise."""
-    ranked = batch.selection if batch.selection is not None else batch.scores
-    if ranked is not None:
-        return ranked.gather(1, batch.top_k_index).argsort(dim=1, descending=True, stable=True)
-    if batch.top_k_weights is not None:
-        return batch.top_k_weights.argsort(dim=1, descending=True, stable=True)
-    return torch.arange(batch.top_k_index.shape[1]).expand_as(batch.top_k_index)
+    if batch.holds("selection") or not batch.holds("scores"):
+        known = batch.holds("selection") or batch.holds("top_k_weights")
+        ranked = batch.ranked_by if known else torch.zeros(batch.top_k_index.shape)
+    else:
+        ranked = batch.scores.gather(1, batch.top_k_index)
+    return ranked.argsort(dim=1, descending=True, stable=True)
 
 
 def _selection(batch: LayerBatch) -> torch.Tensor | None:
     """What top-k ranked, where that is not the scores."""
-    if batch.selection is None or (batch.scores is not None and torch.equal(batch.selection, batch.scores)):
-        return None
-    return batch.selection
+    held = batch.tensors()
+    selection, scores = held.get("selection"), held.get("scores")
+    same = selection is not None and scores is not None and torch.equal(selection, scores)
+    return None if same else selection
 
 
 def _at(values: torch.Tensor | None, index: torch.Tensor) -> np.ndarray | None:
@@ -114,7 +121,8 @@ def write_file(tables: Sequence[pa.Table], path: Path) -> None:
     """
     rows = conform(pa.concat_tables([table.replace_schema_metadata(None) for table in tables]))
     kinds = {str(table["layer"][0]): _kind(table) for table in tables if table.num_rows}
-    entry = {"name": path.name, "rows": rows.num_rows, "digests": digests(rows), "score_kinds": kinds}
+    sizes = [table.num_rows for table in tables if table.num_rows]
+    entry = {"name": path.name, "rows": rows.num_rows, "batches": sizes, "digests": digests(rows), "score_kinds": kinds}
     schema = SCHEMA.with_metadata(VERSION)
     with whole_file(path) as partial:
         _claim(path.parent, [entry])
@@ -158,7 +166,7 @@ def recorded(folder: Path) -> dict[str, dict[str, Any]]:
     return {}
 
 
-def finish(folder: Path, files: Sequence[str], rows: int, model: Any, corpus: Corpus, layers: Sequence[int]) -> None:
+def finish(folder: Path, files: Sequence[str], rows: int, source: Source) -> None:
     """Write what makes the folder a trace: its documents and the card.
 
     Files of rows that earlier passes left here, finished or not, are deleted. Nothing else in the folder is touched.
@@ -172,8 +180,8 @@ def finish(folder: Path, files: Sequence[str], rows: int, model: Any, corpus: Co
     gone = gone or next((name for name in files if not (folder / name).is_file()), None)
     if gone is not None:
         raise AlreadyThere(f"{shown(folder)} has lost {gone} to another run; record again, into another folder.")
-    _write_documents(corpus, folder / DOCUMENTS)
-    card = _card(model, corpus, layers, [entries[name] for name in files])
+    _write_documents(source.corpus, folder / DOCUMENTS)
+    card = _card(source, [entries[name] for name in files])
     card |= {"documents": file_digest(folder / DOCUMENTS), "rows": rows}
     _claim(folder, [entry for name, entry in old.items() if name not in files])
     with whole_file(folder / CARD) as partial:
@@ -183,20 +191,20 @@ def finish(folder: Path, files: Sequence[str], rows: int, model: Any, corpus: Co
     (folder / MANIFEST).unlink(missing_ok=True)
 
 
-def _card(model: Any, corpus: Corpus, layers: Sequence[int], entries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def _card(source: Source, entries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     kinds: dict[str, str] = {}
     for entry in entries:
         kinds |= entry["score_kinds"]
     return {
         "format": FORMAT,
-        "name": model.name,
-        "family": model.family,
-        "fingerprint": model.fingerprint,
-        "layers": [asdict(model.layer(layer)) for layer in layers],
+        "name": source.name,
+        "family": source.family,
+        "fingerprint": source.fingerprint,
+        "layers": [asdict(layer) for layer in source.layers.values()],
         "score_kinds": kinds,
-        "strings": {str(token): text for token, text in corpus.strings.items()},
-        "special": sorted(corpus.special),
-        "files": [{key: entry[key] for key in ("name", "rows", "digests")} for entry in entries],
+        "strings": {str(token): text for token, text in source.corpus.strings.items()},
+        "special": sorted(source.corpus.special),
+        "files": [{key: entry[key] for key in ("name", "rows", "batches", "digests")} for entry in entries],
     }
 
 

@@ -11,12 +11,12 @@ sys.path[:0] = {path!r}
 import {module}
 from moe_probe.dynamic import saved_states as resume
 resume.SECONDS = 0
-save = resume.Progressed.save
+save = resume.SavedStates.save
 def slow(self, *arguments):
     save(self, *arguments)
     print("saved", flush=True)
     time.sleep(0.5)
-resume.Progressed.save = slow
+resume.SavedStates.save = slow
 {module}.run(*{arguments!r}, **{options!r})
 """
 

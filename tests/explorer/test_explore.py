@@ -8,7 +8,7 @@ import pytest
 
 import moe_probe
 from moe_probe import dynamic, explorer, static
-from moe_probe.errors import InputError
+from moe_probe.errors import InputError, NotComparable, NotFitting
 from moe_probe.explorer.recorded import recorded_layers
 
 TEXTS = ["The bank of the </script> river.", "def area(r):\n    return r ** 2", "12 * 3 = 36"]
@@ -72,7 +72,14 @@ def test_a_page_is_saved_whole_and_shows_in_a_notebook(trace, tmp_path):
     ("options", "sentence"),
     [
         ({}, "so it needs texts to run on"),
-        ({"texts": TEXTS, "similar": "colour"}, "similar is one of neuron_mean, matrix, gate, a result, or None"),
+        (
+            {"texts": TEXTS, "similar": "colour"},
+            "no measure of similar experts 'colour'; there are neuron_mean, matrix, gate",
+        ),
+        ({"texts": TEXTS, "similar": "gat"}, "did you mean 'gate'"),
+        ({"texts": TEXTS, "similar": 3}, "similar is a int"),
+        ({"texts": TEXTS, "max_bytes": 0}, "leaves no page"),
+        ({"texts": TEXTS, "max_bytes": "1"}, "whole number of bytes"),
         ({"texts": TEXTS, "max_bytes": 1_000_000}, "does not fit into a page"),
     ],
 )
@@ -84,3 +91,27 @@ def test_bad_input_is_one_sentence(options, sentence):
 def test_a_similarity_of_another_model_is_refused(trace):
     with pytest.raises(InputError, match="of tiny-mixtral or of other layers than the trace of tiny-mh-moe"):
         explorer.explore(trace, similar=static.gate_similarity("ckpt/tiny-mixtral"))
+
+
+@pytest.mark.parametrize("option", [{"texts": ["A text."]}, {"layers": [0]}, {"labels": ["a"]}, {"max_length": 3}])
+def test_what_a_trace_holds_already_is_refused(trace, option):
+    with pytest.raises(NotFitting, match=f"omit {next(iter(option))}="):
+        explorer.explore(trace, **option)
+
+
+def test_experts_without_a_cosine_are_nobodys_nearest(trace):
+    similarity = static.similarity("ckpt/tiny-mh-moe", "neuron_mean")
+    zero = (similarity.expert == "2") | (similarity.other == "2")
+    page = explorer.explore(trace, similar=similarity.assign(cosine=similarity.cosine.where(~zero)))
+    (first, *_) = facts_of(page)["similar"]
+    assert first["2"] == []
+    assert len(first["0"]) == 6
+    assert "2" not in [label for label, _ in first["0"]]
+
+
+def test_a_similarity_without_cosines_or_layers_is_refused(trace):
+    similarity = static.similarity("ckpt/tiny-mh-moe", "neuron_mean")
+    with pytest.raises(NotFitting, match="without cosines"):
+        explorer.explore(trace, similar=similarity.drop_vars("cosine"))
+    with pytest.raises(NotComparable, match="of other layers"):
+        explorer.explore(trace, similar=similarity.isel(layer=0))

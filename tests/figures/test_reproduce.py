@@ -11,7 +11,7 @@ import torch
 import moe_probe
 from moe_probe import dynamic, figures
 from moe_probe.errors import InputError
-from moe_probe.figures import recipes as kinds
+from moe_probe.figures import recipes
 from moe_probe.figures.making import digest
 from moe_probe.results import load_result
 
@@ -36,7 +36,7 @@ def look(tmp_path_factory):
 
 def test_every_kind_of_figure_of_the_first_paper_is_made(look):
     names = {entry["data"].rsplit("/", 1)[1] for entry in look.figures}
-    expected = {f"{kind.name}.nc" for kind in figures.papers()["look-into-moes"].kinds}
+    expected = {f"{kind.name}.nc" for kind in figures.papers()["look-into-moes"].recipes}
     assert names == expected
     assert not look.missing
     similarity = load_result(look.folder / "results/tiny-mixtral/similarity_matrix.nc")
@@ -110,7 +110,10 @@ def test_what_a_model_cannot_give_is_listed_with_the_reason(tmp_path):
     assert "no gating residual" in reasons["figure 6"]
     made = figures.reproduce("mh-moe", "ckpt/tiny-mh-moe", tmp_path / "b", progress=False)
     assert not made.figures
-    assert {entry["reason"] for entry in made.missing} == {"It needs texts.", "It compares models; give at least two."}
+    assert {entry["reason"] for entry in made.missing} == {
+        "This figure needs texts; pass texts.",
+        "This figure compares models, and there is one; pass at least two.",
+    }
 
 
 def test_figures_of_moe_plus_plus_bear_their_numbers(tmp_path):
@@ -158,7 +161,7 @@ def test_a_dense_model_of_other_shapes_takes_no_part(tmp_path, capsys, unrendere
     ("arguments", "sentence"),
     [
         (("nature", "ckpt/tiny-mixtral"), "no paper 'nature'; there are look-into-moes, mh-moe, moe-plus-plus"),
-        (("mh-moe", []), "No model is given"),
+        (("mh-moe", []), "models is empty"),
         (("mh-moe", ["ckpt/tiny-mixtral", "ckpt/tiny-mixtral"]), "Two models have one name"),
     ],
 )
@@ -170,8 +173,8 @@ def test_bad_input_is_one_sentence(arguments, sentence, tmp_path):
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        ({"record": {}}, "No figure of this paper takes options as 'record'"),
-        ({"complexity": {"tau": 1}}, "complexity takes no 'tau'; it takes taus"),
+        ({"record": {}}, "no figure of this paper that takes options as 'record'"),
+        ({"complexity": {"tau": 1}}, "no option of complexity 'tau'; did you mean 'taus'"),
     ],
 )
 def test_options_are_checked_before_any_work(options, sentence, tmp_path):
@@ -199,9 +202,9 @@ def test_nothing_half_written_is_left_by_an_interruption(tmp_path, monkeypatch):
 
 def test_every_paper_has_kinds_with_names_of_their_own():
     for paper in figures.papers().values():
-        single = [kind.name for kind in paper.kinds if not isinstance(kind, kinds.OfModels)]
+        single = [kind.name for kind in paper.recipes if not isinstance(kind, recipes.FromModels)]
         assert len(single) == len(set(single))
-        assert all(kind.shows for kind in paper.kinds)
+        assert all(kind.shows for kind in paper.recipes)
 
 
 def test_requests_that_differ_in_anything_have_other_digests():

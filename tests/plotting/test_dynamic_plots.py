@@ -11,6 +11,7 @@ from small_batches import NoModel, corpus_of, layer_of, random_routing
 import moe_probe
 from moe_probe import dynamic, plotting
 from moe_probe.errors import InputError
+from moe_probe.plotting._tokens import rows
 
 TEXTS = [
     "def area(r):\n    return 3.14 * r ** 2",
@@ -82,7 +83,7 @@ def test_titles_name_the_chosen_experts(results):
         if dataset.attrs["analysis"] != "output_similarity" or "token" not in dataset.dims:
             continue
         figure = plotting.plot(dataset, layer=3, tokens=[2])
-        flat = plotting.tokens.rows(dataset)
+        flat = rows(dataset)
         chosen = flat.topk_expert.sel(layer=3).isel(token=2).values[:6]
         assert "experts " + ", ".join(map(str, chosen)) in figure.axes[0].get_title()
 
@@ -95,7 +96,7 @@ def test_bars_and_maps_show_the_numbers(results):
         assert sorted(heights) == sorted(ranks.total.values.flatten())
     choices = by_name["gate_choices"]
     image = plotting.plot(choices, layer=3).axes[0].images[0].get_array()
-    flat = plotting.tokens.rows(choices)
+    flat = rows(choices)
     expected = flat.weight.sel(layer=3).values[(flat.document == 0).values][: image.shape[1]].T
     np.testing.assert_allclose(image, expected)
 
@@ -104,9 +105,9 @@ def test_what_a_result_does_not_hold_is_refused(results):
     by_name = {dataset.attrs["analysis"]: dataset for dataset in results}
     with pytest.raises(InputError, match="has the tokens 0 to"):
         plotting.plot(by_name["output_norms"], tokens=[10**6])
-    with pytest.raises(InputError, match="asked for token 5000"):
+    with pytest.raises(InputError, match="start=5000 is none of 0 to"):
         plotting.plot(by_name["gate_choices"], start=5000)
-    with pytest.raises(InputError, match="variable is one of lift"):
+    with pytest.raises(InputError, match="no variable 'sum'; there are lift"):
         plotting.plot(by_name["coactivation"], variable="sum")
     with pytest.raises(InputError, match="no plot for the analysis 'record'"):
         plotting.plot(xr.Dataset(attrs={"analysis": "record"}))

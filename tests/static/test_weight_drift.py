@@ -70,7 +70,7 @@ def test_experts_that_changed_places_are_found(changed):
 
 
 def test_only_checkpoints_made_alike_are_compared():
-    with pytest.raises(InputError, match="has 12 experts; only checkpoints made alike"):
+    with pytest.raises(InputError, match="has 12 experts; weight_drift needs two checkpoints of one architecture"):
         static.weight_drift(MODEL, "ckpt/tiny-moe-plus-plus")
 
 

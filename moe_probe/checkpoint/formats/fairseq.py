@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,10 +20,10 @@ from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 from moe_probe.checkpoint.folder import Opened, inside, read_json
 from moe_probe.checkpoint.formats.torch import UNPICKLING_ERRORS, TorchFile
 from moe_probe.checkpoint.lazy import LazyTensor
-from moe_probe.errors import CheckpointError
+from moe_probe.errors import CheckpointError, DamagedFile, MissingFiles, UnsafeFile
 
-FORMAT = "fairseq"
-FILE_NAME = re.compile(r"(checkpoint.*?)(?:-(shared)|-rank-(\d+))?\.pt")
+NAME = "fairseq"
+FILE_NAME = re.compile(r"(checkpoint.*?)(?:-(shared)|-rank-([0-9]{1,9}))?\.pt")
 PREFERRED = ("checkpoint_last", "checkpoint_best")
 EXPERT = re.compile(r"(?<=\.experts\.)\d+(?=\.)")
 OPTION_FILES = re.compile(r"(?!tokenizer|special_tokens|generation|vocab).*\.json")
@@ -49,17 +50,17 @@ class FairseqFile(TorchFile):
         try:
             names = get_unsafe_globals_in_checkpoint(self.path)
         except UNPICKLING_ERRORS as error:
-            raise CheckpointError(f"{self.path} is truncated or damaged ({error}); download it again.") from error
+            raise DamagedFile(f"{self.path} is truncated or damaged ({error}); download it again.") from error
         foreign = [name for name in names if not KNOWN_GLOBALS.fullmatch(name)]
         if foreign:
-            raise CheckpointError(
+            raise UnsafeFile(
                 f"{self.path} is no checkpoint of fairseq: its pickle names {foreign[0]}, code that it wants to run, "
                 "which is refused."
             )
         with safe_globals([(Inert, name) for name in names]):
             value = super().unpickle()
         if not isinstance(value, dict) or not isinstance(value.get("model"), Mapping):
-            raise CheckpointError(f"{self.path} has no entry 'model', which every checkpoint of fairseq has.")
+            raise DamagedFile(f"{self.path} has no entry 'model', which every checkpoint of fairseq has.")
         return value
 
     @cached_property
@@ -119,7 +120,7 @@ def open_fairseq(folder: Path) -> Opened | None:
     tensors |= _experts(folder, name, [ranks[rank] for rank in sorted(ranks)], sorted(ranks))
     options = shared[0].options() or {}
     return Opened(
-        {"format": FORMAT, **options, **_options_beside(folder)}, tensors, [folder / match[0] for match in files]
+        {"format": NAME, **options, **_options_beside(folder)}, tensors, [folder / match[0] for match in files]
     )
 
 
@@ -136,16 +137,16 @@ def _experts(folder: Path, name: str, files: list[FairseqFile], ranks: list[int]
     """The tensors of the rank files under global expert numbers."""
     missing = next((rank for rank in range(len(ranks)) if rank not in ranks), None)
     if missing is not None:
-        raise CheckpointError(f"{folder / f'{name}-rank-{missing}.pt'} is missing; download it again.")
+        raise MissingFiles(f"{folder / f'{name}-rank-{missing}.pt'} is missing; download it again.")
     tensors: dict[str, LazyTensor] = {}
     keys = [set(file.state) for file in files]
     for rank, file in enumerate(files):
         if keys[rank] != keys[0]:
             odd = min(keys[rank] ^ keys[0])
-            raise CheckpointError(f"{file.path} and {files[0].path} disagree: only one of them has {odd!r}.")
+            raise DamagedFile(f"{file.path} and {files[0].path} disagree: only one of them has {odd!r}.")
         twin = next((other for other in files[:rank] if _same(file, other)), None)
         if twin is not None:
-            raise CheckpointError(f"{file.path} and {twin.path} hold the same experts; one is a copy of the other.")
+            raise DamagedFile(f"{file.path} and {twin.path} hold the same experts; one is a copy of the other.")
         local = 1 + max((int(found[0]) for key in keys[rank] if (found := EXPERT.search(key))), default=-1)
         for key, tensor in file.tensors().items():
             number = EXPERT.search(key)
@@ -165,3 +166,18 @@ def _options_beside(folder: Path) -> dict[str, Any]:
         return {}
     options = read_json(inside(folder, chosen.name))
     return options["model"] if isinstance(options.get("model"), dict) else options
+
+
+@dataclass(frozen=True)
+class FairseqFiles:
+    """The format of fairseq's files, by rank or in one."""
+
+    preference: int = 3
+    expects: str = "fairseq's checkpoint*.pt"
+
+    def open(self, folder: Path) -> Opened | None:
+        """`open_fairseq`."""
+        return open_fairseq(folder)
+
+
+FORMAT = FairseqFiles()

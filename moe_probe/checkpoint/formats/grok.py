@@ -8,21 +8,22 @@ as they are read. The pickles are not run, and a slice of a tensor reads only it
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from moe_probe.checkpoint.array_pickle import Array, Payload, read_pickle
-from moe_probe.checkpoint.folder import Opened, inside, read_json
+from moe_probe.checkpoint.encodings.grouped_int8 import GroupScaled
+from moe_probe.checkpoint.folder import Opened, inside, present, read_json
 from moe_probe.checkpoint.lazy import Index, LazyTensor, Permuted, Stored
-from moe_probe.checkpoint.mapped import map_file
-from moe_probe.checkpoint.quantized import GroupScaled
-from moe_probe.errors import CheckpointError
+from moe_probe.checkpoint.mapped import FileState, map_file
+from moe_probe.errors import CheckpointError, DamagedFile, MissingFiles, UnsafeFile
 
-FORMAT = "grok-1 release"
+NAME = "grok-1 release"
 FOLDER = "ckpt-0"
 CONFIG = "model_config.json"
-FILE_NAME = re.compile(r"tensor(\d{5,})_(\d{3,})")
+FILE_NAME = re.compile(r"tensor[0-9]{5,20}_[0-9]{3,9}")
 
 
 def open_grok(folder: Path) -> Opened | None:
@@ -35,27 +36,36 @@ def open_grok(folder: Path) -> Opened | None:
     Raises:
         CheckpointError: a number is missing, or a file is truncated, unsafe, outside the folder or no array.
     """
-    tensors = folder / FOLDER if (folder / FOLDER).is_dir() else folder
+    tensors = _tensor_folder(folder)
     names = sorted(path.name for path in tensors.iterdir() if FILE_NAME.fullmatch(path.name))
     if not names:
         return None
     _check_sequence(tensors, names)
-    home = tensors.resolve()
-    files = [inside(home.parent, f"{home.name}/{name}") for name in names]
+    files = [inside(tensors, name) for name in names]
     return Opened(
-        {"format": FORMAT, **_model_config(tensors)},
+        {"format": NAME, **_model_config(tensors)},
         {path.name.partition("_")[0]: _open_tensor(path) for path in files},
         files,
     )
 
 
+def _tensor_folder(folder: Path) -> Path:
+    if not (folder / FOLDER).is_dir():
+        return folder
+    if not (folder / FOLDER).resolve().is_relative_to(folder.resolve()):
+        raise UnsafeFile(
+            f"{folder / FOLDER} is a link that leads out of the folder, which is refused; give the folder it leads to."
+        )
+    return folder / FOLDER
+
+
 def _check_sequence(folder: Path, names: list[str]) -> None:
     for position, name in enumerate(names):
-        number, shard = FILE_NAME.fullmatch(name).groups()
+        number, _, shard = name.removeprefix("tensor").partition("_")
         if int(shard):
             raise CheckpointError(f"{folder / name} is a part of a tensor that is split over hosts, which is not read.")
         if int(number) != position:
-            raise CheckpointError(
+            raise MissingFiles(
                 f"tensor{position:05d}_000 is missing from {folder}, which goes on to {names[-1]}; download it again."
             )
 
@@ -63,8 +73,8 @@ def _check_sequence(folder: Path, names: list[str]) -> None:
 def _model_config(tensors: Path) -> dict:
     absolute = tensors.absolute()
     for place in (absolute, absolute.parent, absolute.parent.parent):
-        if (place / CONFIG).is_file():
-            return read_json(place / CONFIG)
+        if present(place, CONFIG):
+            return read_json(inside(place, CONFIG))
     return {}
 
 
@@ -77,7 +87,7 @@ def _open_tensor(path: Path) -> LazyTensor:
     groups = scales.shape[-2] if scales.ndim > 1 else 0
     fits = (*weight.shape[:-2], groups, *weight.shape[-1:]) == scales.shape and groups and rows % groups == 0
     if weight.dtype is not torch.int8 or scales.dtype is torch.int8 or not fits:
-        raise CheckpointError(
+        raise DamagedFile(
             f"{path} holds {weight.dtype} weights of shape {tuple(weight.shape)} with {scales.dtype} scales of shape "
             f"{tuple(scales.shape)}, expected int8 (..., K, N) and bfloat16 (..., G, N) with G a divisor of K."
         )
@@ -95,20 +105,37 @@ class ArraySource:
     """One array of a pickle, mapped on each read; read whole where the pickle escapes its bytes (protocols 0 to 2)."""
 
     def __init__(self, path: Path, part: str | None, array: Array):
-        self.path, self.part = path, part
+        self.path, self.part, self.opened = path, part, FileState.of(path)
         self.shape, self.dtype = torch.Size(array.shape), array.dtype
         self.payload = array.data if isinstance(array.data, Payload) else None
 
     def read(self, index: Index) -> torch.Tensor:
-        values = self._bytes()
+        values = self.raw()
         if values.data_ptr() % self.dtype.itemsize:  # a pickle aligns nothing
             each = values.view(*self.shape, self.dtype.itemsize)[index]
             return each.clone(memory_format=torch.contiguous_format).view(self.dtype).squeeze(-1)
         return values.view(self.dtype).view(self.shape)[index]
 
-    def _bytes(self) -> torch.Tensor:
+    def raw(self) -> torch.Tensor:
+        """The bytes of the values, mapped where they lie in the file as they are."""
+        self.opened.check(self.path)
         if self.payload is None:
             found = read_pickle(self.path)
             return torch.frombuffer(bytearray((found[self.part] if self.part else found).data), dtype=torch.uint8)
         start, length = self.payload.start, self.payload.length
         return torch.frombuffer(map_file(self.path), dtype=torch.uint8, offset=start, count=length)
+
+
+@dataclass(frozen=True)
+class GrokRelease:
+    """The format of a folder `ckpt-0` of pickles."""
+
+    preference: int = 2
+    expects: str = "the ckpt-0 of Grok-1"
+
+    def open(self, folder: Path) -> Opened | None:
+        """`open_grok`."""
+        return open_grok(folder)
+
+
+FORMAT = GrokRelease()

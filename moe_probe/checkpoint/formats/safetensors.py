@@ -13,9 +13,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import _TYPES
 
+from moe_probe.checkpoint.folder import FilesOfOneKind
 from moe_probe.checkpoint.lazy import Index, LazyTensor, Stored
-from moe_probe.checkpoint.mapped import map_file
-from moe_probe.errors import CheckpointError
+from moe_probe.checkpoint.mapped import FileState, map_file
+from moe_probe.errors import CheckpointError, DamagedFile
 
 TORCH_DTYPES = {**_TYPES, "F8_E8M0": torch.float8_e8m0fnu}  # the scales of newer fp8 releases
 
@@ -28,19 +29,33 @@ class SafetensorsFile:
 
     def __init__(self, path: Path):
         self.path = path
+        self.opened = FileState.of(path)
 
     def __getstate__(self) -> dict:
-        return {"path": self.path}
+        return {"path": self.path, "opened": self.opened}
+
+    @property
+    def data(self) -> torch.Tensor:
+        """The tensors' bytes, mapped: uint8, everything behind the header.
+
+        Raises:
+            DamagedFile: the file was written to or replaced since it was opened.
+        """
+        self.opened.check(self.path)
+        return self._mapped
 
     @cached_property
-    def data(self) -> torch.Tensor:
-        """The tensors' bytes, mapped: uint8, everything behind the header."""
+    def data_start(self) -> int:
+        """Where the tensors' bytes begin."""
         with open(self.path, "rb") as file:
-            start = 8 + int.from_bytes(file.read(8), "little")
+            return 8 + int.from_bytes(file.read(8), "little")
+
+    @cached_property
+    def _mapped(self) -> torch.Tensor:
         mapped = map_file(self.path)
         return (
-            torch.frombuffer(mapped, dtype=torch.uint8, offset=start)
-            if len(mapped) > start
+            torch.frombuffer(mapped, dtype=torch.uint8, offset=self.data_start)
+            if len(mapped) > self.data_start
             else torch.empty(0, dtype=torch.uint8)
         )
 
@@ -49,8 +64,8 @@ class SafetensorsFile:
         try:
             with safe_open(self.path, framework="np"):
                 pass  # checks the header, and that it covers the file
-        except (SafetensorError, OSError) as error:
-            raise CheckpointError(f"{self.path} is truncated or damaged ({error}); download the file again.") from error
+        except (SafetensorError, OSError, MemoryError) as error:
+            raise DamagedFile(f"{self.path} is truncated or damaged ({error}); download the file again.") from error
         with open(self.path, "rb") as file:
             header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
         header.pop("__metadata__", None)
@@ -65,12 +80,21 @@ class SafetensorsEntry:
             raise CheckpointError(
                 f"{file.path} stores {key!r} as {entry['dtype']}, a type that this version of torch lacks."
             )
-        self.file, self.bounds = file, entry["data_offsets"]
+        self.file = file
+        self.start, self.stop = entry["data_offsets"]
         self.shape, self.dtype = torch.Size(entry["shape"]), TORCH_DTYPES[entry["dtype"]]
 
+    @property
+    def span(self) -> tuple[Path, int, int]:
+        """The file, and where in it the bytes are: start and length."""
+        return self.file.path, self.file.data_start + self.start, self.stop - self.start
+
     def read(self, index: Index) -> torch.Tensor:
-        values = self.file.data[slice(*self.bounds)]
+        values = self.file.data[self.start : self.stop]
         if values.data_ptr() % self.dtype.itemsize:  # a header whose length is not a multiple of the item size
             each = values.view(*self.shape, self.dtype.itemsize)[index]
             return each.clone(memory_format=torch.contiguous_format).view(self.dtype).squeeze(-1)
         return values.view(self.dtype).view(self.shape)[index]
+
+
+FORMAT = FilesOfOneKind(SafetensorsFile, preference=0)

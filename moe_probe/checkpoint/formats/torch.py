@@ -16,8 +16,10 @@ from typing import Any
 
 import torch
 
+from moe_probe.checkpoint.folder import FilesOfOneKind
 from moe_probe.checkpoint.lazy import Index, LazyTensor, Stored
-from moe_probe.errors import CheckpointError
+from moe_probe.checkpoint.mapped import FileState
+from moe_probe.errors import DamagedFile, UnsafeFile
 
 FOREIGN_GLOBAL = re.compile(r"GLOBAL (\S+)")  # how torch names it
 # what torch's unpickler was seen to raise on damaged files
@@ -35,26 +37,28 @@ class TorchFile:
 
     def __init__(self, path: Path):
         self.path = path
+        self.opened = FileState.of(path)
 
     def __getstate__(self) -> dict:
-        return {"path": self.path}
+        return {"path": self.path, "opened": self.opened}
 
     def unpickle(self) -> Any:
         """What the file holds, tensors mapped.
 
         Raises:
-            CheckpointError: the file is damaged, or names code to run.
+            DamagedFile: the file is damaged.
+            UnsafeFile: the file names code to run.
         """
         try:
             return torch.load(self.path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(self.path))
         except UNPICKLING_ERRORS as error:
             named = FOREIGN_GLOBAL.search(str(error)) if isinstance(error, pickle.UnpicklingError) else None
             if named:
-                raise CheckpointError(
+                raise UnsafeFile(
                     f"{self.path} is not a plain file of tensors: its pickle names {named[1]}, code that it wants to "
                     "run, which is refused; use a safetensors release of the model."
                 ) from error
-            raise CheckpointError(
+            raise DamagedFile(
                 f"{self.path} is truncated or damaged, or torch.save did not write it; download it again."
             ) from error
 
@@ -67,12 +71,12 @@ class TorchFile:
         """`value`, if it is names to tensors.
 
         Raises:
-            CheckpointError: it is something else.
+            DamagedFile: it is something else.
         """
         if not isinstance(value, dict) or not all(
             isinstance(key, str) and isinstance(tensor, torch.Tensor) for key, tensor in value.items()
         ):
-            raise CheckpointError(f"{self.path} does not hold a state dict (names to tensors).")
+            raise DamagedFile(f"{self.path} does not hold a state dict (names to tensors).")
         return {key: tensor.detach() for key, tensor in value.items()}
 
     def tensors(self) -> dict[str, LazyTensor]:
@@ -87,5 +91,14 @@ class TorchEntry:
         self.file, self.key = file, key
         self.shape, self.dtype = file.state[key].shape, file.state[key].dtype
 
+    def raw(self) -> torch.Tensor:
+        """The bytes of the storage that the tensor lies in."""
+        self.file.opened.check(self.file.path)
+        return torch.empty(0, dtype=torch.uint8).set_(self.file.state[self.key].untyped_storage())
+
     def read(self, index: Index) -> torch.Tensor:
+        self.file.opened.check(self.file.path)
         return self.file.state[self.key][index]
+
+
+FORMAT = FilesOfOneKind(TorchFile, preference=1)

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+
 import numpy as np
 import torch
+import xarray as xr
 
-from moe_probe.dynamic.analysis import Sums
-from moe_probe.routing import OUTPUTS, LayerBatch
+from moe_probe.dynamic.analysis import Analysis
+from moe_probe.routing import LayerBatch, Need, Source
+from moe_probe.statistics.states import Total
+
+UNITS = "residual stream squared"
 
 
-class AdaptiveMixtures(Sums):
+@dataclass
+class AdaptiveMixtures(Analysis):
     """Cooperative and competitive losses, and responsibilities (Adaptive Mixtures of Local Experts, eq. 1.1, 1.2).
 
     o_e is an expert's output, p_e its score divided by the sum of scores over all experts, and the target d, post hoc,
@@ -28,28 +36,31 @@ class AdaptiveMixtures(Sums):
     """
 
     name = "adaptive_mixtures"
-    needs = frozenset({OUTPUTS})
+    title = "Losses of adaptive mixtures"
+    needs = frozenset({Need.OUTPUTS, Need.SCORES, Need.ROUTED})
+    legend = {
+        "cooperative": ("cooperative loss", UNITS),
+        "competitive": ("competitive loss", UNITS),
+        "likelihood": ("negative log likelihood of the mixture", "nats"),
+    }
 
-    def measure(self, batch: LayerBatch) -> dict[str, torch.Tensor]:
+    cooperative, competitive, likelihood = Total(), Total(), Total()
+    responsibility, prior = Total("expert"), Total("expert")
+    responsibility_entropy, prior_entropy = Total(), Total()
+    rows = Total()
+
+    def update(self, batch: LayerBatch) -> None:
         found = losses(batch)
-        experts = batch.layer.num_experts
-        entropies = {
-            f"{name}_entropy": torch.special.entr(found[name]).sum() / np.log(max(experts, 2))
-            for name in ("responsibility", "prior")
-        }
-        return (
-            {name: value.sum(0) for name, value in found.items()}
-            | entropies
-            | {"rows": torch.tensor(len(batch.scores))}
-        )
+        for name, value in found.items():
+            self.state_of(name).add(batch, value.sum(0))
+        for name in ("responsibility", "prior"):
+            entropy = torch.special.entr(found[name]).sum() / np.log(max(batch.layer.num_experts, 2))
+            self.state_of(f"{name}_entropy").add(batch, entropy)
+        self.rows.add(batch, len(batch.scores))
 
-    def dataset(self, layers: list[int], sums: dict[str, np.ndarray]) -> tuple[dict, dict]:
-        rows = sums.pop("rows")
-        variables = {
-            name: (("layer", "expert")[: value.ndim], value / rows.reshape(-1, *[1] * (value.ndim - 1)))
-            for name, value in sums.items()
-        }
-        return variables, {"expert": [str(expert) for expert in range(sums["prior"].shape[1])]}
+    def variables(self, source: Source) -> Mapping[str, xr.DataArray]:
+        own = [name for name in self.declared() if name not in ("rows", "score_kinds")]
+        return {name: self.state_of(name).array / self.rows.array for name in own}
 
 
 def losses(batch: LayerBatch) -> dict[str, torch.Tensor]:
@@ -60,9 +71,9 @@ def losses(batch: LayerBatch) -> dict[str, torch.Tensor]:
     distance = torch.empty_like(prior)
     mixture = torch.zeros_like(target)
     for expert, output in enumerate(batch.outputs):
-        own = output.double()
-        distance[:, expert] = (target - own).square().sum(1)
-        mixture += prior[:, expert, None] * own
+        said = output.double()
+        distance[:, expert] = (target - said).square().sum(1)
+        mixture += prior[:, expert, None] * said
     joint = prior.log() - distance / 2
     return {
         "cooperative": (target - mixture).square().sum(1),

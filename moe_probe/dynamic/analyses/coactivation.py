@@ -3,29 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, Self
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 import xarray as xr
 
-from moe_probe.dynamic.analysis import Analysis, Sums
-from moe_probe.routing import LayerBatch
+from moe_probe.dynamic.analysis import Analysis
+from moe_probe.routing import LayerBatch, Need, Source
 from moe_probe.statistics.bootstrap import BLOCKS, block_sums, check_draws, interval
-from moe_probe.texts.corpus import Corpus
+from moe_probe.statistics.states import Same, Total
 
 
+@dataclass
 class Coactivation(Analysis):
     """Pairs of experts chosen by the same token (or sub-token), and the flow from each MoE layer to the next one.
 
     All pairs of the k chosen experts count.
 
-    The result has, per layer, `count` (layer, expert, other), int64: rows that chose both, on the diagonal those that
+    The result has, per layer, `pairs` (layer, expert, other), int64: rows that chose both, on the diagonal those that
     chose the expert; `conditional`, P(other | expert); `lift`, P(both) / (P(expert) P(other)), 1 if independent;
     `chance_lift`, what k experts drawn at random without preference would have: E (k - 1) / (k (E - 1)); and, from
     the second layer on, `flow` (layer, source, expert): the share of the choices of a row in this layer, given that it
-    chose `source` in the MoE layer before; nan in the first one; `flow_chance` (layer, expert): that share whatever
-    was chosen before. `lift_low` and `lift_high`: 95 % bootstrap interval over documents.
+    chose `source` in the MoE layer before; nan in the first one, and where the layer before is not known or has more
+    experts; `flow_chance` (layer, expert): that share whatever was chosen before. `lift_low` and `lift_high`: 95 % bootstrap interval over documents.
 
     Args:
         bootstrap: draws of the interval; 0 for none (32 times less memory).
@@ -39,106 +41,95 @@ class Coactivation(Analysis):
         ('layer', 'expert', 'other')
     """
 
-    name = "coactivation"
+    bootstrap: int = 200
+    chance: bool = True
+    as_published: bool = False
 
-    def __init__(self, bootstrap: int = 200, chance: bool = True, as_published: bool = False):
-        self.bootstrap, self.chance, self.as_published = check_draws(bootstrap), chance, as_published
-        self._pairs = _Pairs(bootstrap, as_published)
-        self._before: dict[int, tuple[int, np.ndarray]] = {}  # first document of a batch: layer, chosen experts
+    name = "coactivation"
+    title = "Coactivation"
+    unasked = True
+    needs = frozenset({Need.CHOICES, Need.BEFORE})
+    legend = {
+        "pairs": ("rows that choose both", "rows"),
+        "conditional": ("P(other | expert)", "1"),
+        "lift": ("P(both) / (P(expert) P(other))", "1"),
+        "chance_lift": ("lift of experts drawn at random", "1"),
+        "flow": ("share of choices after choosing source in the layer before", "1"),
+    }
+
+    both, rows = Total("block", "expert", "other"), Total("block")
+    flows, sources, k = Total("source", "expert"), Same(), Same()
+
+    def __post_init__(self) -> None:
+        check_draws(self.bootstrap)
 
     def update(self, batch: LayerBatch) -> None:
-        first = int(batch.tokens.document[0])
-        if any(layer > batch.layer.index for layer, _ in self._before.values()):
-            self._before.clear()  # the next batch of a resident pass
-        self._pairs.before = self._before.get(first, (None, None))[1]
-        self._pairs.update(batch)
-        self._before[first] = batch.layer.index, batch.top_k_index.cpu().numpy().astype(np.int16)
-
-    def merge(self, other: Self) -> None:
-        self._pairs.merge(other._pairs)
-
-    def state(self) -> dict[str, np.ndarray]:
-        before = {f"before/{first}/{layer}": index for first, (layer, index) in self._before.items()}
-        return {**self._pairs.state(), **before}
-
-    def restore(self, state: dict[str, np.ndarray]) -> None:
-        before = {key: state.pop(key) for key in list(state) if key.startswith("before/")}
-        places = {key: [int(part) for part in key.split("/")[1:]] for key in before}
-        self._before = {first: (layer, before[key]) for key, (first, layer) in places.items()}
-        self._pairs.restore(state)
-
-    def result(self, model: Any, corpus: Corpus) -> xr.Dataset:
-        found = self._pairs.result(model, corpus).assign_attrs(self.attrs(model, corpus))
-        return found if self.chance else found.drop_vars(["chance_lift", "flow_chance"])
-
-
-class _Pairs(Sums):
-    name = "coactivation"
-
-    def __init__(self, bootstrap: int, as_published: bool) -> None:
-        super().__init__()
-        self.before: np.ndarray | None = None
-        self.bootstrap, self.as_published = bootstrap, as_published
-
-    def measure(self, batch: LayerBatch) -> dict[str, torch.Tensor]:
-        selected = batch.selected.double()
-        flow = torch.zeros(batch.layer.num_experts, batch.layer.num_experts, dtype=torch.float64)
-        if self.before is not None:
-            source = torch.from_numpy(self.before.astype(np.int64)).to(selected.device)
-            flow = torch.zeros_like(selected).scatter_(1, source, 1.0).T @ selected
-        count = _neighbours(batch) if self.as_published else lambda rows: selected[rows].T @ selected[rows]
-        parts = BLOCKS if self.bootstrap else 1
-        block = np.repeat(batch.tokens.document, batch.layer.subtokens) % parts
-        blocks = torch.zeros(parts, *flow.shape, dtype=torch.int32)
+        selected, layer = batch.selected.double(), batch.layer
+        blocks = BLOCKS if self.bootstrap else 1
+        block = np.repeat(batch.tokens.document, layer.subtokens) % blocks
+        count = neighbors(batch) if self.as_published else lambda rows: selected[rows].T @ selected[rows]
+        pairs = torch.zeros(blocks, layer.num_experts, layer.num_experts, dtype=torch.int64)
         for at in np.unique(block):
-            blocks[at] = count(torch.from_numpy(np.flatnonzero(block == at)).to(selected.device)).round().int().cpu()
-        return {
-            "count": blocks,
-            "flow": flow,
-            "rows": block_sums(torch.ones(len(selected)), block, parts),
-            "least_k": torch.tensor(batch.top_k_index.shape[1]),
-        }
+            pairs[at] = count(torch.from_numpy(np.flatnonzero(block == at)).to(selected.device)).round().long().cpu()
+        self.both.add(batch, pairs)
+        self.rows.add(batch, block_sums(torch.ones(len(selected)), block, blocks))
+        self.k.add(batch, batch.top_k_index.shape[1])
+        self._follow(batch, selected)
 
-    def dataset(self, layers: list[int], sums: dict[str, np.ndarray]) -> tuple[dict, dict]:
-        count, k = sums["count"].sum(1, dtype=np.int64), sums["least_k"]  # (layers, E, E)
-        experts = count.shape[-1]
-        totals = {"count": count, "rows": sums["rows"].sum(1)}
-        with np.errstate(divide="ignore", invalid="ignore"):
-            conditional = count / np.diagonal(count, axis1=1, axis2=2)[:, :, None]
-            flow = sums["flow"] / sums["flow"].sum(-1, keepdims=True)
-            lift = _lift(totals)
-        labels = [str(expert) for expert in range(experts)]
-        pair = ("layer", "expert", "other")
-        chosen = np.diagonal(count, axis1=1, axis2=2)
-        variables: dict[str, Any] = {
-            "count": (pair, count),
-            "conditional": (pair, conditional),
-            "lift": (pair, lift),
-            "chance_lift": (("layer",), experts * (k - 1) / (k * max(experts - 1, 1))),
-            "flow": (("layer", "source", "expert"), flow),
-            "flow_chance": (("layer", "expert"), chosen / chosen.sum(1, keepdims=True)),
+    def _follow(self, batch: LayerBatch, selected: torch.Tensor) -> None:
+        """Choices in this layer by what the same row chose in the layer before."""
+        experts = batch.layer.num_experts
+        flow = torch.zeros(experts, experts, dtype=torch.float64)
+        if batch.layer_before is not None and len(batch.before) == len(selected) and int(batch.before.max()) < experts:
+            flow = torch.zeros_like(selected).scatter_(1, batch.before, 1.0).T @ selected
+        self.flows.add(batch, flow)
+        self.sources.add(batch, -1 if batch.layer_before is None else batch.layer_before)
+
+    def variables(self, source: Source) -> Mapping[str, xr.DataArray]:
+        blocks = self.both.array
+        pairs, k = blocks.sum("block"), self.k.array
+        experts = pairs.sizes["expert"]
+        chosen = chosen_rows(pairs)
+        flow = self.flows.array
+        found = {
+            "pairs": pairs,
+            "conditional": pairs / chosen,
+            "lift": pairs.copy(data=lift({"count": pairs.values, "rows": self.rows.array.sum("block").values})),
+            "chance_lift": experts * (k - 1) / (k * max(experts - 1, 1)),
+            "flow": flow / flow.sum("expert"),
+            "flow_chance": chosen / chosen.sum("expert"),
         }
+        if not self.chance:
+            found = {name: value for name, value in found.items() if "chance" not in name}
         if self.bootstrap:
-            bounds = [
-                interval(_lift, {"count": c, "rows": r}, self.bootstrap)
-                for c, r in zip(sums["count"], sums["rows"], strict=True)
-            ]
-            for end, both in zip(("low", "high"), zip(*bounds, strict=True), strict=True):
-                variables[f"lift_{end}"] = (pair, np.stack(both))
-        return variables, {"expert": labels, "other": labels, "source": labels}
+            counted = zip(blocks.values, self.rows.array.values, strict=True)
+            drawn = [interval(lift, {"count": count, "rows": rows}, self.bootstrap) for count, rows in counted]
+            for end, values in zip(("low", "high"), zip(*drawn, strict=True), strict=True):
+                found[f"lift_{end}"] = pairs.copy(data=np.stack(values))
+        return found
+
+    def notes(self, source: Source) -> Mapping[str, Any]:
+        before = {layer: int(self.sources[layer]) for layer in self.sources.layers}
+        return {"flow_from": "; ".join(f"{layer} from {b}" for layer, b in before.items() if b >= 0)}
 
 
-def _lift(total: Mapping[str, np.ndarray]) -> np.ndarray:
+def chosen_rows(pairs: xr.DataArray) -> xr.DataArray:
+    """Rows that chose each expert: the diagonal, (layer, expert)."""
+    return pairs.isel(other=0, drop=True).copy(data=np.diagonal(pairs.values, axis1=-2, axis2=-1))
+
+
+def lift(total: Mapping[str, np.ndarray]) -> np.ndarray:
     """P(both) / (P(expert) P(other)), of counts (..., E, E) among rows (...)."""
-    chosen = np.diagonal(total["count"], axis1=-2, axis2=-1)
-    return total["count"] * total["rows"][..., None, None] / (chosen[..., :, None] * chosen[..., None, :])
+    count = total["count"].astype(float)
+    chosen = np.diagonal(count, axis1=-2, axis2=-1)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return count * total["rows"][..., None, None] / (chosen[..., :, None] * chosen[..., None, :])
 
 
-def _neighbours(batch: LayerBatch) -> Callable[[Any], torch.Tensor]:
+def neighbors(batch: LayerBatch) -> Callable[[Any], torch.Tensor]:
     """Counts (E, E) of pairs next to each other in the top-k list, both ways round; the diagonal counts choices."""
     experts = batch.layer.num_experts
-    order = batch.scores.gather(1, batch.top_k_index).argsort(dim=1, descending=True, stable=True)
-    index = batch.top_k_index.gather(1, order)
+    index, _ = batch.ranked()
 
     def count(rows: Any) -> torch.Tensor:
         one, other = index[rows, :-1].flatten(), index[rows, 1:].flatten()

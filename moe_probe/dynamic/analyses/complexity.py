@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Self
 
-import numpy as np
 import torch
 import xarray as xr
 
-from moe_probe.dynamic.analysis import Sums
-from moe_probe.errors import InputError
-from moe_probe.routing import LayerBatch
-from moe_probe.texts.corpus import Corpus
+from moe_probe.dynamic.analysis import Analysis
+from moe_probe.errors import NotFitting, OutOfRange
+from moe_probe.routing import LayerBatch, Source
+from moe_probe.statistics.states import Total
 
 TAUS = (0.1, 0.25, 0.5, 0.75, 1.0)
 
 
-class Complexity(Sums):
+@dataclass
+class Complexity(Analysis):
     """Work of the FFN experts relative to a MoE without zero-computation experts.
 
     With N_FFN and N_ZC experts of either sort, training balances them by tau, so that in theory a token takes the share
@@ -41,38 +42,47 @@ class Complexity(Sums):
         ('tau',)
     """
 
+    taus: Sequence[float] = TAUS
+
     name = "complexity"
+    title = "Complexity of zero-computation experts"
 
-    def __init__(self, taus: Sequence[float] = TAUS):
-        super().__init__()
-        if not len(taus) or min(taus) <= 0:
-            raise InputError(f"tau is positive, not {list(taus)}.")
-        self.taus = [float(tau) for tau in taus]
+    ffn, choices = Total(), Total()
 
-    def prepare(self, model: Any, corpus: Corpus, layers: list[int]) -> None:
-        for layer in map(model.layer, layers):
+    def __post_init__(self) -> None:
+        if not len(self.taus) or min(self.taus) <= 0:
+            raise OutOfRange(f"taus is {list(self.taus)}; pass positive numbers.")
+        self.taus = [float(tau) for tau in self.taus]
+
+    @classmethod
+    def example(cls) -> Self:
+        return cls(taus=[0.75])
+
+    def check(self, source: Source) -> None:
+        for layer in source.layers.values():
             if set(layer.expert_kinds) == {"ffn"}:
-                raise InputError(f"Layer {layer.index} has FFN experts only, so there is no work to save.")
+                raise NotFitting(
+                    f"Layer {layer.index} has FFN experts only, so there is no work to save; "
+                    "pass a model with zero-computation experts, such as MoE++."
+                )
 
-    def measure(self, batch: LayerBatch) -> dict[str, torch.Tensor]:
-        ffn = torch.tensor([kind == "ffn" for kind in batch.layer.expert_kinds], device=batch.scores.device)
-        return {"ffn": ffn[batch.top_k_index].sum(), "choices": torch.tensor(batch.top_k_index.numel())}
+    def update(self, batch: LayerBatch) -> None:
+        ffn = torch.tensor([kind == "ffn" for kind in batch.layer.expert_kinds], device=batch.top_k_index.device)
+        self.ffn.add(batch, ffn[batch.top_k_index].sum())
+        self.choices.add(batch, batch.top_k_index.numel())
 
-    def dataset(self, layers: list[int], sums: dict[str, np.ndarray]) -> tuple[dict, dict]:
-        return {"measured": (("layer",), sums["ffn"] / sums["choices"])}, {"tau": self.taus}
-
-    def result(self, model: Any, corpus: Corpus) -> xr.Dataset:
-        found = super().result(model, corpus)
-        layer = model.layer(int(found.layer[0]))
-        ffn, top_k = layer.expert_kinds.count("ffn"), layer.top_k
-        theory = found.tau * ffn / (found.tau * ffn + layer.num_experts - ffn)
-        return found.assign(
-            measured_ffn_per_token=found.measured * top_k,
-            measured_mean=found.measured.mean(),
-            measured_ffn_per_token_mean=found.measured.mean() * top_k,
-            theory=theory,
-            theory_ffn_per_token=theory * top_k,
-            ffn_experts=ffn,
-            zero_computation_experts=layer.num_experts - ffn,
-            top_k=top_k,
-        )
+    def variables(self, source: Source) -> Mapping[str, xr.DataArray]:
+        layer, tau = source.first_layer, xr.DataArray(list(self.taus), {"tau": list(self.taus)}, ("tau",))
+        ffn = layer.expert_kinds.count("ffn")
+        theory, measured = tau * ffn / (tau * ffn + layer.num_experts - ffn), self.ffn.array / self.choices.array
+        return {
+            "theory": theory,
+            "theory_ffn_per_token": theory * layer.top_k,
+            "measured": measured,
+            "measured_ffn_per_token": measured * layer.top_k,
+            "measured_mean": measured.mean(),
+            "measured_ffn_per_token_mean": measured.mean() * layer.top_k,
+            "ffn_experts": xr.DataArray(ffn),
+            "zero_computation_experts": xr.DataArray(layer.num_experts - ffn),
+            "top_k": xr.DataArray(layer.top_k),
+        }

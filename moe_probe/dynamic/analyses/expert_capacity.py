@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Self
 
 import numpy as np
+import xarray as xr
 
-from moe_probe.dynamic.per_token import PerToken, by_token
-from moe_probe.errors import InputError
-from moe_probe.routing import LayerBatch
-from moe_probe.statistics.capacity import ORDERS, capacity, places
-from moe_probe.texts.corpus import Corpus
+from moe_probe.dynamic.analysis import Analysis, labeled
+from moe_probe.errors import NoSuchName, OutOfRange
+from moe_probe.families import Layer
+from moe_probe.options import check_number
+from moe_probe.routing import LayerBatch, Need, Source
+from moe_probe.statistics.capacity import ORDERS, arrival_ranks, capacity
+from moe_probe.statistics.states import TokenTable
 
 FACTORS = tuple(np.arange(0.5, 4.01, 0.25).tolist())
 
 
-class ExpertCapacity(PerToken):
+@dataclass
+class ExpertCapacity(Analysis):
     """Choices and tokens dropped against the capacity factor, by order of arrival (GShard, Switch, V-MoE, MH-MoE).
 
     See `moe_probe.statistics.capacity` for the rule and the orders. Rows are tokens, or sub-tokens; a batch is
@@ -47,51 +52,63 @@ class ExpertCapacity(PerToken):
         ('layer', 'order', 'factor')
     """
 
+    factors: Sequence[float] = FACTORS
+    orders: Sequence[str] = ORDERS
+    groups: int = 1
+    batch_documents: int | None = None
+
     name = "expert_capacity"
+    title = "Expert capacity"
+    unasked = True
+    needs = frozenset({Need.WEIGHTS})
+    legend = {
+        "dropped": ("share of choices dropped", "1"),
+        "capacity": ("places per expert and group", "rows"),
+        "fully_dropped": ("share of rows without any place", "1"),
+    }
 
-    def __init__(
-        self,
-        factors: Sequence[float] = FACTORS,
-        orders: Sequence[str] = ORDERS,
-        groups: int = 1,
-        batch_documents: int | None = None,
-    ):
-        super().__init__()
-        if not len(factors) or min(factors) <= 0:
-            raise InputError(f"Capacity factors are positive numbers, not {list(factors)}.")
-        unknown = [order for order in orders if order not in ORDERS]
-        if unknown or not len(orders):
-            raise InputError(f"There is no order of arrival {unknown or 'none'}; there are {', '.join(ORDERS)}.")
-        if groups < 1 or (batch_documents is not None and batch_documents < 1):
-            raise InputError("There is at least one group, and at least one document in a batch.")
-        self.factors, self.orders = [float(factor) for factor in factors], list(orders)
-        self.groups, self.batch_documents = groups, batch_documents
+    index = TokenTable("rank", subtokens=True, dtype=np.int16)
+    weight = TokenTable("rank", subtokens=True, dtype=np.float32)
 
-    def measure(self, batch: LayerBatch) -> dict[str, np.ndarray]:
-        order = batch.scores.gather(1, batch.top_k_index).argsort(dim=1, descending=True, stable=True)
-        index, weights = batch.top_k_index.gather(1, order), batch.top_k_weights.gather(1, order)
-        return {
-            "index": by_token(index.cpu(), batch).astype(np.int16),
-            "weight": by_token(weights.cpu(), batch).astype(np.float32),
-        }
+    def __post_init__(self) -> None:
+        if not len(self.factors) or min(self.factors) <= 0:
+            raise OutOfRange(f"factors is {list(self.factors)}; pass positive numbers.")
+        for order in self.orders:
+            if order not in ORDERS:
+                raise NoSuchName.among("order of arrival", order, ORDERS)
+        if not len(self.orders):
+            raise OutOfRange(f"orders is empty; pass some of {', '.join(ORDERS)}.")
+        check_number("groups", self.groups, 1)
+        if self.batch_documents is not None:
+            check_number("batch_documents", self.batch_documents, 1)
+        self.factors, self.orders = [float(factor) for factor in self.factors], list(self.orders)
 
-    def dataset(
-        self, model: Any, corpus: Corpus, layers: list[int], values: dict[str, np.ndarray]
-    ) -> tuple[dict, dict]:
-        lengths = [len(document.ids) for document in corpus.documents]
+    @classmethod
+    def example(cls) -> Self:
+        return cls(factors=[0.5, 1.0])
+
+    def update(self, batch: LayerBatch) -> None:
+        index, weights = batch.ranked()
+        self.index.add(batch, index)
+        self.weight.add(batch, weights)
+
+    def variables(self, source: Source) -> Mapping[str, xr.DataArray]:
+        lengths = [len(document.ids) for document in source.corpus.documents]
         step = self.batch_documents or len(lengths)
         ends = np.cumsum(lengths)[step - 1 :: step].tolist()
         bounds = [0, *ends] if ends and ends[-1] == sum(lengths) else [0, *ends, sum(lengths)]
-        found = [self._layer(model.layer(layer), values, at, bounds) for at, layer in enumerate(layers)]
+        values = {"index": self.index.array.values, "weight": self.weight.array.values}
+        layers = self.index.layers
+        found = [self._layer(source.layers[layer], values, at, bounds) for at, layer in enumerate(layers)]
         dims = {"overflow": ("order", "factor", "slot"), "capacity": ("factor",), "second_keep_probability": ()}
         variables = {
             name: (("layer", *dims.get(name, ("order", "factor"))), np.stack([one[name] for one in found]))
             for name in found[0]
         }
-        coords = {"order": self.orders, "factor": self.factors, "slot": np.arange(1, 1 + model.layer(layers[0]).top_k)}
-        return variables, coords
+        slots = np.arange(1, 1 + source.first_layer.top_k)
+        return labeled(variables, {"layer": layers, "order": self.orders, "factor": self.factors, "slot": slots})
 
-    def _layer(self, layer: Any, values: dict[str, np.ndarray], at: int, bounds: list[int]) -> dict[str, np.ndarray]:
+    def _layer(self, layer: Layer, values: dict[str, np.ndarray], at: int, bounds: list[int]) -> dict[str, np.ndarray]:
         index, weight = (values[name][at].reshape(-1, layer.top_k) for name in ("index", "weight"))
         shape = (len(self.orders), len(self.factors))
         lost, none, second, most = np.zeros((*shape, layer.top_k)), np.zeros(shape), np.zeros(shape), 0
@@ -102,7 +119,7 @@ class ExpertCapacity(PerToken):
             size = rows.stop - rows.start
             most = max(most, size)
             for i, order in enumerate(self.orders):
-                place = places(index[rows], weight[rows], layer.num_experts, order, self.groups)
+                place = arrival_ranks(index[rows], weight[rows], layer.num_experts, order, self.groups)
                 for j, factor in enumerate(self.factors):
                     dropped = place >= capacity(size, layer.num_experts, layer.top_k, factor, self.groups)
                     lost[i, j] += dropped.sum(0)

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 import xarray as xr
 
-from moe_probe.dynamic.analysis import Sums
-from moe_probe.routing import LayerBatch
+from moe_probe.dynamic.analysis import Analysis
+from moe_probe.options import check_number
+from moe_probe.routing import LayerBatch, Need, Source
 from moe_probe.statistics.bootstrap import check_draws
-from moe_probe.statistics.by_label import ends, label_sums, resampled, shares, stacked
-from moe_probe.texts.corpus import Corpus
+from moe_probe.statistics.by_label import add_by_label, expert_shares, interval_ends, resampled, stack_labels
+from moe_probe.statistics.states import Same, Total
 
 
-class ExpertLoad(Sums):
+@dataclass
+class ExpertLoad(Analysis):
     """Selections of every expert, and what the literature makes of them.
 
     With c_e the rows (tokens, or sub-tokens) that select expert e among their k, S rows, N tokens, I_e the sum of
@@ -49,79 +53,102 @@ class ExpertLoad(Sums):
         True
     """
 
+    threshold: float = 0.0
+    bootstrap: int = 200
+    chance: bool = True
+
     name = "expert_load"
+    title = "Expert load"
+    unasked = True
+    needs = frozenset({Need.WEIGHTS, Need.SCORES})
+    legend = {
+        "selections": ("rows that choose the expert", "rows"),
+        "first_choices": ("rows whose first choice is the expert", "rows"),
+        "share": ("share of choices", "1"),
+        "frequency": ("selections per token", "1"),
+        "entropy": ("entropy of the load / ln E", "1"),
+        "label_share": ("share of choices by label", "1"),
+    }
 
-    def __init__(self, threshold: float = 0.0, bootstrap: int = 200, chance: bool = True):
-        super().__init__()
-        self.threshold, self.bootstrap, self.chance = threshold, check_draws(bootstrap), chance
+    selections, first, importance = Total("expert"), Total("expert"), Total("expert")
+    gates, smooth, scores = Total("expert"), Total("expert"), Total("expert")
+    z, rows, tokens_seen, k = Total(), Total(), Total(), Same()
+    by_label = Total("block", "expert")
 
-    def measure(self, batch: LayerBatch) -> dict[str, torch.Tensor]:
-        selected, scores = batch.selected.double(), batch.scores.double()
-        first = torch.bincount(batch.first_choice, minlength=batch.layer.num_experts)
-        weights = batch.weights.double()
+    def __post_init__(self) -> None:
+        check_number("threshold", self.threshold, 0, whole=False)
+        check_draws(self.bootstrap)
+
+    def update(self, batch: LayerBatch) -> None:
+        scores, weights = batch.scores.double(), batch.weights.double()
+        self.selections.add(batch, batch.selected.double().sum(0))
+        self.first.add(batch, torch.bincount(batch.first_choice, minlength=batch.layer.num_experts))
+        self.importance.add(batch, weights.sum(0))
+        self.gates.add(batch, (weights / weights.sum(1, keepdim=True)).nan_to_num().sum(0))
+        self.smooth.add(batch, smooth_load(batch).sum(0))
+        self.scores.add(batch, (scores / scores.sum(-1, keepdim=True)).sum(0))
+        self.z.add(batch, batch.router_logits.double().logsumexp(-1).square().sum())
+        self.rows.add(batch, len(scores))
+        self.tokens_seen.add(batch, len(batch.tokens))
+        self.k.add(batch, batch.top_k_index.shape[1])
+        add_by_label(self.by_label, batch)
+
+    def variables(self, source: Source) -> Mapping[str, xr.DataArray]:
+        load, rows, first = self.selections.array, self.rows.array, self.first.array
+        share, frequency = load / (rows * self.k.array), load / self.tokens_seen.array
+        scores, importance, gates, smooth = (
+            each.array for each in (self.scores, self.importance, self.gates, self.smooth)
+        )
+        mean_scores, experts = scores / rows, load.sizes["expert"]
         return {
-            "selections": selected.sum(0),
-            "first": first,
-            "importance": weights.sum(0),
-            "gates": (weights / weights.sum(1, keepdim=True)).nan_to_num().sum(0),
-            "smooth": _smooth_load(batch).sum(0),
-            "scores": (scores / scores.sum(-1, keepdim=True)).sum(0),
-            "z": batch.router_logits.double().logsumexp(-1).square().sum(),
-            "rows": torch.tensor(len(selected)),
-            "tokens": torch.tensor(len(batch.tokens)),
-            "least_k": torch.tensor(batch.top_k_index.shape[1]),
-            **label_sums(batch),
-        }
-
-    def dataset(self, layers: list[int], sums: dict[str, np.ndarray]) -> tuple[dict, dict]:
-        load, rows, tokens = sums["selections"], sums["rows"][:, None], sums["tokens"][:, None]
-        experts = load.shape[1]
-        share = load / (rows * sums["least_k"][:, None])
-        mean_scores, frequency = sums["scores"] / rows, load / tokens
-        terms = np.where(share > 0, share * np.log(np.where(share > 0, share, 1)), 0)
-        per_expert = {
             "selections": load.astype(np.int64),
-            "first_choices": sums["first"].astype(np.int64),
-            "gate_importance": sums["gates"],
-            "smooth_load": sums["smooth"],
+            "first_choices": first.astype(np.int64),
+            "gate_importance": gates,
+            "smooth_load": smooth,
             "share": share,
             "frequency": frequency,
-            "importance": sums["importance"],
+            "importance": importance,
+            "cv2_load": cv2(load),
+            "cv2_importance": cv2(importance),
+            "cv2_gate_importance": cv2(gates),
+            "cv2_smooth_load": cv2(smooth),
+            "entropy": entropy(share),
+            "max_violation": load.max("expert") / load.mean("expert") - 1,
+            "activation_ratio": (frequency > self.threshold).mean("expert"),
+            "gshard_loss": (first / rows * mean_scores).mean("expert"),
+            "first_choice_loss": experts * (first / rows * mean_scores).sum("expert"),
+            "switch_loss": experts * (share * mean_scores).sum("expert"),
+            "z_loss": self.z.array / rows,
+            **self._label_shares(load),
         }
-        per_layer = {
-            "cv2_load": _cv2(load),
-            "cv2_importance": _cv2(sums["importance"]),
-            "cv2_gate_importance": _cv2(sums["gates"]),
-            "cv2_smooth_load": _cv2(sums["smooth"]),
-            "entropy": -terms.sum(1) / np.log(experts) if experts > 1 else np.ones(len(load)),
-            "max_violation": load.max(1) / load.mean(1) - 1,
-            "activation_ratio": (frequency > self.threshold).mean(1),
-            "gshard_loss": (sums["first"] / rows * mean_scores).mean(1),
-            "first_choice_loss": experts * (sums["first"] / rows * mean_scores).sum(1),
-            "switch_loss": experts * (share * mean_scores).sum(1),
-            "z_loss": sums["z"] / sums["rows"],
-        }
-        variables: dict[str, Any] = {name: (("layer", "expert"), value) for name, value in per_expert.items()}
-        variables |= {name: (("layer",), value) for name, value in per_layer.items()}
-        coords: dict[str, Any] = {"expert": [str(expert) for expert in range(experts)]}
-        labels, counts = stacked(sums)  # (layers, labels, blocks, E)
-        if labels:
-            coords["label"] = labels
-            variables["label_share"] = (("layer", "label", "expert"), shares(counts.sum(2)))
-            if self.bootstrap:
-                bounds = np.stack([ends(shares(resampled(one, self.bootstrap))) for one in counts], axis=1)
-                for end, value in zip(("low", "high"), bounds, strict=True):
-                    variables[f"label_share_{end}"] = (("layer", "label", "expert"), value)
-            if self.chance:
-                variables["label_share_chance"] = (("layer", "expert"), shares(counts.sum((1, 2))))
-        return variables, coords
 
-    def result(self, model: Any, corpus: Corpus) -> xr.Dataset:
-        found = super().result(model, corpus)
-        return found.assign_coords(kind=("expert", list(model.layer(int(found.layer[0])).expert_kinds)))
+    def _label_shares(self, like: xr.DataArray) -> dict[str, xr.DataArray]:
+        """Shares among the tokens of each label, with intervals and chance level."""
+        labels, counts = stack_labels(self.by_label)  # (layers, labels, blocks, E)
+        if not labels:
+            return {}
+        coords = {"layer": like.layer, "label": labels, "expert": like.expert}
+        values = {"label_share": expert_shares(counts.sum(2))}
+        if self.bootstrap:
+            drawn = [interval_ends(expert_shares(resampled(one, self.bootstrap))) for one in counts]
+            values["label_share_low"], values["label_share_high"] = np.stack(drawn, axis=1)
+        found = {name: xr.DataArray(v, coords, ("layer", "label", "expert")) for name, v in values.items()}
+        if self.chance:
+            found["label_share_chance"] = like.copy(data=expert_shares(counts.sum((1, 2))))
+        return found
+
+    def coords(self, source: Source) -> Mapping[str, Any]:
+        return {"kind": ("expert", list(source.first_layer.expert_kinds))}
 
 
-def _smooth_load(batch: LayerBatch) -> torch.Tensor:
+def entropy(share: xr.DataArray) -> xr.DataArray:
+    """Entropy of shares over experts / ln E; 1 where there is one expert."""
+    terms = share.where(share > 0, 1) * np.log(share.where(share > 0, 1))
+    experts = share.sizes["expert"]
+    return -terms.sum("expert") / np.log(experts) if experts > 1 else xr.ones_like(terms.sum("expert"))
+
+
+def smooth_load(batch: LayerBatch) -> torch.Tensor:
     """P(s, e) = Phi(logit_e - the k-th largest logit of the other experts), (n, E), float64."""
     logits, k = batch.router_logits.double(), batch.top_k_index.shape[1]
     if k >= logits.shape[1]:
@@ -131,5 +158,6 @@ def _smooth_load(batch: LayerBatch) -> torch.Tensor:
     return torch.special.ndtr(logits - torch.where(among, top[:, k:], top[:, k - 1 : k]))
 
 
-def _cv2(values: np.ndarray) -> np.ndarray:
-    return values.var(1) / (values.mean(1) ** 2 + 1e-10)
+def cv2(values: xr.DataArray) -> xr.DataArray:
+    """Population variance / mean^2 over experts."""
+    return values.var("expert") / (values.mean("expert") ** 2 + 1e-10)

@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Self
 
 import numpy as np
+import torch
+import xarray as xr
 
-from moe_probe.dynamic.analysis import token_coords
-from moe_probe.dynamic.per_token import PerToken, by_token
-from moe_probe.errors import InputError
-from moe_probe.routing import LayerBatch
+from moe_probe.dynamic.analysis import Analysis
+from moe_probe.errors import NotFitting
+from moe_probe.options import check_number
+from moe_probe.routing import LayerBatch, Source
 from moe_probe.statistics.bootstrap import BLOCKS, check_draws, interval
-from moe_probe.texts.corpus import Corpus, place_of, place_start
+from moe_probe.statistics.states import TokenTable
+from moe_probe.texts.corpus import Corpus, bin_start, position_bin
 from moe_probe.texts.tagging import Tagger, make_tagger, tag_words
 from moe_probe.texts.words import find_words, normal_form
 
 PIECES = ["whole word", "word piece", "no word"]
 
 
-class FFNExpertsPerToken(PerToken):
+@dataclass
+class FFNExpertsPerToken(Analysis):
     """FFN experts among a token's choices, by token, word, part of speech and position.
 
     n[t,l] counts the chosen experts of kind `ffn` (of all sub-tokens); the density of a class of tokens is the mean of
@@ -50,59 +55,70 @@ class FFNExpertsPerToken(PerToken):
         ('layer', 'token')
     """
 
+    min_count: int = 5
+    tagger: Tagger | str | None = None
+    bootstrap: int = 200
+    chance: bool = True
+
     name = "ffn_experts_per_token"
+    title = "FFN experts per token"
+    unasked = True
+    legend = {"ffn_experts": ("FFN experts among the choices", "experts"), "layer_density": ("mean", "experts")}
 
-    def __init__(
-        self, min_count: int = 5, tagger: Tagger | str | None = None, bootstrap: int = 200, chance: bool = True
-    ):
-        super().__init__()
-        if min_count < 1:
-            raise InputError(f"min_count is at least 1, not {min_count}.")
-        self.min_count, self.tagger, self.chance = min_count, tagger, chance
-        self.bootstrap = check_draws(bootstrap)
-        self._tag = make_tagger(tagger)
+    ffn_experts = TokenTable(dtype=np.uint8)
 
-    def prepare(self, model: Any, corpus: Corpus, layers: list[int]) -> None:
-        for layer in map(model.layer, layers):
+    def __post_init__(self) -> None:
+        check_number("min_count", self.min_count, 1)
+        check_draws(self.bootstrap)
+        self._tag = make_tagger(self.tagger)
+
+    @classmethod
+    def example(cls) -> Self:
+        return cls(min_count=1, bootstrap=9)
+
+    def check(self, source: Source) -> None:
+        for layer in source.layers.values():
             if set(layer.expert_kinds) == {"ffn"}:
-                raise InputError(f"Layer {layer.index} has FFN experts only: every token uses {layer.top_k}.")
+                raise NotFitting(
+                    f"Layer {layer.index} has FFN experts only: every token uses {layer.top_k}; pass a model with "
+                    "zero-computation experts, such as MoE++."
+                )
 
-    def measure(self, batch: LayerBatch) -> dict[str, np.ndarray]:
-        ffn = np.asarray(batch.layer.expert_kinds) == "ffn"
-        return {"ffn_experts": by_token(ffn[batch.top_k_index.cpu().numpy()].sum(1), batch).sum(1).astype(np.uint8)}
+    def update(self, batch: LayerBatch) -> None:
+        ffn = torch.tensor([kind == "ffn" for kind in batch.layer.expert_kinds], device=batch.top_k_index.device)
+        self.ffn_experts.add(batch, batch.by_token(ffn[batch.top_k_index].sum(1)).sum(1))
 
-    def dataset(
-        self, model: Any, corpus: Corpus, layers: list[int], values: dict[str, np.ndarray]
-    ) -> tuple[dict, dict]:
-        count, tokens = values["ffn_experts"], corpus.tokens()
-        density = count.mean(0)
-        found = [find_words(document) for document in corpus.documents]
+    def variables(self, source: Source) -> Mapping[str, xr.DataArray]:
+        count, corpus = self.ffn_experts.array, source.corpus
+        density = count.values.mean(0)
+        found: dict[str, xr.DataArray] = {"ffn_experts": count, "layer_density": count.mean("token")}
+        for name, (of_token, rare) in self._of_tokens(corpus).items():
+            keep = of_token != "" if of_token.dtype == object else np.ones(len(of_token), bool)
+            document = self.tokens(source).document[keep]
+            names, values = self._classes(of_token[keep], density[keep], document, self.min_count if rare else 1)
+            order = np.argsort(-values["density"], kind="stable") if name in ("type", "word", "pos") else slice(None)
+            coords: dict[str, Any] = {name: [v.item() if hasattr(v, "item") else v for v in names[order]]}
+            if name == "type":
+                coords["type_string"] = ("type", [corpus.strings[token] for token in coords["type"]])
+            found |= {f"{name}_{k}": xr.DataArray(v[order], coords, (name,)) for k, v in values.items()}
+        if self.chance:
+            found["chance"] = xr.DataArray(density.mean())
+        return found
+
+    def _of_tokens(self, corpus: Corpus) -> dict[str, tuple[np.ndarray, bool]]:
+        """The class that each token is in, and whether rare classes are left out."""
+        tokens, found = corpus.tokens(), [find_words(document) for document in corpus.documents]
         words = np.concatenate([np.append(_normal(w.texts), "")[w.of_token] for w in found])
         pieces = np.concatenate([_pieces(w.of_token, w.tokens) for w in found])
         classes: dict[str, tuple[np.ndarray, bool]] = {
             "type": (tokens.token_id, True),
             "word": (words, True),
             "piece": (np.asarray(PIECES, object)[pieces], False),
-            "place": (place_start(place_of(tokens.position)), False),
+            "place": (bin_start(position_bin(tokens.position)), False),
         }
         if self._tag is not None:
             classes["pos"] = tag_words(self._tag, found), False
-        variables: dict[str, Any] = {
-            "ffn_experts": (("layer", "token"), count),
-            "layer_density": (("layer",), count.mean(1)),
-        }
-        coords: dict[str, Any] = token_coords(tokens, corpus)
-        for name, (of_token, rare) in classes.items():
-            keep = of_token != "" if of_token.dtype == object else np.ones(len(of_token), bool)
-            least = self.min_count if rare else 1
-            names, per_class = self._classes(of_token[keep], density[keep], tokens.document[keep], least)
-            order = np.argsort(-per_class["density"], kind="stable") if name in ("type", "word", "pos") else slice(None)
-            coords[name] = [value.item() if hasattr(value, "item") else value for value in names[order]]
-            variables |= {f"{name}_{k}": ((name,), v[order]) for k, v in per_class.items()}
-        coords["type_string"] = ("type", [corpus.strings[token] for token in coords["type"]])
-        if self.chance:
-            variables["chance"] = ((), density.mean())
-        return variables, coords
+        return classes
 
     def _classes(
         self, of_token: np.ndarray, density: np.ndarray, document: np.ndarray, least: int

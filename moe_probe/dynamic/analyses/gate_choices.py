@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass
 
-import torch
+import xarray as xr
 
-from moe_probe.dynamic.analysis import Rows, expert_labels
-from moe_probe.routing import LayerBatch
+from moe_probe.dynamic.analysis import Analysis
+from moe_probe.routing import LayerBatch, Need, Source
+from moe_probe.statistics.states import TokenTable
 
 
-class GateChoices(Rows):
+@dataclass
+class GateChoices(Analysis):
     """The applied weight of every expert, 0 where it was not chosen, token by token.
 
     The result has `weight` (layer, token[, subtoken], expert), float32, with the tokens' strings as coordinate.
@@ -22,9 +25,13 @@ class GateChoices(Rows):
     """
 
     name = "gate_choices"
+    title = "Gate choices"
+    needs = frozenset({Need.WEIGHTS})
 
-    def measure(self, batch: LayerBatch) -> dict[str, torch.Tensor]:
-        return {"weight": batch.weights}
+    weight = TokenTable("expert")
 
-    def dims(self, model: Any, layers: list[int]) -> tuple[dict[str, tuple[str, ...]], dict]:
-        return {"weight": ("expert",)}, {"expert": expert_labels(model, layers[0])}
+    def update(self, batch: LayerBatch) -> None:
+        self.weight.add(batch, batch.weights)
+
+    def variables(self, source: Source) -> Mapping[str, xr.DataArray]:
+        return {"weight": self.weight.array}

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass
 
-import numpy as np
 import torch
+import xarray as xr
 
-from moe_probe.dynamic.analysis import Rows, Sums
+from moe_probe.dynamic.analysis import Analysis
+from moe_probe.errors import NotFitting
 from moe_probe.families import DENSE
-from moe_probe.routing import ACTIVATIONS, BASELINE, LayerBatch
+from moe_probe.routing import LayerBatch, Need, Source
+from moe_probe.statistics.states import TokenTable
 
 
-class IntermediateStates(Rows):
+@dataclass
+class IntermediateStates(Analysis):
     """act(gate projection of x) of every expert with weights, before the product with the up projection.
 
     Args:
@@ -28,54 +32,29 @@ class IntermediateStates(Rows):
         96
     """
 
+    baseline: bool = False
+
     name = "intermediate_states"
+    title = "Intermediate states"
+    unasked = False
+    needs = frozenset({Need.ACTIVATIONS})
 
-    def __init__(self, baseline: bool = False):
-        super().__init__()
-        self.baseline = baseline
-        self.needs = frozenset({ACTIVATIONS, BASELINE} if baseline else {ACTIVATIONS})
+    activation = TokenTable("expert", "neuron")
 
-    def measure(self, batch: LayerBatch) -> dict[str, torch.Tensor]:
+    def needed(self) -> frozenset[Need]:
+        return self.needs | ({Need.BASELINE} if self.baseline else set())
+
+    def update(self, batch: LayerBatch) -> None:
         activation = batch.activations.transpose(0, 1)
         if self.baseline:
+            if not batch.holds("baseline_activation") or batch.baseline_activation.shape[-1] != activation.shape[-1]:
+                raise NotFitting(
+                    f"Layer {batch.layer.index}: the baseline's FFN has no {activation.shape[-1]} neurons with an "
+                    "activation module, as an expert has; omit the baseline."
+                )
             activation = torch.cat([activation, batch.baseline_activation[:, None]], dim=1)
-        return {"activation": activation}
+        self.activation.add(batch, activation)
 
-    def dims(self, model: Any, layers: list[int]) -> tuple[dict[str, tuple[str, ...]], dict]:
-        labels = [*model.layer(layers[0]).weighted_experts, *([DENSE] if self.baseline else [])]
-        return {"activation": ("expert", "neuron")}, {"expert": labels}
-
-
-class ActiveNeurons(Sums):
-    """The share of tokens for which a neuron of an expert is active: act(gate projection) above a threshold.
-
-    Args:
-        threshold: above which a neuron counts as active.
-
-    The result has `active_share` (layer, expert, neuron), float64, and `expert_share` (layer, expert), its mean over
-    neurons. All experts are looked at on all tokens, chosen or not.
-
-    Examples:
-        >>> from moe_probe import dynamic
-        >>> dynamic.active_neurons("ckpt/tiny-mixtral", ["Short."]).active_share.dims
-        ('layer', 'expert', 'neuron')
-    """
-
-    name = "active_neurons"
-    needs = frozenset({ACTIVATIONS})
-
-    def __init__(self, threshold: float = 0.001):
-        super().__init__()
-        self.threshold = threshold
-
-    def measure(self, batch: LayerBatch) -> dict[str, torch.Tensor]:
-        active = (batch.activations > self.threshold).sum(dim=1)
-        return {"active": active, "rows": torch.tensor(batch.activations.shape[1])}
-
-    def dataset(self, layers: list[int], sums: dict[str, np.ndarray]) -> tuple[dict, dict]:
-        share = sums["active"] / sums["rows"][:, None, None]
-        variables = {
-            "active_share": (("layer", "expert", "neuron"), share),
-            "expert_share": (("layer", "expert"), share.mean(-1)),
-        }
-        return variables, {"expert": [str(e) for e in range(share.shape[1])]}
+    def variables(self, source: Source) -> Mapping[str, xr.DataArray]:
+        labels = [*source.first_layer.weighted_experts, *([DENSE] if self.baseline else [])]
+        return {"activation": self.activation.array.assign_coords(expert=labels)}

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass
 
-import torch
+import xarray as xr
 
-from moe_probe.dynamic.analysis import Rows, expert_labels
-from moe_probe.routing import OUTPUTS, LayerBatch
+from moe_probe.dynamic.analysis import Analysis
+from moe_probe.routing import LayerBatch, Need, Source
+from moe_probe.statistics.states import TokenTable
 
 
-class OutputNorms(Rows):
+@dataclass
+class OutputNorms(Analysis):
     """L2 norm of every expert's unweighted output, and the router's score of every expert, token by token.
 
     The result has `norm` and `score` (layer, token[, subtoken], expert), float32, and `chosen`, 1 where the expert is
@@ -23,11 +26,16 @@ class OutputNorms(Rows):
     """
 
     name = "output_norms"
-    needs = frozenset({OUTPUTS})
+    title = "Output norms"
+    needs = frozenset({Need.OUTPUTS, Need.SCORES})
+    legend = {"norm": ("L2 norm of the output", "residual stream"), "score": ("router score", "1")}
 
-    def measure(self, batch: LayerBatch) -> dict[str, torch.Tensor]:
-        norm = batch.outputs.float().norm(dim=-1).T
-        return {"norm": norm, "score": batch.scores, "chosen": batch.selected}
+    norm, score, chosen = TokenTable("expert"), TokenTable("expert"), TokenTable("expert")
 
-    def dims(self, model: Any, layers: list[int]) -> tuple[dict[str, tuple[str, ...]], dict]:
-        return {name: ("expert",) for name in ("norm", "score", "chosen")}, {"expert": expert_labels(model, layers[0])}
+    def update(self, batch: LayerBatch) -> None:
+        self.norm.add(batch, batch.outputs.float().norm(dim=-1).T)
+        self.score.add(batch, batch.scores)
+        self.chosen.add(batch, batch.selected)
+
+    def variables(self, source: Source) -> Mapping[str, xr.DataArray]:
+        return {"norm": self.norm.array, "score": self.score.array, "chosen": self.chosen.array}

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
 
-import numpy as np
 import torch
 import xarray as xr
 
-from moe_probe.dynamic.analysis import Analysis, Rows, Sums
-from moe_probe.errors import InputError
+from moe_probe.dynamic.analysis import Analysis, expert_labels
+from moe_probe.errors import NoSuchName, NotFitting
 from moe_probe.families import DENSE, SHARED
-from moe_probe.routing import BASELINE, OUTPUTS, LayerBatch
-from moe_probe.texts.corpus import Corpus
+from moe_probe.routing import LayerBatch, Need, Source
+from moe_probe.statistics.states import TokenTable, Total
 
-METRICS = ("cosine", "angular")
-EPSILON = 1e-8
+Metric = Literal["cosine", "angular"]
 
 
+@dataclass
 class OutputSimilarity(Analysis):
     """Similarity of the unweighted outputs of every two experts, on the input of the ordinary forward pass.
 
@@ -32,7 +33,8 @@ class OutputSimilarity(Analysis):
 
     The result has `similarity` (layer, expert, other), float64; token by token (layer, token[, subtoken], expert,
     other), float32, and `topk_expert` (layer, token[, subtoken], rank), int64, the chosen experts.
-    An expert that returns zero has similarity 0 with every other. With sub-tokens `"S"` and `"F"` cannot be compared.
+    The similarity with an expert whose output is zero is undefined: nan token by token; means leave it out, and are nan
+    where no token is left. With sub-tokens `"S"` and `"F"` cannot be compared.
 
     Examples:
         >>> from moe_probe import dynamic
@@ -41,85 +43,75 @@ class OutputSimilarity(Analysis):
         ('layer', 'expert', 'other')
     """
 
-    name = "output_similarity"
+    metric: Metric = "cosine"
+    per_token: bool = False
+    baseline: bool = False
+    shared: bool = False
 
-    def __init__(self, metric: str = "cosine", per_token: bool = False, baseline: bool = False, shared: bool = False):
-        if metric not in METRICS:
-            raise InputError(f"There is no metric {metric!r}; there are {' and '.join(METRICS)}.")
-        self.metric, self.per_token, self.baseline, self.shared = metric, per_token, baseline, shared
-        self._labels: list[str] = []
-        self._store: Analysis = _PerToken(self) if per_token else _Mean(self)
-        self.needs = frozenset({OUTPUTS, BASELINE} if baseline else {OUTPUTS})
+    name = "output_similarity"
+    title = "Output similarity"
+    unasked = True
+    needs = frozenset({Need.OUTPUTS})
+    legend = {"similarity": ("similarity of outputs", "1"), "topk_expert": ("chosen expert", "expert index")}
+
+    total, defined = Total("expert", "other"), Total("expert", "other")
+    table, chosen = TokenTable("expert", "other"), TokenTable("rank")
+
+    def __post_init__(self) -> None:
+        if self.metric not in get_args(Metric):
+            raise NoSuchName.among("metric", self.metric, get_args(Metric))
+
+    def needed(self) -> frozenset[Need]:
+        asked = {Need.BASELINE: self.baseline, Need.SHARED: self.shared}
+        return self.needs | {need for need, wanted in asked.items() if wanted}
+
+    def check(self, source: Source) -> None:
+        for layer in source.layers.values():
+            if (self.shared or self.baseline) and layer.subtokens > 1:
+                label = SHARED if self.shared else DENSE
+                raise NotFitting(f"Layer {layer.index} has no output {label!r} of an expert's width to compare.")
+            if self.shared and not layer.num_shared:
+                raise NotFitting(f"Layer {layer.index} has no shared expert; omit shared=True.")
+
+    def update(self, batch: LayerBatch) -> None:
+        similarity = self.similarity(batch)
+        if self.per_token:
+            self.table.add(batch, similarity)
+            self.chosen.add(batch, batch.top_k_index)
+        else:
+            self.total.add(batch, similarity.double().nansum(0))
+            self.defined.add(batch, (~similarity.isnan()).sum(0))
 
     def similarity(self, batch: LayerBatch) -> torch.Tensor:
-        """(rows, R, R) in float32."""
-        outputs = list(batch.outputs.float())
-        self._labels = [str(expert) for expert in range(batch.layer.num_experts)]
-        for label, wanted, extra in (
-            (SHARED, self.shared, batch.shared_output),
-            (DENSE, self.baseline, batch.baseline_output),
-        ):
-            if not wanted:
-                continue
-            if extra is None or extra.shape != outputs[0].shape:
-                raise InputError(f"Layer {batch.layer.index} has no output {label!r} of an expert's width to compare.")
-            outputs.append(extra.float())
-            self._labels.append(label)
-        stacked = torch.stack(outputs, dim=1)  # (n, R, w)
+        """(rows, R, R) in float32; nan where an output is zero."""
+        stacked = torch.stack([*batch.outputs.float(), *self._beside(batch)], dim=1)  # (n, R, w)
         products = stacked @ stacked.transpose(1, 2)
-        norms = products.diagonal(dim1=1, dim2=2).sqrt().clamp(min=EPSILON)  # (n, R)
+        norms = products.diagonal(dim1=1, dim2=2).sqrt()  # (n, R)
         cosine = products / (norms[:, :, None] * norms[:, None, :])
         if self.metric == "angular":
             cosine = 1 - torch.arccos(cosine.clamp(-1, 1)) / torch.pi
-        cosine.diagonal(dim1=1, dim2=2).fill_(1)
+        cosine.diagonal(dim1=1, dim2=2).masked_fill_(norms > 0, 1)
         return cosine
 
-    def update(self, batch: LayerBatch) -> None:
-        self._store.update(batch)
+    def _beside(self, batch: LayerBatch) -> list[torch.Tensor]:
+        """Outputs of the shared block and the dense model's FFN, as far as they are asked for."""
+        beside = []
+        for label, wanted, field in ((SHARED, self.shared, "shared_output"), (DENSE, self.baseline, "baseline_output")):
+            if not wanted:
+                continue
+            output = getattr(batch, field) if batch.holds(field) else None
+            if output is None or output.shape != batch.outputs[0].shape:
+                raise NotFitting(f"Layer {batch.layer.index} has no output {label!r} of an expert's width to compare.")
+            beside.append(output.float())
+        return beside
 
-    def merge(self, other: OutputSimilarity) -> None:
-        self._store.merge(other._store)
-        self._labels = self._labels or other._labels
+    def variables(self, source: Source) -> Mapping[str, xr.DataArray]:
+        labels = expert_labels(source.first_layer.num_experts)
+        labels += [SHARED] * self.shared + [DENSE] * self.baseline
+        named = {"expert": labels, "other": labels}
+        if self.per_token:
+            return {"similarity": self.table.array.assign_coords(named), "topk_expert": self.chosen.array}
+        return {"similarity": (self.total.array / self.defined.array).assign_coords(named)}
 
-    def state(self) -> dict[str, np.ndarray]:
-        return {**self._store.state(), "labels": np.asarray(self._labels, dtype=str)}
-
-    def restore(self, state: dict[str, np.ndarray]) -> None:
-        self._labels = [str(label) for label in state.pop("labels")]
-        self._store.restore(state)
-
-    def result(self, model: Any, corpus: Corpus) -> xr.Dataset:
-        dataset = self._store.result(model, corpus)
-        return dataset.assign_attrs(self.attrs(model, corpus), metric=self.metric)
-
-
-class _PerToken(Rows):
-    name = "output_similarity"
-
-    def __init__(self, owner: OutputSimilarity):
-        super().__init__()
-        self._owner = owner
-
-    def measure(self, batch: LayerBatch) -> dict[str, torch.Tensor]:
-        return {"similarity": self._owner.similarity(batch), "topk_expert": batch.top_k_index}
-
-    def dims(self, model: Any, layers: list[int]) -> tuple[dict[str, tuple[str, ...]], dict]:
-        labels = self._owner._labels
-        return {"similarity": ("expert", "other"), "topk_expert": ("rank",)}, {"expert": labels, "other": labels}
-
-
-class _Mean(Sums):
-    name = "output_similarity"
-
-    def __init__(self, owner: OutputSimilarity):
-        super().__init__()
-        self._owner = owner
-
-    def measure(self, batch: LayerBatch) -> dict[str, torch.Tensor]:
-        similarity = self._owner.similarity(batch)
-        return {"total": similarity.double().sum(0), "rows": torch.tensor(len(similarity))}
-
-    def dataset(self, layers: list[int], sums: dict[str, np.ndarray]) -> tuple[dict, dict]:
-        labels = self._owner._labels
-        mean = sums["total"] / sums["rows"][:, None, None]
-        return {"similarity": (("layer", "expert", "other"), mean)}, {"expert": labels, "other": labels}
+    def notes(self, source: Source) -> Mapping[str, Any]:
+        return {"metric": self.metric}

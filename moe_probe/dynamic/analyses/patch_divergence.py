@@ -2,29 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
+import xarray as xr
 
 from moe_probe.dynamic.analyses.subtoken_divergence import distinct
-from moe_probe.dynamic.per_token import PerToken, by_token
-from moe_probe.errors import InputError
-from moe_probe.routing import LayerBatch
+from moe_probe.dynamic.analysis import Analysis, labeled, recorded
+from moe_probe.errors import NoSuchName, NotFitting, OutOfRange
+from moe_probe.options import check_number
+from moe_probe.routing import LayerBatch, Source
 from moe_probe.statistics.bootstrap import check_draws, interval
-from moe_probe.texts.corpus import Corpus
+from moe_probe.statistics.states import TokenTable
 from moe_probe.texts.pictures import ENERGIES, patch_energy, read_picture
 
 TEXTURES = ["high", "low"]
 
 
-class PatchDivergence(PerToken):
+@dataclass
+class PatchDivergence(Analysis):
     """Distinct experts among a patch's sub-tokens, on the patches' grid (MH-MoE, arXiv 2404.15045, figures 8 and 10).
 
     Every document is one picture: `rows * columns` tokens in reading order, after `offset` other tokens (a class token,
     text) and before whatever follows. Several checkpoints in order:
-    `dynamic.patch_divergence_over_steps`.
+    `comparisons.patch_divergence_over_steps`.
 
     The paper judges by eye where a picture has much texture. The rule here is ours: a patch's energy is the `gradient`
     energy, the mean squared difference of neighbouring grey values (0 to 1), or the `spectrum` energy, the share of
@@ -55,62 +59,78 @@ class PatchDivergence(PerToken):
         ('layer', 'document', 'row', 'column')
     """
 
+    grid: tuple[int, int]
+    pictures: Sequence[np.ndarray | str | Path] | None = None
+    offset: int = 0
+    energy: str = "gradient"
+    radius: float = 0.25
+    quantile: float = 0.5
+    bootstrap: int = 200
+
     name = "patch_divergence"
+    title = "Patch divergence"
+    legend = {
+        "divergence": ("distinct experts", "experts"),
+        "divergence_mean": ("distinct experts, mean over layers", "experts"),
+        "energy": ("energy of the patch", "1"),
+        "texture_mean": ("distinct experts", "experts"),
+        "picture": ("grey value", "1"),
+    }
 
-    def __init__(
-        self,
-        grid: tuple[int, int],
-        pictures: Sequence[np.ndarray | str | Path] | None = None,
-        offset: int = 0,
-        energy: str = "gradient",
-        radius: float = 0.25,
-        quantile: float = 0.5,
-        bootstrap: int = 200,
-    ):
-        super().__init__()
-        if len(grid) != 2 or min(grid) < 1 or offset < 0:
-            raise InputError(f"grid is (rows, columns) and offset not negative; not {tuple(grid)} and {offset}.")
-        if energy not in ENERGIES or not 0 < quantile <= 0.5:
-            raise InputError(f"energy is one of {ENERGIES} and quantile in (0, 0.5]; not {energy!r} and {quantile}.")
-        self.grid, self.offset = (int(grid[0]), int(grid[1])), offset
-        self.energy, self.radius, self.quantile = energy, radius, quantile
-        self.bootstrap = check_draws(bootstrap)
-        self._pictures = None if pictures is None else [read_picture(picture) for picture in pictures]
+    divergence = TokenTable(dtype=np.int16)
 
-    def prepare(self, model: Any, corpus: Corpus, layers: list[int]) -> None:
+    def __post_init__(self) -> None:
+        if len(self.grid) != 2 or min(self.grid) < 1:
+            raise OutOfRange(f"grid is {tuple(self.grid)}; pass (rows, columns), both at least 1.")
+        self.grid = int(self.grid[0]), int(self.grid[1])
+        check_number("offset", self.offset, 0)
+        if self.energy not in ENERGIES:
+            raise NoSuchName.among("energy", self.energy, ENERGIES)
+        check_number("radius", self.radius, 0, whole=False)
+        if not 0 < self.quantile <= 0.5:
+            raise OutOfRange(f"quantile is {self.quantile}; pass a number above 0 and up to 0.5.")
+        check_draws(self.bootstrap)
+        self._pictures = None if self.pictures is None else [read_picture(picture) for picture in self.pictures]
+
+    @classmethod
+    def example(cls) -> Self:
+        return cls(grid=(1, 2))
+
+    def parameters(self) -> dict[str, Any]:
+        return super().parameters() | {"pictures": recorded(self._pictures)}
+
+    def check(self, source: Source) -> None:
         rows, columns = self.grid
-        needed = self.offset + rows * columns
-        for document in corpus.documents:
+        needed, documents = self.offset + rows * columns, source.corpus.documents
+        for document in documents:
             if len(document.ids) < needed:
-                raise InputError(
+                raise NotFitting(
                     f"Document {document.number} has {len(document.ids)} tokens; a grid of {rows} x {columns} after "
                     f"{self.offset} tokens needs {needed}."
                 )
-        if self._pictures is not None and len(self._pictures) != len(corpus.documents):
-            raise InputError(f"There are {len(self._pictures)} pictures for {len(corpus.documents)} documents.")
+        if self._pictures is not None and len(self._pictures) != len(documents):
+            raise NotFitting(f"There are {len(self._pictures)} pictures for {len(documents)} documents; pass one each.")
 
-    def measure(self, batch: LayerBatch) -> dict[str, np.ndarray]:
-        return {"divergence": distinct(by_token(batch.top_k_index.cpu(), batch).reshape(len(batch.tokens), -1))}
+    def update(self, batch: LayerBatch) -> None:
+        self.divergence.add(batch, distinct(batch.by_token(batch.top_k_index).reshape(len(batch.tokens), -1)))
 
-    def dataset(
-        self, model: Any, corpus: Corpus, layers: list[int], values: dict[str, np.ndarray]
-    ) -> tuple[dict, dict]:
-        self.prepare(model, corpus, layers)
-        rows, columns = self.grid
-        starts = np.cumsum([0, *(len(document.ids) for document in corpus.documents)])[:-1] + self.offset
-        at = starts[:, None] + np.arange(rows * columns)
-        divergence = values["divergence"][:, at].reshape(len(layers), len(starts), rows, columns)
-        grid = ("document", "row", "column")
-        mean = divergence.mean(0)
-        variables: dict[str, Any] = {"divergence": (("layer", *grid), divergence), "divergence_mean": (grid, mean)}
-        coords: dict[str, Any] = {"document": [document.number for document in corpus.documents]}
+    def variables(self, source: Source) -> Mapping[str, xr.DataArray]:
+        documents, (rows, columns) = source.corpus.documents, self.grid
+        starts = np.cumsum([0, *(len(document.ids) for document in documents)])[:-1] + self.offset
+        values = self.divergence.array.values[:, starts[:, None] + np.arange(rows * columns)]
+        divergence = values.reshape(len(values), len(starts), rows, columns)
+        grid, mean = ("document", "row", "column"), divergence.mean(0)
+        found: dict[str, tuple[tuple[str, ...], Any]] = {
+            "divergence": (("layer", *grid), divergence),
+            "divergence_mean": (grid, mean),
+        }
         if self._pictures is not None:
             energy = np.stack([patch_energy(p, self.grid, self.energy, self.radius) for p in self._pictures])
-            variables |= {"energy": (grid, energy), **self._textures(mean, energy)}
-            coords["texture_group"] = TEXTURES
+            found |= {"energy": (grid, energy), **self._textures(mean, energy)}
             if len({picture.shape for picture in self._pictures}) == 1:
-                variables["picture"] = (("document", "y", "x"), np.stack(self._pictures).astype(np.float32))
-        return variables, coords
+                found["picture"] = (("document", "y", "x"), np.stack(self._pictures).astype(np.float32))
+        coords = {"layer": self.divergence.layers, "document": [d.number for d in documents], "texture_group": TEXTURES}
+        return labeled(found, coords)
 
     def _textures(self, mean: np.ndarray, energy: np.ndarray) -> dict[str, tuple[tuple[str, ...], Any]]:
         flat = energy.reshape(len(energy), -1)

@@ -2,26 +2,35 @@
 
 from __future__ import annotations
 
-from typing import Any, Self
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final, Literal, get_args
 
-import numpy as np
-import torch
 import xarray as xr
 
-from moe_probe.dynamic.analysis import Rows, expert_labels
-from moe_probe.errors import InputError
-from moe_probe.routing import LOGITS, OUTPUTS, SELECTED, LayerBatch
-from moe_probe.texts.corpus import Corpus, Tokens
+from moe_probe.dynamic.analysis import Analysis
+from moe_probe.errors import NoSuchName, NotFitting
+from moe_probe.families import Layer
+from moe_probe.options import check_number
+from moe_probe.routing import LayerBatch, LogitBatch, Need, Source
+from moe_probe.statistics.states import ALL_LAYERS, TokenTable
 
-KEPT = {"none": frozenset(), "selected": frozenset({SELECTED}), "all": frozenset({OUTPUTS})}
+Outputs = Literal["none", "selected", "all"]
+NEEDS: Final[Mapping[str, frozenset[Need]]] = {
+    "none": frozenset(),
+    "selected": frozenset({Need.SELECTED}),
+    "all": frozenset({Need.OUTPUTS}),
+}
+UNITS = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"), (1, "B"))
 
 
-class Record(Rows):
+@dataclass
+class Record(Analysis):
     """Router logits, scores, choices, inputs and outputs of every MoE layer, token by token.
 
-    The result has, float32 unless said otherwise: `router_logits` (raw) and `score` (layer, token[, subtoken],
-    expert); `topk_expert` (int64) and `topk_weight` (layer, token[, subtoken], rank), in the router's order;
-    `expert_input` and `routed_output` (layer, token[, subtoken], width); `block_output` (layer, token, hidden); with
+    The result has, float32 unless said otherwise: `router_logits` (raw), `score` and `selection`, what top-k
+    ranks, (layer, token[, subtoken], expert); `topk_expert` (int64) and `topk_weight` (layer, token[, subtoken], rank),
+    in the router's order; `expert_input` and `routed_output` (layer, token[, subtoken], width); `block_output` (layer, token, hidden); with
     `outputs="selected"` `selected_output` (..., rank, width), with `"all"` `output` (..., expert, width) and `norm`
     (..., expert), its L2 norm: both unweighted; with `logits=True` `logits` (token, vocabulary), the model's output.
 
@@ -40,89 +49,79 @@ class Record(Rows):
         ('layer', 'token', 'expert', 'hidden')
     """
 
+    outputs: Outputs = "none"
+    logits: bool = False
+    max_bytes: int = 1 << 31
+
     name = "record"
+    title = "Record"
+    needs = frozenset({Need.WEIGHTS, Need.SCORES, Need.INPUT, Need.ROUTED})
+    legend = {"topk_expert": ("chosen expert", "expert index"), "output": ("unweighted output", "residual stream")}
 
-    def __init__(self, outputs: str = "none", logits: bool = False, max_bytes: int = 1 << 31):
-        if outputs not in KEPT:
-            raise InputError(f"outputs is none, selected or all, not {outputs!r}.")
-        super().__init__()
-        self.outputs, self.logits, self.max_bytes = outputs, logits, max_bytes
-        self.needs = KEPT[outputs] | ({LOGITS} if logits else set())
-        self._logits: list[tuple[Tokens, np.ndarray]] = []
+    router_logits, score, selection = TokenTable("expert"), TokenTable("expert"), TokenTable("expert")
+    topk_expert, topk_weight = TokenTable("rank"), TokenTable("rank")
+    expert_input, routed_output, block_output = TokenTable("width"), TokenTable("width"), TokenTable("hidden")
+    selected_output = TokenTable("rank", "width")
+    output, norm = TokenTable("expert", "width"), TokenTable("expert")
+    of_model = TokenTable("vocabulary")
 
-    def prepare(self, model: Any, corpus: Corpus, layers: list[int]) -> None:
-        size = self.size(model, corpus, layers)
+    def __post_init__(self) -> None:
+        if self.outputs not in NEEDS:
+            raise NoSuchName.among("value of outputs", self.outputs, get_args(Outputs))
+        check_number("max_bytes", self.max_bytes, 1)
+
+    def needed(self) -> frozenset[Need]:
+        return self.needs | NEEDS[self.outputs] | ({Need.LOGITS} if self.logits else set())
+
+    def check(self, source: Source) -> None:
+        size, corpus = self.size(source), source.corpus
         if size > self.max_bytes:
-            raise InputError(
-                f"record would hold {size / 1e9:,.1f} GB of {corpus.num_tokens:,} tokens in {len(layers)} layers, more "
-                f"than max_bytes={self.max_bytes:,}; use RoutingTrace for routing, NormScoreRanks or OutputSimilarity "
-                "for outputs, or fewer layers."
+            raise NotFitting(
+                f"record needs {scaled(size)} ({corpus.num_tokens:,} tokens, {len(source.layers)} layers); max_bytes "
+                f"is {scaled(self.max_bytes)}. Use RoutingTrace for routing, NormScoreRanks or OutputSimilarity for "
+                "outputs, or fewer layers."
             )
 
-    def size(self, model: Any, corpus: Corpus, layers: list[int]) -> int:
+    def size(self, source: Source) -> int:
         """Bytes that the result holds."""
-        values = 0
-        for index in layers:
-            layer = model.layer(index)
-            width, experts, k = layer.expert_hidden_size, layer.num_experts, layer.top_k
-            kept = {"none": 0, "selected": k * width, "all": experts * (width + 1)}[self.outputs]
-            values += layer.subtokens * (2 * experts + 3 * k + 2 * width + kept) + layer.hidden_size
-        vocabulary = model.config.get_text_config(decoder=True).vocab_size if self.logits else 0
-        return 4 * corpus.num_tokens * (values + vocabulary)
+        values = sum(map(self._values, source.layers.values()))
+        return 4 * source.corpus.num_tokens * (values + (source.vocab_size if self.logits else 0))
 
-    def measure(self, batch: LayerBatch) -> dict[str, torch.Tensor]:
-        values = {
-            "router_logits": batch.router_logits,
-            "score": batch.scores,
-            "topk_expert": batch.top_k_index,
-            "topk_weight": batch.top_k_weights,
-            "expert_input": batch.expert_input,
-            "routed_output": batch.routed_output,
-            "block_output": batch.block_output,
-        }
+    def _values(self, layer: Layer) -> int:
+        width, experts, k = layer.expert_hidden_size, layer.num_experts, layer.top_k
+        outputs = {"none": 0, "selected": k * width, "all": experts * (width + 1)}[self.outputs]
+        return layer.subtokens * (3 * experts + 3 * k + 2 * width + outputs) + layer.hidden_size
+
+    def update(self, batch: LayerBatch) -> None:
+        for name in ("router_logits", "selection", "expert_input", "routed_output", "block_output"):
+            self.state_of(name).add(batch, getattr(batch, name))
+        self.score.add(batch, batch.scores)
+        self.topk_expert.add(batch, batch.top_k_index)
+        self.topk_weight.add(batch, batch.top_k_weights)
         if self.outputs == "selected":
-            values["selected_output"] = batch.selected_outputs
+            self.selected_output.add(batch, batch.selected_outputs)
         elif self.outputs == "all":
-            values["output"] = batch.outputs.transpose(0, 1)
-            values["norm"] = values["output"].float().norm(dim=-1)
-        return values
+            outputs = batch.outputs.transpose(0, 1)
+            self.output.add(batch, outputs)
+            self.norm.add(batch, outputs.float().norm(dim=-1))
 
-    def dims(self, model: Any, layers: list[int]) -> tuple[dict[str, tuple[str, ...]], dict]:
-        layer = model.layer(layers[0])
-        width = "width" if layer.subtokens > 1 else "hidden"
-        named = dict.fromkeys(("router_logits", "score", "norm"), ("expert",))
-        named |= dict.fromkeys(("topk_expert", "topk_weight"), ("rank",))
-        named |= dict.fromkeys(("expert_input", "routed_output"), (width,))
-        named |= {"selected_output": ("rank", width), "output": ("expert", width), "block_output": ("hidden",)}
-        return named, {"expert": expert_labels(model, layers[0]), "kind": ("expert", list(layer.expert_kinds))}
+    def update_logits(self, batch: LogitBatch) -> None:
+        self.of_model.put(ALL_LAYERS, (batch.tokens, batch.logits))
 
-    def update_logits(self, tokens: Tokens, logits: torch.Tensor) -> None:
-        self._logits.append((tokens, logits.float().cpu().numpy()))
+    def variables(self, source: Source) -> Mapping[str, xr.DataArray]:
+        tables = [name for name in self.declared() if isinstance(getattr(type(self), name), TokenTable)]
+        found = {name: self.state_of(name).array for name in tables if name != "of_model" and self.state_of(name)}
+        if self.of_model:
+            found["logits"] = self.of_model.array.squeeze("layer", drop=True)
+        if source.first_layer.subtokens == 1:
+            found = {n: v.rename(width="hidden") if "width" in v.dims else v for n, v in found.items()}
+        return found
 
-    def merge(self, other: Self) -> None:
-        super().merge(other)
-        self._logits += other._logits
+    def coords(self, source: Source) -> Mapping[str, Any]:
+        return {"kind": ("expert", list(source.first_layer.expert_kinds))}
 
-    def state(self) -> dict[str, np.ndarray]:
-        kept = {}
-        for number, (tokens, logits) in enumerate(self._logits):
-            places = np.stack([tokens.document, tokens.position])
-            kept |= {f"logits{number}": logits, f"places{number}": places}
-        return {**super().state(), **kept}
 
-    def restore(self, state: dict[str, np.ndarray]) -> None:
-        count = sum(key.startswith("places") for key in state)
-        kept = [(state.pop(f"places{n}"), state.pop(f"logits{n}")) for n in range(count)]
-        none = np.zeros(0)
-        self._logits = [(Tokens(document, position, none, none), logits) for (document, position), logits in kept]
-        super().restore(state)
-
-    def result(self, model: Any, corpus: Corpus) -> xr.Dataset:
-        dataset = super().result(model, corpus)
-        if not self._logits:
-            return dataset
-        document, position = (
-            np.concatenate([getattr(tokens, name) for tokens, _ in self._logits]) for name in ("document", "position")
-        )
-        logits = np.concatenate([logits for _, logits in self._logits])
-        return dataset.assign(logits=(("token", "vocabulary"), logits[np.lexsort((position, document))]))
+def scaled(size: int) -> str:
+    """A number of bytes with its unit."""
+    factor, unit = next((pair for pair in UNITS if size >= pair[0]), UNITS[-1])
+    return f"{size / factor:,.0f} {unit}" if factor == 1 or size / factor >= 10 else f"{size / factor:,.1f} {unit}"

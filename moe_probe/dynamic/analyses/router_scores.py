@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+
 import numpy as np
 import torch
+import xarray as xr
 
-from moe_probe.dynamic.analysis import Sums
-from moe_probe.errors import InputError
-from moe_probe.routing import LayerBatch
+from moe_probe.dynamic.analysis import Analysis
+from moe_probe.errors import NotFitting, OutOfRange
+from moe_probe.options import check_number
+from moe_probe.routing import LayerBatch, Need, Source
+from moe_probe.statistics.states import Least, Most, Total
 
 ORDINALS = ["highest", "second"]
 
 
-class RouterScores(Sums):
+@dataclass
+class RouterScores(Analysis):
     """Histogram, mean, variance and range of the highest and the second-highest score of each row.
 
     Scores are the router's over all experts (after softmax or sigmoid, before bias, groups and top-k).
@@ -21,9 +28,9 @@ class RouterScores(Sums):
         bins: of equal width over `limits`.
         limits: ends of the histogram; scores outside count in the first and last bin.
 
-    The result has `count` (layer, which, bin), int64, `which` being highest and second; `mean`, `variance`
-    (population), `minimum`, `maximum` (layer, which), float64; the same over all layers with `pooled_` before; and the
-    bins' left edges as the coordinate `bin`.
+    The result has `histogram` (layer, which, bin), int64, `which` being highest and second; `score_mean`,
+    `score_variance` (population), `minimum`, `maximum` (layer, which), float64; the same over all layers with `pooled_`
+    before; and the bins' left edges as the coordinate `bin`.
 
     Examples:
         >>> from moe_probe import dynamic
@@ -31,49 +38,70 @@ class RouterScores(Sums):
         10
     """
 
+    bins: int = 100
+    limits: tuple[float, float] = (0.0, 1.0)
+
     name = "router_scores"
+    title = "Router scores"
+    unasked = True
+    needs = frozenset({Need.SCORES})
+    legend = {
+        "histogram": ("scores in a bin", "rows"),
+        "score_mean": ("mean score", "1"),
+        "score_variance": ("variance of the score", "1"),
+        "minimum": ("smallest score", "1"),
+        "maximum": ("largest score", "1"),
+    }
 
-    def __init__(self, bins: int = 100, limits: tuple[float, float] = (0.0, 1.0)):
-        super().__init__()
-        if bins < 1 or not limits[0] < limits[1]:
-            raise InputError(f"A histogram has at least one bin and ascending limits, not {bins} and {limits}.")
-        self.bins, self.limits = bins, tuple(limits)
+    counts, total, squares, rows = Total("which", "bin"), Total("which"), Total("which"), Total()
+    least, most = Least("which"), Most("which")
 
-    def measure(self, batch: LayerBatch) -> dict[str, torch.Tensor]:
-        if batch.layer.num_experts < 2:
-            raise InputError(f"Layer {batch.layer.index} has one expert; there is no second-highest score.")
+    def __post_init__(self) -> None:
+        check_number("bins", self.bins, 1)
+        if len(self.limits) != 2 or not self.limits[0] < self.limits[1]:
+            raise OutOfRange(f"limits is {self.limits}; pass two ascending numbers.")
+        self.limits = (self.limits[0], self.limits[1])
+
+    def check(self, source: Source) -> None:
+        for layer in source.layers.values():
+            if layer.num_experts < 2:
+                raise NotFitting(f"Layer {layer.index} has one expert; a second-highest score needs two.")
+
+    def update(self, batch: LayerBatch) -> None:
         top = batch.scores.topk(2, dim=1).values.double()  # (n, 2)
         low, high = self.limits
         place = ((top - low) / (high - low) * self.bins).floor().long().clamp(0, self.bins - 1)
-        counts = torch.stack([torch.bincount(column, minlength=self.bins) for column in place.T])
-        return {
-            "count": counts,
-            "sum": top.sum(0),
-            "squares": top.square().sum(0),
-            "least_score": top.amin(0),
-            "most_score": top.amax(0),
-            "rows": torch.tensor(len(top)),
-        }
+        self.counts.add(batch, torch.stack([torch.bincount(column, minlength=self.bins) for column in place.T]))
+        self.total.add(batch, top.sum(0))
+        self.squares.add(batch, top.square().sum(0))
+        self.least.add(batch, top.amin(0))
+        self.most.add(batch, top.amax(0))
+        self.rows.add(batch, len(top))
 
-    def dataset(self, layers: list[int], sums: dict[str, np.ndarray]) -> tuple[dict, dict]:
-        of_layers = _moments(sums, ("layer",))
-        pooled = {
-            name: (value.min if name.startswith("least") else value.max if name.startswith("most") else value.sum)(0)
-            for name, value in sums.items()
-        }
-        variables = of_layers | {f"pooled_{name}": value for name, value in _moments(pooled, ()).items()}
-        low, high = self.limits
-        return variables, {"which": ORDINALS, "bin": np.linspace(low, high, self.bins + 1)[:-1]}
+    def variables(self, source: Source) -> Mapping[str, xr.DataArray]:
+        sums = [self.counts.array, self.total.array, self.squares.array, self.rows.array]
+        least, most = self.least.array, self.most.array
+        pooled = moments(*(each.sum("layer") for each in sums), least.min("layer"), most.max("layer"))
+        found = moments(*sums, least, most) | {f"pooled_{name}": value for name, value in pooled.items()}
+        edges = np.linspace(*self.limits, self.bins + 1)[:-1]
+        coords = {"which": ORDINALS, "bin": edges}
+        return {n: v.assign_coords({k: c for k, c in coords.items() if k in v.dims}) for n, v in found.items()}
 
 
-def _moments(sums: dict[str, np.ndarray], first: tuple[str, ...]) -> dict[str, tuple[tuple[str, ...], np.ndarray]]:
-    rows = np.asarray(sums["rows"])[..., None]
-    mean = sums["sum"] / rows
-    values = {
-        "mean": mean,
-        "variance": (sums["squares"] / rows - mean**2).clip(0),
-        "minimum": sums["least_score"],
-        "maximum": sums["most_score"],
+def moments(
+    counts: xr.DataArray,
+    total: xr.DataArray,
+    squares: xr.DataArray,
+    rows: xr.DataArray,
+    least: xr.DataArray,
+    most: xr.DataArray,
+) -> dict[str, xr.DataArray]:
+    """What is said of sums, of a layer or of all."""
+    mean = total / rows
+    return {
+        "histogram": counts,
+        "score_mean": mean,
+        "score_variance": (squares / rows - mean**2).clip(0),
+        "minimum": least,
+        "maximum": most,
     }
-    moments = {name: ((*first, "which"), value) for name, value in values.items()}
-    return {"count": ((*first, "which", "bin"), sums["count"]), **moments}

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
+import torch
 import xarray as xr
 
-from moe_probe.dynamic.analysis import Analysis, expert_labels
-from moe_probe.errors import InputError
-from moe_probe.results import with_attrs
-from moe_probe.routing import SELECTED, LayerBatch
-from moe_probe.texts.corpus import Corpus
+from moe_probe.dynamic.analysis import Analysis
+from moe_probe.errors import AlreadyThere, Damaged
+from moe_probe.routing import ROUTING, LayerBatch, Need, Source
+from moe_probe.statistics.states import ALL_LAYERS, Files, Total
 from moe_probe.traces import reading as trace
 
 
+@dataclass
 class RoutingTrace(Analysis):
     """A row per (document, position, subtoken, layer, rank) in a Parquet dataset; memory does not grow with the corpus.
 
@@ -46,61 +49,64 @@ class RoutingTrace(Analysis):
         True
     """
 
-    name = "routing_trace"
+    path: str | Path
+    norms: bool = False
+    overwrite: bool = False
 
-    def __init__(self, path: str | Path, norms: bool = False, overwrite: bool = False):
-        self.path, self.norms, self.overwrite = str(path), norms, overwrite
-        self.needs = frozenset({SELECTED}) if norms else frozenset()
+    name = "routing_trace"
+    title = "Routing trace"
+    legend = {"rows": ("choices written", "choices")}
+
+    files, rows = Files(), Total("expert")
+
+    def __post_init__(self) -> None:
+        self.path = str(self.path)
         self._waiting: list[pa.Table] = []
-        self._files: list[str] = []
-        self._rows: dict[int, np.ndarray] = {}
-        if (Path(path) / trace.CARD).exists() and not overwrite:
-            raise InputError(f"{path} holds a trace already; give overwrite=True, or another folder.")
+        if (Path(self.path) / trace.CARD).exists() and not self.overwrite:
+            raise AlreadyThere(f"{self.path} holds a trace already; pass overwrite=True, or another folder.")
+
+    @classmethod
+    def example(cls) -> Self:
+        return cls(path="out/trace", overwrite=True)
+
+    def needed(self) -> frozenset[Need]:
+        return ROUTING - {Need.BEFORE} | ({Need.SELECTED} if self.norms else set())
+
+    def fresh(self) -> Self:
+        other = super().fresh()
+        other._waiting = []
+        return other
 
     def update(self, batch: LayerBatch) -> None:
-        self._waiting.append(trace.to_table(batch))
-        counts = np.bincount(batch.top_k_index.flatten().cpu().numpy(), minlength=batch.layer.num_experts)
-        self._rows[batch.layer.index] = self._rows.get(batch.layer.index, 0) + counts
+        self._waiting.append(trace.to_table(batch, self.norms))
+        index = batch.top_k_index.flatten()
+        self.rows.add(batch, torch.bincount(index, minlength=batch.layer.num_experts))
         if sum(table.num_rows for table in self._waiting) >= trace.FILE_ROWS:
-            self._flush()
+            self.settle()
 
-    def _flush(self) -> None:
+    def settle(self) -> None:
         if self._waiting:
             name = f"part-{uuid.uuid4().hex}.parquet"
             trace.write_file(self._waiting, Path(self.path) / name)
-            self._files.append(name)
+            self.files.put(ALL_LAYERS, name)
             self._waiting = []
 
-    def merge(self, other: Self) -> None:
-        other._flush()
-        self._files += other._files
-        for layer, counts in other._rows.items():
-            self._rows[layer] = self._rows.get(layer, 0) + counts
+    def restore(self, state: Mapping[str, np.ndarray]) -> None:
+        super().restore(state)
+        for name in self.written:
+            if not (Path(self.path) / name).exists():
+                raise Damaged(f"{self.path} lacks {name}, which the interrupted run had written; begin anew.")
 
-    def state(self) -> dict[str, np.ndarray]:
-        self._flush()
-        counts = {f"rows/{layer}": counts for layer, counts in self._rows.items()}
-        return {"files": np.asarray(self._files, dtype=str), **counts}
-
-    def restore(self, state: dict[str, np.ndarray]) -> None:
-        self._waiting, self._files = [], [str(name) for name in state["files"]]
-        self._rows = {int(key.split("/")[1]): value for key, value in state.items() if key.startswith("rows/")}
-        missing = [name for name in self._files if not (Path(self.path) / name).exists()]
-        if missing:
-            raise InputError(f"{self.path} lacks {missing[0]}, which the interrupted run had written; begin anew.")
+    @property
+    def written(self) -> tuple[str, ...]:
+        """Names of the files."""
+        return self.files[ALL_LAYERS] if self.files else ()
 
     def __getstate__(self) -> dict[str, Any]:
-        self._flush()  # what goes to another process is on disk
+        self.settle()  # what goes to another process is on disk
         return vars(self)
 
-    def result(self, model: Any, corpus: Corpus) -> xr.Dataset:
-        self._flush()
-        layers = sorted(self._rows)
-        total = sum(int(counts.sum()) for counts in self._rows.values())
-        trace.finish(Path(self.path), self._files, total, model, corpus, layers)
-        counts = {model.layer(layer).num_experts for layer in layers}
-        if len(counts) > 1:
-            raise InputError(f"The layers have {sorted(counts)} experts; choose layers= that are alike.")
-        rows = np.stack([self._rows[layer] for layer in layers])
-        coords = {"layer": layers, "expert": expert_labels(model, layers[0])}
-        return with_attrs({"rows": (("layer", "expert"), rows)}, coords, self.attrs(model, corpus))
+    def variables(self, source: Source) -> Mapping[str, xr.DataArray]:
+        rows = self.rows.array
+        trace.finish(Path(self.path), self.written, int(rows.sum()), source)
+        return {"rows": rows}

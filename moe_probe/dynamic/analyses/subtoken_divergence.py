@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Self
 
 import numpy as np
+import xarray as xr
 from scipy.stats import mannwhitneyu
 
-from moe_probe.dynamic.analysis import token_coords
-from moe_probe.dynamic.per_token import PerToken, by_token
-from moe_probe.errors import InputError
-from moe_probe.routing import LayerBatch
+from moe_probe.dynamic.analysis import Analysis, labeled
+from moe_probe.errors import NotFitting, OutOfRange, WrongType
+from moe_probe.routing import LayerBatch, Source
 from moe_probe.statistics.bootstrap import check_draws, interval, per_document
+from moe_probe.statistics.states import TokenTable
 from moe_probe.texts.corpus import Corpus
 from moe_probe.texts.words import (
     LISTS,
@@ -27,7 +29,8 @@ from moe_probe.texts.words import (
 GROUPS = ["PF", "non-PF"]
 
 
-class SubtokenDivergence(PerToken):
+@dataclass
+class SubtokenDivergence(Analysis):
     """Distinct experts among all choices of a token's sub-tokens (MH-MoE, arXiv 2404.15045, section 4.4, figure 7).
 
     Tokens of polysemous words and false cognates (PF) are compared with the rest; special tokens are left out. A token
@@ -39,7 +42,7 @@ class SubtokenDivergence(PerToken):
 
     The result has, per token, `divergence` (layer, token), float32, `divergence_first` (sub-tokens only: of first
     choices alone) and `divergence_mean` (token), over layers, with `group` among the coordinates. Of the groups:
-    `mean` (group), `layer_mean` (layer, group), `tokens` (group); `difference`, PF minus non-PF, and
+    `group_mean` (group), `layer_mean` (layer, group), `tokens` (group); `difference`, PF minus non-PF, and
     `layer_difference` (layer); both with `_low` and `_high`, a 95 % bootstrap interval over documents; `u_statistic`
     and `p_value`, the two-sided rank test of Mann and Whitney over tokens; `superiority`, the probability that a PF
     token diverges more than another one; `difference_chance`, `_chance_low` and `_chance_high`: what it is when the
@@ -63,64 +66,86 @@ class SubtokenDivergence(PerToken):
         ('layer', 'token')
     """
 
+    words: Collection[str] | None = None
+    spans: Mapping[int, Sequence[tuple[int, int]]] | None = None
+    bootstrap: int = 200
+    permutations: int = 200
+
     name = "subtoken_divergence"
+    title = "Sub-token divergence"
+    unasked = True
+    legend = {
+        "divergence": ("distinct experts", "experts"),
+        "divergence_first": ("distinct first choices", "experts"),
+        "divergence_mean": ("distinct experts, mean over layers", "experts"),
+        "group_mean": ("distinct experts", "experts"),
+        "layer_mean": ("distinct experts", "experts"),
+        "tokens": ("tokens of the group", "tokens"),
+        "difference": ("PF minus non-PF", "experts"),
+        "layer_difference": ("PF minus non-PF", "experts"),
+    }
 
-    def __init__(
-        self,
-        words: Collection[str] | None = None,
-        spans: Mapping[int, Sequence[tuple[int, int]]] | None = None,
-        bootstrap: int = 200,
-        permutations: int = 200,
-    ):
-        super().__init__()
-        if words is not None and not len(words):
-            raise InputError("The list of words is empty; give some words, or none for the lists of the package.")
-        if isinstance(words, str):
-            raise InputError(f"words is a list of words, not the text {words!r}.")
-        self.words = None if words is None else sorted(set(words))
-        self.spans = None if spans is None else {int(n): [tuple(p) for p in pairs] for n, pairs in spans.items()}
-        self.bootstrap, self.permutations = check_draws(bootstrap), check_draws(permutations)
+    divergence, divergence_first = TokenTable(dtype=np.int16), TokenTable(dtype=np.int16)
+    index = TokenTable("rank", dtype=np.int16)
 
-    def prepare(self, model: Any, corpus: Corpus, layers: list[int]) -> None:
-        marked, usable = self._marked(corpus), ~special_tokens(corpus)
+    def __post_init__(self) -> None:
+        if isinstance(self.words, str):
+            raise WrongType(f"words is the text {self.words!r}; pass a list of words.")
+        if self.words is not None:
+            if not len(self.words):
+                raise OutOfRange("words is an empty list; pass some words, or None for the lists of the package.")
+            self.words = sorted(set(self.words))
+        if self.spans is not None:
+            self.spans = {int(n): [(int(a), int(b)) for a, b in pairs] for n, pairs in self.spans.items()}
+        check_draws(self.bootstrap)
+        check_draws(self.permutations, "permutations")
+
+    @classmethod
+    def example(cls) -> Self:
+        return cls(bootstrap=9, permutations=9)
+
+    def check(self, source: Source) -> None:
+        marked, usable = self._marked(source.corpus), ~special_tokens(source.corpus)
         if self.words is not None or self.spans is not None:
             for group, some in zip(GROUPS, (marked & usable, ~marked & usable), strict=True):
                 if not some.any():
-                    raise InputError(f"No token of the corpus is {group}; give other texts, words or spans.")
+                    raise NotFitting(f"No token of the corpus is {group}; pass other texts, words or spans.")
 
-    def measure(self, batch: LayerBatch) -> dict[str, np.ndarray]:
-        index = by_token(batch.top_k_index.cpu(), batch)  # (tokens, subtokens, k)
+    def update(self, batch: LayerBatch) -> None:
+        index = batch.by_token(batch.top_k_index)  # (tokens, subtokens, k)
         if batch.layer.subtokens == 1:
-            return {"index": index[:, 0].astype(np.int16)}
-        first = by_token(batch.first_choice.cpu(), batch)
-        return {
-            "divergence": distinct(index.reshape(len(index), -1)),
-            "divergence_first": distinct(first),
-        }
+            self.index.add(batch, index[:, 0])
+        else:
+            self.divergence.add(batch, distinct(index.reshape(len(index), -1)))
+            self.divergence_first.add(batch, distinct(batch.by_token(batch.first_choice)))
 
-    def dataset(
-        self, model: Any, corpus: Corpus, layers: list[int], values: dict[str, np.ndarray]
-    ) -> tuple[dict, dict]:
-        tokens = corpus.tokens()
-        per_token = {k: v.astype(np.float32) for k, v in values.items() if k != "index"}
-        if "index" in values:
-            experts = model.layer(layers[0]).num_experts
-            found = [_between_occurrences(index, tokens.token_id, experts) for index in values["index"]]
-            per_token["divergence"] = np.stack(found).astype(np.float32)
+    def variables(self, source: Source) -> Mapping[str, xr.DataArray]:
+        corpus, per_token = source.corpus, self._per_token(source)
         divergence = per_token["divergence"].astype(float)
-        marked, usable = self._marked(corpus), ~special_tokens(corpus) & ~np.isnan(divergence).any(0)
+        marked, usable = self._marked(corpus), self._usable(corpus, divergence)
         groups = np.stack([marked & usable, ~marked & usable])
-        variables: dict[str, Any] = {name: (("layer", "token"), value) for name, value in per_token.items()}
-        variables["divergence_mean"] = (("token",), divergence.mean(0))
-        for name, (dims, value) in self._compare(divergence, groups, corpus).items():
-            variables[name] = (dims, value)
+        found: dict[str, tuple[tuple[str, ...], Any]] = {n: (("layer", "token"), v) for n, v in per_token.items()}
+        found["divergence_mean"] = (("token",), divergence.mean(0))
+        found |= self._compare(divergence, groups, corpus)
         names = np.select([~usable, marked], ["", GROUPS[0]], GROUPS[1])
-        return variables, {**token_coords(tokens, corpus), "token_group": ("token", names), "group": GROUPS}
+        coords = {"layer": list(source.layers), "group": GROUPS, "token_group": ("token", names)}
+        return labeled(found, coords)
 
-    def attrs(self, model: Any, corpus: Corpus) -> dict[str, Any]:
-        parts = model.layer(min(self._kept)).subtokens
-        unit = f"{parts} sub-tokens" if parts > 1 else "two occurrences"
-        return {**super().attrs(model, corpus), "unit": unit}
+    def _per_token(self, source: Source) -> dict[str, np.ndarray]:
+        """Distinct experts of each token, (layers, tokens), float32."""
+        if not self.index:
+            kept = {"divergence": self.divergence, "divergence_first": self.divergence_first}
+            return {name: table.array.values.astype(np.float32) for name, table in kept.items()}
+        ids, experts = source.corpus.tokens().token_id, source.first_layer.num_experts
+        found = [_between_occurrences(index, ids, experts) for index in self.index.array.values]
+        return {"divergence": np.stack(found).astype(np.float32)}
+
+    def _usable(self, corpus: Corpus, divergence: np.ndarray) -> np.ndarray:
+        return ~special_tokens(corpus) & ~np.isnan(divergence).any(0)
+
+    def notes(self, source: Source) -> Mapping[str, Any]:
+        parts = source.first_layer.subtokens
+        return {"unit": f"{parts} sub-tokens" if parts > 1 else "two occurrences"}
 
     def _marked(self, corpus: Corpus) -> np.ndarray:
         marked = np.zeros(corpus.num_tokens, dtype=bool)
@@ -152,7 +177,7 @@ class SubtokenDivergence(PerToken):
         whole = {name: value.sum(0) for name, value in sums.items()}
         mean, differences = means(whole), difference(whole)
         found: dict[str, tuple[tuple[str, ...], np.ndarray]] = {
-            "mean": (("group",), mean.mean(1)),
+            "group_mean": (("group",), mean.mean(1)),
             "layer_mean": (("layer", "group"), mean.T),
             "tokens": (("group",), groups.sum(1)),
         }

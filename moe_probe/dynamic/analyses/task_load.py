@@ -3,27 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Self
 
 import numpy as np
 import torch
 import xarray as xr
 from scipy.stats import spearmanr
 
-from moe_probe.dynamic.analysis import Sums
-from moe_probe.dynamic.parts import Parts
-from moe_probe.dynamic.per_token import PerToken, by_token
-from moe_probe.errors import InputError
-from moe_probe.results import with_attrs
-from moe_probe.routing import LayerBatch
+from moe_probe.dynamic.analysis import Analysis, expert_labels, labeled
+from moe_probe.errors import NotFitting
+from moe_probe.families import Layer
+from moe_probe.routing import LayerBatch, Source
 from moe_probe.statistics.bootstrap import check_draws
-from moe_probe.statistics.by_label import distance, ends, label_sums, permuted, resampled, shares, stacked
-from moe_probe.texts.corpus import Corpus
+from moe_probe.statistics.by_label import (
+    add_by_label,
+    expert_shares,
+    interval_ends,
+    permuted,
+    resampled,
+    stack_labels,
+    total_variation,
+)
+from moe_probe.statistics.states import TokenTable, Total
 
 KINDS = ["ffn", "constant", "copy", "zero"]
+Variables = dict[str, tuple[tuple[str, ...], Any]]
 
 
-class TaskLoad(Parts):
+@dataclass
+class TaskLoad(Analysis):
     """Load by layer, task (the documents' label) and kind of expert; tokens of a task are pooled.
 
     p[t,l,e] is the share of expert e in the choices of task t in layer l, K the choices per token (or sub-token). The
@@ -58,84 +67,96 @@ class TaskLoad(Parts):
         ('task', 'layer', 'expert')
     """
 
+    accuracy: Mapping[str, float] | None = None
+    bootstrap: int = 200
+    permutations: int = 200
+
     name = "task_load"
+    title = "Task load"
+    unasked = True
+    legend = {
+        "share": ("share of choices", "1"),
+        "ffn_per_token": ("FFN experts per token", "experts"),
+        "activation": ("experts of a kind per token", "experts"),
+        "task_distance": ("mean total variation distance of tasks", "1"),
+        "ffn_spread": ("spread of FFN experts per token over tasks", "experts"),
+    }
 
-    def __init__(self, accuracy: Mapping[str, float] | None = None, bootstrap: int = 200, permutations: int = 200):
-        super().__init__(load=_Load(), ffn=_FFN())
-        self.accuracy = None if accuracy is None else {str(task): float(value) for task, value in accuracy.items()}
-        self.bootstrap, self.permutations = check_draws(bootstrap), check_draws(permutations)
+    by_task, ffn = Total("block", "expert"), TokenTable(dtype=np.uint8)
 
-    def prepare(self, model: Any, corpus: Corpus, layers: list[int]) -> None:
-        tasks = {document.label for document in corpus.documents} - {""}
+    def __post_init__(self) -> None:
+        if self.accuracy is not None:
+            self.accuracy = {str(task): float(value) for task, value in self.accuracy.items()}
+        check_draws(self.bootstrap)
+        check_draws(self.permutations, "permutations")
+
+    @classmethod
+    def example(cls) -> Self:
+        return cls(bootstrap=9, permutations=9)
+
+    def check(self, source: Source) -> None:
+        tasks = {document.label for document in source.corpus.documents} - {""}
         if len(tasks) < 2:
             found = f"only {tasks.pop()!r}" if tasks else "none"
-            raise InputError(
-                f"task_load compares tasks: give the documents at least two labels (labels=); has {found}."
-            )
-        wanting = sorted(tasks - set(self.accuracy)) if self.accuracy is not None else []
-        if wanting:
-            raise InputError(f"accuracy lacks the tasks {', '.join(wanting)}.")
+            raise NotFitting(f"task_load compares tasks: give documents at least two labels (labels=); has {found}.")
+        lacking = sorted(tasks - set(self.accuracy)) if self.accuracy is not None else []
+        if lacking:
+            raise NotFitting(f"accuracy lacks the tasks {', '.join(lacking)}; pass a number for each.")
 
-    def result(self, model: Any, corpus: Corpus) -> xr.Dataset:
-        self.prepare(model, corpus, [])
-        parts = self._parts["load"].result(model, corpus)
-        layers, tasks = parts.layer.values.tolist(), parts.task.values.tolist()
-        layer = model.layer(layers[0])
-        counts = parts["count"].values  # (layers, tasks, blocks, E)
-        totals = counts.sum(2)
-        load = shares(totals)
+    def update(self, batch: LayerBatch) -> None:
+        add_by_label(self.by_task, batch)
+        ffn = torch.tensor([kind == "ffn" for kind in batch.layer.expert_kinds], device=batch.top_k_index.device)
+        self.ffn.add(batch, batch.by_token(ffn[batch.top_k_index].sum(1)).sum(1))
+
+    def variables(self, source: Source) -> Mapping[str, xr.DataArray]:
+        tasks, counts = stack_labels(self.by_task)  # (layers, tasks, blocks, E)
+        layers, layer = self.by_task.layers, source.first_layer
         kinds = [kind for kind in KINDS if kind in layer.expert_kinds]
         of_kind = np.asarray([[kind == k for kind in layer.expert_kinds] for k in kinds], dtype=float)
+        totals = counts.sum(2)
         activation = layer.top_k * (totals @ of_kind.T / totals.sum(-1, keepdims=True))  # (layers, tasks, kinds)
-        ffn = activation[..., kinds.index("ffn")]
-        variables: dict[str, tuple[tuple[str, ...], Any]] = {
+        found = self._descriptions(expert_shares(totals), activation, of_kind, kinds.index("ffn"))
+        if "zero" in kinds and self.accuracy is not None:
+            found |= _with_accuracy(activation[..., kinds.index("zero")], [self.accuracy[task] for task in tasks])
+        if self.bootstrap:
+            found |= _intervals(counts, layer.top_k * of_kind[kinds.index("ffn")], self.bootstrap)
+        if self.permutations:
+            found |= _chance(counts, self.permutations)
+        coords = self._named(layers, tasks, kinds, layer)
+        order = ("task", "layer", "other", "kind", "expert")
+        return {n: v.transpose(*(d for d in order if d in v.dims)) for n, v in labeled(found, coords).items()}
+
+    def _descriptions(self, load: np.ndarray, activation: np.ndarray, of_kind: np.ndarray, ffn_at: int) -> Variables:
+        ffn = activation[..., ffn_at]
+        found: Variables = {
             "share": (("layer", "task", "expert"), load),
             "ffn_per_token": (("layer", "task"), ffn),
             "activation": (("layer", "task", "kind"), activation),
             "activation_per_expert": (("layer", "task", "kind"), activation / of_kind.sum(1)),
-            "task_distance": (("layer",), distance(load)),
+            "task_distance": (("layer",), total_variation(load)),
             "ffn_spread": (("layer",), ffn.std(1)),
         }
-        variables |= _correlations("", ffn) | _correlations("token_", self._parts["ffn"].values(corpus)[1]["count"])
-        if "zero" in kinds and self.accuracy is not None:
-            variables |= _with_accuracy(activation[..., kinds.index("zero")], [self.accuracy[task] for task in tasks])
-        if self.bootstrap:
-            variables |= _intervals(counts, layer.top_k * of_kind[kinds.index("ffn")], self.bootstrap)
-        if self.permutations:
-            null = [distance(shares(permuted(one, self.permutations))) for one in counts]
-            low, high = ends(np.stack(null, axis=1))
-            variables |= {
-                "share_chance": (("layer", "expert"), shares(counts.sum((1, 2)))),
-                "task_distance_chance": (("layer",), np.mean(null, axis=1)),
-                "task_distance_chance_low": (("layer",), low),
-                "task_distance_chance_high": (("layer",), high),
-            }
-        coords = {"layer": layers, "other": layers, "task": tasks, "kind": kinds}
-        coords["expert"] = [str(expert) for expert in range(layer.num_experts)]
+        return found | _correlations("", ffn) | _correlations("token_", self.ffn.array.values)
+
+    def _named(self, layers: list[int], tasks: list[str], kinds: list[str], layer: Layer) -> dict[str, Any]:
+        coords: dict[str, Any] = {"layer": layers, "other": layers, "task": tasks, "kind": kinds}
+        coords["expert"] = expert_labels(layer.num_experts)
         coords["expert_kind"] = ("expert", list(layer.expert_kinds))
         if self.accuracy is not None:
             coords["accuracy"] = ("task", [self.accuracy[task] for task in tasks])
-        found = with_attrs(variables, coords, self.attrs(model, corpus))
-        return found.transpose("task", "layer", "other", "kind", "expert", missing_dims="ignore")
+        return coords
 
 
-class _Load(Sums):
-    name = "task_load"
-
-    def measure(self, batch: LayerBatch) -> dict[str, torch.Tensor]:
-        return label_sums(batch)
-
-    def dataset(self, layers: list[int], sums: dict[str, np.ndarray]) -> tuple[dict, dict]:
-        tasks, counts = stacked(sums)
-        return {"count": (("layer", "task", "block", "expert"), counts)}, {"task": tasks}
-
-
-class _FFN(PerToken):
-    name = "task_load"
-
-    def measure(self, batch: LayerBatch) -> dict[str, np.ndarray]:
-        ffn = np.asarray(batch.layer.expert_kinds) == "ffn"
-        return {"count": by_token(ffn[batch.top_k_index.cpu().numpy()].sum(1), batch).sum(1).astype(np.uint8)}
+def _chance(counts: np.ndarray, draws: int) -> Variables:
+    """Of (layers, tasks, blocks, E) choices: what they are with the tasks dealt out at random."""
+    null = [total_variation(expert_shares(permuted(one, draws))) for one in counts]
+    low, high = interval_ends(np.stack(null, axis=1))
+    return {
+        "share_chance": (("layer", "expert"), expert_shares(counts.sum((1, 2)))),
+        "task_distance_chance": (("layer",), np.mean(null, axis=1)),
+        "task_distance_chance_low": (("layer",), low),
+        "task_distance_chance_high": (("layer",), high),
+    }
 
 
 def _correlations(name: str, values: np.ndarray) -> dict[str, tuple[tuple[str, ...], Any]]:
@@ -150,8 +171,8 @@ def _correlations(name: str, values: np.ndarray) -> dict[str, tuple[tuple[str, .
 def _with_accuracy(zero: np.ndarray, accuracy: list[float]) -> dict[str, tuple[tuple[str, ...], Any]]:
     """Spearman's correlation of zero experts' activations (layers, tasks) with accuracies."""
     if len(accuracy) < 3:
-        raise InputError(
-            f"Accuracies of {len(accuracy)} tasks say nothing of a correlation; give at least three tasks."
+        raise NotFitting(
+            f"Accuracies of {len(accuracy)} tasks say nothing of a correlation; pass at least three tasks."
         )
     pooled = spearmanr(zero.mean(0), accuracy)
     by_layer = [spearmanr(one, accuracy).statistic for one in zero]
@@ -164,11 +185,11 @@ def _with_accuracy(zero: np.ndarray, accuracy: list[float]) -> dict[str, tuple[t
 
 def _intervals(counts: np.ndarray, ffn: np.ndarray, draws: int) -> dict[str, tuple[tuple[str, ...], Any]]:
     """Of (layers, tasks, blocks, E) choices; `ffn` (E,) weights the experts that count for FFN experts per token."""
-    drawn = [shares(resampled(one, draws)) for one in counts]
+    drawn = [expert_shares(resampled(one, draws)) for one in counts]
     found = {
-        "share": (("layer", "task", "expert"), np.stack([ends(one) for one in drawn], axis=1)),
-        "ffn_per_token": (("layer", "task"), np.stack([ends(one @ ffn) for one in drawn], axis=1)),
-        "task_distance": (("layer",), np.stack([ends(distance(one)) for one in drawn], axis=1)),
+        "share": (("layer", "task", "expert"), np.stack([interval_ends(one) for one in drawn], axis=1)),
+        "ffn_per_token": (("layer", "task"), np.stack([interval_ends(one @ ffn) for one in drawn], axis=1)),
+        "task_distance": (("layer",), np.stack([interval_ends(total_variation(one)) for one in drawn], axis=1)),
     }
     return {
         f"{name}_{end}": (dims, value[at])

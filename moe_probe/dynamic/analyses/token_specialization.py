@@ -2,29 +2,38 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from math import comb
-from typing import Any, ClassVar
+from typing import Self
 
 import numpy as np
 import torch
 import xarray as xr
 from scipy.sparse import csr_array
 
-from moe_probe.dynamic.analysis import Analysis, Sums
-from moe_probe.dynamic.parts import Parts
-from moe_probe.errors import InputError
-from moe_probe.results import with_attrs
-from moe_probe.routing import LayerBatch
+from moe_probe.dynamic.analysis import Analysis, expert_labels, labeled
+from moe_probe.options import check_number
+from moe_probe.routing import LayerBatch, Need, Source
 from moe_probe.statistics.bootstrap import BLOCKS, block_sums, check_draws, interval
-from moe_probe.statistics.by_label import ends
-from moe_probe.statistics.tally import Tally
-from moe_probe.texts.corpus import Corpus, place_of, place_start
+from moe_probe.statistics.by_label import interval_ends
+from moe_probe.statistics.states import Counts, Same, Tally, Total
+from moe_probe.texts.corpus import bin_start, position_bin
 
 PLACES = 32
 DRAWS_AT_ONCE = 25
+DIMS = {
+    "position_share": ("layer", "place", "expert"),
+    "position_chance": ("layer", "expert"),
+    "repetition": ("layer", "choice"),
+    "repetition_chance": ("layer", "choice"),
+    "vocabulary_specialization": ("layer", "expert"),
+    "vocabulary_chance": ("layer", "expert"),
+}
 
 
-class TokenSpecialization(Parts):
+@dataclass
+class TokenSpecialization(Analysis):
     """Routing by token id, by position, and from one token to the next.
 
     With n_x occurrences of token id x in the corpus (ids with fewer than `min_count` are left out), n_xe of which
@@ -55,100 +64,135 @@ class TokenSpecialization(Parts):
         ('layer', 'choice')
     """
 
-    name = "token_specialization"
-
-    def __init__(self, min_count: int = 5, bootstrap: int = 200, chance: bool = True, as_published: bool = False):
-        if min_count < 1:
-            raise InputError(f"min_count is at least 1, not {min_count}.")
-        self.min_count = 1 if as_published else min_count
-        self.bootstrap, self.chance, self.as_published = check_draws(bootstrap), chance, as_published
-        super().__init__(vocabulary=_Vocabulary(self.min_count, bootstrap), places=_Places(bootstrap))
-
-    def result(self, model: Any, corpus: Corpus) -> xr.Dataset:
-        places, vocabulary = (self._parts[name].result(model, corpus) for name in ("places", "vocabulary"))
-        found = vocabulary.merge(places).assign_attrs(self.attrs(model, corpus))
-        return found if self.chance else found.drop_vars([name for name in found if name.endswith("_chance")])
-
-
-class _Vocabulary(Analysis):
-    """Choices by layer, token id and block of documents: rows, chosen experts, first choices."""
+    min_count: int = 5
+    bootstrap: int = 200
+    chance: bool = True
+    as_published: bool = False
 
     name = "token_specialization"
+    title = "Token specialization"
+    unasked = True
+    needs = frozenset({Need.CHOICES})
+    legend = {
+        "vocabulary_specialization": ("share of a token id's occurrences that choose the expert", "1"),
+        "context_independence": ("pairs of occurrences with one first choice", "1"),
+        "position_share": ("share of choices by position", "1"),
+        "repetition": ("next token with the same choice", "1"),
+        "token_ids": ("token ids that count", "token ids"),
+    }
 
-    def __init__(self, min_count: int, bootstrap: int):
-        self.min_count, self.bootstrap = min_count, bootstrap
-        self._tallies: dict[tuple[int, str], Tally] = {}
+    ids, chosen, first = Tally(), Tally(), Tally()
+    by_place, repeated = Total("block", "place", "expert"), Total("block", "choice")
+    first_choices, k = Total("expert"), Same()
+
+    def __post_init__(self) -> None:
+        check_number("min_count", self.min_count, 1)
+        check_draws(self.bootstrap)
+        self.min_count = 1 if self.as_published else self.min_count
+
+    @classmethod
+    def example(cls) -> Self:
+        return cls(min_count=1)
 
     def update(self, batch: LayerBatch) -> None:
+        self._count_ids(batch)
+        self._count_places(batch)
+        self.k.add(batch, batch.top_k_index.shape[1])
+
+    def _count_ids(self, batch: LayerBatch) -> None:
+        """Rows, choices and first choices by token id and block of documents."""
         experts, parts = batch.layer.num_experts, batch.layer.subtokens
         block = batch.tokens.document % BLOCKS if self.bootstrap else 0
         row = np.repeat(batch.tokens.token_id * BLOCKS + block, parts)
-        index = batch.top_k_index.cpu().numpy()
-        found = {
-            "rows": row,
-            "chosen": (row[:, None] * experts + index).flatten(),
-            "first": row * experts + batch.first_choice.cpu().numpy(),
+        self.ids.add(batch, row)
+        self.chosen.add(batch, (row[:, None] * experts + batch.top_k_index.cpu().numpy()).flatten())
+        self.first.add(batch, row * experts + batch.first_choice.cpu().numpy())
+
+    def _count_places(self, batch: LayerBatch) -> None:
+        """Choices by position, and repeated ones, by block of documents."""
+        parts, experts = batch.layer.subtokens, batch.layer.num_experts
+        selected, first = batch.selected.cpu(), batch.first_choice.cpu()
+        document = np.repeat(batch.tokens.document, parts)
+        cell = np.repeat(position_bin(batch.tokens.position), parts) + PLACES * (document % BLOCKS)
+        self.by_place.add(batch, block_sums(selected, cell, BLOCKS * PLACES).view(BLOCKS, PLACES, experts))
+        follows = torch.from_numpy(document[parts:] == document[:-parts])
+        same = first[parts:] == first[:-parts]
+        common = (selected[parts:] * selected[:-parts]).sum(1) > 0
+        repeated = torch.stack([same & follows, common & follows, follows], dim=1)
+        self.repeated.add(batch, block_sums(repeated, document[parts:]))
+        self.first_choices.add(batch, torch.bincount(first, minlength=experts))
+
+    def variables(self, source: Source) -> Mapping[str, xr.DataArray]:
+        found = self._by_id(source) | self._by_place()
+        if not self.chance:
+            found = {name: value for name, value in found.items() if not name.endswith("_chance")}
+        places = np.flatnonzero(self.by_place.array.values.sum((0, 1, 3)))
+        coords = {
+            "layer": self.ids.layers,
+            "expert": expert_labels(source.first_layer.num_experts),
+            "place": bin_start(places),
+            "choice": ["first", "any"],
         }
-        for name, keys in found.items():
-            self._tallies.setdefault((batch.layer.index, name), Tally()).add(keys)
+        dims = {n: DIMS.get(n.removesuffix("_low").removesuffix("_high"), ("layer",)) for n in found}
+        return labeled({name: (dims[name], value) for name, value in found.items()}, coords)
 
-    def merge(self, other: _Vocabulary) -> None:
-        for key, tally in other._tallies.items():
-            self._tallies.setdefault(key, Tally()).merge(tally)
-
-    def state(self) -> dict[str, np.ndarray]:
-        tallies = {f"{layer}/{name}": tally for (layer, name), tally in self._tallies.items()}
-        return {f"{key}/{part}": getattr(t, part) for key, t in tallies.items() for part in ("keys", "counts")}
-
-    def restore(self, state: dict[str, np.ndarray]) -> None:
-        names = {key.rpartition("/")[0] for key in state}
-        self._tallies = {
-            (int(name.split("/")[0]), name.split("/")[1]): Tally(state[f"{name}/keys"], state[f"{name}/counts"])
-            for name in names
-        }
-
-    def result(self, model: Any, corpus: Corpus) -> xr.Dataset:
-        layers = sorted({layer for layer, _ in self._tallies})
-        experts = [model.layer(layer).num_experts for layer in layers]
-        found = [self._layer(layer, count) for layer, count in zip(layers, experts, strict=True)]
-        dims = {name: ("layer", "expert") for name in found[0] if name.startswith("vocabulary")}
-        variables = {name: (dims.get(name, ("layer",)), np.stack([f[name] for f in found])) for name in found[0]}
-        return with_attrs(variables, {"layer": layers, "expert": [str(expert) for expert in range(experts[0])]}, {})
+    def _by_id(self, source: Source) -> dict[str, np.ndarray]:
+        layers = self.ids.layers
+        found = [self._layer(layer, source.layers[layer].num_experts) for layer in layers]
+        return {name: np.stack([one[name] for one in found]) for name in found[0]}
 
     def _layer(self, layer: int, experts: int) -> dict[str, np.ndarray]:
-        """What the result says of one layer; nan where no id is frequent enough."""
-        rows, chosen, first = (self._tallies[layer, name] for name in ("rows", "chosen", "first"))
+        """What the result says of one layer by token id; nan where no id is frequent enough."""
+        rows = self.ids[layer]
         ids, of_row = np.unique(rows.keys // BLOCKS, return_inverse=True)
         frequent = np.flatnonzero(np.bincount(of_row, rows.counts) >= self.min_count)
-        counts = _Counts(ids[frequent], rows, chosen, first, experts)
-        found = counts.statistics(np.ones((BLOCKS, 1)))
-        result = {name: value[..., 0] for name, value in found.items()}
-        result["token_ids"] = np.asarray(len(frequent))
+        counts = IdCounts(ids[frequent], rows, self.chosen[layer], self.first[layer], experts)
+        found = {name: value[..., 0] for name, value in counts.statistics(np.ones((BLOCKS, 1))).items()}
+        found["token_ids"] = np.asarray(len(frequent))
         if self.bootstrap:
             used = np.unique(rows.keys % BLOCKS)
-            weights = np.zeros((BLOCKS, self.bootstrap))
-            share = np.full(len(used), 1 / len(used))
-            weights[used] = np.random.default_rng(0).multinomial(len(used), share, size=self.bootstrap).T
             for name in ("vocabulary_specialization", "context_independence"):
-                both = [np.full(found[name].shape[:-1], np.nan)] * 2
+                both = [np.full(found[name].shape, np.nan)] * 2
                 if len(used) > 1:
-                    chunks = (weights[:, at : at + DRAWS_AT_ONCE] for at in range(0, self.bootstrap, DRAWS_AT_ONCE))
-                    drawn = np.concatenate([counts.statistics(chunk, name)[name] for chunk in chunks], axis=-1)
-                    both = ends(np.moveaxis(drawn, -1, 0))
-                result[f"{name}_low"], result[f"{name}_high"] = both
-        return result
+                    both = interval_ends(counts.resampled(name, used, self.bootstrap))
+                found[f"{name}_low"], found[f"{name}_high"] = both
+        return found
+
+    def _by_place(self) -> dict[str, np.ndarray]:
+        first, k = self.first_choices.array.values, int(self.k.array[0])
+        place, repeated = self.by_place.array.values, self.repeated.array.values  # (layers, blocks, ...)
+        place = place[:, :, np.flatnonzero(place.sum((0, 1, 3)))]
+        experts, share = first.shape[1], first / first.sum(1, keepdims=True)
+        in_common = np.full(len(first), 1 - comb(experts - k, k) / comb(experts, k))
+        with np.errstate(divide="ignore", invalid="ignore"):
+            found = {
+                "position_share": _place_share({"place": place.sum(1)}),
+                "repetition": _repetition({"repeated": repeated.sum(1)}),
+            }
+        found["repetition_chance"] = np.stack([(share**2).sum(1), in_common], axis=1)
+        found["position_chance"] = _place_share({"place": place.sum((1, 2))})
+        if self.bootstrap:
+            asked = (
+                ("position_share", "place", place, _place_share),
+                ("repetition", "repeated", repeated, _repetition),
+            )
+            for name, key, values, statistic in asked:
+                drawn = [interval(statistic, {key: of_layer}, self.bootstrap) for of_layer in values]
+                for end, both in zip(("low", "high"), zip(*drawn, strict=True), strict=True):
+                    found[f"{name}_{end}"] = np.stack(both)
+        return found
 
 
-class _Counts:
+class IdCounts:
     """Sparse counts of the chosen ids: n_x, n_xe and first choices f_xe, each by block of documents."""
 
-    def __init__(self, ids: np.ndarray, rows: Tally, chosen: Tally, first: Tally, experts: int):
+    def __init__(self, ids: np.ndarray, rows: Counts, chosen: Counts, first: Counts, experts: int):
         self.ids, self.experts = ids, experts
         self.rows, _, self.row_id = self._sparse(rows, 1)
         self.chosen, self.chosen_expert, self.chosen_id = self._sparse(chosen, experts)
         self.first, self.first_expert, self.first_id = self._sparse(first, experts)
 
-    def _sparse(self, tally: Tally, experts: int) -> tuple[csr_array, np.ndarray, np.ndarray]:
+    def _sparse(self, tally: Counts, experts: int) -> tuple[csr_array, np.ndarray, np.ndarray]:
         """Counts (pairs of id and expert, blocks), and each pair's expert and place in `ids`."""
         keys, counts = tally.keys, tally.counts
         row, expert = keys // experts, keys % experts
@@ -182,76 +226,19 @@ class _Counts:
                 found["context_chance"] = (pooled * (pooled - 1)).sum(0) / (total * (total - 1))
         return found
 
+    def resampled(self, name: str, used: np.ndarray, draws: int) -> np.ndarray:
+        """A statistic with the blocks that have documents drawn again, (draws, ...)."""
+        weights = np.zeros((BLOCKS, draws))
+        share = np.full(len(used), 1 / len(used))
+        weights[used] = np.random.default_rng(0).multinomial(len(used), share, size=draws).T
+        chunks = (weights[:, at : at + DRAWS_AT_ONCE] for at in range(0, draws, DRAWS_AT_ONCE))
+        drawn = np.concatenate([self.statistics(chunk, name)[name] for chunk in chunks], axis=-1)
+        return np.moveaxis(drawn, -1, 0)
+
     def _by_expert(self, expert: np.ndarray, values: np.ndarray) -> np.ndarray:
         total = np.zeros((self.experts, values.shape[1]))
         np.add.at(total, expert, values)
         return total
-
-
-class _Places(Sums):
-    name = "token_specialization"
-
-    def __init__(self, bootstrap: int):
-        super().__init__()
-        self.bootstrap = bootstrap
-
-    def measure(self, batch: LayerBatch) -> dict[str, torch.Tensor]:
-        parts, experts = batch.layer.subtokens, batch.layer.num_experts
-        selected, first = batch.selected.cpu(), batch.first_choice.cpu()
-        document = np.repeat(batch.tokens.document, parts)
-        cell = np.repeat(place_of(batch.tokens.position), parts) + PLACES * (document % BLOCKS)
-        by_place = block_sums(selected, cell, BLOCKS * PLACES).view(BLOCKS, PLACES, experts)
-        follows = torch.from_numpy(document[parts:] == document[:-parts])
-        same = first[parts:] == first[:-parts]
-        common = (selected[parts:] * selected[:-parts]).sum(1) > 0
-        repeated = torch.stack([same & follows, common & follows, follows], dim=1)
-        return {
-            "place": by_place,
-            "first": torch.bincount(first, minlength=experts),
-            "repeated": block_sums(repeated, document[parts:]),
-            "least_k": torch.tensor(batch.top_k_index.shape[1]),
-        }
-
-    def dataset(self, layers: list[int], sums: dict[str, np.ndarray]) -> tuple[dict, dict]:
-        experts, k = sums["first"].shape[1], int(sums["least_k"][0])
-        used = np.flatnonzero(sums["place"].sum((0, 1, 3)))
-        place, repeated = sums["place"][:, :, used], sums["repeated"]  # (layers, blocks, ...)
-        share = sums["first"] / sums["first"].sum(1, keepdims=True)
-        in_common = np.full(len(layers), 1 - comb(experts - k, k) / comb(experts, k))
-        with np.errstate(divide="ignore", invalid="ignore"):
-            values = {
-                "position_share": _place_share({"place": place.sum(1)}),
-                "repetition": _repetition({"repeated": repeated.sum(1)}),
-            }
-        values["repetition_chance"] = np.stack([(share**2).sum(1), in_common], axis=1)
-        values["position_chance"] = _place_share({"place": place.sum((1, 2))})
-        if self.bootstrap:
-            for name, kept, statistic in (
-                ("position_share", {"place": place}, _place_share),
-                ("repetition", {"repeated": repeated}, _repetition),
-            ):
-                bounds = [
-                    interval(statistic, {k: v[at] for k, v in kept.items()}, self.bootstrap)
-                    for at in range(len(layers))
-                ]
-                for end, both in zip(("low", "high"), zip(*bounds, strict=True), strict=True):
-                    values[f"{name}_{end}"] = np.stack(both)
-        variables = {
-            name: (self.DIMS[name.removesuffix("_low").removesuffix("_high")], v) for name, v in values.items()
-        }
-        coords = {
-            "place": place_start(used),
-            "choice": ["first", "any"],
-            "expert": [str(expert) for expert in range(experts)],
-        }
-        return variables, coords
-
-    DIMS: ClassVar = {
-        "position_share": ("layer", "place", "expert"),
-        "position_chance": ("layer", "expert"),
-        "repetition": ("layer", "choice"),
-        "repetition_chance": ("layer", "choice"),
-    }
 
 
 def _place_share(total: dict[str, np.ndarray]) -> np.ndarray:

@@ -63,6 +63,8 @@ class DeepseekConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs: Any):
         if self.num_key_value_heads is None:
             self.num_key_value_heads = self.num_attention_heads
+        if self.n_routed_experts and not self.num_experts_per_tok:
+            raise ValueError(f"num_experts_per_tok is {self.num_experts_per_tok} with {self.n_routed_experts} experts")
         if self.scoring_func != "softmax":
             raise ValueError(f"scoring_func is {self.scoring_func!r}; DeepSeekMoE v1 knows 'softmax' only")
         super().__post_init__(**kwargs)

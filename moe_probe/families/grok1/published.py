@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from moe_probe.checkpoint import Checkpoint, LazyTensor
-from moe_probe.checkpoint.formats.grok import FORMAT
+from moe_probe.checkpoint.formats.grok import NAME as FORMAT
 from moe_probe.families.grok1.release import PARTS, from_release
 
 KEYFAN_EMBEDDING = "transformer.in_out_embed.weight"

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from moe_probe.checkpoint import Checkpoint, LazyTensor
-from moe_probe.checkpoint.formats.fairseq import FORMAT
+from moe_probe.checkpoint.formats.fairseq import NAME as FORMAT
 from moe_probe.errors import CheckpointError, FamilyError, WeightError
 from moe_probe.families.mh_moe.configuration import MhMoeConfig
 

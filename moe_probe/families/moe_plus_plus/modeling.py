@@ -85,12 +85,16 @@ class MoePlusPlusRouter(nn.Module):
         router_logits = self.wg(hidden_states)
         if previous_logits is not None:
             router_logits = router_logits + self.gate_map(previous_logits.to(hidden_states))
+        return router_logits, *self.select(router_logits)
+
+    def select(self, router_logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Applied weights in descending order and their experts, (tokens, k), of logits (tokens, E)."""
         weights, index = self.selection_scores(router_logits).topk(self.top_k, dim=-1)  # (tokens, k)
         if self.mixtral_gating:
-            return router_logits, weights.softmax(dim=-1), index
+            return weights.softmax(dim=-1), index
         weights = weights.masked_fill(index == self.num_experts - 1, 0.0)
         weights, order = (weights / weights.sum(dim=-1, keepdim=True)).sort(descending=True, stable=True)
-        return router_logits, weights, index.gather(-1, order)
+        return weights, index.gather(-1, order)
 
     def selection_scores(self, router_logits: torch.Tensor) -> torch.Tensor:
         """What top-k ranks, (tokens, E): probabilities over all experts, or logits under Mixtral gating."""

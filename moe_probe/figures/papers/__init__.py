@@ -1,28 +1,28 @@
-"""One file per paper; found by scanning this folder for `PAPER`."""
+"""One file per paper, with its `PAPER`; another package adds one through the entry points `moe_probe.papers`."""
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
 from functools import cache
 
-from moe_probe.errors import InputError
+from moe_probe.errors import NoSuchName
 from moe_probe.figures.recipes import Paper
+from moe_probe.registry import Registry
+
+PAPERS: Registry[Paper] = Registry("moe_probe.figures.papers", "papers", "paper", lambda module, name: module.PAPER)
 
 
 @cache
 def papers() -> dict[str, Paper]:
     """The papers by name."""
-    modules = [importlib.import_module(f"{__name__}.{info.name}") for info in pkgutil.iter_modules(__path__)]
-    return {module.PAPER.name: module.PAPER for module in modules}
+    return {paper.name: paper for paper in PAPERS.values()}
 
 
 def find_paper(name: str) -> Paper:
     """A paper by its name.
 
     Raises:
-        InputError: there is no such paper.
+        NoSuchName: there is no such paper.
     """
     if name not in papers():
-        raise InputError(f"There is no paper {name!r}; there are {', '.join(papers())}.")
+        raise NoSuchName.among("paper", name, papers())
     return papers()[name]

@@ -9,8 +9,8 @@ import xarray as xr
 from matplotlib.figure import Figure
 
 from moe_probe import dynamic, plotting, static
-from moe_probe.figures.recipes import Given, Kind, OfTexts, OfWeights, Paper
-from moe_probe.plotting.heatmap import SCALES
+from moe_probe.figures.recipes import FromTexts, FromWeights, Paper, Recipe, Subject
+from moe_probe.plotting._heatmap import SCALES
 
 SHORT, SENTENCE = 8, 64  # tokens, where figures show single ones
 
@@ -23,91 +23,91 @@ def gates_beside_experts(ds: xr.Dataset, results: Mapping[str, xr.Dataset]) -> I
             yield f"gate_similarity_layer{layer}_scale-{scale}", figure
 
 
-def similarity(level: str, with_shared: bool) -> Kind:
+def similarity(level: str, with_shared: bool) -> Recipe:
     """Similarity of weights; the shared block takes part where its size does not matter."""
-    return OfWeights(
+    return FromWeights(
         shows={"matrix": "cosine of the experts' matrices", "neuron_mean": "cosine of the experts' mean neurons"}[
             level
         ],
         name=f"similarity_{level}",
-        compute=lambda given: static.similarity(
-            given.model,
+        compute=lambda subject: static.similarity(
+            subject.model,
             level,
-            baseline=given.baseline,
-            shared=with_shared and given.shared,
-            layers=given.layers,
-            n_jobs=given.n_jobs,
+            baseline=subject.baseline,
+            shared=with_shared and subject.shared,
+            layers=subject.layers,
+            n_jobs=subject.n_jobs,
         ),
     )
 
 
-def pca(level: str) -> Kind:
+def pca(level: str) -> Recipe:
     """Experts or neurons in the plane."""
-    return OfWeights(
+    return FromWeights(
         shows={"matrix": "principal components of the experts", "neuron": "principal components of the neurons"}[level],
         name=f"pca_{level}",
-        compute=lambda given: static.pca(
-            given.model, level, baseline=given.baseline, layers=given.layers, n_jobs=given.n_jobs
+        compute=lambda subject: static.pca(
+            subject.model, level, baseline=subject.baseline, layers=subject.layers, n_jobs=subject.n_jobs
         ),
     )
 
 
-def output_similarity(given: Given, **options: object) -> dynamic.Analysis:
+def output_similarity(subject: Subject, **options: object) -> dynamic.Analysis:
     """Outputs of all experts, with the dense FFN or the shared block where there is one."""
-    return dynamic.OutputSimilarity(baseline=given.baseline is not None, shared=given.shared, **options)
+    return dynamic.OutputSimilarity(baseline=subject.baseline is not None, shared=subject.shared, **options)
 
 
 PAPER = Paper(
     name="look-into-moes",
     arxiv="2406.18219",
-    kinds=(
+    recipes=(
         similarity("matrix", with_shared=False),
         similarity("neuron_mean", with_shared=True),
-        OfWeights(
+        FromWeights(
             shows="cosine of the gate embeddings, beside that of the mean neurons",
             name="gate_similarity",
-            compute=lambda given: static.gate_similarity(given.model, layers=given.layers),
+            compute=lambda subject: static.gate_similarity(subject.model, layers=subject.layers),
             draw=gates_beside_experts,
         ),
-        OfWeights(
+        FromWeights(
             shows="R² of gate similarity on expert similarity",
             name="gate_regression_neuron_mean",
-            compute=lambda given: static.gate_regression(given.model, layers=given.layers, n_jobs=given.n_jobs),
+            compute=lambda subject: static.gate_regression(subject.model, layers=subject.layers, n_jobs=subject.n_jobs),
         ),
         pca("matrix"),
         pca("neuron"),
-        OfTexts(
+        FromTexts(
             shows="cosine of the experts' outputs, token by token",
             name="output_similarity_tokens",
             analysis=partial(output_similarity, per_token=True),
             tokens=SHORT,
         ),
-        OfTexts(
+        FromTexts(
             shows="angular similarity of the experts' outputs, averaged over the texts",
             name="output_similarity_angular",
             analysis=partial(output_similarity, metric="angular"),
         ),
-        OfTexts(
+        FromTexts(
             shows="norms of the experts' outputs beside the router's scores",
             name="output_norms",
-            analysis=lambda given, **options: dynamic.OutputNorms(**options),
+            analysis=lambda subject, **options: dynamic.OutputNorms(**options),
             tokens=SHORT,
         ),
-        OfTexts(
+        FromTexts(
             shows="ranks of norms and scores",
             name="norm_score_ranks",
-            analysis=lambda given, **options: dynamic.NormScoreRanks(**options),
+            analysis=lambda subject, **options: dynamic.NormScoreRanks(**options),
         ),
-        OfTexts(
+        FromTexts(
             shows="intermediate states of the neurons",
             name="intermediate_states",
-            analysis=lambda given, **options: dynamic.IntermediateStates(given.baseline is not None, **options),
+            analysis=lambda subject, **options: dynamic.IntermediateStates(subject.baseline is not None, **options),
             tokens=SHORT,
         ),
-        OfTexts(
+        FromTexts(
             shows="chosen experts, token by token",
             name="gate_choices",
-            analysis=lambda given, **options: dynamic.GateChoices(**options),
+            analysis=lambda subject, **options: dynamic.GateChoices(**options),
             tokens=SENTENCE,
         ),
     ),

@@ -9,8 +9,8 @@ import xarray as xr
 from matplotlib.figure import Figure
 
 from moe_probe import dynamic, plotting
-from moe_probe.errors import InputError
-from moe_probe.figures.recipes import Given, OfModels, OfTexts, Paper
+from moe_probe.errors import NotFitting
+from moe_probe.figures.recipes import FromModels, FromTexts, Paper, Subject
 
 
 def activation_map(ds: xr.Dataset, results: Mapping[str, xr.Dataset]) -> Iterator[tuple[str, Figure]]:
@@ -27,56 +27,58 @@ def by_experts(ds: xr.Dataset, results: Mapping[str, xr.Dataset]) -> Iterator[tu
     """What comes of the number of experts.
 
     Raises:
-        InputError: all models have as many.
+        NotFitting: all models have as many.
     """
     if len(set(ds.num_experts.values)) < 2:
-        raise InputError(f"It needs models with different numbers of experts; all have {int(ds.num_experts[0])}.")
+        raise NotFitting(f"figure 6 needs models with different numbers of experts; all have {int(ds.num_experts[0])}.")
     return ((stem, figure) for stem, figure in plotting.figures(ds) if stem == "expert_activation_num_experts")
 
 
-def patches(given: Given, **options: Any) -> dynamic.Analysis:
+def patches(subject: Subject, **options: Any) -> dynamic.Analysis:
     """Divergence of patches, if the grid is known.
 
     Raises:
-        InputError: no grid is given.
+        NotFitting: no grid is given.
     """
     if "grid" not in options:
-        raise InputError("It needs texts that are grids of patches, and patch_divergence.grid=[rows,columns].")
+        raise NotFitting(
+            "figure 8 needs texts that are grids of patches, and the option patch_divergence.grid=[rows,columns]."
+        )
     return dynamic.PatchDivergence(**options)
 
 
 PAPER = Paper(
     name="mh-moe",
     arxiv="2404.15045",
-    kinds=(
-        OfTexts(
+    recipes=(
+        FromTexts(
             figure="figure 5",
             shows="how often each expert is chosen, layers by experts",
             name="expert_load",
-            analysis=lambda given, **options: dynamic.ExpertLoad(**options),
+            analysis=lambda subject, **options: dynamic.ExpertLoad(**options),
             draw=activation_map,
         ),
-        OfModels(
+        FromModels(
             figure="figure 1",
             shows="expert activation, models side by side",
             name="expert_activation",
             compute=dynamic.expert_activation,
             draw=side_by_side,
         ),
-        OfModels(
+        FromModels(
             figure="figure 6",
             shows="expert activation against the number of experts",
             name="expert_activation",
             compute=dynamic.expert_activation,
             draw=by_experts,
         ),
-        OfTexts(
+        FromTexts(
             figure="figure 7",
             shows="distinct experts of polysemous words and false cognates, and of the rest",
             name="subtoken_divergence",
-            analysis=lambda given, **options: dynamic.SubtokenDivergence(**options),
+            analysis=lambda subject, **options: dynamic.SubtokenDivergence(**options),
         ),
-        OfTexts(
+        FromTexts(
             figure="figure 8",
             shows="distinct experts of a picture's patches",
             name="patch_divergence",

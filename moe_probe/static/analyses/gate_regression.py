@@ -1,23 +1,41 @@
-"""Whether experts with similar gate embeddings have similar weights (arXiv 2406.18219, section 4.2, table 1)."""
+"""Do experts with similar gate embeddings have similar weights?"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 import xarray as xr
 from scipy.stats import linregress
 
-from moe_probe.errors import InputError
+from moe_probe.errors import NotFitting
 from moe_probe.model import Source, load
-from moe_probe.results import provenance, with_attrs
+from moe_probe.results import provenance
 from moe_probe.static.analyses.gate_similarity import gate_similarity
 from moe_probe.static.analyses.similarity import similarity
+from moe_probe.static.checks import check_name
+from moe_probe.static.variables import variable
+
+TITLE = "Gate similarity on expert similarity"
+Level = Literal["neuron_mean", "matrix", "neuron_aligned"]
+UNASKED = ("neuron_mean",)
+BY_PROJECTION = ("layer", "projection")
+FIT = {  # by variable: the attribute of the fit, and what it is
+    "r": ("rvalue", "Pearson's correlation of gate and expert similarity"),
+    "slope": ("slope", "slope of gate similarity on expert similarity"),
+    "intercept": ("intercept", "intercept of gate similarity on expert similarity"),
+    "p_value": ("pvalue", "p-value of a slope of 0"),
+    "stderr": ("stderr", "standard error of the slope"),
+}
+ROUNDING = {"neuron_mean": 1e-12, "matrix": 1e-6, "neuron_aligned": 1e-6}  # of cosines: float64 or float32 products
+GATE_ROUNDING = 1e-12
+UNDEFINED = "fewer than 3 pairs of experts have a similarity, or all pairs have the same one"
 
 
 def gate_regression(
     model: Source,
-    level: str = "neuron_mean",
+    level: Level = "neuron_mean",
     *,
     projections: Sequence[str] | str | None = None,
     layers: Sequence[int] | int | None = None,
@@ -25,47 +43,85 @@ def gate_regression(
 ) -> xr.Dataset:
     """Least-squares line of gate similarity (y) on expert similarity (x) over the pairs of experts of a layer.
 
-    Pairs are the strict lower triangle, row by row. The paper's table is `r_squared_average`: r^2 of each layer
-    rounded to two decimals, then averaged over the MoE layers. The paper swaps the names X and Y, which leaves r as it
-    is.
+    Pairs are the strict lower triangle, row by row; pairs without a similarity (an expert or a gate embedding of zeros)
+    do not count. The paper's table is `r_squared_average`: r² of each layer rounded to two decimals, then averaged over
+    the MoE layers. The paper swaps the names X and Y, which leaves r as it is.
+
+    Formula:
+        ```text
+        over all pairs i < j of a layer:   cos(g_i, g_j) = intercept + slope · cos(w_i, w_j) + error
+        R² = r², r Pearson's correlation
+        ```
+
+    Needs:
+        Weights alone; each matrix is read once, in order.
+
+    Cost:
+        That of `similarity` at the same level.
+
+    Source:
+        arXiv 2406.18219, section 4.2, table 1.
 
     Args:
         model: whatever `moe_probe.load` accepts.
         level: of the expert similarity: `neuron_mean` as in the paper, `matrix` or `neuron_aligned`.
-        projections: as in `similarity`.
-        layers: as in `similarity`.
-        n_jobs: as in `similarity`.
+        projections: some of `up`, `gate`, `down`; all by default.
+        layers: MoE layers; all by default.
+        n_jobs: layers computed at a time, through joblib.
 
     Returns:
         Dataset with `r`, `r_squared`, `slope`, `intercept`, `p_value`, `stderr` (layer, projection);
         `r_squared_average` (projection); and the pairs: `gate` (layer, pair), `similarity` (layer, projection, pair).
+        The fit is NaN where all experts, or all gate embeddings, are alike: there is no line through one point.
 
     Raises:
-        InputError: there are fewer than 3 experts, or an argument does not fit the model.
+        NoSuchName: there is no such level or projection.
+        NotFitting: there are fewer than 3 experts, or an argument does not fit the model.
 
     Examples:
         >>> gate_regression("ckpt/tiny-mixtral").r.dims
         ('layer', 'projection')
     """
+    check_name("level", level, Level)
     model = load(model)
     experts = similarity(model, level, projections=projections, layers=layers, n_jobs=n_jobs)
-    kept = experts.expert.values.tolist()
-    if len(kept) < 3:
-        raise InputError(f"{model.name} has {len(kept)} experts with weights; a regression needs at least 3.")
-    gates = gate_similarity(model, layers=experts.layer.values.tolist()).sel(expert=kept, other=kept)
-    rows, columns = np.tril_indices(len(kept), -1)
+    labels = experts.expert.values.tolist()
+    if len(labels) < 3:
+        raise NotFitting(f"{model.name} has {len(labels)} experts with weights; a regression needs at least 3.")
+    gates = gate_similarity(model, layers=experts.layer.values.tolist()).sel(expert=labels, other=labels)
+    rows, columns = np.tril_indices(len(labels), -1)
     x, y = experts.cosine.values[..., rows, columns], gates.cosine.values[..., rows, columns]
-    fits = [[linregress(values, gate) for values in layer] for layer, gate in zip(x, y, strict=True)]
-    by_projection = ("layer", "projection")
-    names = {"r": "rvalue", "slope": "slope", "intercept": "intercept", "p_value": "pvalue", "stderr": "stderr"}
-    out = {k: (by_projection, np.array([[getattr(f, v) for f in row] for row in fits])) for k, v in names.items()}
-    out["r_squared"] = (by_projection, out["r"][1] ** 2)
-    out["r_squared_average"] = (("projection",), out["r_squared"][1].round(2).mean(0))
-    out |= {"gate": (("layer", "pair"), y), "similarity": ((*by_projection, "pair"), x)}
     coords = {
         "layer": experts.layer.values,
         "projection": experts.projection.values,
-        "pair": [f"{kept[i]}-{kept[j]}" for i, j in zip(rows, columns, strict=True)],
+        "pair": [f"{labels[i]}-{labels[j]}" for i, j in zip(rows, columns, strict=True)],
     }
-    kept_out = {name: text for name, text in experts.attrs.items() if name == "left_out"}
-    return with_attrs(out, coords, {**provenance("gate_regression", model, level=level), **kept_out, "level": level})
+    left_out = {name: text for name, text in experts.attrs.items() if name == "left_out"}
+    attrs = {**provenance("gate_regression", model, level=level), **left_out, "level": level}
+    return xr.Dataset(_variables(x, y, ROUNDING[level]), coords, attrs)
+
+
+def _variables(x: np.ndarray, y: np.ndarray, rounding: float) -> dict[str, xr.DataArray]:
+    fits = np.array([[_fit(values, gate, rounding) for values in layer] for layer, gate in zip(x, y, strict=True)])
+    out = {
+        name: variable(BY_PROJECTION, fits[..., at], long_name, undefined=UNDEFINED)
+        for at, (name, (_, long_name)) in enumerate(FIT.items())
+    }
+    squares = out["r"].values ** 2
+    average = squares.round(2).mean(0)
+    reason = "an expert or a gate embedding of zeros has no direction"
+    return out | {
+        "r_squared": variable(BY_PROJECTION, squares, "R² of gate on expert similarity", undefined=UNDEFINED),
+        "r_squared_average": variable(("projection",), average, "mean R² of the layers", undefined=UNDEFINED),
+        "gate": variable(("layer", "pair"), y, "cosine of gate embeddings", undefined=reason),
+        "similarity": variable((*BY_PROJECTION, "pair"), x, "cosine of experts", undefined=reason),
+    }
+
+
+def _fit(x: np.ndarray, y: np.ndarray, rounding: float) -> list[float]:
+    """Values of the fit in the order of `FIT`; NaN where no line is defined."""
+    known = np.isfinite(x) & np.isfinite(y)
+    if known.sum() < 3 or np.ptp(x[known]) <= rounding or np.ptp(y[known]) <= GATE_ROUNDING:
+        return [np.nan] * len(FIT)
+    fit = linregress(x[known], y[known])
+    return [float(getattr(fit, attribute)) for attribute, _ in FIT.values()]

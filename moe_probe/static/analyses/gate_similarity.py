@@ -1,4 +1,4 @@
-"""How alike the gate embeddings are (arXiv 2406.18219, section 4.2)."""
+"""Which experts does the router see as alike?"""
 
 from __future__ import annotations
 
@@ -8,24 +8,43 @@ import numpy as np
 import torch
 import xarray as xr
 
-from moe_probe.errors import InputError, WeightError
+from moe_probe.errors import NotFinite, NotFitting
 from moe_probe.model import MoEModel, Source, load
-from moe_probe.results import provenance, with_attrs
+from moe_probe.results import provenance
 from moe_probe.static.gram import cosine
+from moe_probe.static.variables import variable
+
+TITLE = "Similarity of gate embeddings"
 
 
 def gate_similarity(model: Source, *, layers: Sequence[int] | int | None = None) -> xr.Dataset:
     """Cosine of every pair of gate embeddings (rows of the router's weight), layer by layer.
+
+    Formula:
+        ```text
+        cos(g_i, g_j), g_i the i-th row of the router's matrix (of its last layer, where the router is a small network)
+        ```
+
+    Needs:
+        The routers' weights alone.
+
+    Cost:
+        A matrix of E × d per layer; milliseconds.
+
+    Source:
+        arXiv 2406.18219, section 4.2.
 
     Args:
         model: whatever `moe_probe.load` accepts.
         layers: MoE layers; all by default.
 
     Returns:
-        Dataset with `cosine` (layer, expert, other), float64. Routed experts of every kind.
+        Dataset with `cosine` (layer, expert, other), float64, of routed experts of every kind; NaN for a gate embedding
+        of zeros, which has no direction.
 
     Raises:
         InputError, FamilyError: a layer does not route.
+        NotFitting: the layers have different numbers of experts.
         WeightError: a router is missing, has the wrong shape, or is not finite.
 
     Examples:
@@ -34,27 +53,38 @@ def gate_similarity(model: Source, *, layers: Sequence[int] | int | None = None)
     """
     model = load(model)
     chosen = model.select_layers(layers)
-    values = np.stack([_cosines(router_matrix(model, layer)) for layer in chosen])
+    values = np.stack([_cosines(weight) for weight in router_matrices(model, chosen)])
     labels = [str(e) for e in range(values.shape[-1])]
-    return with_attrs(
-        {"cosine": (("layer", "expert", "other"), values)},
-        {"layer": list(chosen), "expert": labels, "other": labels},
-        provenance("gate_similarity", model),
-    )
+    reason = "a gate embedding of zeros has no direction"
+    similarity = variable(("layer", "expert", "other"), values, "cosine of gate embeddings", undefined=reason)
+    coords = {"layer": list(chosen), "expert": labels, "other": labels}
+    return xr.Dataset({"cosine": similarity}, coords, provenance("gate_similarity", model))
 
 
-def router_matrix(model: MoEModel, layer: int) -> torch.Tensor:
-    """The gate embeddings of a layer in float64, (E, d).
+def router_matrices(model: MoEModel, layers: Sequence[int]) -> list[torch.Tensor]:
+    """The gate embeddings of each layer in float64, (E, d).
 
     Raises:
-        WeightError: they are not finite.
+        NotFinite: they hold NaN or infinity.
+        NotFitting: the layers have different numbers of experts.
     """
+    counts = {model.layer(layer).num_experts for layer in layers}
+    if len(counts) > 1:
+        raise NotFitting(
+            f"The layers of {model.name} that were asked for have {' and '.join(map(str, sorted(counts)))} experts; "
+            "pass layers= of one number."
+        )
+    return [_router_matrix(model, layer) for layer in layers]
+
+
+def _router_matrix(model: MoEModel, layer: int) -> torch.Tensor:
     weight = model.router_weight(layer).to(torch.float64)
     if not torch.isfinite(weight).all():
         row = int((~torch.isfinite(weight).all(1)).nonzero()[0])
-        raise WeightError(f"The gate embedding of expert {row} in layer {layer} of {model.name} is not finite.")
-    if len({model.layer(index).num_experts for index in model.moe_layers}) > 1:
-        raise InputError(f"The layers of {model.name} have different numbers of experts; analyse them one by one.")
+        raise NotFinite(
+            f"The gate embedding of expert {row} in layer {layer} of {model.name} holds NaN or infinity; the file is "
+            "damaged or the model was saved after it diverged."
+        )
     return weight
 
 

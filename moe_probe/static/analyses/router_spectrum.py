@@ -1,4 +1,4 @@
-"""How many directions a router uses."""
+"""How many directions of its input does a router tell apart?"""
 
 from __future__ import annotations
 
@@ -8,24 +8,43 @@ import torch
 import xarray as xr
 
 from moe_probe.model import Source, load
-from moe_probe.results import provenance, with_attrs
-from moe_probe.static.analyses.gate_similarity import router_matrix
+from moe_probe.results import provenance
+from moe_probe.static.analyses.gate_similarity import router_matrices
+from moe_probe.static.variables import variable
+
+TITLE = "Spectrum of the routers"
 
 
 def router_spectrum(model: Source, *, layers: Sequence[int] | int | None = None) -> xr.Dataset:
     """Singular values and effective rank of each router's weight.
 
-    The effective rank is exp(H), H the entropy of the singular values divided by their sum (Roy and Vetterli, "The
-    effective rank", EUSIPCO 2007): E where all directions weigh the same, 1 where all gate embeddings are parallel.
+    The effective rank is E where all directions weigh the same, 1 where all gate embeddings are parallel.
+
+    Formula:
+        ```text
+        s_1 ≥ s_2 ≥ ...   singular values of the router's matrix (E, d)
+        effective rank = exp(- Σ p_i ln p_i),   p_i = s_i / Σ s
+        ```
+
+    Needs:
+        The routers' weights alone.
+
+    Cost:
+        A singular value decomposition of E × d per layer.
+
+    Source:
+        Roy and Vetterli, *The effective rank: a measure of effective dimensionality*, EUSIPCO 2007.
 
     Args:
         model: whatever `moe_probe.load` accepts.
         layers: MoE layers; all by default.
 
     Returns:
-        Dataset with `singular_value` (layer, index), descending, and `effective_rank` (layer), float64.
+        Dataset with `singular_value` (layer, index), descending, and `effective_rank` (layer), float64; the rank is NaN
+        for a router of zeros.
 
     Raises:
+        NotFitting: the layers have different numbers of experts.
         WeightError: a router is missing, has the wrong shape, or is not finite.
 
     Examples:
@@ -34,11 +53,12 @@ def router_spectrum(model: Source, *, layers: Sequence[int] | int | None = None)
     """
     model = load(model)
     chosen = model.select_layers(layers)
-    values = torch.stack([torch.linalg.svdvals(router_matrix(model, layer)) for layer in chosen])
-    share = values / values.sum(1, keepdim=True)
-    entropy = torch.special.entr(share).sum(1)
-    return with_attrs(
-        {"singular_value": (("layer", "index"), values.numpy()), "effective_rank": (("layer",), entropy.exp().numpy())},
-        {"layer": list(chosen), "index": range(values.shape[1])},
-        provenance("router_spectrum", model),
-    )
+    values = torch.stack([torch.linalg.svdvals(weight) for weight in router_matrices(model, chosen)])
+    entropy = torch.special.entr(values / values.sum(1, keepdim=True)).sum(1)
+    reason = "a router of zeros has no directions"
+    variables = {
+        "singular_value": variable(("layer", "index"), values.numpy(), "singular value of the router's weight"),
+        "effective_rank": variable(("layer",), entropy.exp().numpy(), "effective rank of the router", undefined=reason),
+    }
+    coords = {"layer": list(chosen), "index": range(values.shape[1])}
+    return xr.Dataset(variables, coords, provenance("router_spectrum", model))

@@ -1,32 +1,43 @@
-"""How alike the experts of a layer are, by their weights (arXiv 2406.18219, section 4.1)."""
+"""How alike are the experts of a layer, by their weights?"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
 from itertools import combinations
+from typing import Literal
 
 import numpy as np
 import torch
 import xarray as xr
 
-from moe_probe.errors import InputError
+from moe_probe.errors import NotFitting
 from moe_probe.model import MoEModel, Source, load
 from moe_probe.parallel import map_items
-from moe_probe.results import provenance, with_attrs
+from moe_probe.results import provenance
 from moe_probe.static.alignment import align
+from moe_probe.static.checks import check_flags, check_name, check_workers
 from moe_probe.static.gram import Matrices, cosine, flat_gram, kernel_gram, l2_distance, mean_neurons
 from moe_probe.static.selection import left_out, require_same_shape, select_matrices, select_projections
+from moe_probe.static.variables import variable
 
-LEVELS = ("matrix", "neuron_mean", "neuron_aligned")
-METRICS = ("cosine", "cka", "l2")
+TITLE = "Similarity of experts"
+Level = Literal["matrix", "neuron_mean", "neuron_aligned"]
+Metric = Literal["cosine", "cka", "l2"]
+UNASKED = ("matrix", "neuron_mean")
+LONG_NAMES = {
+    "cosine": "cosine of experts",
+    "cka": "linear CKA of experts",
+    "l2": "Euclidean distance of experts",
+    "kendall_tau": "Kendall's tau of the neurons' order",
+}
 
 
 def similarity(
     model: Source,
-    level: str = "matrix",
+    level: Level = "matrix",
     *,
-    metric: str = "cosine",
+    metric: Metric = "cosine",
     projections: Sequence[str] | str | None = None,
     layers: Sequence[int] | int | None = None,
     experts: Sequence[str | int] | None = None,
@@ -36,21 +47,41 @@ def similarity(
 ) -> xr.Dataset:
     """Similarity of every pair of experts, layer by layer and projection by projection.
 
-    Levels (arXiv 2406.18219, section 4.1): `matrix` compares the flattened matrices, neuron by neuron as they are
-    stored; `neuron_mean` the mean neurons; `neuron_aligned` the flattened matrices after the second one's neurons have
-    been reordered to match the first's as well as possible (assignment that maximises the summed cosine; each
-    projection on its own), and tells by Kendall's tau how far that order is from the stored one (-1 to 1; 1: same
-    order). The paper's published cells for reordering fail as they stand; the definition is computed here. A neuron is
-    a row of up and gate and a column of down.
+    A neuron is a row of up and gate and a column of down. Kendall's tau of an alignment tells how far its order of
+    neurons is from the stored one (-1 to 1; 1: the same order). The paper's published cells for reordering fail as they
+    stand; the definition is computed here.
 
-    Metrics: `cosine`; `l2`, the Euclidean distance of the same vectors; `cka`, linear centred kernel alignment
-    (Kornblith et al. 2019, arXiv 1905.00414, section 3) with the d hidden dimensions as examples and the neurons as
-    features, so that it does not depend on the order of neurons (level `matrix` only).
+    Formula:
+        ```text
+        cosine(a, b) = a · b / (|a| |b|)        l2(a, b) = |a - b|
+
+        matrix          a, b: the experts' whole matrices, neuron by neuron in order
+        neuron_mean     a, b: the mean neurons, mean over the rows of up and gate, over the columns of down
+        neuron_aligned  the neurons of b are permuted first so that the sum of the neurons' cosines is largest;
+                        Kendall's tau of the permutation says how far it is from the identity
+
+        cka(a, b) = <K_a, K_b> / (|K_a| |K_b|),  K = X Xᵀ, X (d, neurons) with centred columns
+        ```
+
+    Needs:
+        Weights alone; each matrix is read once, in order. A dense model of the same shapes (`baseline=`) joins as `F`,
+        the shared block (`shared=True`) as `S` where its size does not matter.
+
+    Cost:
+        Reading the weights once, and one small product per chunk (R × R for R experts). `neuron_aligned` solves an
+        assignment for every pair of experts: for 14,336 neurons tens of seconds per pair; choose `layers=` and
+        `projections=`, and use `n_jobs=`.
+
+    Source:
+        Lo et al., *A Closer Look into Mixture-of-Experts in Large Language Models*, arXiv 2406.18219, section 4.1. CKA:
+        Kornblith et al. 2019, arXiv 1905.00414, section 3, with the d hidden dimensions as examples and the neurons as
+        features, so that it does not depend on the order of neurons.
 
     Args:
         model: whatever `moe_probe.load` accepts.
-        level: see above.
-        metric: see above.
+        level: what of the experts is compared: `matrix`, `neuron_mean` or `neuron_aligned`.
+        metric: `cosine`; `l2`, the Euclidean distance of the same vectors; or `cka`, linear centred kernel alignment
+            (level `matrix` only).
         projections: some of `up`, `gate`, `down`; all by default.
         layers: MoE layers; all by default.
         experts: labels to restrict the work to; all routed experts with weights by default.
@@ -60,10 +91,11 @@ def similarity(
 
     Returns:
         Dataset with `cosine` (or `cka`, `l2`), float64, dims (layer, projection, expert, other), symmetric; for
-        `neuron_aligned` also `kendall_tau`.
+        `neuron_aligned` also `kendall_tau`. An expert of zeros has no direction: its cosines are NaN.
 
     Raises:
-        InputError: an argument does not fit the model.
+        NoSuchName: there is no such level, metric, projection or expert.
+        NotFitting, OutOfRange, WrongType: an argument does not fit the model.
         WeightError: a weight is missing, has the wrong shape, or is not finite.
 
     Examples:
@@ -71,10 +103,7 @@ def similarity(
         >>> ds.cosine.dims
         ('layer', 'projection', 'expert', 'other')
     """
-    if level not in LEVELS or metric not in METRICS:
-        raise InputError(f"Levels are {LEVELS} and metrics {METRICS}; asked for {level!r} and {metric!r}.")
-    if (metric == "cka" and level != "matrix") or (metric == "l2" and level == "neuron_aligned"):
-        raise InputError(f"The metric {metric!r} is not defined at level {level!r}.")
+    _check(level, metric, shared, n_jobs)
     model, baseline = load(model), None if baseline is None else load(baseline)
     chosen = select_layers_and_matrices(model, layers, projections, baseline, shared, experts)
     if metric != "cka" and level != "neuron_mean":
@@ -84,18 +113,32 @@ def similarity(
     else:
         compare = partial(_compare, level=level, metric=metric)
         values = {metric: np.stack(map_items(compare, chosen, n_jobs, f"Similarity ({level}, {metric})"))}
+    layer_index = list(dict.fromkeys(item.layer for item in chosen))
+    names = list(dict.fromkeys(item.projection for item in chosen))
     labels = list(chosen[0].labels)
-    layer_index = sorted({item.layer for item in chosen}, key=[item.layer for item in chosen].index)
-    names = [item.projection for item in chosen if item.layer == layer_index[0]]
     shape = (len(layer_index), len(names), len(labels), len(labels))
     attrs = provenance(
         "similarity", model, level=level, metric=metric, shared=shared or None, baseline=baseline and baseline.name
     )
-    return with_attrs(
-        {name: (("layer", "projection", "expert", "other"), array.reshape(shape)) for name, array in values.items()},
-        {"layer": layer_index, "projection": names, "expert": labels, "other": labels},
-        {**attrs, **left_out(model, layer_index), "level": level, "metric": metric},
-    )
+    coords = {"layer": layer_index, "projection": names, "expert": labels, "other": labels}
+    variables = {name: _variable(name, array.reshape(shape)) for name, array in values.items()}
+    return xr.Dataset(variables, coords, {**attrs, **left_out(model, layer_index), "level": level, "metric": metric})
+
+
+def _check(level: str, metric: str, shared: object, n_jobs: object) -> None:
+    check_name("level", level, Level)
+    check_name("metric", metric, Metric)
+    check_flags(shared=shared)
+    check_workers(n_jobs)
+    if metric != "cosine" and level != "matrix" and (metric, level) != ("l2", "neuron_mean"):
+        fits = "level='matrix' or 'neuron_mean'" if metric == "l2" else "level='matrix'"
+        raise NotFitting(f"The metric {metric!r} is not defined at level {level!r}; pass {fits}, or metric='cosine'.")
+
+
+def _variable(name: str, values: np.ndarray) -> xr.DataArray:
+    units = "units of the weights" if name == "l2" else "1"
+    reason = "an expert of zeros has no direction" if name != "l2" else None
+    return variable(("layer", "projection", "expert", "other"), values, LONG_NAMES[name], units, reason)
 
 
 def select_layers_and_matrices(
@@ -127,16 +170,21 @@ def _aligned(chosen: Sequence[Matrices], n_jobs: int) -> dict[str, np.ndarray]:
     for item in chosen:
         both = torch.eye(len(item.labels), dtype=torch.float64).repeat(2, 1, 1)
         for i, j in combinations(range(len(item.labels)), 2):
-            both[:, i, j] = both[:, j, i] = torch.tensor(next(results), dtype=torch.float64)
+            values, zeros = next(results)
+            both[:, i, j] = both[:, j, i] = torch.tensor(values, dtype=torch.float64)
+            for at, zero in zip((i, j), zeros, strict=True):
+                if zero:
+                    both[:, at, at] = torch.nan
         for name, values in zip(out, both, strict=True):
             out[name].append(values.numpy())
     return {name: np.stack(values) for name, values in out.items()}
 
 
-def _align_pair(pair: tuple[Matrices, int, int]) -> tuple[float, float]:
+def _align_pair(pair: tuple[Matrices, int, int]) -> tuple[tuple[float, float], tuple[bool, bool]]:
+    """Cosine and Kendall's tau of two experts, and which of them are all zeros."""
     matrices, i, j = pair
     neurons = matrices.neuron_major()
     first, second = (neurons[at].read().to(torch.float32) for at in (i, j))
-    matrices.check(torch.stack([first.sum(), second.sum()]), (matrices.labels[i], matrices.labels[j]))
+    matrices.check(torch.stack([first.abs().max(), second.abs().max()]), (matrices.labels[i], matrices.labels[j]))
     result = align(first, second)
-    return result.cosine, result.kendall_tau
+    return (result.cosine, result.kendall_tau), (not first.any(), not second.any())

@@ -1,4 +1,4 @@
-"""How far the experts have moved between two checkpoints of one model, by their weights."""
+"""How far did experts and gate embeddings move between two checkpoints of one model?"""
 
 from __future__ import annotations
 
@@ -8,12 +8,19 @@ import numpy as np
 import torch
 import xarray as xr
 
-from moe_probe.errors import InputError
+from moe_probe.errors import NotComparable
 from moe_probe.model import MoEModel, Source, load
 from moe_probe.parallel import map_items
-from moe_probe.results import provenance, with_attrs
+from moe_probe.results import provenance
+from moe_probe.static.checks import check_workers
 from moe_probe.static.gram import Matrices, cosine, paired_gram
 from moe_probe.static.selection import left_out, select_matrices, select_projections
+from moe_probe.static.variables import variable
+
+TITLE = "Weight drift"
+UNASKED = ()  # needs two models
+BY_EXPERT = ("layer", "projection", "expert")
+ZEROS = "an expert of zeros has no direction and no size to compare with"
 
 
 def weight_drift(
@@ -26,8 +33,22 @@ def weight_drift(
 ) -> xr.Dataset:
     """Every expert's matrices before and after, and the experts' geometry, Gram matrix against Gram matrix.
 
-    For two steps of a training, a base model and its tuned one, a model and its quantized copy. Every weight is read
-    once.
+    For two steps of a training, a base model and its tuned one, a model and its quantized copy.
+
+    Formula:
+        ```text
+        per expert and projection: cosine and relative change |w' - w| / |w| of its matrix before and after
+        geometry: cosine of the two Gram matrices of the layer's experts, G = W Wᵀ against G' = W' W'ᵀ
+        ```
+
+    Needs:
+        Two checkpoints of one architecture: base and instruct, two training steps, before and after quantization.
+
+    Cost:
+        Both checkpoints are read once.
+
+    Source:
+        Ours; the quantities are standard.
 
     Args:
         before: whatever `moe_probe.load` accepts, with the same layers, experts and shapes.
@@ -41,10 +62,12 @@ def weight_drift(
         matrices; `nearest` (layer, projection, expert), int64, the expert after that is most like the one before;
         `gram_similarity` (layer, projection), the cosine of the two (E, E) Gram matrices as vectors: 1 where the
         experts stand to each other as before, whatever rotation they have in common; `router_cosine` and
-        `router_relative_change` (layer, router_expert), of the gate embeddings.
+        `router_relative_change` (layer, router_expert), of the gate embeddings. What is undefined for an expert or a
+        gate embedding of zeros is NaN, and -1 in `nearest`.
 
     Raises:
-        InputError: the two are not made alike, or an argument does not fit them.
+        NotComparable: the two differ in their layers, experts or shapes.
+        InputError: an argument does not fit them.
         WeightError: a weight is missing, has the wrong shape, or is not finite.
 
     Examples:
@@ -52,6 +75,7 @@ def weight_drift(
         >>> float(ds.relative_change.max())
         0.0
     """
+    check_workers(n_jobs)
     first, second = load(before), load(after)
     indices = first.select_layers(layers)
     _require_alike(first, second, indices)
@@ -61,33 +85,48 @@ def weight_drift(
         for one, other in zip(*(select_matrices(m, indices, names) for m in (first, second)), strict=True)
     ]
     for item in chosen:
-        half = len(item.labels) // 2
-        for label, one, other in zip(item.labels, item.tensors[:half], item.tensors[half:], strict=False):
-            if one.shape != other.shape:
-                raise InputError(
-                    f"Expert {label} of layer {item.layer} is {tuple(one.shape)} in {first.name} and "
-                    f"{tuple(other.shape)} in {second.name}; only checkpoints of one shape can be compared."
-                )
-    found = map_items(_compare, chosen, n_jobs, "Weight drift")
-    shape, labels = (len(indices), len(names)), list(chosen[0].labels[: len(chosen[0].labels) // 2])
-    dims = {"gram_similarity": ("layer", "projection")}
-    variables = {
-        name: (
-            dims.get(name, ("layer", "projection", "expert")),
-            np.stack([one[name] for one in found]).reshape(*shape, *found[0][name].shape),
-        )
-        for name in found[0]
+        _require_shapes(first, second, item)
+    compared = map_items(_compare, chosen, n_jobs, "Weight drift")
+    shape, half = (len(indices), len(names)), len(chosen[0].labels) // 2
+    values = {name: np.stack([one[name] for one in compared]) for name in compared[0]}
+    values = {name: array.reshape(*shape, *array.shape[1:]) for name, array in values.items()}
+    values["routers"] = np.stack([_routers(first, second, layer) for layer in indices], axis=1)
+    coords = {
+        "layer": list(indices),
+        "projection": names,
+        "expert": list(chosen[0].labels[:half]),
+        "router_expert": [str(expert) for expert in range(first.layer(indices[0]).num_experts)],
     }
-    routers = np.stack([_routers(first, second, layer) for layer in indices], axis=1)
-    for name, values in zip(("router_cosine", "router_relative_change"), routers, strict=True):
-        variables[name] = (("layer", "router_expert"), values)
-    everyone = [str(expert) for expert in range(first.layer(indices[0]).num_experts)]
     attrs = provenance("weight_drift", first, after=second.name, after_fingerprint=second.fingerprint)
-    return with_attrs(
-        variables,
-        {"layer": list(indices), "projection": names, "expert": labels, "router_expert": everyone},
-        {**attrs, **left_out(first, indices), "after": second.name},
-    )
+    return xr.Dataset(_variables(values), coords, {**attrs, **left_out(first, indices), "after": second.name})
+
+
+def _variables(values: dict[str, np.ndarray]) -> dict[str, xr.DataArray]:
+    router, geometry = ("layer", "router_expert"), ("layer", "projection")
+    cosine_after, change = "cosine of before and after", "|after - before| / |before|"
+    row = "a gate embedding of zeros has no direction and no size to compare with"
+    return {
+        "cosine": variable(BY_EXPERT, values["cosine"], cosine_after, undefined=ZEROS),
+        "relative_change": variable(BY_EXPERT, values["relative_change"], change, undefined=ZEROS),
+        "nearest": variable(
+            BY_EXPERT, values["nearest"], "expert after that is most like the one before", undefined=ZEROS
+        ),
+        "gram_similarity": variable(
+            geometry, values["gram_similarity"], "cosine of Gram matrices", undefined="all experts are zeros"
+        ),
+        "router_cosine": variable(router, values["routers"][0], f"{cosine_after} of gate embeddings", undefined=row),
+        "router_relative_change": variable(router, values["routers"][1], f"{change} of gate embeddings", undefined=row),
+    }
+
+
+def _require_shapes(first: MoEModel, second: MoEModel, matrices: Matrices) -> None:
+    half = len(matrices.labels) // 2
+    for label, one, other in zip(matrices.labels[:half], matrices.tensors[:half], matrices.tensors[half:], strict=True):
+        if one.shape != other.shape:
+            raise NotComparable(
+                f"Expert {label} of layer {matrices.layer} is {tuple(one.shape)} in {first.name} and "
+                f"{tuple(other.shape)} in {second.name}; weight_drift needs two checkpoints of one architecture."
+            )
 
 
 def _require_alike(first: MoEModel, second: MoEModel, indices: Sequence[int]) -> None:
@@ -95,26 +134,37 @@ def _require_alike(first: MoEModel, second: MoEModel, indices: Sequence[int]) ->
         kinds = [m.layer(layer).expert_kinds if layer in m.moe_layers else () for m in (first, second)]
         if kinds[0] != kinds[1]:
             counts = [f"{m.name} has {len(k)} experts" for m, k in zip((first, second), kinds, strict=True)]
-            raise InputError(f"Layer {layer}: {counts[0]}, {counts[1]}; only checkpoints made alike can be compared.")
+            raise NotComparable(
+                f"Layer {layer}: {counts[0]}, {counts[1]}; weight_drift needs two checkpoints of one architecture."
+            )
 
 
 def _compare(matrices: Matrices) -> dict[str, np.ndarray]:
     gram, squares = paired_gram(matrices)
     half = len(squares)
     cosines = cosine(gram)[:half, half:]
-    own, others = gram[:half, :half], gram[half:, half:]
-    norms = own.diagonal().clamp_min(1e-30).sqrt()
+    before, after = gram[:half, :half], gram[half:, half:]
     return {
         "cosine": cosines.diagonal().numpy(),
-        "relative_change": (squares.sqrt() / norms).numpy(),
-        "nearest": cosines.argmax(1).numpy(),
-        "gram_similarity": ((own * others).sum() / (own.norm() * others.norm())).numpy(),
+        "relative_change": (squares.sqrt() / before.diagonal().sqrt()).nan_to_num(torch.nan, torch.nan).numpy(),
+        "nearest": _nearest(cosines).numpy(),
+        "gram_similarity": ((before * after).sum() / (before.norm() * after.norm())).numpy(),
     }
 
 
+def _nearest(cosines: torch.Tensor) -> torch.Tensor:
+    """The most similar expert after, the same one where others are as similar; -1 for an expert of zeros."""
+    known = cosines.nan_to_num(-2.0)
+    best, nearest = known.max(1)
+    itself = torch.arange(len(cosines))
+    nearest = itself.where(known.diagonal() >= best, nearest)
+    return nearest.where(best > -2, -1)
+
+
 def _routers(first: MoEModel, second: MoEModel, layer: int) -> np.ndarray:
-    """Cosine and relative change of the gate embeddings, (2, E)."""
+    """Cosine and relative change of the gate embeddings, (2, E); NaN for those of zeros."""
     one, other = (model.router_weight(layer).double() for model in (first, second))
-    alike = torch.nn.functional.cosine_similarity(one, other, dim=1)
-    change = (other - one).norm(dim=1) / one.norm(dim=1).clamp_min(1e-30)
+    zero = torch.stack([one.norm(dim=1) == 0, other.norm(dim=1) == 0])
+    alike = torch.nn.functional.cosine_similarity(one, other, dim=1).masked_fill(zero.any(0), torch.nan)
+    change = ((other - one).norm(dim=1) / one.norm(dim=1)).masked_fill(zero[0], torch.nan)
     return torch.stack([alike, change]).numpy()

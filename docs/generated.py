@@ -1,0 +1,185 @@
+"""Pages that are made from the code: one for each analysis and each class of errors, and the indices of both.
+
+`docs/analyses/NAME.md` is optional: what it says stands on the page before the reference. A page without an example of
+its own gets example and figure from the docstring of the plot. `hooks.py` and the tests ask for `pages`.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import inspect
+import pkgutil
+import re
+from collections.abc import Callable, Iterator, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import moe_probe
+from moe_probe import comparisons, dynamic, errors, plotting, static
+
+DOCS = Path(__file__).parent
+PACKAGE = Path(moe_probe.__file__).parent
+SECTIONS = {
+    "Of the weights": "They read the published files once, and run no model.",
+    "Of the model at work": "They watch a forward pass over texts, a model that writes, or a recorded trace.",
+    "Of several checkpoints": "They compare models on the same texts.",
+}
+
+
+@cache
+def pages() -> Mapping[str, str]:
+    """The text of every generated page by its path in the documentation."""
+    return dict(_analysis_pages()) | dict(_error_pages())
+
+
+def analyses() -> dict[str, dict[str, Any]]:
+    """Every analysis (a function or a class) by section and name."""
+    known = dynamic.names() if hasattr(dynamic, "names") else dynamic.analyses()
+    return dict(zip(SECTIONS, (dict(static.names()), dict(known), dict(_comparisons())), strict=True))
+
+
+def _comparisons() -> Iterator[tuple[str, Callable[..., Any]]]:
+    for info in pkgutil.iter_modules(comparisons.__path__):
+        module = importlib.import_module(f"{comparisons.__name__}.{info.name}")
+        for name, value in vars(module).items():
+            own = inspect.isfunction(value) and value.__module__ == module.__name__ and not name.startswith("_")
+            if own and value.__annotations__.get("return") == "xr.Dataset":
+                yield name, value
+
+
+def _analysis_pages() -> Iterator[tuple[str, str]]:
+    index = [
+        "# Analyses",
+        "Each page says what an analysis answers, shows an example with its figure, and gives formula, "
+        "needs, cost and source.",
+    ]
+    for section, named in analyses().items():
+        index += [f"## {section}", SECTIONS[section]]
+        rows = ["| analysis | question |", "|---|---|"]
+        for name, analysis in named.items():
+            title, question, text = _analysis(name, analysis)
+            rows.append(f"| [{title}]({name}.md) | {question} |")
+            yield f"analyses/{name}.md", text
+        index.append("\n".join(rows))
+    yield "analyses/index.md", "\n\n".join(index) + "\n"
+
+
+def _analysis(name: str, analysis: Any) -> tuple[str, str, str]:
+    """Title, question and page of an analysis."""
+    extra = DOCS / "analyses" / f"{name}.md"
+    if extra.is_file():
+        heading, question, body = (extra.read_text(encoding="utf-8").rstrip() + "\n\n\n").split("\n\n", 2)
+        title, body = heading.removeprefix("# "), body.strip()
+    else:
+        title, question, body = _title(name, analysis), _question(analysis), ""
+    parts = [f"# {title}", question, body]
+    if "## Example" not in body:
+        parts += _example(name, analysis)
+    parts += ["## Reference", f"::: {analysis.__module__}.{analysis.__qualname__}"]
+    return title, question, "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _title(name: str, analysis: Any) -> str:
+    stated = getattr(analysis, "title", None) or getattr(inspect.getmodule(analysis), "TITLE", None)
+    return stated or name.replace("_", " ").capitalize()
+
+
+def _question(analysis: Any) -> str:
+    """The first line of the module's docstring where that is a question, else that of the analysis itself."""
+    asked = (inspect.getdoc(inspect.getmodule(analysis)) or "").split("\n")[0]
+    return asked if asked.endswith("?") else (inspect.getdoc(analysis) or "").split("\n\n")[0].replace("\n", " ")
+
+
+def _example(name: str, analysis: Any) -> list[str]:
+    """Example and figure, from the docstring of the plot; the command line, where the analysis takes one model."""
+    if name not in plotting.names():
+        return []
+    plot = inspect.getdoc(plotting.PLOTS[name].plot) or ""
+    code = re.findall(r"^ *>>> (.*)$", plot, re.MULTILINE)
+    code.append(f'figure.savefig("{name}.png", dpi=150)')
+    parts = ["## Example", "```python\n" + "\n".join(code) + "\n```"]
+    if name in static.names() and static.models(name) == 1:
+        command = f"moe-probe static ckpt/tiny-mixtral --analysis {name} --layers 2 -o out/{name}"
+        parts += ["On the command line:", f"```console\n{command}\n```"]
+    parts += ["## Figure", re.split(r"\n\n(?:Args|Raises|Examples):", plot)[0]]
+    if (DOCS / "figures" / f"{name}.png").is_file():
+        parts.insert(-1, f"![{_title(name, analysis)}](../figures/{name}.png)")
+    return parts
+
+
+def error_classes() -> list[type[errors.MoEProbeError]]:
+    """Every class of errors, each after its base."""
+    classes = [value for value in vars(errors).values() if inspect.isclass(value)]
+    return [cls for cls in classes if issubclass(cls, errors.MoEProbeError) and cls.__module__ == errors.__name__]
+
+
+def _error_pages() -> Iterator[tuple[str, str]]:
+    said = sentences()
+    rows = ["| class | of what |", "|---|---|"]
+    for cls in error_classes():
+        meaning, _, more = (inspect.getdoc(cls) or "").partition("\n\n")
+        more = re.split(r"(?:^|\n\n)Examples:", more)[0].strip()
+        depth = len(cls.__mro__) - len(errors.MoEProbeError.__mro__)
+        rows.append(f"| {'&emsp;' * depth}[`{cls.__name__}`]({cls.__name__}.md) | {meaning.replace(chr(10), ' ')} |")
+        parts = [f"# {cls.__name__}", meaning, more, _place(cls)]
+        if said.get(cls.__name__):
+            parts += [
+                "## Sentences",
+                "… stands for what differs.",
+                "```text\n" + "\n".join(said[cls.__name__]) + "\n```",
+            ]
+        yield f"errors/{cls.__name__}.md", "\n\n".join(part for part in parts if part) + "\n"
+    yield "errors/index.md", ERRORS + "\n".join(rows) + "\n"
+
+
+ERRORS = """# Errors
+
+Every error that moe_probe raises on purpose is one sentence: what was given, what there is, and what to do. On the
+command line it is printed alone, with exit code 2, or 1 where the machine failed. In scripts all of them are
+`moe_probe.errors.MoEProbeError`.
+
+"""
+
+
+def _place(cls: type) -> str:
+    above = [base.__name__ for base in cls.__mro__[1:] if issubclass(base, errors.MoEProbeError)]
+    return f"In scripts: `moe_probe.errors.{cls.__name__}`" + "".join(f", a [`{n}`]({n}.md)" for n in above) + "."
+
+
+@cache
+def sentences() -> Mapping[str, list[str]]:
+    """The sentences of each class of errors in the source, … for what differs."""
+    found: dict[str, set[str]] = {cls.__name__: set() for cls in error_classes()}
+    for path in sorted(PACKAGE.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and node.args:
+                name, sentence = _class_of(node.func), _sentence(node)
+                if name in found and sentence:
+                    found[name].add(sentence)
+    return {name: sorted(said) for name, said in found.items()}
+
+
+def _class_of(function: ast.expr) -> str:
+    """`X` of `X(...)`, `errors.X(...)` and `X.among(...)`."""
+    if isinstance(function, ast.Attribute):
+        return _class_of(function.value) if function.attr == "among" else function.attr
+    return function.id if isinstance(function, ast.Name) else ""
+
+
+def _sentence(call: ast.Call) -> str:
+    text = _written(call.args[0])
+    if isinstance(call.func, ast.Attribute) and call.func.attr == "among":
+        return f"There is no {text} …; there are …."
+    return text if " " in text else ""
+
+
+def _written(node: ast.expr) -> str:
+    if isinstance(node, ast.JoinedStr):
+        return "".join(_written(part) for part in node.values)
+    if isinstance(node, ast.BinOp):
+        return _written(node.left) + _written(node.right)
+    if isinstance(node, ast.Constant) and isinstance(node.value, str):
+        return node.value.replace("\n", " ")
+    return "…"

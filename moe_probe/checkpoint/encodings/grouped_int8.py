@@ -1,0 +1,92 @@
+"""int8 matrices with scales per group of rows: Grok-1's, and `X` with `X_scales` where `convert` kept them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from moe_probe.checkpoint.lazy import Index, LazyTensor, Permuted, Stored
+from moe_probe.checkpoint.slices import as_slice, covering
+from moe_probe.errors import DamagedFile
+
+SCALES_SUFFIX = "_scales"
+
+
+class GroupScaled:
+    """An int8 matrix (..., K, N) times scales (..., G, N): group g scales the rows g K/G to (g+1) K/G - 1.
+
+    The product is rounded to the scales' dtype, bfloat16 in the release.
+
+    Attributes:
+        weight, scales: the stored tensors.
+    """
+
+    def __init__(self, weight: LazyTensor, scales: LazyTensor):
+        self.weight, self.scales = weight, scales
+        self.parts = (weight, scales)
+        self.shape, self.dtype = weight.shape, scales.dtype
+        self.rows_per_group = weight.shape[-2] // scales.shape[-2]
+
+    def read(self, index: Index) -> torch.Tensor:
+        *lead, rows, columns = (as_slice(part) for part in index)
+        size = self.rows_per_group
+        groups = covering(rows, size)
+        values = self.weight[(*lead, rows, columns)].read().to(self.dtype)
+        scales = self.scales[(*lead, groups, columns)].read()
+        for group in range(groups.start, groups.stop):
+            first, last = max(group * size, rows.start), min((group + 1) * size, rows.stop)
+            part = values[..., first - rows.start : last - rows.start, :]
+            part *= scales[..., group - groups.start, None, :]
+        return values[tuple(0 if isinstance(part, int) else slice(None) for part in index)]
+
+
+def grouped_int8(tensor: LazyTensor) -> tuple[LazyTensor, LazyTensor] | None:
+    """The stored int8 matrix and scales of an (out, in) matrix that they are multiplied for; None for other tensors.
+
+    Returns:
+        int8 (out, in) and scales (out, groups).
+    """
+    if not isinstance(tensor, Permuted) or tensor.ndim != 2 or not isinstance(tensor.base, Stored):
+        return None
+    scaled, index = tensor.base.source, tensor.base.index
+    if not isinstance(scaled, GroupScaled) or tensor.base.shape != scaled.shape[-2:]:
+        return None
+    return scaled.weight[index[:-2]].T, scaled.scales[index[:-2]].T
+
+
+@dataclass(frozen=True)
+class GroupedInt8:
+    """The encoding: int8 matrices (out, in) and their scales (out, groups), as one tensor each."""
+
+    methods: tuple[str, ...] = ()
+    title: str = "int8 with grouped scales"
+
+    def decoded(self, tensors: Mapping[str, LazyTensor], quantization: Mapping[str, Any]) -> dict[str, LazyTensor]:
+        """`tensors` with the int8 matrices as the products that they stand for.
+
+        Raises:
+            DamagedFile: the scales do not fit.
+        """
+        scaled = {key for key, t in tensors.items() if t.dtype is torch.int8 and key + SCALES_SUFFIX in tensors}
+        gone = {key + SCALES_SUFFIX for key in scaled}
+        return {
+            key: _product(key, tensor, tensors[key + SCALES_SUFFIX]) if key in scaled else tensor
+            for key, tensor in tensors.items()
+            if key not in gone
+        }
+
+
+def _product(key: str, weight: LazyTensor, scales: LazyTensor) -> LazyTensor:
+    groups = scales.shape[-1] if scales.ndim == 2 else 0
+    if weight.ndim != 2 or scales.shape[:1] != weight.shape[:1] or not groups or weight.shape[1] % groups:
+        raise DamagedFile(
+            f"{key!r} is stored as int8 of shape {tuple(weight.shape)} with scales of shape {tuple(scales.shape)}, "
+            "expected (out, in) and (out, groups) with groups a divisor of in; convert the release again."
+        )
+    return Stored(GroupScaled(weight.T, scales.T)).T
+
+
+ENCODING = GroupedInt8()

@@ -1,0 +1,14 @@
+"""Slices of an encoded tensor, and what they need of its parts."""
+
+from __future__ import annotations
+
+
+def as_slice(part: int | slice) -> slice:
+    """`part` as a slice of length 1 where it is a number."""
+    return slice(part, part + 1) if isinstance(part, int) else part
+
+
+def covering(part: int | slice, size: int) -> slice:
+    """The blocks of `size` entries that `part` touches."""
+    part = as_slice(part)
+    return slice(part.start // size, -(-part.stop // size))

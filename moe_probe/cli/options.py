@@ -1,0 +1,171 @@
+"""Options of commands, made from the one definition in `moe_probe.options`; and how they are read."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+import typer
+
+from moe_probe.errors import InputError, NoSuchName, OutOfRange
+from moe_probe.model import MoEModel, load
+from moe_probe.options import DEFAULTS, HELP
+
+MODEL_HELP: Final[Mapping[str, str]] = {
+    "revision": "Branch, tag or commit of a hub id.",
+    "tokenizer": "A tokenizer in place of the checkpoint's own.",
+    "device": "Where the model runs, such as cuda. Default: cpu.",
+    "dtype": "float32, float16, bfloat16 or auto. Default: float32 on the CPU, else as stored.",
+    "under": "An intervention, such as zero.layer=5 and zero.experts=[3]; repeated.",
+}
+MODEL_OPTIONS: Final = tuple(MODEL_HELP)
+METAVARS: Final[Mapping[str, str]] = {
+    "labels": "COLUMN",
+    "column": "COLUMN",
+    "max_length": "N",
+    "layers": "LAYERS",
+    "baseline": "CKPT",
+    "batch_tokens": "N",
+    "execution": "HOW",
+    "checkpoint_dir": "DIR",
+    "n_jobs": "N",
+    "tokenizer": "PATH",
+    "under": "NAME.KEY=VALUE",
+}
+# what is written otherwise than in Python
+WRITTEN: Final[Mapping[str, Any]] = {
+    "max_length": int | None,
+    "add_special_tokens": bool | None,
+    "batch_tokens": int,
+    "n_jobs": int,
+    "checkpoint_dir": Path | None,
+    "execution": str,
+    "progress": bool,
+    "under": list[str] | None,
+}
+MOST_LAYERS = 1 << 16
+
+
+def takes(*names: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """A command that takes these options beside its own; they reach it as keywords, with their defaults.
+
+    Args:
+        names: of options of a run, or of those that say how a model is opened.
+    """
+
+    def extended(command: Callable[..., None]) -> Callable[..., None]:
+        own = list(inspect.signature(command, eval_str=True).parameters.values())
+        added = [_parameter(name) for name in names]
+        kept = [each for each in own if each.kind is not each.VAR_KEYWORD]
+        command.__signature__ = inspect.Signature([*kept, *added])  # pyright: ignore[reportFunctionMemberAccess]
+        command.__annotations__ = {each.name: each.annotation for each in (*kept, *added)}
+        return command
+
+    return extended
+
+
+def _parameter(name: str) -> inspect.Parameter:
+    defaults: Mapping[str, Any] = DEFAULTS
+    written = WRITTEN.get(name, str | None)
+    option = typer.Option(metavar=METAVARS.get(name), help=(HELP | MODEL_HELP)[name]) if written is not bool else None
+    annotation = Annotated[written, option or typer.Option(help=HELP[name])]
+    kind = inspect.Parameter.KEYWORD_ONLY
+    return inspect.Parameter(name, kind, default=defaults.get(name), annotation=annotation)
+
+
+def of_run(options: Mapping[str, Any], names: Iterable[str] = tuple(DEFAULTS)) -> dict[str, Any]:
+    """The options of a run as Python takes them.
+
+    Raises:
+        InputError: a list of layers is none.
+    """
+    found = {name: options[name] for name in names if name in options}
+    if isinstance(found.get("layers"), str):
+        found["layers"] = parse_layers(found["layers"])
+    if isinstance(found.get("baseline"), str):
+        how = {name: options[name] for name in ("device", "dtype") if name in options}
+        found["baseline"] = load(found["baseline"], **how)
+    return found
+
+
+def open_model(source: str, options: Mapping[str, Any]) -> MoEModel:
+    """`load` with the options that say how, under the interventions asked for."""
+    model = load(source, **{name: options[name] for name in MODEL_OPTIONS if name in options and name != "under"})
+    asked = parse_options(options.get("under"))
+    return model.under(*(make_intervention(name, fields) for name, fields in asked.items())) if asked else model
+
+
+def make_intervention(name: str, fields: Mapping[str, Any]) -> Any:
+    """An intervention by its name.
+
+    Raises:
+        NoSuchName: there is no such intervention, or it has no such field.
+        InputError: it needs another one.
+    """
+    from moe_probe import intervene
+
+    kind = intervene.names()[name]
+    known = inspect.signature(kind).parameters
+    if any(each.kind is each.VAR_KEYWORD for each in known.values()):
+        return kind(**fields)
+    for field in fields:
+        if field not in known:
+            raise NoSuchName.among(f"argument of {name}", field, known)
+    lacking = [field for field, each in known.items() if each.default is each.empty and field not in fields]
+    if lacking:
+        raise InputError(f"{name} needs {', '.join(lacking)}; pass --under {name}.{lacking[0]}=VALUE.")
+    return kind(**fields)
+
+
+def parse_layers(text: str | None) -> list[int] | None:
+    """`"0,5,10-12"` as [0, 5, 10, 11, 12]; None stays.
+
+    Raises:
+        InputError: the text is no such list.
+        OutOfRange: a range goes down, or is longer than any model.
+    """
+    if text is None:
+        return None
+    try:
+        bounds = [[int(end) for end in part.split("-", 1)] for part in text.split(",")]
+    except ValueError:
+        raise InputError(f"{text!r} is no list of layers; write it like 0,5,10-12.") from None
+    ranges = [(first, last[0] if last else first) for first, *last in bounds]
+    for first, last in ranges:
+        if not 0 <= last - first < MOST_LAYERS:
+            raise OutOfRange(f"{first}-{last} is no range of layers; write it like 0,5,10-12.")
+    return [layer for first, last in ranges for layer in range(first, last + 1)]
+
+
+def parse_options(texts: Sequence[str] | None) -> dict[str, dict[str, Any]]:
+    """`["expert_capacity.factors=[1, 2]"]` as {"expert_capacity": {"factors": [1, 2]}}.
+
+    Raises:
+        InputError: a text is not of that form.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for text in texts or ():
+        name, equals, value = text.partition("=")
+        analysis, dot, key = name.partition(".")
+        if not (equals and dot and key):
+            raise InputError(f"{text!r} is no option; write it like expert_capacity.factors=[1,1.25].")
+        try:
+            found.setdefault(analysis, {})[key] = json.loads(value)
+        except ValueError:
+            found.setdefault(analysis, {})[key] = value
+    return found
+
+
+def check_names(options: Mapping[str, Any], known: Iterable[str], kind: str) -> None:
+    """Refuse options of what there is not.
+
+    Raises:
+        NoSuchName: the sentence has the nearest name.
+    """
+    names = list(known)
+    for name in options:
+        if name not in names:
+            raise NoSuchName.among(kind, name, names)

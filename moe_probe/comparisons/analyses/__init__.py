@@ -1,0 +1,1 @@
+"""One file per comparison, with a function of its name."""

@@ -1,0 +1,73 @@
+"""What the gating residual does to the router's scores (MoE++, arXiv 2410.07348, figure 6)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Unpack
+
+import xarray as xr
+
+from moe_probe.comparisons.side_by_side import Opened, compared_attrs, observe_each
+from moe_probe.dynamic.analyses.router_scores import RouterScores
+from moe_probe.errors import NotComparable, NotFitting
+from moe_probe.intervene.config import Config
+from moe_probe.model import MoEModel, Openable, load
+from moe_probe.options import RunOptions
+from moe_probe.texts.corpus import Texts
+
+SOURCES = (1, 1)
+UNASKED = True
+RESIDUALS = ["with", "without (intervention)"]
+
+
+def gating_residual(
+    model: Openable | Sequence[Openable] | Mapping[str, Openable],
+    texts: Texts,
+    *,
+    bins: int = 100,
+    limits: tuple[float, float] = (0.0, 1.0),
+    **options: Unpack[RunOptions],
+) -> xr.Dataset:
+    """Distributions of the two highest scores, with the model's gating residual and with it removed.
+
+    The paper compares two models that were trained with and without. On one checkpoint the removal is an intervention,
+    `model.under(Config(moe_gate_residual=False))`: every layer's logits are its own alone, and the hidden states of
+    later layers change too.
+
+    Args:
+        model: a MoE++ model; alone, in a list, or under a label.
+        texts: what it runs on.
+        bins: of the histograms, as for `dynamic.router_scores`.
+        limits: of the histograms, as for `dynamic.router_scores`.
+        options: those of `dynamic.run`.
+
+    Returns:
+        The Dataset of `router_scores` with a first dimension `residual`: `with`, and `without (intervention)`.
+
+    Raises:
+        InputError: the model has no gating residual.
+
+    Examples:
+        >>> from moe_probe import comparisons
+        >>> comparisons.gating_residual("ckpt/tiny-moe-plus-plus", ["A short text."]).histogram.dims
+        ('residual', 'layer', 'which', 'bin')
+    """
+    whole = load(_single(model))
+    if not getattr(whole.config, "moe_gate_residual", False):
+        raise NotFitting(f"{whole.name} has no gating residual to remove; MoE++ has one.")
+    removed = whole.under(Config(moe_gate_residual=False))
+    sides: Opened = dict(zip(RESIDUALS, (whole, removed), strict=True))
+    scores = RouterScores(bins, limits)
+    found = [seen.result(source) for source, (seen,) in observe_each(sides, texts, [scores], options).values()]
+    joined = xr.concat(found, xr.Variable("residual", RESIDUALS))
+    about = compared_attrs("gating_residual", {"with": whole}, **scores.parameters())
+    return joined.assign_attrs({**found[0].attrs, **about})
+
+
+def _single(model: Openable | Sequence[Openable] | Mapping[str, Openable]) -> Openable:
+    if isinstance(model, Mapping | list | tuple):
+        several = list(model.values() if isinstance(model, Mapping) else model)
+        if len(several) != 1 or (not isinstance(several[0], MoEModel | str) and several[0] is None):
+            raise NotComparable(f"gating_residual takes one model; there are {len(several)}.")
+        return several[0]
+    return model

@@ -1,0 +1,69 @@
+"""When routing settles: how many of the final choices earlier checkpoints make (OLMoE, arXiv 2409.02060)."""
+
+from __future__ import annotations
+
+from typing import Unpack
+
+import numpy as np
+import xarray as xr
+
+from moe_probe.comparisons.side_by_side import Sources, means, overlap, record_choices, routing_attrs
+from moe_probe.dynamic.analysis import described, labeled
+from moe_probe.options import RunOptions
+from moe_probe.results import dataset
+from moe_probe.statistics.bootstrap import check_draws
+from moe_probe.texts.corpus import Texts
+
+SOURCES = (2, None)
+UNASKED = True
+LEGEND = {
+    "saturation": ("share of the final choices", "1"),
+    "first_saturation": ("share of the final first choices", "1"),
+}
+
+
+def router_saturation(
+    checkpoints: Sources,
+    texts: Texts | None = None,
+    *,
+    bootstrap: int = 200,
+    chance: bool = True,
+    **options: Unpack[RunOptions],
+) -> xr.Dataset:
+    """Share of the last checkpoint's choices that earlier ones made already (OLMoE, arXiv 2409.02060, section 5.1).
+
+    Args:
+        checkpoints: by label (training step) in their order, the final one last; folders, hub ids, models or traces.
+        texts: what they run on; not needed for traces.
+        bootstrap: draws of the intervals; 0 for none.
+        chance: whether to give the chance level.
+        options: those of `dynamic.run`, such as `layers`, `execution` and `batch_tokens`.
+
+    Returns:
+        Dataset with `saturation` (checkpoint, layer), float64: the mean over tokens (or sub-tokens) of the share of the
+        final top-k experts that the checkpoint chooses too; `first_saturation`, of the first choices alone (the
+        largest score); with 95 % bootstrap intervals over documents, `_low` and `_high`;
+        `chance`, k / E, and `first_chance`, 1 / E: of choices made at random.
+
+    Raises:
+        InputError: fewer than two checkpoints, or their tokenizers or layers differ.
+
+    Examples:
+        >>> from moe_probe import comparisons
+        >>> steps = {"100": "ckpt/tiny-mixtral", "200": "ckpt/tiny-mixtral"}
+        >>> comparisons.router_saturation(steps, ["A short text."]).saturation.values.min().item()
+        1.0
+    """
+    check_draws(bootstrap)
+    routings = record_choices(checkpoints, texts, options)
+    final = routings[-1]
+    shares = np.stack([overlap(final.index, routing.index).mean(-1) for routing in routings])  # (c, layers, tokens)
+    found = means("saturation", ("checkpoint", "layer"), shares, final, bootstrap)
+    firsts = np.stack([(final.first == routing.first).mean(-1) for routing in routings])
+    found |= means("first_saturation", ("checkpoint", "layer"), firsts, final, bootstrap)
+    if chance:
+        found["chance"] = ((), np.asarray(final.index.shape[-1] / final.num_experts))
+        found["first_chance"] = ((), np.asarray(1 / final.num_experts))
+    arrays = labeled(found, {"checkpoint": [routing.label for routing in routings], "layer": list(final.layers)})
+    variables = {name: array.assign_attrs(described(LEGEND, name)) for name, array in arrays.items()}
+    return dataset(variables, routing_attrs("router_saturation", routings))

@@ -1,0 +1,101 @@
+"""What tuning or quantization changes in routing, token by token."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Unpack
+
+import numpy as np
+import xarray as xr
+
+from moe_probe.comparisons.side_by_side import means, overlap, record_choices, routing_attrs
+from moe_probe.dynamic.analysis import described, labeled
+from moe_probe.errors import NotComparable
+from moe_probe.model import Openable
+from moe_probe.options import RunOptions, check_number
+from moe_probe.results import dataset
+from moe_probe.statistics.bootstrap import check_draws
+from moe_probe.texts.corpus import Texts
+from moe_probe.traces.reading import Trace
+
+SOURCES = (2, 2)
+UNASKED = True
+BINS = 10
+LEGEND = {
+    "changed": ("share of tokens with other choices", "1"),
+    "overlap": ("share of choices that stay", "1"),
+    "margin": ("margin of the selection score", "1"),
+}
+One = Openable | Trace | Mapping[str, Openable | Trace]
+
+
+def routing_drift(
+    before: One,
+    after: One,
+    texts: Texts | None = None,
+    *,
+    bins: int = BINS,
+    bootstrap: int = 200,
+    chance: bool = True,
+    **options: Unpack[RunOptions],
+) -> xr.Dataset:
+    """How many tokens choose otherwise after tuning or quantization, by how narrow their choice had been.
+
+    The margin of a token is the smallest selection score among its k chosen experts minus the largest among the
+    others, in the first checkpoint: what top-k ranks, with the correction bias, without excluded groups.
+    Tokens are dealt by it into `bins` of equal size, layer by layer.
+
+    Args:
+        before: folders, hub ids, models or traces; as {label: checkpoint} for labels of their own.
+        after: folders, hub ids, models or traces; as {label: checkpoint} for labels of their own.
+        texts: what they run on; not needed for traces.
+        bins: of the margin.
+        bootstrap: draws of the intervals; 0 for none.
+        chance: whether to give the chance level.
+        options: those of `dynamic.run`.
+
+    Returns:
+        Dataset with `changed` (layer), float64, the share of tokens (or sub-tokens) whose set of k experts differs;
+        `overlap` (layer), the mean share of their k choices that stay; both with 95 % bootstrap intervals over
+        documents, `_low` and `_high`; by margin, `margin_changed`, `margin_overlap` (layer, bin), and `margin`
+        (layer, bin), the bin's mean margin; `chance`, k / E, the overlap of choices made at random.
+
+    Raises:
+        InputError: the two differ in their tokenizers or layers.
+
+    Examples:
+        >>> from moe_probe import comparisons
+        >>> drift = comparisons.routing_drift({"base": "ckpt/tiny-mixtral"}, {"same": "ckpt/tiny-mixtral"}, ["A text."])
+        >>> float(drift.changed.max())
+        0.0
+    """
+    check_draws(bootstrap)
+    check_number("bins", bins, 1)
+    sides = [one if isinstance(one, Mapping) else {name: one} for name, one in (("before", before), ("after", after))]
+    labels = {**sides[0], **sides[1]}
+    if len(labels) != 2:
+        raise NotComparable(f"routing_drift compares two checkpoints under two labels; there are {', '.join(labels)}.")
+    first, second = routings = record_choices(labels, texts, options, most=2)
+    stays = overlap(first.index, second.index)  # (layers, tokens, subtokens)
+    found = means("overlap", ("layer",), stays.mean(-1), first, bootstrap)
+    found |= means("changed", ("layer",), (stays < 1).astype(float).mean(-1), first, bootstrap)
+    by_bin = [
+        _by_margin(margin.flatten(), stay.flatten(), bins) for margin, stay in zip(first.margin, stays, strict=True)
+    ]
+    for name, values in zip(("margin", "margin_overlap", "margin_changed"), zip(*by_bin, strict=True), strict=True):
+        found[name] = (("layer", "bin"), np.stack(values))
+    if chance:
+        found["chance"] = ((), np.asarray(first.index.shape[-1] / first.num_experts))
+    coords = {"checkpoint": [r.label for r in routings], "layer": list(first.layers), "bin": np.arange(1, bins + 1)}
+    variables = {n: array.assign_attrs(described(LEGEND, n)) for n, array in labeled(found, coords).items()}
+    about = routing_attrs("routing_drift", routings, bins=bins)
+    return dataset(variables, about).assign_coords(checkpoint=coords["checkpoint"])
+
+
+def _by_margin(margin: np.ndarray, stays: np.ndarray, bins: int) -> tuple[np.ndarray, ...]:
+    """Mean margin, mean overlap and share of changed rows in bins of equally many rows, by margin."""
+    parts = np.array_split(np.argsort(margin, kind="stable"), bins)
+    values = [
+        (margin[at].mean(), stays[at].mean(), (stays[at] < 1).mean()) if len(at) else (np.nan,) * 3 for at in parts
+    ]
+    return tuple(np.asarray(column, float) for column in zip(*values, strict=True))

@@ -1,0 +1,85 @@
+"""Analyses as they are asked for: instances, classes or names."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from functools import cache
+from types import ModuleType
+from typing import Any
+
+from moe_probe.dynamic.analysis import Analysis
+from moe_probe.errors import NoSuchName, WrongType
+from moe_probe.registry import Registry
+
+One = Analysis | type[Analysis] | str
+Asked = One | Sequence[One]
+
+
+def analysis_of(module: ModuleType, name: str) -> type[Analysis]:
+    """The analysis that a module is the file of."""
+    own = (each for each in vars(module).values() if inspect.isclass(each) and issubclass(each, Analysis))
+    return next(each for each in own if vars(each).get("name") == name)
+
+
+ANALYSES: Registry[type[Analysis]] = Registry("moe_probe.dynamic.analyses", "dynamic", "analysis", analysis_of)
+
+
+@cache
+def class_names() -> Mapping[str, str]:
+    """The name of each analysis by that of its class."""
+    return {ANALYSES[name].__name__: name for name in ANALYSES}
+
+
+def names() -> Mapping[str, type[Analysis]]:
+    """Every dynamic analysis by its name, those of other packages too (entry points `moe_probe.dynamic`).
+
+    Examples:
+        >>> "expert_load" in names()
+        True
+    """
+    return ANALYSES
+
+
+def make_analyses(asked: Asked, options: Mapping[str, Mapping[str, Any]] | None = None) -> list[Analysis]:
+    """Instances of what is asked for.
+
+    Args:
+        asked: instances, classes or names, one or several.
+        options: arguments for those asked for by name or class, by the analysis's name.
+
+    Raises:
+        NoSuchName: there is no such analysis, or it takes no such option.
+        WrongType: something else is asked for.
+    """
+    several = [asked] if isinstance(asked, str | Analysis) or inspect.isclass(asked) else asked
+    if isinstance(several, Mapping) or not hasattr(several, "__iter__"):
+        raise WrongType(f"analyses is a {type(asked).__name__}; pass analyses, their classes or their names.")
+    return [make_analysis(one, options or {}) for one in several]
+
+
+def make_analysis(one: One, options: Mapping[str, Mapping[str, Any]]) -> Analysis:
+    """An instance of an analysis, its class or its name."""
+    if isinstance(one, Analysis):
+        return one
+    found = ANALYSES[one] if isinstance(one, str) else one
+    if not (inspect.isclass(found) and issubclass(found, Analysis)):
+        raise WrongType(f"{one!r} is no analysis; pass one of {', '.join(ANALYSES)}.")
+    return create(found, options.get(found.name, {}))
+
+
+def create(analysis: type[Analysis], options: Mapping[str, Any]) -> Analysis:
+    """An instance with these options.
+
+    Raises:
+        NoSuchName: it takes no such option.
+        WrongType: it needs one that is not given.
+    """
+    takes = inspect.signature(analysis).parameters
+    for name in options:
+        if name not in takes:
+            raise NoSuchName.among(f"option of {analysis.name}", name, takes)
+    lacking = [name for name, each in takes.items() if each.default is each.empty and name not in options]
+    if lacking:
+        raise WrongType(f"{analysis.name} needs {' and '.join(lacking)}; pass {', '.join(f'{n}=' for n in lacking)}.")
+    return analysis(**options)

@@ -1,0 +1,93 @@
+"""Sources of whatever is given: a model that runs or writes, or a recorded trace."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from moe_probe.errors import InputError, NotFitting
+from moe_probe.forward.execution import is_layerwise
+from moe_probe.forward.running import Running
+from moe_probe.forward.writing import Writing
+from moe_probe.model import MoEModel, Openable, load
+from moe_probe.options import OBSERVE_OPTIONS, TEXT_OPTIONS, completed
+from moe_probe.routing import Source
+from moe_probe.texts.corpus import Texts, make_corpus
+from moe_probe.traces.reading import Trace, is_trace, read_trace
+from moe_probe.traces.recorded import Recorded
+
+WRITING_OPTIONS = (*(name for name in TEXT_OPTIONS if name not in ("labels", "max_length")), *OBSERVE_OPTIONS)
+NEW_TOKENS = 32
+
+
+def open_source(source: Openable | Trace, texts: Texts | None, options: Mapping[str, Any]) -> Source:
+    """A model with its corpus, or a trace, with the layers asked for.
+
+    Args:
+        source: whatever `load` accepts, or a trace.
+        texts: what a model runs on; None for a trace, which has its own.
+        options: all of `run`.
+
+    Raises:
+        InputError: a model comes without texts, or a trace with some.
+    """
+    opened = opened_source(source)
+    if isinstance(opened, Trace):
+        if texts is not None:
+            raise NotFitting(f"{opened.name} is a routing trace with texts of its own; pass no texts.")
+        return Recorded.of(opened, options["layers"])
+    if texts is None:
+        raise NotFitting(f"{opened.name} is a model, not a routing trace; pass texts to run it on.")
+    corpus = make_corpus(opened, texts, **{name: options[name] for name in TEXT_OPTIONS})
+    return running(opened, corpus, options)
+
+
+def opened_source(source: Openable | Trace) -> MoEModel | Trace:
+    """A model, or a trace where it is one."""
+    if isinstance(source, Trace):
+        return source
+    return read_trace(source) if isinstance(source, str | Path) and is_trace(source) else load(source)
+
+
+def running(model: MoEModel, corpus: Any, options: Mapping[str, Any]) -> Running:
+    """A model that runs over a corpus."""
+    baseline = options["baseline"]
+    return Running(
+        model=model,
+        corpus=corpus,
+        layers={index: model.layer(index) for index in model.select_layers(options["layers"])},
+        baseline=None if baseline is None else load(baseline),
+        batch_tokens=options["batch_tokens"],
+        layerwise=is_layerwise(model, options["execution"]),
+    )
+
+
+def open_writing(
+    model: Openable, prompts: Texts, options: Mapping[str, Any], of_generation: Mapping[str, Any]
+) -> Writing:
+    """A model that continues prompts."""
+    opened = load(model)
+    reading = {name: options[name] for name in TEXT_OPTIONS if name in options}
+    layers = {index: opened.layer(index) for index in opened.select_layers(options["layers"])}
+    return Writing(opened, make_corpus(opened, prompts, **reading), layers, of_generation)
+
+
+def writing_options(options: Mapping[str, Any], max_new_tokens: int | None) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The options of `run` that `generate` takes, completed; and those of transformers' `generate`.
+
+    Raises:
+        InputError: an option of `run` alone is given.
+    """
+    own = {name: value for name, value in options.items() if name in WRITING_OPTIONS}
+    of_generation = {name: value for name, value in options.items() if name not in WRITING_OPTIONS}
+    for name in ("labels", "baseline", "batch_tokens", "execution"):
+        if name in of_generation:
+            raise NotFitting(f"generate takes no {name}; it takes {', '.join(WRITING_OPTIONS)}, and transformers' own.")
+    if max_new_tokens is not None:
+        if not isinstance(max_new_tokens, int) or max_new_tokens < 1:
+            raise InputError(f"max_new_tokens is {max_new_tokens!r}; pass a whole number of at least 1.")
+        of_generation["max_new_tokens"] = max_new_tokens
+    elif not {"max_length", "generation_config"} & of_generation.keys():
+        of_generation["max_new_tokens"] = NEW_TOKENS
+    return completed(own, WRITING_OPTIONS, "generate"), of_generation

@@ -1,0 +1,45 @@
+"""Parameters of a module, those of its language model apart from its towers'; buffers are none."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+
+import torch
+from transformers import PreTrainedModel
+
+from moe_probe.families.decoder import decoder_path, text_config
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Numbers of parameters; one that two modules share counts once.
+
+    Attributes:
+        language: of the language model: decoder, embeddings and head.
+        apart: of every other part of the module, by its name.
+    """
+
+    language: int
+    apart: dict[str, int]
+
+
+def count_parameters(module: PreTrainedModel) -> Counts:
+    """The parameters of a module on any device, meta too."""
+    root = decoder_path(module) + "."
+    multimodal = text_config(module) is not module.config
+    head = module.get_output_embeddings()
+    of_head = set() if head is None else {id(value) for value in head.parameters()}
+    language, apart = 0, Counter[str]()
+    for name, value in module.named_parameters():  # each parameter once
+        if not multimodal or root == "." or name.startswith(root) or id(value) in of_head:
+            language += size_of(value)
+        else:
+            apart[name.removeprefix("model.").split(".")[0]] += size_of(value)
+    return Counts(language, dict(apart))
+
+
+def size_of(value: torch.Tensor) -> int:
+    """Number of values of a parameter; of one that is packed, of what it stands for."""
+    state = getattr(value, "quant_state", None)
+    return value.numel() if state is None else torch.Size(state.shape).numel()

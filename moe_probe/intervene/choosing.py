@@ -1,0 +1,40 @@
+"""What interventions on chosen experts share: which experts, and that the model has them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from moe_probe.errors import OutOfRange
+from moe_probe.model import MoEModel
+from moe_probe.options import check_number
+
+
+def check_experts(model: MoEModel, layer: int, experts: Sequence[int]) -> None:
+    """Refuse a layer that does not route, and experts that it does not have.
+
+    Raises:
+        InputError: there is no such MoE layer.
+        OutOfRange: it has no such expert.
+    """
+    (chosen,) = model.select_layers(layer)
+    count = model.layer(chosen).num_experts
+    for expert in experts:
+        check_number("expert", expert, 0)
+        if expert >= count:
+            raise OutOfRange(f"Layer {layer} of {model.name} has the experts 0 to {count - 1}, not {expert}.")
+    if not len(experts):
+        raise OutOfRange(f"experts is empty; pass some of the experts 0 to {count - 1} of layer {layer}.")
+
+
+def among(index: torch.Tensor, experts: Sequence[int]) -> torch.Tensor:
+    """Whether each choice is one of these experts."""
+    return torch.isin(index, torch.tensor(list(experts), device=index.device))
+
+
+def bias_of(count: int, experts: Sequence[int], value: float, like: torch.Tensor) -> torch.Tensor:
+    """A bias (E,) of `value` for these experts and 0 for the others."""
+    bias = torch.zeros(count, device=like.device)
+    bias[list(experts)] = value
+    return bias

@@ -1,0 +1,38 @@
+"""Which part of a result a figure shows: checked, and the first one where none is named."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from moe_probe.errors import NoSuchName, NotFitting
+
+
+def pick(ds: xr.Dataset, dim: str, value: Any = None) -> Any:
+    """The coordinate `value` of a dimension; its first one by default.
+
+    Raises:
+        NoSuchName: the result has no such coordinate.
+    """
+    known = np.atleast_1d(ds[dim].values).tolist()
+    if value is None:
+        return known[0]
+    if value not in known:
+        raise NoSuchName.among(dim, value, known)
+    return known[known.index(value)]
+
+
+def require(ds: xr.Dataset, dims: Iterable[str]) -> None:
+    """Refuse a result that lacks dimensions, after `ds.sel(layer=2)` or `ds.mean("layer")`.
+
+    Raises:
+        NotFitting: a dimension is missing.
+    """
+    for dim in dims:
+        if dim not in ds.dims:
+            how = f"keep it with ds.sel({dim}=[...])" if dim in ds.coords else "pass the result as it was returned"
+            name, known = ds.attrs.get("analysis"), ", ".join(map(str, ds.dims)) or "none"
+            raise NotFitting(f"This result of {name} has the dimensions {known}; its figure needs {dim!r}: {how}.")

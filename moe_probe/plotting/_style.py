@@ -1,0 +1,151 @@
+"""The look that all figures share: readable at column width, fonts embedded, colour-blind-safe colours, any text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache, lru_cache
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import matplotlib.figure
+from matplotlib.axes import Axes
+from matplotlib.axis import Axis
+from matplotlib.backend_bases import RendererBase
+from matplotlib.font_manager import FontProperties, fontManager, get_font
+from matplotlib.text import Text
+from matplotlib.ticker import FuncFormatter
+
+from moe_probe.shown import printable
+
+COLUMN, PAGE = 3.3, 6.9  # widths of a single and a double column, inches
+COLORMAP = "viridis"
+DIVERGING = "PuOr"
+BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#777777"
+PROJECTION_COLORS = {"up": BLUE, "gate": ORANGE, "down": GREEN}
+MAX_TICKS = 9
+LONGEST_LINE, LONGEST_TICK = 20, 28  # characters: of a line, an inch of the figure; of a tick's label
+RC = matplotlib.rc_params_from_file(Path(__file__).with_name("moe_probe.mplstyle"), use_default_template=False)
+# fonts that are tried in this order for what the first one cannot write; those that are not there are skipped
+FONTS = (
+    *("DejaVu Sans", "Noto Sans", "Noto Sans CJK SC", "Noto Sans CJK JP", "Noto Sans SC", "Noto Sans JP"),
+    *("Noto Sans KR", "Source Han Sans SC", "Source Han Sans", "WenQuanYi Micro Hei", "WenQuanYi Zen Hei"),
+    *("Droid Sans Fallback", "Arial Unicode MS", "PingFang SC", "Hiragino Sans", "Apple SD Gothic Neo"),
+    *("Microsoft YaHei", "SimHei", "Yu Gothic", "Malgun Gothic", "Noto Sans Arabic", "Noto Sans Hebrew"),
+    *("Noto Sans Devanagari", "Noto Sans Thai", "Noto Emoji", "Symbola", "Segoe UI Emoji", "Segoe UI Symbol"),
+)
+
+
+@contextmanager
+def style() -> Iterator[None]:
+    """Draw in the project's style, and leave matplotlib's settings as they were.
+
+    A dollar sign is a dollar sign: labels come from users and tokenizers, and are no formulas.
+    """
+    look = {**RC, "text.parse_math": False, "font.family": list(_present_fonts(len(fontManager.ttflist)))}
+    with matplotlib.rc_context(look):
+        yield
+
+
+@lru_cache(maxsize=4)
+def _present_fonts(count: int) -> tuple[str, ...]:
+    """Those of `FONTS` that this machine has; `count` of all its fonts tells whether some were added."""
+    there = {font.name for font in fontManager.ttflist}
+    return tuple(name for name in FONTS if name in there)
+
+
+@cache
+def _characters(path: str, index: int) -> frozenset[int]:
+    """The characters that a font has glyphs for."""
+    return frozenset(get_font((path, index) if index else path).get_charmap())
+
+
+@lru_cache(maxsize=64)
+def _writable(families: tuple[str, ...], count: int) -> frozenset[int]:
+    """The characters that some font of `families` has glyphs for; `count` as for `_present_fonts`."""
+    paths = fontManager._find_fonts_by_props(FontProperties(family=list(families)))
+    return frozenset().union(*(_characters(str(path), getattr(path, "face_index", 0)) for path in paths))
+
+
+def drawable(text: str, families: Sequence[str] | None = None, longest: int = LONGEST_TICK) -> str:
+    r"""The text as these fonts can draw it: a character without a glyph as its code, long lines cut.
+
+    Args:
+        text: any text; its line ends stay.
+        families: names of fonts; by default those of `style()`.
+        longest: characters a line.
+
+    Examples:
+        >>> drawable("a\u202eb \U0001f9e0")
+        'a\\u202eb <U+1F9E0>'
+    """
+    if text.isascii() and text.isprintable() and len(text) <= longest:
+        return text
+    count = len(fontManager.ttflist)
+    known = _writable(tuple(families or _present_fonts(count)), count)
+    lines = printable(text, keep="\n").split("\n")
+    shown = ["".join(c if ord(c) in known else f"<U+{ord(c):04X}>" for c in line) for line in lines]
+    return "\n".join(line if len(line) <= longest else line[: longest - 1] + "…" for line in shown)
+
+
+class Figure(matplotlib.figure.Figure):
+    """A figure that keeps the project's style when it is drawn and saved, and shows in notebooks.
+
+    Fonts are embedded as TrueType, and texts that no font can write are drawn as the codes of their characters.
+    """
+
+    def draw(self, renderer: RendererBase) -> None:
+        """As matplotlib's."""
+        with style():
+            _make_drawable(self)
+            super().draw(renderer)
+
+    def savefig(self, fname: Any, **options: Any) -> None:
+        """As matplotlib's."""
+        with style():
+            super().savefig(fname, **options)
+
+    def _repr_png_(self) -> bytes:
+        buffer = BytesIO()
+        self.savefig(buffer, format="png", dpi=120)
+        return buffer.getvalue()
+
+
+def _make_drawable(figure: matplotlib.figure.Figure) -> None:
+    """Rewrite the texts of a figure, ticks with given labels among them, as far as they cannot be drawn."""
+    for axes in figure.axes:
+        for axis in axes._axis_map.values():
+            if isinstance(axis.get_major_formatter(), FuncFormatter):
+                _rewrite_ticks(axis)
+    longest = int(LONGEST_LINE * figure.get_figwidth())
+    for text in figure.findobj(Text):
+        assert isinstance(text, Text)
+        if (shown := drawable(text.get_text(), text.get_fontfamily(), longest)) != text.get_text():
+            text.set_text(shown)
+
+
+def _rewrite_ticks(axis: Axis) -> None:
+    places, labels = axis.get_majorticklocs(), [label.get_text() for label in axis.get_majorticklabels()]
+    families = axis.get_majorticklabels()[0].get_fontfamily() if labels else None
+    shown = [drawable(label, families) for label in labels]
+    if shown != labels and len(shown) == len(places):
+        axis.set_ticks(places, labels=shown)
+
+
+def label_ticks(axes: Axes, labels: Sequence[str], x: bool = True, y: bool = True) -> None:
+    """Tick labels at the cells of a heat map, thinned to about nine; the last label, if it is a letter, stays."""
+    step = -(-len(labels) // MAX_TICKS)
+    at = list(range(0, len(labels), step))
+    letters = [i for i, label in enumerate(labels) if not label.isdigit()]
+    at = [i for i in at if not any(0 < abs(i - letter) < step for letter in letters)]
+    at = sorted({*at, *letters})
+    axes.set_xticks(at, [labels[i] for i in at] if x else [])
+    axes.set_yticks(at, [labels[i] for i in at] if y else [])
+
+
+def thin_ticks(axis: Axis, labels: Sequence[str], most: int = MAX_TICKS) -> None:
+    """Tick labels 0, 1, 2, ... along one axis, thinned to about `most`."""
+    at = range(0, len(labels), -(-len(labels) // most))
+    axis.set_ticks(list(at), labels=[labels[i] for i in at])

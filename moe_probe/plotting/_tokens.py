@@ -1,0 +1,49 @@
+"""What figures of single tokens share: which tokens they show, and how tokens are written."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import xarray as xr
+
+from moe_probe.errors import OutOfRange
+from moe_probe.shown import printable
+
+SHOWN = 4  # tokens, in figures with a panel for each
+
+
+def rows(ds: xr.Dataset) -> xr.Dataset:
+    """The same with sub-tokens, where there are some, as tokens of their own: `text.0`, `text.1`, ..."""
+    if "subtoken" not in ds.dims:
+        return ds
+    parts = ds.sizes["subtoken"]
+    stacked = ds.stack(row=("token", "subtoken"), create_index=False).rename(row="token")
+    order = [name for name in ds.dims if name != "subtoken"]
+    names = [f"{text}.{part}" for text in ds.string.values for part in range(parts)]
+    return stacked.transpose(*order).assign_coords(string=("token", names))
+
+
+def choose(ds: xr.Dataset, tokens: Sequence[int] | None) -> list[int]:
+    """Places along `token`: those given, or the first few.
+
+    Raises:
+        OutOfRange: there are no such places.
+    """
+    if tokens is None:
+        return list(range(min(SHOWN, ds.sizes["token"])))
+    wrong = [token for token in tokens if not 0 <= token < ds.sizes["token"]]
+    if wrong or not len(tokens):
+        raise OutOfRange(f"The result has the tokens 0 to {ds.sizes['token'] - 1}; asked for {wrong or 'none'}.")
+    return list(tokens)
+
+
+def written(text: str) -> str:
+    """A token's string as it can be drawn: blanks, line ends and control characters visible."""
+    return printable(text).replace(" ", "·") or "∅"
+
+
+def panel_title(ds: xr.Dataset, token: int, experts: np.ndarray) -> str:
+    """Place, string and chosen experts of a token."""
+    chosen = ", ".join(str(expert) for expert in experts[:6]) + (", …" if len(experts) > 6 else "")
+    return f"{token}: {written(str(ds.string.values[token]))}\nexperts {chosen}"

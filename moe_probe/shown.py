@@ -1,0 +1,89 @@
+"""Foreign text made fit to be shown: names, labels, tokens and errors that others wrote.
+
+A terminal obeys control characters, rich reads brackets as markup, a spreadsheet runs what begins with `=`, and a file
+system takes `/` for a folder. Nothing in this room changes what a result holds, only how it appears.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import unicodedata
+from typing import Any
+
+from rich.console import Console
+from rich.text import Text
+
+JOINERS = "\u200c\u200d"  # without them Arabic, Indic scripts and emoji fall apart
+HIDDEN = ("Cc", "Cf", "Cs", "Cn", "Zl", "Zp")  # control, format, surrogate, unassigned; line and paragraph separators
+FORMULA = ("=", "+", "-", "@", "\t", "\r")
+NOT_IN_FILE_NAMES = set('/\\:*?"<>|%')
+LONGEST_NAME = 120  # bytes; file systems take 255, and suffixes follow
+
+
+def printable(text: object, keep: str = "") -> str:
+    r"""The text with control characters, escapes and changes of direction written out.
+
+    Args:
+        text: what to show; its `str()`.
+        keep: characters to leave as they are, such as a newline.
+
+    Examples:
+        >>> print(printable("a\x1b[31mred\u202eback\n"))
+        a\x1b[31mred\u202eback\n
+    """
+    return "".join(
+        character if character in keep or _is_visible(character) else _escaped(character) for character in str(text)
+    )
+
+
+def _is_visible(character: str) -> bool:
+    return character in JOINERS or unicodedata.category(character) not in HIDDEN
+
+
+def _escaped(character: str) -> str:
+    code = ord(character)
+    known = {"\n": r"\n", "\r": r"\r", "\t": r"\t"}
+    return known.get(character) or (
+        f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
+    )
+
+
+def csv_cell(text: object) -> str:
+    """The text for a cell of CSV, which a spreadsheet must not run as a formula.
+
+    Examples:
+        >>> csv_cell("=1+1"), csv_cell("prose")
+        ("'=1+1", 'prose')
+    """
+    shown = str(text)
+    return f"'{shown}" if shown.lstrip(" ").startswith(FORMULA) else shown
+
+
+def file_name(text: object) -> str:
+    """The text as the name of one file or folder; names that differ stay different.
+
+    What leads elsewhere or cannot stand in a name is written as `%` and its code; long names end in a digest.
+
+    Examples:
+        >>> file_name("tiny-mixtral"), file_name("../up"), file_name("")
+        ('tiny-mixtral', '%2E.%2Fup', '%')
+    """
+    name = "".join(
+        f"%{ord(c):02X}" if c in NOT_IN_FILE_NAMES or not _is_visible(c) or (c == "." and not at) else c
+        for at, c in enumerate(str(text))
+    )
+    if len(name.encode()) > LONGEST_NAME:
+        digest = hashlib.sha256(str(text).encode("utf-8", "surrogatepass")).hexdigest()[:12]
+        name = f"{name.encode()[: LONGEST_NAME - 13].decode(errors='ignore')}-{digest}"
+    return name or "%"
+
+
+class PlainConsole(Console):
+    """A rich console to which every string is plain text: no markup, no escapes, also in tables and their titles."""
+
+    def __init__(self, **options: Any):
+        super().__init__(markup=False, emoji=False, highlight=False, **options)
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """As rich's, of the printable text."""
+        return super().render_str(printable(text, keep="\n"), **options)

@@ -1,0 +1,394 @@
+"""What an analysis keeps: states that are declared as class attributes, with the rule by which they merge.
+
+A state keeps one value per layer, and per key where it is given one (such as a document label). Batches, processes,
+machines and resumed runs all add to it by the same rule, so no analysis writes merging code.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from typing import Any, Generic, Self, TypeVar, overload
+
+import numpy as np
+import torch
+import xarray as xr
+
+from moe_probe.errors import Damaged, NotFitting
+from moe_probe.routing import LayerBatch
+from moe_probe.texts.corpus import Tokens
+
+EXPERTS = ("expert", "other", "source")  # dimensions whose coordinates are expert labels
+PENDING = 1 << 16  # keys of a tally that wait before they are sorted in
+ALL_LAYERS = -1  # the place of what belongs to no single layer
+
+Value = TypeVar("Value")
+Place = tuple[int, str]  # layer and key
+
+
+class State(ABC, Generic[Value]):
+    """A kind of state: how two values join, and how one is written as arrays.
+
+    Args:
+        dims: dimensions of a value, after `layer` (and `token`, where it has a row per token).
+
+    Examples:
+        >>> class Seen:
+        ...     rows = Total()
+        ...     def __init__(self):
+        ...         self.kept = {}
+        >>> seen = Seen()
+        >>> seen.rows.put(0, 3); seen.rows.put(0, 4)
+        >>> int(seen.rows.array.sel(layer=0))
+        7
+    """
+
+    def __init__(self, *dims: str):
+        self.dims = dims
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = name
+
+    @overload
+    def __get__(self, instance: None, owner: type) -> Self: ...
+
+    @overload
+    def __get__(self, instance: object, owner: type) -> Kept[Value]: ...
+
+    def __get__(self, instance: Any, owner: type) -> Self | Kept[Value]:
+        return self if instance is None else Kept(self, instance.kept.setdefault(self.name, {}))
+
+    @abstractmethod
+    def join(self, one: Value, other: Value) -> Value:
+        """One value for both."""
+
+    @abstractmethod
+    def arrays(self, value: Value) -> dict[str, np.ndarray]:
+        """The value as arrays without objects, by name."""
+
+    @abstractmethod
+    def value(self, arrays: dict[str, np.ndarray]) -> Value:
+        """The value that `arrays` gave."""
+
+    def seen(self, batch: LayerBatch, value: Any) -> Value:
+        """What a batch adds."""
+        return self.of(value)
+
+    def of(self, value: Any) -> Value:
+        """A value of this kind, of a tensor, array, number or set."""
+        raise TypeError(f"{type(self).__name__} takes batches alone.")
+
+    def array(self, values: dict[int, Value]) -> xr.DataArray:
+        """The values of all layers, (layer, ...).
+
+        Raises:
+            NotFitting: the layers' values cannot be stacked.
+        """
+        raise TypeError(f"{type(self).__name__} has no array of all layers.")
+
+
+class Kept(Generic[Value]):
+    """What one analysis keeps under one state."""
+
+    def __init__(self, state: State[Value], values: dict[Place, Value]):
+        self.state, self.values = state, values
+
+    def add(self, batch: LayerBatch, value: Any, key: str = "") -> None:
+        """Take in what a batch adds in its layer, under `key` where there are several."""
+        self._join((batch.layer.index, key), self.state.seen(batch, value))
+
+    def put(self, layer: int, value: Any, key: str = "") -> None:
+        """Take in a value in a layer."""
+        self._join((layer, key), self.state.of(value))
+
+    def merge(self, other: Self) -> None:
+        """Take in what another analysis keeps under the same state."""
+        for place, value in other.values.items():
+            self._join(place, value)
+
+    def _join(self, place: Place, value: Value) -> None:
+        self.values[place] = self.state.join(self.values[place], value) if place in self.values else value
+
+    @property
+    def layers(self) -> list[int]:
+        """Layers that it keeps something of, ascending."""
+        return sorted({layer for layer, _ in self.values})
+
+    @property
+    def keys(self) -> list[str]:
+        """Keys, in order."""
+        return sorted({key for _, key in self.values})
+
+    def __getitem__(self, place: int | Place) -> Value:
+        return self.values[place if isinstance(place, tuple) else (place, "")]
+
+    def __iter__(self) -> Iterator[Place]:
+        return iter(self.values)
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def __bool__(self) -> bool:
+        return bool(self.values)
+
+    @property
+    def array(self) -> xr.DataArray:
+        """The values of all layers, (layer, ...); the layers' numbers, and labels of experts, are coordinates."""
+        return self.by_key("")
+
+    def by_key(self, key: str) -> xr.DataArray:
+        """As `array`, of one key."""
+        return self.state.array(
+            {layer: self.values[layer, key] for layer in self.layers if (layer, key) in self.values}
+        )
+
+    def stacked(self, dim: str, keys: Sequence[str]) -> xr.DataArray:
+        """The values of these keys, (layer, `dim`, ...)."""
+        return xr.concat([self.by_key(key) for key in keys], xr.Variable(dim, list(keys))).transpose("layer", dim, ...)
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """All values as arrays, by `layer/key/name`."""
+        found = {}
+        for (layer, key), value in self.values.items():
+            found |= {f"{layer}/{key}/{name}": array for name, array in self.state.arrays(value).items()}
+        return found
+
+    def restore(self, arrays: dict[str, np.ndarray]) -> None:
+        """Take back what `arrays` gave.
+
+        Raises:
+            Damaged: the arrays are not of this state.
+        """
+        parts: dict[Place, dict[str, np.ndarray]] = {}
+        for path, array in arrays.items():
+            layer, _, rest = path.partition("/")
+            key, _, name = rest.rpartition("/")
+            parts.setdefault((int(layer), key), {})[name] = array
+        self.values.clear()
+        try:
+            self.values.update({place: self.state.value(value) for place, value in parts.items()})
+        except (KeyError, ValueError, TypeError) as error:
+            raise Damaged(f"The saved state of {self.state.name} is not what it was ({error}); begin anew.") from error
+
+
+class Elementwise(State[np.ndarray]):
+    """A state whose values are arrays of one shape."""
+
+    def of(self, value: Any) -> np.ndarray:
+        return np.asarray(value.cpu() if isinstance(value, torch.Tensor) else value)
+
+    def arrays(self, value: np.ndarray) -> dict[str, np.ndarray]:
+        return {"value": value}
+
+    def value(self, arrays: dict[str, np.ndarray]) -> np.ndarray:
+        return arrays["value"]
+
+    def array(self, values: dict[int, np.ndarray]) -> xr.DataArray:
+        return stacked_layers(values, self.dims)
+
+
+class Total(Elementwise):
+    """A sum.
+
+    Examples:
+        >>> Total().join(np.asarray(1), np.asarray(2)).item()
+        3
+    """
+
+    def join(self, one: np.ndarray, other: np.ndarray) -> np.ndarray:
+        return np.add(one, other)
+
+
+class Least(Elementwise):
+    """A minimum, element by element."""
+
+    def join(self, one: np.ndarray, other: np.ndarray) -> np.ndarray:
+        return np.minimum(one, other)
+
+
+class Most(Elementwise):
+    """A maximum, element by element."""
+
+    def join(self, one: np.ndarray, other: np.ndarray) -> np.ndarray:
+        return np.maximum(one, other)
+
+
+class Same(Elementwise):
+    """What every batch must agree in."""
+
+    def join(self, one: np.ndarray, other: np.ndarray) -> np.ndarray:
+        if not np.array_equal(one, other):
+            raise NotFitting(f"Batches disagree in {self.name}: {one} and {other}; they cannot be merged.")
+        return one
+
+
+class Names(State[frozenset[str]]):
+    """A set of strings, such as what was met or which files were written; it merges by union."""
+
+    def of(self, value: Any) -> frozenset[str]:
+        return frozenset([value] if isinstance(value, str) else value)
+
+    def join(self, one: frozenset[str], other: frozenset[str]) -> frozenset[str]:
+        return one | other
+
+    def arrays(self, value: frozenset[str]) -> dict[str, np.ndarray]:
+        return {"names": np.asarray(sorted(value), dtype=str)}
+
+    def value(self, arrays: dict[str, np.ndarray]) -> frozenset[str]:
+        return frozenset(str(name) for name in arrays["names"])
+
+
+class Files(State[tuple[str, ...]]):
+    """Names of files that were written, in the order of writing."""
+
+    def of(self, value: Any) -> tuple[str, ...]:
+        return (value,) if isinstance(value, str) else tuple(value)
+
+    def join(self, one: tuple[str, ...], other: tuple[str, ...]) -> tuple[str, ...]:
+        return one + other
+
+    def arrays(self, value: tuple[str, ...]) -> dict[str, np.ndarray]:
+        return {"names": np.asarray(value, dtype=str)}
+
+    def value(self, arrays: dict[str, np.ndarray]) -> tuple[str, ...]:
+        return tuple(str(name) for name in arrays["names"])
+
+
+class Counts:
+    """How often each whole number was seen.
+
+    Attributes:
+        keys: distinct, ascending, int64.
+        counts: of each, int64.
+    """
+
+    def __init__(self, keys: np.ndarray, counts: np.ndarray):
+        self._keys, self._counts = [keys], [counts]
+
+    def take(self, other: Counts) -> Self:
+        """Take in what another one saw; this one."""
+        self._keys += other._keys
+        self._counts += other._counts
+        if sum(map(len, self._keys[1:])) > max(PENDING, len(self._keys[0])):
+            self._sort_in()
+        return self
+
+    def _sort_in(self) -> None:
+        if len(self._keys) > 1:
+            unique, inverse = np.unique(np.concatenate(self._keys), return_inverse=True)
+            counts = np.zeros(len(unique), np.int64)
+            np.add.at(counts, inverse, np.concatenate(self._counts))
+            self._keys, self._counts = [unique], [counts]
+
+    @property
+    def keys(self) -> np.ndarray:
+        self._sort_in()
+        return self._keys[0]
+
+    @property
+    def counts(self) -> np.ndarray:
+        self._sort_in()
+        return self._counts[0]
+
+
+class Tally(State[Counts]):
+    """Counts of whole numbers, most of which never occur."""
+
+    def of(self, value: Any) -> Counts:
+        keys, counts = np.unique(np.asarray(value), return_counts=True)
+        return Counts(keys.astype(np.int64), counts)
+
+    def join(self, one: Counts, other: Counts) -> Counts:
+        return one.take(other)
+
+    def arrays(self, value: Counts) -> dict[str, np.ndarray]:
+        return {"keys": value.keys, "counts": value.counts}
+
+    def value(self, arrays: dict[str, np.ndarray]) -> Counts:
+        return Counts(arrays["keys"], arrays["counts"])
+
+
+class Rows:
+    """Values of tokens, in parts as they came.
+
+    Attributes:
+        parts: tokens, and their values (tokens, ...).
+    """
+
+    def __init__(self, parts: list[tuple[Tokens, np.ndarray]]):
+        self.parts = parts
+
+    def ordered(self) -> tuple[Tokens, np.ndarray]:
+        """All of them by document and position, whatever the batches were."""
+        tokens = Tokens.joined([tokens for tokens, _ in self.parts])
+        order = np.lexsort((tokens.position, tokens.document))
+        return tokens[order], np.concatenate([values for _, values in self.parts])[order]
+
+
+class TokenTable(State[Rows]):
+    """A row per token, in the order of the corpus: use the smallest dtype that holds it.
+
+    Args:
+        dims: dimensions of a token's value.
+        subtokens: whether a value has a first axis for sub-tokens even where a layer has none.
+        dtype: that values are kept in; floating-point values are kept in float32 by default.
+
+    Where rows of a batch are sub-tokens, a token's value has them as a first axis, `subtoken`.
+    """
+
+    def __init__(self, *dims: str, subtokens: bool = False, dtype: type[np.generic] | None = None):
+        super().__init__(*dims)
+        self.subtokens, self.dtype = subtokens, dtype
+
+    def of(self, value: Any) -> Rows:
+        tokens, rows = value
+        if isinstance(rows, torch.Tensor):
+            rows = (rows.float() if rows.is_floating_point() else rows).cpu().numpy()
+        return Rows([(tokens, np.array(rows, dtype=self.dtype))])
+
+    def seen(self, batch: LayerBatch, value: Any) -> Rows:
+        parts, rows = batch.layer.subtokens, self.of((batch.tokens, value)).parts[0][1]
+        if len(rows) != len(batch.tokens) or self.subtokens:
+            rows = rows.reshape(len(batch.tokens), parts, *rows.shape[1:])
+        return Rows([(batch.tokens, rows)])
+
+    def join(self, one: Rows, other: Rows) -> Rows:
+        return Rows(one.parts + other.parts)
+
+    def arrays(self, value: Rows) -> dict[str, np.ndarray]:
+        tokens, values = value.ordered()
+        return {"values": values} | {f"token:{name}": array for name, array in tokens.arrays().items()}
+
+    def value(self, arrays: dict[str, np.ndarray]) -> Rows:
+        prefix = "token:"
+        tokens = {k.removeprefix(prefix): v for k, v in arrays.items() if k.startswith(prefix)}
+        return Rows([(Tokens(**tokens), arrays["values"])])
+
+    def array(self, values: dict[int, Rows]) -> xr.DataArray:
+        ordered = {layer: rows.ordered()[1] for layer, rows in values.items()}
+        deeper = {len(self.dims) + 1: (), len(self.dims) + 2: ("subtoken",)}
+        rank = next(iter(ordered.values())).ndim
+        return stacked_layers(ordered, ("token", *deeper[rank], *self.dims))
+
+    @staticmethod
+    def tokens(kept: Kept[Rows]) -> Tokens:
+        """The tokens of a table, in order."""
+        return next(iter(kept.values.values())).ordered()[0]
+
+
+def stacked_layers(values: dict[int, np.ndarray], dims: Sequence[str]) -> xr.DataArray:
+    """Arrays of the layers, stacked: (layer, `dims`).
+
+    Raises:
+        NotFitting: their shapes differ.
+    """
+    layers = sorted(values)
+    first = values[layers[0]].shape
+    other = next((layer for layer in layers if values[layer].shape != first), None)
+    if other is not None:
+        raise NotFitting(
+            f"Layers {layers[0]} and {other} differ: {first} and {values[other].shape} values of "
+            f"({', '.join(dims)}); pass layers= of one shape."
+        )
+    labels = {d: [str(e) for e in range(n)] for d, n in zip(dims, first, strict=True) if d in EXPERTS}
+    return xr.DataArray(np.stack([values[layer] for layer in layers]), {"layer": layers, **labels}, ("layer", *dims))

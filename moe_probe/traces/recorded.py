@@ -1,0 +1,101 @@
+"""A recorded trace as a source of batches: whatever needs routing alone can be computed from it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Self
+
+import numpy as np
+
+from moe_probe.errors import NotFitting
+from moe_probe.families import Layer
+from moe_probe.routing import ROUTING, LayerBatch, LayerBefore, Need, Source
+from moe_probe.texts.corpus import Corpus
+from moe_probe.traces.reading import Trace
+
+
+@dataclass
+class Recorded(Source):
+    """The routing of some layers and documents of a trace.
+
+    Attributes:
+        trace: where rows are read.
+        layers: the MoE layers that it tells of.
+        corpus: the documents that it tells of.
+    """
+
+    trace: Trace
+    layers: Mapping[int, Layer]
+    corpus: Corpus
+
+    holds = ROUTING
+
+    @classmethod
+    def of(cls, trace: Trace, layers: Sequence[int] | int | None = None) -> Self:
+        """The layers asked for, all by default.
+
+        Raises:
+            NotFitting: the trace does not hold one of them.
+        """
+        chosen = list(trace.moe_layers) if layers is None else [layers] if isinstance(layers, int) else list(layers)
+        lacking = [layer for layer in chosen if layer not in trace.moe_layers]
+        if lacking or not chosen:
+            held = ", ".join(map(str, trace.moe_layers))
+            raise NotFitting(f"The trace of {trace.name} holds the layers {held}; asked for {lacking or 'none'}.")
+        return cls(trace, {layer: trace.layer(layer) for layer in sorted(chosen)}, trace.corpus)
+
+    @property
+    def name(self) -> str:
+        """Of the model."""
+        return self.trace.name
+
+    @property
+    def family(self) -> str:
+        """Of the model."""
+        return self.trace.family
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the model."""
+        return self.trace.fingerprint
+
+    @property
+    def num_batches(self) -> int:
+        """Files: batches are not counted ahead."""
+        return len(self.trace.files)
+
+    def split(self, parts: int) -> list[Self]:
+        """The same trace, with parts of its documents."""
+        return [replace(self, corpus=part) for part in self.corpus.split(parts)]
+
+    def steps(self, needs: frozenset[Need], done: int = 0) -> Iterator[Iterator[LayerBatch]]:
+        """A step per file."""
+        before = LayerBefore()
+        for number, path in enumerate(self.trace.files):
+            step = self._file(path, before)
+            if number < done:
+                for _ in step if Need.BEFORE in needs else ():
+                    pass
+            else:
+                yield step
+
+    def _file(self, path: str, before: LayerBefore) -> Iterator[LayerBatch]:
+        for batch in self.trace.file_batches(path):
+            part = self._own(batch)
+            if part is not None:
+                following = before.attach(part)
+                if part.layer.index in self.layers:
+                    yield following
+
+    def _own(self, batch: LayerBatch) -> LayerBatch | None:
+        """The batch's documents that this source tells of; None where it has none of them."""
+        if len(self._numbers) == len(self.trace.corpus.documents):
+            return batch
+        keep = np.isin(batch.tokens.document, self._numbers)
+        return batch.part(keep) if keep.any() else None
+
+    @cached_property
+    def _numbers(self) -> np.ndarray:
+        return np.asarray([document.number for document in self.corpus.documents])
