@@ -12,7 +12,7 @@ import xarray as xr
 
 from moe_probe import comparisons, dynamic
 from moe_probe.cli.common import Options, Out, app, console, write
-from moe_probe.cli.options import MODEL_OPTIONS, check_names, of_run, open_model, parse_options, takes
+from moe_probe.cli.options import MODEL_OPTIONS, of_run, open_model, parse_options, takes
 from moe_probe.comparisons.side_by_side import Opened, open_sources
 from moe_probe.errors import InputError, NotComparable
 from moe_probe.options import DEFAULTS, check_arguments, completed

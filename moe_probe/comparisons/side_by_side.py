@@ -19,8 +19,8 @@ from moe_probe.results import provenance
 from moe_probe.routing import LayerBatch, Need, Source
 from moe_probe.statistics.bootstrap import interval, per_document
 from moe_probe.statistics.states import TokenTable
-from moe_probe.texts.corpus import Texts
-from moe_probe.texts.reading import read_once
+from moe_probe.texts.corpus import Corpus
+from moe_probe.texts.reading import Texts, read_rows
 from moe_probe.traces.reading import Trace
 
 Sources = Mapping[str, Openable | Trace] | Sequence[Openable | Trace]
@@ -109,10 +109,13 @@ def observe_each(
     sources: Opened, texts: Texts | None, analyses: Sequence[Analysis], options: Mapping[str, Any]
 ) -> dict[str, tuple[Source, list[Analysis]]]:
     """Each source with the analyses that have seen it; texts that can be read once are read once for all."""
-    asked, read = completed(options), None if texts is None else read_once(texts)
+    asked = completed(options)
+    if texts is not None and not isinstance(texts, Corpus):
+        reading = {name: asked[name] for name in ("column", "labels", "split")}
+        texts, asked = read_rows(texts, **reading), asked | dict.fromkeys(reading)
     found = {}
     for label, each in sources.items():
-        source = open_source(each, None if isinstance(each, Trace) else read, asked)
+        source = open_source(each, None if isinstance(each, Trace) else texts, asked)
         found[label] = source, observe(source, analyses, asked)
     return found
 

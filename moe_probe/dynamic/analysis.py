@@ -7,6 +7,7 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -112,6 +113,10 @@ class Analysis(ABC):
     def notes(self, source: Source) -> Mapping[str, Any]:
         """Attributes of the result beside its provenance."""
         return {}
+
+    def folders(self) -> Sequence[str | Path]:
+        """Folders that it writes to, which no other run may write to meanwhile."""
+        return ()
 
     def settle(self) -> None:  # noqa: B027 - most have nothing that waits
         """Put into the states what waits outside of them; called before they are merged, saved or sent."""

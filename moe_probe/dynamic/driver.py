@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, Unpack
@@ -11,6 +11,7 @@ from typing import Any, Unpack
 import numpy as np
 import torch
 import xarray as xr
+from joblib import effective_n_jobs
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -19,11 +20,13 @@ from moe_probe.dynamic.asking import Asked, make_analyses
 from moe_probe.dynamic.saved_states import SavedStates
 from moe_probe.dynamic.sources import open_source, open_writing, writing_options
 from moe_probe.errors import InputError, NotFinite, NotFitting
+from moe_probe.files import owned_folder
 from moe_probe.model import Openable
 from moe_probe.options import ObserveOptions, RunOptions, completed
 from moe_probe.parallel import map_items
 from moe_probe.routing import CHUNKED, PER_EXPERT, LayerBatch, LogitBatch, Need, Source
-from moe_probe.texts.corpus import Texts, Tokens
+from moe_probe.texts.corpus import Tokens
+from moe_probe.texts.reading import Texts
 from moe_probe.traces.reading import Trace
 
 CHUNK_BYTES = 1 << 27  # of all experts' outputs held at once
@@ -123,7 +126,8 @@ def from_trace(trace: Trace | str | Path, analyses: Asked, **options: Unpack[Obs
 
 def results(source: Source, analyses: Sequence[Analysis], options: Mapping[str, Any]) -> dict[str, xr.Dataset]:
     """What fresh analyses find in a source."""
-    return {analysis.name: analysis.result(source) for analysis in observe(source, analyses, options)}
+    with holding(analyses, options):
+        return {analysis.name: analysis.result(source) for analysis in observe(source, analyses, options)}
 
 
 def observe(source: Source, analyses: Sequence[Analysis], options: Mapping[str, Any]) -> list[Analysis]:
@@ -140,7 +144,23 @@ def observe(source: Source, analyses: Sequence[Analysis], options: Mapping[str, 
     """
     fresh = [analysis.fresh() for analysis in analyses]
     check(source, fresh)
-    n_jobs = options.get("n_jobs", 1)
+    with holding(fresh, options):
+        return _observe_parts(source, fresh, options)
+
+
+@contextmanager
+def holding(analyses: Sequence[Analysis], options: Mapping[str, Any]) -> Iterator[None]:
+    """Within, no other run writes to the folders that the analyses and the progress are written to."""
+    saved = options.get("checkpoint_dir")
+    folders = [*([] if saved is None else [saved]), *(folder for each in analyses for folder in each.folders())]
+    with ExitStack() as stack:
+        for folder in folders:
+            stack.enter_context(owned_folder(folder))
+        yield
+
+
+def _observe_parts(source: Source, fresh: Sequence[Analysis], options: Mapping[str, Any]) -> list[Analysis]:
+    n_jobs = effective_n_jobs(options.get("n_jobs", 1))
     parts = source.split(n_jobs) if n_jobs > 1 else [source]
     work = partial(
         _observe_part,
@@ -214,7 +234,7 @@ def _observe_part(
                 advance()
             done += 1
             if saved:
-                saved.save_if_due(source, fresh, done, last=False)
+                saved.save_if_due(source, fresh, done)
     if saved:
         saved.save(source, fresh, done)
     return source, fresh

@@ -15,7 +15,7 @@ from moe_probe.dynamic.driver import run
 from moe_probe.errors import NoSuchName
 from moe_probe.model import Openable
 from moe_probe.options import DEFAULTS, signature_of
-from moe_probe.texts.corpus import Texts
+from moe_probe.texts.reading import Texts
 from moe_probe.traces.reading import Trace
 
 

@@ -8,18 +8,16 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 
+from moe_probe.checked import load_arrays, save_arrays
 from moe_probe.dynamic.analysis import Analysis
-from moe_probe.errors import Damaged, NotFitting
-from moe_probe.files import whole_file
+from moe_probe.errors import NotFitting
 from moe_probe.routing import Source
 
 SECONDS = 30.0  # between two states of a pass
-FORMAT = 2
-FACTS = ("format", "key", "done", "digest")
+KIND, SCHEMA = "saved progress", 2
 
 
 class SavedStates:
@@ -44,56 +42,29 @@ class SavedStates:
         """
         if not self.path.exists():
             return 0
-        state = self._read()
-        done = int(state["done"])
-        arrays = {name: value for name, value in state.items() if name not in FACTS}
-        if str(state["digest"]) != digest(arrays, done):
-            raise Damaged(f"{self.path} was changed after it was saved; delete it to begin anew.")
-        for number, analysis in enumerate(analyses):
-            analysis.restore(below(arrays, f"{number}/"))
-        source.restore(below(arrays, "source/"))
-        return done
-
-    def _read(self) -> dict[str, np.ndarray]:
-        try:
-            with np.load(self.path, allow_pickle=False) as file:
-                state = dict(file)
-        except (OSError, ValueError, EOFError, BadZipFile, NotImplementedError, MemoryError) as error:
-            raise Damaged(f"{self.path} is damaged ({error}); delete it to begin anew.") from error
-        lacking = [name for name in FACTS if name not in state or state[name].ndim]
-        if lacking or str(state["format"]) != str(FORMAT):
-            raise Damaged(f"{self.path} is of another version of moe_probe or damaged; delete it to begin anew.")
-        if str(state["key"]) != self.key:
+        saved = load_arrays(self.path, kind=KIND, schema=SCHEMA, remedy="delete it to begin anew")
+        if saved.about.get("key") != self.key:
             raise NotFitting(
                 f"{self.path} belongs to another model, corpus or set of analyses; choose another checkpoint_dir."
             )
-        return state
+        for number, analysis in enumerate(analyses):
+            analysis.restore(below(saved.arrays, f"{number}/"))
+        source.restore(below(saved.arrays, "source/"))
+        return int(saved.about["done"])
 
     def save(self, source: Source, analyses: Sequence[Analysis], done: int) -> None:
         """Write the states after `done` steps."""
         arrays = {f"{n}/{k}": v for n, analysis in enumerate(analyses) for k, v in analysis.state().items()}
         arrays |= {f"source/{name}": value for name, value in source.state().items()}
-        facts = {"format": FORMAT, "key": self.key, "done": done, "digest": digest(arrays, done)}
-        with whole_file(self.path) as partial, partial.open("wb") as file:
-            np.savez(file, allow_pickle=False, **facts, **arrays)
+        save_arrays(self.path, arrays, kind=KIND, schema=SCHEMA, about={"key": self.key, "done": done})
         self.saved_at = time.monotonic()
 
-    def save_if_due(self, source: Source, analyses: Sequence[Analysis], done: int, last: bool) -> None:
+    def save_if_due(self, source: Source, analyses: Sequence[Analysis], done: int) -> None:
         """`save`, if the last time is a while ago."""
-        if last or time.monotonic() - self.saved_at > SECONDS:
+        if time.monotonic() - self.saved_at > SECONDS:
             self.save(source, analyses, done)
 
 
 def below(arrays: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
     """The arrays whose names begin with `prefix`, without it."""
     return {name.removeprefix(prefix): value for name, value in arrays.items() if name.startswith(prefix)}
-
-
-def digest(arrays: Mapping[str, np.ndarray], done: int) -> str:
-    """Identifies names, dtypes, shapes and values."""
-    content = hashlib.blake2b(str(done).encode(), digest_size=16)
-    for name in sorted(arrays):
-        value = np.ascontiguousarray(arrays[name])
-        content.update(f"{name}|{value.dtype.str}|{value.shape}|".encode())
-        content.update(value.tobytes())
-    return content.hexdigest()

@@ -13,7 +13,8 @@ from moe_probe.forward.writing import Writing
 from moe_probe.model import MoEModel, Openable, load
 from moe_probe.options import OBSERVE_OPTIONS, TEXT_OPTIONS, completed
 from moe_probe.routing import Source
-from moe_probe.texts.corpus import Texts, make_corpus
+from moe_probe.texts.reading import Texts
+from moe_probe.texts.tokenizing import make_corpus
 from moe_probe.traces.reading import Trace, is_trace, read_trace
 from moe_probe.traces.recorded import Recorded
 

@@ -84,6 +84,13 @@ class FromTexts(Recipe):
 
 
 @dataclass(frozen=True, kw_only=True)
+class FromModel(Recipe):
+    """Made of one model by a comparison with itself; `compute` takes the model, the texts, and options."""
+
+    compute: Callable[..., xr.Dataset]
+
+
+@dataclass(frozen=True, kw_only=True)
 class FromModels(Recipe):
     """Made from several models on the same texts; `compute` takes them by label, the texts, and `run`'s options."""
 

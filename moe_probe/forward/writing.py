@@ -21,7 +21,8 @@ from moe_probe.forward.sites import find_sites
 from moe_probe.forward.steps import Forward, hand_over
 from moe_probe.model import MoEModel
 from moe_probe.routing import PER_ROW, PER_TOKEN, LayerBatch, LayerBefore, Need, Source
-from moe_probe.texts.corpus import Corpus, Document, Tokens, of_ids, token_strings
+from moe_probe.texts.corpus import Corpus, Document, Tokens, of_ids
+from moe_probe.texts.tokenizing import token_strings
 
 PROMPT, GENERATED = "prompt", "generated"
 # several sequences, or tokens that are taken back: their rows in the batches are not those of the text

@@ -5,19 +5,9 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from importlib import import_module
-from typing import Any
 
 import numpy as np
 import torch
-
-MOVED = {"Texts": "reading", "make_corpus": "tokenizing", "token_strings": "tokenizing"}
-
-
-def __getattr__(name: str) -> Any:
-    if name in MOVED:
-        return getattr(import_module(f"moe_probe.texts.{MOVED[name]}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 @dataclass(frozen=True)

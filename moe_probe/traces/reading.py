@@ -34,20 +34,10 @@ from moe_probe.traces.rows import (
     digests,
     is_part,
 )
-from moe_probe.traces.writing import FILE_ROWS, card_digest, finish, to_table, write_file
+from moe_probe.traces.writing import card_digest
 
 REMEDY = "record it again"
 TOKEN_KEYS = ("document", "position", "token_id")
-__all__ = [
-    "CARD",
-    "FILE_ROWS",
-    "Trace",
-    "finish",
-    "is_trace",
-    "read_trace",
-    "to_table",
-    "write_file",
-]
 
 
 @dataclass(frozen=True)
@@ -109,7 +99,7 @@ class Trace:
         if wrong is not None:
             raise NoSuchName.among("column", wrong, [*SCHEMA.names, "string"])
         read = [n for n in SCHEMA.names if columns is None or n in {*KEYS, "token_id", *columns}]
-        tables = [self._rows(path, read) for path in self.files]
+        tables = [self._rows(number, read) for number in range(len(self.files))]
         table = pa.concat_tables(tables, promote_options="permissive") if tables else SCHEMA.empty_table()
         frame = table.sort_by([(key, "ascending") for key in KEYS]).to_pandas()
         frame = frame.astype({name: str for name in ("label", "kind") if name in frame})
@@ -125,28 +115,29 @@ class Trace:
         Raises:
             Damaged: a file was cut off or changed. No batch of such a file is given.
         """
-        for path in self.files[start_file:]:
-            yield from self.file_batches(path)
+        for number in range(start_file, len(self.files)):
+            yield from self.file_batches(number)
 
-    def file_batches(self, path: str) -> list[LayerBatch]:
+    def file_batches(self, number: int) -> list[LayerBatch]:
         """The batches of one file, as they were recorded; how a tool has cut it into row groups does not matter.
 
         Raises:
             Damaged: the file was cut off or changed, or its rows stand in another order.
         """
-        rows, sizes = self._rows(path, SCHEMA.names), self.parts[self.files.index(path)].batches
-        with damage(path):
+        rows, sizes = self._rows(number, SCHEMA.names), self.parts[number].batches
+        with damage(self.files[number]):
             starts = np.cumsum([0, *sizes]).tolist()
             if starts[-1] != rows.num_rows:
                 raise ValueError("its batches are not those that were recorded")
             return [self._batch(rows.slice(start, size)) for start, size in zip(starts, sizes, strict=False)]
 
-    def _rows(self, path: str, columns: Sequence[str]) -> pa.Table:
+    def _rows(self, number: int, columns: Sequence[str]) -> pa.Table:
         """Rows of a file, verified."""
+        path = self.files[number]
         with damage(path):
             with pq.ParquetFile(path, page_checksum_verification=True) as file:
                 rows = conform(file.read(columns=list(columns)), columns)
-            expected = self.parts[self.files.index(path)].digests
+            expected = self.parts[number].digests
             wrong = [name for name, value in digests(rows).items() if expected.get(name) != value]
             if wrong:
                 raise ValueError(f"{', '.join(wrong[:3])} are not what was recorded, or in another order")

@@ -73,16 +73,16 @@ class Recorded(Source):
     def steps(self, needs: frozenset[Need], done: int = 0) -> Iterator[Iterator[LayerBatch]]:
         """A step per file."""
         before = LayerBefore()
-        for number, path in enumerate(self.trace.files):
-            step = self._file(path, before)
+        for number in range(len(self.trace.files)):
+            step = self._file(number, before)
             if number < done:
                 for _ in step if Need.BEFORE in needs else ():
                     pass
             else:
                 yield step
 
-    def _file(self, path: str, before: LayerBefore) -> Iterator[LayerBatch]:
-        for batch in self.trace.file_batches(path):
+    def _file(self, number: int, before: LayerBefore) -> Iterator[LayerBatch]:
+        for batch in self.trace.file_batches(number):
             part = self._own(batch)
             if part is not None:
                 following = before.attach(part)

@@ -13,8 +13,8 @@ from moe_probe import dynamic, plotting
 from moe_probe.errors import InputError
 from moe_probe.statistics.bootstrap import interval
 from moe_probe.statistics.capacity import ORDERS, capacity, kept, places
-from moe_probe.texts.corpus import make_corpus
 from moe_probe.texts.pictures import patch_energy
+from moe_probe.texts.tokenizing import make_corpus
 from moe_probe.texts.words import LISTS, find_words, tokens_of_spans, tokens_of_words
 
 TEXTS = ["The bank's light.", "Banks lie; the BANK lies.", "A long bear market."]

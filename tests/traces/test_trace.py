@@ -14,7 +14,7 @@ from interrupted import run_and_kill
 import moe_probe
 from moe_probe import dynamic
 from moe_probe.errors import InputError, MachineError, NoSuchName, NothingToRead
-from moe_probe.traces import reading as trace_module
+from moe_probe.traces import writing as trace_module
 
 FAMILIES = ["mixtral", "deepseek", "moe_plus_plus", "grok1_hf", "mh_moe"]
 LENGTHS = (3, 17, 1, 9, 9, 30, 5)
@@ -178,7 +178,7 @@ def test_a_pass_can_go_on_at_any_file(tmp_path, monkeypatch):
     run(tmp_path, batch_tokens=24)
     trace = dynamic.read_trace(tmp_path)
     assert len(trace.files) > 2
-    rows, first = [len(batch.tokens) for batch in trace.batches()], trace.file_batches(trace.files[0])
+    rows, first = [len(batch.tokens) for batch in trace.batches()], trace.file_batches(0)
     assert rows[len(first) :] == [len(batch.tokens) for batch in trace.batches(start_file=1)]
     assert list(trace.batches(start_file=len(trace.files))) == []
 

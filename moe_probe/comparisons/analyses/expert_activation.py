@@ -17,7 +17,7 @@ from moe_probe.model import MoEModel
 from moe_probe.options import RunOptions
 from moe_probe.results import dataset
 from moe_probe.routing import Source
-from moe_probe.texts.corpus import Texts
+from moe_probe.texts.reading import Texts
 from moe_probe.traces.reading import Trace
 
 SOURCES = (2, None)

@@ -13,7 +13,7 @@ from moe_probe.errors import NotComparable, NotFitting
 from moe_probe.intervene.config import Config
 from moe_probe.model import MoEModel, Openable, load
 from moe_probe.options import RunOptions
-from moe_probe.texts.corpus import Texts
+from moe_probe.texts.reading import Texts
 
 SOURCES = (1, 1)
 UNASKED = True

@@ -10,7 +10,7 @@ from moe_probe.comparisons.side_by_side import Sources, compared_attrs, observe_
 from moe_probe.dynamic.analyses.patch_divergence import PatchDivergence
 from moe_probe.errors import NotComparable
 from moe_probe.options import RunOptions
-from moe_probe.texts.corpus import Texts
+from moe_probe.texts.reading import Texts
 
 SOURCES = (2, None)
 UNASKED = False  # needs to know the grid

@@ -12,7 +12,7 @@ from moe_probe.dynamic.analysis import described, labeled
 from moe_probe.options import RunOptions
 from moe_probe.results import dataset
 from moe_probe.statistics.bootstrap import check_draws
-from moe_probe.texts.corpus import Texts
+from moe_probe.texts.reading import Texts
 
 SOURCES = (2, None)
 UNASKED = True

@@ -15,7 +15,7 @@ from moe_probe.model import Openable
 from moe_probe.options import RunOptions, check_number
 from moe_probe.results import dataset
 from moe_probe.statistics.bootstrap import check_draws
-from moe_probe.texts.corpus import Texts
+from moe_probe.texts.reading import Texts
 from moe_probe.traces.reading import Trace
 
 SOURCES = (2, 2)

@@ -27,7 +27,8 @@ class Coactivation(Analysis):
     `chance_lift`, what k experts drawn at random without preference would have: E (k - 1) / (k (E - 1)); and, from
     the second layer on, `flow` (layer, source, expert): the share of the choices of a row in this layer, given that it
     chose `source` in the MoE layer before; nan in the first one, and where the layer before is not known or has more
-    experts; `flow_chance` (layer, expert): that share whatever was chosen before. `lift_low` and `lift_high`: 95 % bootstrap interval over documents.
+    experts; `flow_chance` (layer, expert): that share whatever was chosen before. `lift_low` and `lift_high`: 95 %
+    bootstrap interval over documents.
 
     Args:
         bootstrap: draws of the interval; 0 for none (32 times less memory).

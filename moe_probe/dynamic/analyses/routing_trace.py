@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -17,7 +16,8 @@ from moe_probe.dynamic.analysis import Analysis
 from moe_probe.errors import AlreadyThere, Damaged
 from moe_probe.routing import ROUTING, LayerBatch, Need, Source
 from moe_probe.statistics.states import ALL_LAYERS, Files, Total
-from moe_probe.traces import reading as trace
+from moe_probe.traces import writing as trace
+from moe_probe.traces.rows import CARD
 
 
 @dataclass
@@ -62,7 +62,7 @@ class RoutingTrace(Analysis):
     def __post_init__(self) -> None:
         self.path = str(self.path)
         self._waiting: list[pa.Table] = []
-        if (Path(self.path) / trace.CARD).exists() and not self.overwrite:
+        if (Path(self.path) / CARD).exists() and not self.overwrite:
             raise AlreadyThere(f"{self.path} holds a trace already; pass overwrite=True, or another folder.")
 
     @classmethod
@@ -77,6 +77,9 @@ class RoutingTrace(Analysis):
         other._waiting = []
         return other
 
+    def folders(self) -> Sequence[str | Path]:
+        return [self.path]
+
     def update(self, batch: LayerBatch) -> None:
         self._waiting.append(trace.to_table(batch, self.norms))
         index = batch.top_k_index.flatten()
@@ -86,7 +89,7 @@ class RoutingTrace(Analysis):
 
     def settle(self) -> None:
         if self._waiting:
-            name = f"part-{uuid.uuid4().hex}.parquet"
+            name = trace.new_part()
             trace.write_file(self._waiting, Path(self.path) / name)
             self.files.put(ALL_LAYERS, name)
             self._waiting = []

@@ -3,7 +3,7 @@
 The release (numbered pickles, see `checkpoint/formats/grok.py`) is opened with the numbers of its `run.py`, or those
 of a `model_config.json`, or options of `load`; it computes tanh's form of gelu, masks pad tokens by itself and keeps
 its router in float32. The ports hpcai-tech/grok-1 and keyfan/grok-1-hf compute the exact gelu unless their
-`config.json` says otherwise, and have no such mask. The remote code that a port's `config.json` names is never followed.
+`config.json` says otherwise, and have no such mask. Remote code that a port's `config.json` names is never followed.
 """
 
 from transformers.core_model_loading import Concatenate, MergeModulelist, WeightConverter, WeightRenaming

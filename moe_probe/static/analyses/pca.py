@@ -15,7 +15,7 @@ from sklearn.cluster import DBSCAN
 
 from moe_probe.checkpoint import LazyTensor
 from moe_probe.errors import NotFitting, OutOfRange, WrongType
-from moe_probe.model import Source, load
+from moe_probe.model import Openable, load
 from moe_probe.parallel import map_items
 from moe_probe.results import provenance
 from moe_probe.static.analyses.similarity import select_layers_and_matrices
@@ -38,14 +38,14 @@ UNDEFINED = "the points are all the same"
 
 
 def pca(
-    model: Source,
+    model: Openable,
     level: Level = "matrix",
     *,
     n_components: int = 2,
     standardize: bool = True,
     projections: Sequence[str] | str | None = None,
     layers: Sequence[int] | int | None = None,
-    baseline: Source | None = None,
+    baseline: Openable | None = None,
     outliers: tuple[float, int] | None = None,
     n_jobs: int = 1,
 ) -> xr.Dataset:
@@ -68,7 +68,7 @@ def pca(
         Level `matrix`: one pass over the weights and an R × R eigenproblem. Level `neuron`: two passes (three where
         features lie far from 0) and a d × d eigenproblem, of which only the first components are computed for large d.
 
-    Source:
+    Openable:
         arXiv 2406.18219, section 4.1.
 
     Args:

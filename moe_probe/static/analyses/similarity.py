@@ -12,7 +12,7 @@ import torch
 import xarray as xr
 
 from moe_probe.errors import NotFitting
-from moe_probe.model import MoEModel, Source, load
+from moe_probe.model import MoEModel, Openable, load
 from moe_probe.parallel import map_items
 from moe_probe.results import provenance
 from moe_probe.static.alignment import align
@@ -34,14 +34,14 @@ LONG_NAMES = {
 
 
 def similarity(
-    model: Source,
+    model: Openable,
     level: Level = "matrix",
     *,
     metric: Metric = "cosine",
     projections: Sequence[str] | str | None = None,
     layers: Sequence[int] | int | None = None,
     experts: Sequence[str | int] | None = None,
-    baseline: Source | None = None,
+    baseline: Openable | None = None,
     shared: bool = False,
     n_jobs: int = 1,
 ) -> xr.Dataset:
@@ -72,7 +72,7 @@ def similarity(
         assignment for every pair of experts: for 14,336 neurons tens of seconds per pair; choose `layers=` and
         `projections=`, and use `n_jobs=`.
 
-    Source:
+    Openable:
         Lo et al., *A Closer Look into Mixture-of-Experts in Large Language Models*, arXiv 2406.18219, section 4.1. CKA:
         Kornblith et al. 2019, arXiv 1905.00414, section 3, with the d hidden dimensions as examples and the neurons as
         features, so that it does not depend on the order of neurons.
