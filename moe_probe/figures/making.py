@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from importlib.metadata import version
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import xarray as xr
 
@@ -120,7 +120,8 @@ def named(models: Source | Sequence[Source] | Mapping[str, Source]) -> dict[str,
     if isinstance(models, Mapping):
         opened = {str(label): load(model) for label, model in models.items()}
     else:
-        several = [load(model) for model in (models if isinstance(models, list | tuple) else [models])]
+        listed = models if isinstance(models, list | tuple) else [models]
+        several = [load(cast(Source, model)) for model in listed]
         opened = {model.name.replace("/", "--"): model for model in several}
         if len(opened) < len(several):
             raise NotFitting("Two models have one name; pass labels for them: {label: model}.")

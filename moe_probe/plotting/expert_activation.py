@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -39,6 +40,7 @@ def plot(ds: xr.Dataset) -> Figure:
         figure = Figure(figsize=(PAGE if columns > 1 else COLUMN, min(height, 8)), layout="constrained")
         all_axes = figure.subplots(rows, columns, squeeze=False).flatten()
         top = float(ds.frequency.max())
+        image: Any = None
         for axes, label in zip(all_axes, labels, strict=False):
             own = ds.sel(checkpoint=label)
             used = own.isel(depth=(own.layer >= 0).values, expert=slice(int(own.num_experts)))

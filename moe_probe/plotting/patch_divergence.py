@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import xarray as xr
 
@@ -39,6 +40,7 @@ def plot(ds: xr.Dataset, document: int | None = None) -> Figure:
             show(all_axes[0], ds.picture.sel(document=document), cmap="gray", vmin=0, vmax=1)
             all_axes[0].set_title("picture")
         bounds = {"vmin": float(maps.min()), "vmax": float(maps.max())}
+        image: Any = None
         for axes, step in zip(all_axes[panels - maps.sizes["step"] :], maps.step.values, strict=True):
             image = show(axes, maps.sel(step=step, document=document), **bounds)
             axes.set_title(str(step))
