@@ -152,8 +152,8 @@ def _explorer(trace: Trace, near: xr.Dataset | None, max_bytes: int) -> Explorer
     room = max_bytes - len(around.encode())
     if room <= 0:
         raise NotFitting(
-            f"max_bytes={max_bytes:,} is less than the {max_bytes - room:,} bytes that the page takes without any routing; "
-            "pass a larger one."
+            f"max_bytes={max_bytes:,} is less than the {max_bytes - room:,} bytes that the page takes without any routing;"
+            " pass a larger one."
         )
     packed = pack(recorded, room)
     return Explorer(page_html(trace, recorded, near, packed), trace.name)
