@@ -16,7 +16,7 @@ from moe_probe.explorer.packing import STEPS, Packed, pack
 from moe_probe.explorer.page import page_html
 from moe_probe.explorer.recorded import recorded_layers
 from moe_probe.files import whole_file
-from moe_probe.model import MoEModel, Source, load
+from moe_probe.model import MoEModel, Openable, load
 from moe_probe.texts.reading import Texts
 from moe_probe.traces.reading import Trace, is_trace, read_trace
 
@@ -52,7 +52,7 @@ class Explorer:
 
 
 def explore(
-    source: Source | Trace,
+    source: Openable | Trace,
     texts: Texts | None = None,
     *,
     similar: Similar | xr.Dataset | None = "neuron_mean",
@@ -152,8 +152,8 @@ def _explorer(trace: Trace, near: xr.Dataset | None, max_bytes: int) -> Explorer
     room = max_bytes - len(around.encode())
     if room <= 0:
         raise NotFitting(
-            f"max_bytes={max_bytes:,} is less than the {max_bytes - room:,} bytes that the page takes without any routing;"
-            " pass a larger one."
+            f"max_bytes={max_bytes:,} is less than the {max_bytes - room:,} bytes that the page takes without any "
+            "routing; pass a larger one."
         )
     packed = pack(recorded, room)
     return Explorer(page_html(trace, recorded, near, packed), trace.name)

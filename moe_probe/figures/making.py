@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import inspect
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,15 +13,18 @@ from typing import Any, cast
 
 import xarray as xr
 
-from moe_probe import dynamic
-from moe_probe.errors import FamilyError, InputError, NoSuchName, NotFitting, OutOfRange, WrongType
+from moe_probe import comparisons, dynamic
+from moe_probe.dynamic.driver import check
+from moe_probe.dynamic.sources import running as source_of
+from moe_probe.errors import FamilyError, InputError, NoSuchName, NotFitting, WrongType
 from moe_probe.figures.album import Album
 from moe_probe.figures.papers import find_paper
-from moe_probe.figures.recipes import FromModels, FromTexts, FromWeights, Recipe, Subject
-from moe_probe.model import MoEModel, Source, load
+from moe_probe.figures.recipes import FromComparison, FromModels, FromTexts, FromWeights, Recipe, Subject
+from moe_probe.model import MoEModel, Openable, load
+from moe_probe.options import check_arguments, completed
 from moe_probe.results import load_result, save
 from moe_probe.shown import PlainConsole, file_name
-from moe_probe.static.checks import check_flags, check_workers
+from moe_probe.static.checks import check_flags
 from moe_probe.texts.corpus import Corpus
 from moe_probe.texts.reading import Texts
 
@@ -33,11 +35,11 @@ LIBRARIES = ("moe-probe", "torch", "transformers")  # other versions of these ma
 
 def reproduce(
     paper: str,
-    models: Source | Sequence[Source] | Mapping[str, Source],
+    models: Openable | Sequence[Openable] | Mapping[str, Openable],
     out: str | Path,
     texts: Texts | None = None,
     *,
-    baseline: Source | None = None,
+    baseline: Openable | None = None,
     options: Mapping[str, Mapping[str, Any]] | None = None,
     png: bool = False,
     layers: Sequence[int] | int | None = None,
@@ -90,16 +92,17 @@ def reproduce(
     """
     plan, options = find_paper(paper), options or {}
     _check_options(options, plan.recipes)
-    _check_numbers(max_length, batch_tokens)
-    check_flags(png=png, progress=progress)
-    check_workers(n_jobs)
+    check_flags(png=png)
+    running = {"batch_tokens": batch_tokens, "execution": execution, "n_jobs": n_jobs, "progress": progress}
+    reading = {"labels": labels, "column": column, "max_length": max_length}
+    completed(running | reading, function="reproduce")
     opened = named(models)
     maker = Maker(
         album=Album(plan.name, Path(out), png, n_jobs),
         texts=list(texts) if isinstance(texts, Iterator) else texts,
         options=options,
-        reading={"labels": labels, "column": column, "max_length": max_length},
-        running={"batch_tokens": batch_tokens, "execution": execution, "n_jobs": n_jobs, "progress": progress},
+        reading=reading,
+        running=running,
         report=PlainConsole(quiet=not progress).print,
     )
     dense = None if baseline is None else _dense(baseline)
@@ -111,7 +114,7 @@ def reproduce(
     return maker.album
 
 
-def named(models: Source | Sequence[Source] | Mapping[str, Source]) -> dict[str, MoEModel]:
+def named(models: Openable | Sequence[Openable] | Mapping[str, Openable]) -> dict[str, MoEModel]:
     """Each model under its label or name.
 
     Raises:
@@ -121,7 +124,7 @@ def named(models: Source | Sequence[Source] | Mapping[str, Source]) -> dict[str,
         opened = {str(label): load(model) for label, model in models.items()}
     else:
         listed = models if isinstance(models, list | tuple) else [models]
-        several = [load(cast(Source, model)) for model in listed]
+        several = [load(cast(Openable, model)) for model in listed]
         opened = {model.name.replace("/", "--"): model for model in several}
         if len(opened) < len(several):
             raise NotFitting("Two models have one name; pass labels for them: {label: model}.")
@@ -147,7 +150,7 @@ def same_shape(dense: MoEModel, model: MoEModel) -> bool:
     )
 
 
-def _dense(baseline: Source) -> MoEModel:
+def _dense(baseline: Openable) -> MoEModel:
     model = load(baseline)
     if model.moe_layers:
         raise NotFitting(f"The baseline {model.name} is a Mixture-of-Experts itself; pass a dense model, or omit it.")
@@ -236,6 +239,7 @@ class Maker:
                 self.album.cannot(recipe, label, str(error))
             else:
                 yield recipe, result
+        yield from self._from_comparisons(label, subject, corpus, recipes)
         of_texts = [recipe for recipe in recipes if isinstance(recipe, FromTexts)]
         for tokens, group in groupby(sorted(of_texts, key=lambda one: one.tokens or 0), key=lambda one: one.tokens):
             if corpus is None:
@@ -245,6 +249,25 @@ class Maker:
                 part = corpus if tokens is None else corpus.beginning(tokens)
                 yield from self._from_texts(label, subject, part, list(group))
 
+    def _from_comparisons(
+        self, label: str, subject: Subject, corpus: Corpus | None, recipes: Sequence[Recipe]
+    ) -> Iterator[tuple[Recipe, xr.Dataset]]:
+        """Results that a model gives beside itself under an intervention."""
+        for recipe in (recipe for recipe in recipes if isinstance(recipe, FromComparison)):
+            options = self.options.get(recipe.name, {})
+            try:
+                if corpus is None:
+                    raise NotFitting(NO_TEXTS)
+                request = [recipe.name, *self._subject(subject), corpus.fingerprint, options]
+                result = self._saved(label, recipe, request)
+                if result is None:
+                    computed = recipe.compute(subject.model, corpus, layers=subject.layers, **options, **self.running)
+                    result = self._keep(label, recipe, request, computed)
+            except (InputError, FamilyError) as error:
+                self.album.cannot(recipe, label, str(error))
+            else:
+                yield recipe, result
+
     def _from_texts(
         self, label: str, subject: Subject, corpus: Corpus, recipes: Sequence[FromTexts]
     ) -> Iterator[tuple[Recipe, xr.Dataset]]:
@@ -253,7 +276,7 @@ class Maker:
         for recipe in recipes:
             try:
                 analysis = recipe.analysis(subject, **self.options.get(recipe.name, {}))
-                check_analysis(analysis, subject, corpus)
+                check_analysis(analysis, subject, corpus, self.running)
             except (InputError, FamilyError) as error:
                 self.album.cannot(recipe, label, str(error))
                 continue
@@ -326,9 +349,11 @@ def passes(wanted: Sequence[Wanted]) -> list[list[Wanted]]:
     return [list(wanted)] if wanted and len(names) == len(wanted) else [[one] for one in wanted]
 
 
-def check_analysis(analysis: dynamic.Analysis, subject: Subject, corpus: Corpus) -> None:
+def check_analysis(analysis: dynamic.Analysis, subject: Subject, corpus: Corpus, options: Mapping[str, Any]) -> None:
     """Refuse before the pass what an analysis cannot see in this model and these texts."""
-    analysis.fresh().prepare(subject.model, corpus, list(subject.layers))
+    check(
+        source_of(subject.model, corpus, options | {"layers": subject.layers, "baseline": subject.baseline}), [analysis]
+    )
 
 
 def identity(model: MoEModel) -> list[Any]:
@@ -342,24 +367,11 @@ def digest(request: Any) -> str:
 
 
 def _check_options(options: Mapping[str, Mapping[str, Any]], recipes: Sequence[Recipe]) -> None:
-    known = dynamic.analyses()
-    names = [recipe.name for recipe in recipes if isinstance(recipe, FromTexts) and recipe.name in known]
+    known: dict[str, Callable[..., Any]] = {**dynamic.names(), **comparisons.names()}
+    names = [one.name for one in recipes if isinstance(one, FromTexts | FromComparison) and one.name in known]
     for name, given in options.items():
         if name not in names:
             raise NoSuchName.among("figure of this paper that takes options as", name, names)
         if not isinstance(given, Mapping):
             raise WrongType(f"options[{name!r}]={given!r} is not a mapping; pass {{'argument': value}}.")
-        takes = [key for key in inspect.signature(known[name]).parameters if key != "baseline"]
-        for key in given:
-            if key not in takes:
-                raise NoSuchName.among(f"option of {name}", key, takes)
-
-
-def _check_numbers(max_length: object, batch_tokens: object) -> None:
-    for name, value in (("max_length", max_length), ("batch_tokens", batch_tokens)):
-        if value is None and name == "max_length":
-            continue
-        if not isinstance(value, int) or isinstance(value, bool):
-            raise WrongType(f"{name}={value!r} is not a whole number; pass one from 1.")
-        if value < 1:
-            raise OutOfRange(f"{name}={value} is below 1; pass a whole number from 1.")
+        check_arguments(name, known[name], given, besides=("baseline", "model", "texts", "options"))

@@ -84,6 +84,13 @@ class FromTexts(Recipe):
 
 
 @dataclass(frozen=True, kw_only=True)
+class FromComparison(Recipe):
+    """Made from one model beside itself under an intervention; `compute` takes model, texts, and `run`'s options."""
+
+    compute: Callable[..., xr.Dataset]
+
+
+@dataclass(frozen=True, kw_only=True)
 class FromModels(Recipe):
     """Made from several models on the same texts; `compute` takes them by label, the texts, and `run`'s options."""
 

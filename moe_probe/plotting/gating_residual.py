@@ -17,12 +17,12 @@ def plot(ds: xr.Dataset, layer: int | None = None) -> Figure:
     """Histograms with the residual and with it removed, of all layers or of one.
 
     Args:
-        ds: result of `dynamic.gating_residual`.
+        ds: result of `comparisons.gating_residual`.
         layer: all together by default.
 
     Examples:
-        >>> from moe_probe import dynamic, plotting
-        >>> ds = dynamic.gating_residual("ckpt/tiny-moe-plus-plus", ["A short text."])
+        >>> from moe_probe import comparisons, plotting
+        >>> ds = comparisons.gating_residual("ckpt/tiny-moe-plus-plus", ["A short text."])
         >>> figure = plotting.plot(ds, layer=2)
     """
     prefix, own = ("pooled_", ds) if layer is None else ("", ds.sel(layer=pick_layer(ds, layer)))

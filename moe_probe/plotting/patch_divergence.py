@@ -19,7 +19,7 @@ def plot(ds: xr.Dataset, document: int | None = None) -> Figure:
     """The picture, where there is one, and a map of its mean divergence for every step, on one colour scale.
 
     Args:
-        ds: result of `dynamic.patch_divergence`, or of `dynamic.patch_divergence_over_steps`.
+        ds: result of `dynamic.patch_divergence`, or of `comparisons.patch_divergence_over_steps`.
         document: number of the picture; the first one by default.
 
     Examples:

@@ -18,11 +18,12 @@ def plot(ds: xr.Dataset) -> Figure:
     """Share of the final choices that are made already, over checkpoints, a line per layer.
 
     Args:
-        ds: result of `dynamic.router_saturation`.
+        ds: result of `comparisons.router_saturation`.
 
     Examples:
-        >>> from moe_probe import dynamic, plotting
-        >>> ds = dynamic.router_saturation({"1k": "ckpt/tiny-mixtral", "2k": "ckpt/tiny-mixtral"}, ["A short text."])
+        >>> from moe_probe import comparisons, plotting
+        >>> steps = {"1k": "ckpt/tiny-mixtral", "2k": "ckpt/tiny-mixtral"}
+        >>> ds = comparisons.router_saturation(steps, ["A short text."])
         >>> figure = plotting.plot(ds)
     """
     at, layers = list(range(ds.sizes["checkpoint"])), ds.layer.values

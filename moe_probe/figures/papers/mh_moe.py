@@ -8,7 +8,7 @@ from typing import Any
 import xarray as xr
 from matplotlib.figure import Figure
 
-from moe_probe import dynamic, plotting
+from moe_probe import comparisons, dynamic, plotting
 from moe_probe.errors import NotFitting
 from moe_probe.figures.recipes import FromModels, FromTexts, Paper, Subject
 
@@ -62,14 +62,14 @@ PAPER = Paper(
             figure="figure 1",
             shows="expert activation, models side by side",
             name="expert_activation",
-            compute=dynamic.expert_activation,
+            compute=comparisons.expert_activation,
             draw=side_by_side,
         ),
         FromModels(
             figure="figure 6",
             shows="expert activation against the number of experts",
             name="expert_activation",
-            compute=dynamic.expert_activation,
+            compute=comparisons.expert_activation,
             draw=by_experts,
         ),
         FromTexts(

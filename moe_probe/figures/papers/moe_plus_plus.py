@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from moe_probe import dynamic
-from moe_probe.figures.recipes import FromTexts, Paper
+from moe_probe import comparisons, dynamic
+from moe_probe.figures.recipes import FromComparison, FromTexts, Paper
 
 PAPER = Paper(
     name="moe-plus-plus",
@@ -27,11 +27,11 @@ PAPER = Paper(
             name="ffn_experts_per_token",
             analysis=lambda subject, **options: dynamic.FFNExpertsPerToken(**options),
         ),
-        FromTexts(
+        FromComparison(
             figure="figure 6",
             shows="router scores with the gating residual and, as an intervention, without",
             name="gating_residual",
-            analysis=lambda subject, **options: dynamic.GatingResidual(**options),
+            compute=comparisons.gating_residual,
         ),
     ),
 )

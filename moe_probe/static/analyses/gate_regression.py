@@ -10,7 +10,7 @@ import xarray as xr
 from scipy.stats import linregress
 
 from moe_probe.errors import NotFitting
-from moe_probe.model import Source, load
+from moe_probe.model import Openable, load
 from moe_probe.results import provenance
 from moe_probe.static.analyses.gate_similarity import gate_similarity
 from moe_probe.static.analyses.similarity import similarity
@@ -34,7 +34,7 @@ UNDEFINED = "fewer than 3 pairs of experts have a similarity, or all pairs have 
 
 
 def gate_regression(
-    model: Source,
+    model: Openable,
     level: Level = "neuron_mean",
     *,
     projections: Sequence[str] | str | None = None,

@@ -9,7 +9,7 @@ import torch
 import xarray as xr
 
 from moe_probe.errors import NotFinite, NotFitting
-from moe_probe.model import MoEModel, Source, load
+from moe_probe.model import MoEModel, Openable, load
 from moe_probe.results import provenance
 from moe_probe.static.gram import cosine
 from moe_probe.static.variables import variable
@@ -17,7 +17,7 @@ from moe_probe.static.variables import variable
 TITLE = "Similarity of gate embeddings"
 
 
-def gate_similarity(model: Source, *, layers: Sequence[int] | int | None = None) -> xr.Dataset:
+def gate_similarity(model: Openable, *, layers: Sequence[int] | int | None = None) -> xr.Dataset:
     """Cosine of every pair of gate embeddings (rows of the router's weight), layer by layer.
 
     Formula:

@@ -15,7 +15,7 @@ from sklearn.cluster import DBSCAN
 
 from moe_probe.checkpoint import LazyTensor
 from moe_probe.errors import NotFitting, OutOfRange, WrongType
-from moe_probe.model import MoEModel, Source, load
+from moe_probe.model import MoEModel, Openable, load
 from moe_probe.parallel import map_items
 from moe_probe.results import provenance
 from moe_probe.static.analyses.similarity import select_layers_and_matrices
@@ -38,14 +38,14 @@ UNDEFINED = "the points are all the same"
 
 
 def pca(
-    model: Source,
+    model: Openable,
     level: Level = "matrix",
     *,
     n_components: int = 2,
     standardize: bool = True,
     projections: Sequence[str] | str | None = None,
     layers: Sequence[int] | int | None = None,
-    baseline: Source | None = None,
+    baseline: Openable | None = None,
     outliers: tuple[float, int] | None = None,
     n_jobs: int = 1,
 ) -> xr.Dataset:

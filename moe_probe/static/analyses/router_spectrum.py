@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 import xarray as xr
 
-from moe_probe.model import Source, load
+from moe_probe.model import Openable, load
 from moe_probe.results import provenance
 from moe_probe.static.analyses.gate_similarity import router_matrices
 from moe_probe.static.variables import variable
@@ -15,7 +15,7 @@ from moe_probe.static.variables import variable
 TITLE = "Spectrum of the routers"
 
 
-def router_spectrum(model: Source, *, layers: Sequence[int] | int | None = None) -> xr.Dataset:
+def router_spectrum(model: Openable, *, layers: Sequence[int] | int | None = None) -> xr.Dataset:
     """Singular values and effective rank of each router's weight.
 
     The effective rank is E where all directions weigh the same, 1 where all gate embeddings are parallel.

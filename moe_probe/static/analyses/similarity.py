@@ -12,7 +12,7 @@ import torch
 import xarray as xr
 
 from moe_probe.errors import NotFitting
-from moe_probe.model import MoEModel, Source, load
+from moe_probe.model import MoEModel, Openable, load
 from moe_probe.parallel import map_items
 from moe_probe.results import provenance
 from moe_probe.static.alignment import align
@@ -34,14 +34,14 @@ LONG_NAMES = {
 
 
 def similarity(
-    model: Source,
+    model: Openable,
     level: Level = "matrix",
     *,
     metric: Metric = "cosine",
     projections: Sequence[str] | str | None = None,
     layers: Sequence[int] | int | None = None,
     experts: Sequence[str | int] | None = None,
-    baseline: Source | None = None,
+    baseline: Openable | None = None,
     shared: bool = False,
     n_jobs: int = 1,
 ) -> xr.Dataset:

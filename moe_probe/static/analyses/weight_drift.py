@@ -9,7 +9,7 @@ import torch
 import xarray as xr
 
 from moe_probe.errors import NotComparable
-from moe_probe.model import MoEModel, Source, load
+from moe_probe.model import MoEModel, Openable, load
 from moe_probe.parallel import map_items
 from moe_probe.results import provenance
 from moe_probe.static.checks import check_workers
@@ -24,8 +24,8 @@ ZEROS = "an expert of zeros has no direction and no size to compare with"
 
 
 def weight_drift(
-    before: Source,
-    after: Source,
+    before: Openable,
+    after: Openable,
     *,
     projections: Sequence[str] | str | None = None,
     layers: Sequence[int] | int | None = None,
