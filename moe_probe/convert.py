@@ -21,14 +21,14 @@ from moe_probe.errors import AlreadyThere, MachineError, NotFitting, NothingToRe
 from moe_probe.families.conversion import Converted
 from moe_probe.families.modules import meta_module
 from moe_probe.families.places import checked_dtype
-from moe_probe.model import MoEModel, Source, load
+from moe_probe.model import MoEModel, Openable, load
 
 SHARD_BYTES = 5 * 10**9
 TYPE_NAMES = {dtype: name for name, dtype in {**_TYPES, "F8_E8M0": torch.float8_e8m0fnu}.items()}
 
 
 def convert(
-    source: Source,
+    source: Openable,
     destination: str | Path,
     *,
     dtype: torch.dtype | str | None = None,

@@ -329,7 +329,6 @@ class MoEModel:
 
 
 Openable = MoEModel | PreTrainedModel | nn.Module | str | Path  # what `load` opens
-Source = Openable
 
 
 class Edit(Protocol):

@@ -8,6 +8,7 @@ import sys
 
 from moe_probe.cli.common import app
 from moe_probe.errors import MachineError, MoEProbeError
+from moe_probe.files import sigterm_as_interrupt
 from moe_probe.shown import PlainConsole, printable
 
 for _command in pkgutil.iter_modules(__path__):
@@ -17,7 +18,8 @@ for _command in pkgutil.iter_modules(__path__):
 def main() -> None:
     """Entry point: one sentence and exit code 2 for bad input, 1 where the machine failed, 130 after Ctrl-C."""
     try:
-        app()
+        with sigterm_as_interrupt():
+            app()
     except MachineError as error:
         _say(error)
         sys.exit(1)

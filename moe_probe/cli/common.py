@@ -8,12 +8,12 @@ from typing import Annotated
 
 import typer
 import xarray as xr
-from rich.console import Console
 
 from moe_probe import plotting
 from moe_probe.cli.tables import summary
 from moe_probe.figures import draw, result_stem
 from moe_probe.results import save
+from moe_probe.shown import PlainConsole
 
 app = typer.Typer(
     help="Look into pretrained Mixture-of-Experts language models.",
@@ -22,7 +22,7 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
 )
-console = Console()
+console = PlainConsole()
 
 Ckpt = Annotated[str, typer.Argument(metavar="CKPT", help="A checkpoint folder, or a hub id.")]
 CkptOrTrace = Annotated[str, typer.Argument(metavar="CKPT", help="A checkpoint folder, a hub id, or a routing trace.")]

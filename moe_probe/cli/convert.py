@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from moe_probe.cli.common import Revision, app, console, open_model, parse_dtype
+from moe_probe.cli.common import app, console
+from moe_probe.cli.options import open_model, takes
 from moe_probe.convert import SHARD_BYTES, convert
 
 
 @app.command("convert", epilog="Example: `moe-probe convert ckpt/grok-1 ckpt/grok-1-int8 --keep-int8`")
+@takes("revision")
 def convert_command(
     source: Annotated[str, typer.Argument(metavar="SRC", help="A checkpoint folder in any format, or a hub id.")],
     destination: Annotated[Path, typer.Argument(metavar="DST", help="A folder that does not exist yet.")],
@@ -22,9 +24,9 @@ def convert_command(
     shard_bytes: Annotated[
         int, typer.Option(metavar="N", help="Size of a file; a tensor may be larger.")
     ] = SHARD_BYTES,
-    revision: Revision = None,
+    **options: Any,
 ) -> None:
     """Write a checkpoint as a safetensors folder that opens fast, shard by shard."""
-    model = open_model(source, revision)
-    folder = convert(model, destination, dtype=parse_dtype(dtype), keep_int8=keep_int8, shard_bytes=shard_bytes)
+    model = open_model(source, options)
+    folder = convert(model, destination, dtype=dtype, keep_int8=keep_int8, shard_bytes=shard_bytes)
     console.print(f"Wrote {folder}")

@@ -3,25 +3,29 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from moe_probe import plotting
-from moe_probe.cli.common import NJobs, app, console
-from moe_probe.errors import InputError
+from moe_probe.cli.common import app, console
+from moe_probe.cli.options import takes
+from moe_probe.errors import NothingToRead
 from moe_probe.figures import draw
+from moe_probe.options import completed
 from moe_probe.results import load_result
 
 
 @app.command(epilog="Example: `moe-probe figures out`")
+@takes("n_jobs")
 def figures(
-    results: Annotated[Path, typer.Argument(metavar="DIR", help="A folder with results (.nc).")], n_jobs: NJobs = 1
+    results: Annotated[Path, typer.Argument(metavar="DIR", help="A folder with results (.nc).")], **options: Any
 ) -> None:
     """Draw the figures of saved results again."""
+    n_jobs = completed(options, ["n_jobs"], "figures")["n_jobs"]
     found = sorted(results.glob("*.nc"))
     if not found:
-        raise InputError(f"{results} holds no results (*.nc); make some with `moe-probe static` or `dynamic`.")
+        raise NothingToRead(f"{results} holds no results (*.nc); make some with `moe-probe static` or `dynamic`.")
     drawable = (dataset for dataset in map(load_result, found) if dataset.attrs["analysis"] in plotting.names())
     counts = [len(draw(dataset, results, n_jobs)) for dataset in drawable]
     console.print(f"Drew {sum(counts)} figures of {len(counts)} results in {results}")

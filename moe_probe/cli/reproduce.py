@@ -2,34 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.table import Table
+from rich.text import Text
 
 from moe_probe import figures
-from moe_probe.cli.common import (
-    Baseline,
-    BatchTokens,
-    Column,
-    Device,
-    Dtype,
-    Execution,
-    Labels,
-    Layers,
-    MaxLength,
-    NJobs,
-    Options,
-    Out,
-    Progress,
-    Texts,
-    Tokenizer,
-    app,
-    console,
-    open_model,
-    parse_layers,
-    parse_options,
-)
+from moe_probe.cli.common import Options, Out, Texts, app, console
+from moe_probe.cli.options import MODEL_OPTIONS, of_run, open_model, parse_options, takes
+from moe_probe.figures.making import TAKES
+from moe_probe.shown import printable
 
 
 @app.command(
@@ -37,47 +20,30 @@ from moe_probe.cli.common import (
     "Example: `moe-probe reproduce look-into-moes --model ckpt/Mixtral-8x7B-v0.1 --baseline ckpt/Mistral-7B-v0.1 "
     "--texts wiki.txt -o out`",
 )
+@takes(*TAKES, *(name for name in MODEL_OPTIONS if name != "revision"))
 def reproduce(
     paper: Annotated[str, typer.Argument(metavar="PAPER", help=f"One of {', '.join(figures.papers())}.")],
     model: Annotated[list[str], typer.Option(metavar="CKPT", help="A checkpoint folder or hub id; may be repeated.")],
     out: Out,
     texts: Texts = None,
-    baseline: Baseline = None,
     option: Options = None,
     png: Annotated[bool, typer.Option("--png", help="PNG files too.")] = False,
-    layers: Layers = None,
-    labels: Labels = None,
-    column: Column = None,
-    max_length: MaxLength = None,
-    batch_tokens: BatchTokens = 4096,
-    execution: Execution = "auto",
-    n_jobs: NJobs = 1,
-    progress: Progress = True,
-    tokenizer: Tokenizer = None,
-    device: Device = None,
-    dtype: Dtype = None,
+    **options: Any,
 ) -> None:
     """Draw a paper's figures for any models, from results that are computed once and kept in DIR."""
     made = figures.reproduce(
         paper,
-        [open_model(source, None, tokenizer, device, dtype) for source in model],
+        [open_model(source, options) for source in model],
         out,
         texts,
-        baseline=baseline and open_model(baseline, device=device, dtype=dtype),
         options=parse_options(option),
         png=png,
-        layers=parse_layers(layers),
-        labels=labels,
-        column=column,
-        max_length=max_length,
-        batch_tokens=batch_tokens,
-        execution=execution,
-        n_jobs=n_jobs,
-        progress=progress,
+        **of_run(options, TAKES),
     )
     if made.missing:
         table = Table("figure", "model", "why there is none", title="Not made", title_justify="left")
         for entry in made.missing:
-            table.add_row(": ".join(filter(None, (entry["figure"], entry["shows"]))), entry["model"], entry["reason"])
+            figure = ": ".join(filter(None, (entry["figure"], entry["shows"])))
+            table.add_row(*(Text(printable(text)) for text in (figure, entry["model"], entry["reason"])))
         console.print(table)
     console.print(f"Wrote {len(made.figures)} figures of {paper}; all at a glance: {made.contact_sheet}")

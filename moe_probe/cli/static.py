@@ -3,114 +3,75 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
-from typing import Annotated
+from collections.abc import Iterator, Sequence
+from typing import Annotated, Any
 
 import typer
 import xarray as xr
 
 from moe_probe import static
-from moe_probe.cli.common import (
-    Baseline,
-    Ckpt,
-    Layers,
-    NJobs,
-    Options,
-    Out,
-    Revision,
-    app,
-    open_model,
-    parse_layers,
-    parse_options,
-    write,
-)
-from moe_probe.errors import InputError
-from moe_probe.options import check_arguments
+from moe_probe.cli.common import Ckpt, Options, Out, app, write
+from moe_probe.cli.options import check_names, of_run, open_model, parse_options, takes
+from moe_probe.errors import NoSuchName
+from moe_probe.options import check_arguments, completed
 
-LEVELS = {
-    "similarity": ("matrix", "neuron_mean", "neuron_aligned"),
-    "gate_similarity": (None,),
-    "gate_regression": ("neuron_mean", "matrix", "neuron_aligned"),
-    "pca": ("matrix", "neuron"),
-    "router_spectrum": (None,),
-}
-# what runs when nothing is asked for: everything that takes minutes, not hours
-DEFAULTS = (
-    ("similarity", "matrix"),
-    ("similarity", "neuron_mean"),
-    ("gate_similarity", None),
-    ("gate_regression", "neuron_mean"),
-    ("pca", "matrix"),
-    ("router_spectrum", None),
-)
-GIVEN = ("model", "level", "metric", "layers", "baseline", "shared", "n_jobs")  # by the command's other options
+OF_RUN = ("layers", "baseline", "n_jobs")
+GIVEN = ("model", "level", *OF_RUN)  # told by the command's other options
+OF_ONE = [name for name in static.names() if static.models(name) == 1]
 
 
 @app.command(
     "static",
-    epilog="Example: `moe-probe static ckpt/Mixtral-8x7B-v0.1 --baseline ckpt/Mistral-7B-v0.1 --n-jobs 4 -o out`",
+    epilog=f"Analyses: {', '.join(OF_ONE)}\n\n"
+    "Example: `moe-probe static ckpt/Mixtral-8x7B-v0.1 --baseline ckpt/Mistral-7B-v0.1 --n-jobs 4 -o out`",
 )
+@takes(*OF_RUN, "revision")
 def static_command(
     ckpt: Ckpt,
     out: Out,
     analysis: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME", help=f"One of {', '.join(LEVELS)}; may be repeated. Default: all."),
+        typer.Option(metavar="NAME", help="An analysis, of those below; may be repeated. Default: all."),
     ] = None,
     level: Annotated[
         str | None, typer.Option(metavar="NAME", help="matrix, neuron_mean, neuron_aligned or neuron.")
     ] = None,
-    metric: Annotated[str, typer.Option(metavar="NAME", help="Of similarity: cosine, cka or l2.")] = "cosine",
-    layers: Layers = None,
-    baseline: Baseline = None,
-    shared: Annotated[
-        bool, typer.Option("--shared", help="Include the shared block where the level allows it.")
-    ] = False,
     option: Options = None,
-    n_jobs: NJobs = 1,
-    revision: Revision = None,
+    **options: Any,
 ) -> None:
-    """Analyse the weights: netCDF results and PDF figures in DIR, a short table on screen."""
-    options = parse_options(option)
-    for name, given in options.items():
-        if name not in LEVELS:
-            raise InputError(f"There is no static analysis {name!r}; there are {', '.join(LEVELS)}.")
-        check_arguments(name, getattr(static, name), given, besides=GIVEN)
-    model = open_model(ckpt, revision)
-    arguments = {
-        "layers": model.select_layers(parse_layers(layers)),
-        "baseline": baseline and open_model(baseline),
-        "metric": metric,
-        "n_jobs": n_jobs,
-    }
+    """Analyze the weights: netCDF results and PDF figures in DIR, a short table on screen."""
+    given = parse_options(option)
+    check_names(given, OF_ONE, "static analysis")
+    for name, arguments in given.items():
+        check_arguments(name, static.names()[name], arguments, besides=GIVEN)
+    asked = completed(of_run(options, OF_RUN), OF_RUN, "static")
+    model = open_model(ckpt, options)
+    asked["layers"] = model.select_layers(asked["layers"])
 
     def results() -> Iterator[xr.Dataset]:
-        for name, at_level in choose(analysis, level):
-            function = getattr(static, name)
-            asked = {**arguments, "level": at_level, "shared": shared and at_level == "neuron_mean"}
-            takes = inspect.signature(function).parameters
-            yield function(
-                model, **{key: value for key, value in asked.items() if key in takes} | options.get(name, {})
-            )
+        for name, at_level in requests(analysis, level):
+            function = static.names()[name]
+            arguments = {**asked, "level": at_level}
+            known = inspect.signature(function).parameters
+            own = {key: value for key, value in arguments.items() if key in known}
+            yield function(model, **own, **given.get(name, {}))
 
-    write(results(), out, n_jobs)
+    write(results(), out, asked["n_jobs"])
 
 
-def choose(analysis: list[str] | None, level: str | None) -> list[tuple[str, str | None]]:
+def requests(names: Sequence[str] | None, level: str | None) -> list[tuple[str, str | None]]:
     """The analyses to run, each with its level.
 
     Raises:
-        InputError: an analysis is not known, or has no such level.
+        NoSuchName: an analysis is not known, or has no such level.
     """
-    unknown = [name for name in analysis or () if name not in LEVELS]
-    if unknown:
-        raise InputError(f"There is no static analysis {unknown[0]!r}; there are {', '.join(LEVELS)}.")
-    wanted = [item for item in DEFAULTS if analysis is None or item[0] in analysis]
+    for name in names or ():
+        if name not in OF_ONE:
+            raise NoSuchName.among("static analysis", name, OF_ONE)
     if level is None:
-        return wanted
-    names = analysis or [name for name, levels in LEVELS.items() if level in levels]
-    if not names or any(level not in LEVELS[name] for name in names):
-        levels = {name: [known for known in LEVELS[name] if known] for name in names or LEVELS}
-        known = "; ".join(f"{name} has {', '.join(has) or 'no levels'}" for name, has in levels.items())
-        raise InputError(f"There is no level {level!r}: {known}.")
-    return [(name, level) for name in names]
+        return [(name, at) for name in names or OF_ONE for at in static.unasked(name)]
+    wanted = list(names or (name for name in OF_ONE if level in static.levels(name)))
+    if not wanted or any(level not in static.levels(name) for name in wanted):
+        known = "; ".join(f"{name} has {', '.join(static.levels(name)) or 'no levels'}" for name in names or OF_ONE)
+        raise NoSuchName(f"There is no level {level!r}: {known}.")
+    return [(name, level) for name in wanted]

@@ -6,22 +6,25 @@ import html
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal, Unpack, get_args
 
 import xarray as xr
 
 from moe_probe import dynamic, static
+from moe_probe.dynamic.sources import opened_source
 from moe_probe.errors import NoSuchName, NotFitting, OutOfRange, WrongType
 from moe_probe.explorer.packing import STEPS, Packed, pack
 from moe_probe.explorer.page import page_html
 from moe_probe.explorer.recorded import recorded_layers
 from moe_probe.files import whole_file
-from moe_probe.model import MoEModel, Openable, load
+from moe_probe.model import MoEModel, Openable
+from moe_probe.options import DEFAULTS, TEXT_OPTIONS, RunOptions, completed
 from moe_probe.texts.reading import Texts
-from moe_probe.traces.reading import Trace, is_trace, read_trace
+from moe_probe.traces.reading import Trace, read_trace
 
 Similar = Literal["neuron_mean", "matrix", "gate"]
 SIMILAR: tuple[str, ...] = get_args(Similar)
+TAKES = tuple(name for name in DEFAULTS if name not in ("baseline", "checkpoint_dir"))
 MAX_BYTES = 30_000_000
 
 
@@ -57,13 +60,7 @@ def explore(
     *,
     similar: Similar | xr.Dataset | None = "neuron_mean",
     max_bytes: int = MAX_BYTES,
-    layers: Sequence[int] | int | None = None,
-    labels: Sequence[str] | str | None = None,
-    column: str | None = None,
-    max_length: int | None = None,
-    batch_tokens: int = 4096,
-    execution: str = "auto",
-    progress: bool = True,
+    **options: Unpack[RunOptions],
 ) -> Explorer:
     """A page with every token of the texts coloured by its expert, and all that its routing is made of.
 
@@ -77,13 +74,7 @@ def explore(
             the projections), `gate` (`static.gate_similarity`), a result of either, or None. A trace has no weights,
             so it takes a result or goes without.
         max_bytes: size limit of the page; numbers are rounded to fit.
-        layers: MoE layers; all by default.
-        labels: a label for each document, or the column of the file that holds them.
-        column: the column of the file that holds the texts.
-        max_length: tokens per document at most.
-        batch_tokens: tokens that run at a time.
-        execution: `resident`, `layerwise` (one layer in memory at a time), or `auto`.
-        progress: show how far the run is.
+        options: those of `dynamic.run`, without `baseline`.
 
     Raises:
         NoSuchName: there is no such `similar`.
@@ -98,20 +89,15 @@ def explore(
         >>> page.save("page.html")  # doctest: +SKIP
     """
     _check(similar, max_bytes)
-    reading = {"labels": labels, "column": column, "max_length": max_length}
-    if isinstance(source, Trace) or (isinstance(source, str | Path) and is_trace(source)):
-        _refuse_for_trace({"texts": texts, "layers": layers, **reading})
-        trace = source if isinstance(source, Trace) else read_trace(source)
-        return _explorer(trace, similar if isinstance(similar, xr.Dataset) else None, max_bytes)
-    model = load(source)
-    if texts is None:
-        raise NotFitting(f"{model.name} is not a routing trace, so it needs texts to run on; pass texts.")
-    chosen = model.select_layers(layers)
-    corpus = dynamic.make_corpus(model, texts, **reading)
+    asked = completed(options, TAKES, "explore")
+    opened = opened_source(source)
+    if isinstance(opened, Trace):
+        _refuse_for_trace({"texts": texts, **{name: asked[name] for name in ("layers", *TEXT_OPTIONS)}})
+        return _explorer(opened, similar if isinstance(similar, xr.Dataset) else None, max_bytes)
     with tempfile.TemporaryDirectory() as folder:
-        running = {"batch_tokens": batch_tokens, "execution": execution, "progress": progress}
-        dynamic.run(model, corpus, [dynamic.RoutingTrace(folder)], layers=chosen, **running)
-        return _explorer(read_trace(folder), _similarity(model, similar, chosen), max_bytes)
+        dynamic.run(opened, texts, [dynamic.RoutingTrace(folder)], **asked)
+        chosen = opened.select_layers(asked["layers"])
+        return _explorer(read_trace(folder), _similarity(opened, similar, chosen), max_bytes)
 
 
 def _check(similar: object, max_bytes: object) -> None:

@@ -9,25 +9,27 @@ from dataclasses import dataclass, field
 from importlib.metadata import version
 from itertools import groupby
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Unpack, cast
 
 import xarray as xr
 
 from moe_probe import comparisons, dynamic
 from moe_probe.dynamic.driver import check
-from moe_probe.dynamic.sources import running as source_of
 from moe_probe.errors import FamilyError, InputError, NoSuchName, NotFitting, WrongType
 from moe_probe.figures.album import Album
 from moe_probe.figures.papers import find_paper
-from moe_probe.figures.recipes import FromComparison, FromModels, FromTexts, FromWeights, Recipe, Subject
+from moe_probe.figures.recipes import FromModel, FromModels, FromTexts, FromWeights, Recipe, Subject
+from moe_probe.forward.running import Running
 from moe_probe.model import MoEModel, Openable, load
-from moe_probe.options import check_arguments, completed
+from moe_probe.options import DEFAULTS, TEXT_OPTIONS, RunOptions, check_arguments, completed
 from moe_probe.results import load_result, save
 from moe_probe.shown import PlainConsole, file_name
 from moe_probe.static.checks import check_flags
 from moe_probe.texts.corpus import Corpus
-from moe_probe.texts.reading import Texts
+from moe_probe.texts.reading import Texts, read_rows
 
+TAKES = tuple(name for name in DEFAULTS if name != "checkpoint_dir")
+OF_ROWS = ("labels", "column", "split")
 TOGETHER = "compared"  # the folder of figures that show several models
 NO_TEXTS = "This figure needs texts; pass texts."
 LIBRARIES = ("moe-probe", "torch", "transformers")  # other versions of these may give other numbers
@@ -39,17 +41,9 @@ def reproduce(
     out: str | Path,
     texts: Texts | None = None,
     *,
-    baseline: Openable | None = None,
     options: Mapping[str, Mapping[str, Any]] | None = None,
     png: bool = False,
-    layers: Sequence[int] | int | None = None,
-    labels: Sequence[str] | str | None = None,
-    column: str | None = None,
-    max_length: int | None = None,
-    batch_tokens: int = 4096,
-    execution: str = "auto",
-    n_jobs: int = 1,
-    progress: bool = True,
+    **run_options: Unpack[RunOptions],
 ) -> Album:
     """Every figure of a paper that the models support, as vector PDF, from results that are computed once.
 
@@ -63,17 +57,9 @@ def reproduce(
         out: the folder.
         texts: a file of texts, or a list of texts or token ids; without texts, figures that need them are listed as
             missing.
-        baseline: a dense model, which takes part where its shapes are those of an expert.
         options: arguments of the dynamic analyses by name, such as `{"ffn_experts_per_token": {"min_count": 2}}`.
         png: write PNG files too, beside the PDF files.
-        layers: MoE layers; all by default.
-        labels: a label for each document, or the column of the file that holds them.
-        column: the column of the file that holds the texts.
-        max_length: tokens per document at most.
-        batch_tokens: tokens that run at a time.
-        execution: `resident`, `layerwise` (one layer in memory at a time), or `auto`.
-        n_jobs: number of workers.
-        progress: show what is being done.
+        run_options: those of `dynamic.run`; a `baseline` takes part where its shapes are those of an expert.
 
     Returns:
         What was made, and what could not be made and why; it is also written to `manifest.json`.
@@ -90,24 +76,22 @@ def reproduce(
         >>> [entry["file"] for entry in made.figures][:1]  # doctest: +SKIP
         ['figures/tiny-moe-plus-plus/table1_complexity.pdf']
     """
-    plan, options = find_paper(paper), options or {}
+    plan, options, asked = find_paper(paper), options or {}, completed(run_options, TAKES, "reproduce")
     _check_options(options, plan.recipes)
     check_flags(png=png)
-    running = {"batch_tokens": batch_tokens, "execution": execution, "n_jobs": n_jobs, "progress": progress}
-    reading = {"labels": labels, "column": column, "max_length": max_length}
-    completed(running | reading, function="reproduce")
     opened = named(models)
+    layers, reading = asked.pop("layers"), {name: asked.pop(name) for name in TEXT_OPTIONS}
+    dense = None if asked["baseline"] is None else _dense(asked["baseline"])
     maker = Maker(
-        album=Album(plan.name, Path(out), png, n_jobs),
-        texts=list(texts) if isinstance(texts, Iterator) else texts,
+        album=Album(plan.name, Path(out), png, asked["n_jobs"]),
+        texts=None if texts is None else read_rows(texts, **{name: reading.pop(name) for name in OF_ROWS}),
         options=options,
         reading=reading,
-        running=running,
-        report=PlainConsole(quiet=not progress).print,
+        running={name: value for name, value in asked.items() if name != "baseline"},
+        report=PlainConsole(quiet=not asked["progress"]).print,
     )
-    dense = None if baseline is None else _dense(baseline)
     for label, model in opened.items():
-        subject = Subject(model, maker.fitting(label, dense, model), model.select_layers(layers), n_jobs)
+        subject = Subject(model, maker.fitting(label, dense, model), model.select_layers(layers), asked["n_jobs"])
         maker.make_single(label, subject, plan.recipes)
     maker.make_compared(opened, layers, plan.recipes)
     maker.album.finish()
@@ -218,7 +202,7 @@ class Maker:
     def _compared(
         self, recipe: FromModels, models: Mapping[str, MoEModel], layers: Sequence[int] | int | None
     ) -> xr.Dataset:
-        request = [recipe.name, layers, self.reading["labels"], *((label, identity(m)) for label, m in models.items())]
+        request = [recipe.name, layers, *((label, identity(m)) for label, m in models.items())]
         request += [corpus and corpus.fingerprint for corpus in self.corpora.values()]
         saved = self._saved(TOGETHER, recipe, request)
         if saved is not None:
@@ -239,7 +223,14 @@ class Maker:
                 self.album.cannot(recipe, label, str(error))
             else:
                 yield recipe, result
-        yield from self._from_comparisons(label, subject, corpus, recipes)
+        for recipe in (recipe for recipe in recipes if isinstance(recipe, FromModel)):
+            if corpus is None:
+                self.album.cannot(recipe, label, NO_TEXTS)
+                continue
+            try:
+                yield recipe, self._from_model(label, recipe, subject, corpus)
+            except (InputError, FamilyError) as error:
+                self.album.cannot(recipe, label, str(error))
         of_texts = [recipe for recipe in recipes if isinstance(recipe, FromTexts)]
         for tokens, group in groupby(sorted(of_texts, key=lambda one: one.tokens or 0), key=lambda one: one.tokens):
             if corpus is None:
@@ -249,24 +240,14 @@ class Maker:
                 part = corpus if tokens is None else corpus.beginning(tokens)
                 yield from self._from_texts(label, subject, part, list(group))
 
-    def _from_comparisons(
-        self, label: str, subject: Subject, corpus: Corpus | None, recipes: Sequence[Recipe]
-    ) -> Iterator[tuple[Recipe, xr.Dataset]]:
-        """Results that a model gives beside itself under an intervention."""
-        for recipe in (recipe for recipe in recipes if isinstance(recipe, FromComparison)):
-            options = self.options.get(recipe.name, {})
-            try:
-                if corpus is None:
-                    raise NotFitting(NO_TEXTS)
-                request = [recipe.name, *self._subject(subject), corpus.fingerprint, options]
-                result = self._saved(label, recipe, request)
-                if result is None:
-                    computed = recipe.compute(subject.model, corpus, layers=subject.layers, **options, **self.running)
-                    result = self._keep(label, recipe, request, computed)
-            except (InputError, FamilyError) as error:
-                self.album.cannot(recipe, label, str(error))
-            else:
-                yield recipe, result
+    def _from_model(self, label: str, recipe: FromModel, subject: Subject, corpus: Corpus) -> xr.Dataset:
+        given = self.options.get(recipe.name, {})
+        request = [recipe.name, *self._subject(subject), corpus.fingerprint, given]
+        saved = self._saved(label, recipe, request)
+        if saved is not None:
+            return saved
+        computed = recipe.compute(subject.model, corpus, **given, layers=subject.layers, **self.running)
+        return self._keep(label, recipe, request, computed)
 
     def _from_texts(
         self, label: str, subject: Subject, corpus: Corpus, recipes: Sequence[FromTexts]
@@ -276,7 +257,7 @@ class Maker:
         for recipe in recipes:
             try:
                 analysis = recipe.analysis(subject, **self.options.get(recipe.name, {}))
-                check_analysis(analysis, subject, corpus, self.running)
+                check_analysis(analysis, subject, corpus)
             except (InputError, FamilyError) as error:
                 self.album.cannot(recipe, label, str(error))
                 continue
@@ -349,11 +330,10 @@ def passes(wanted: Sequence[Wanted]) -> list[list[Wanted]]:
     return [list(wanted)] if wanted and len(names) == len(wanted) else [[one] for one in wanted]
 
 
-def check_analysis(analysis: dynamic.Analysis, subject: Subject, corpus: Corpus, options: Mapping[str, Any]) -> None:
+def check_analysis(analysis: dynamic.Analysis, subject: Subject, corpus: Corpus) -> None:
     """Refuse before the pass what an analysis cannot see in this model and these texts."""
-    check(
-        source_of(subject.model, corpus, options | {"layers": subject.layers, "baseline": subject.baseline}), [analysis]
-    )
+    layers = {index: subject.model.layer(index) for index in subject.layers}
+    check(Running(subject.model, corpus, layers, subject.baseline), [analysis])
 
 
 def identity(model: MoEModel) -> list[Any]:
@@ -368,7 +348,7 @@ def digest(request: Any) -> str:
 
 def _check_options(options: Mapping[str, Mapping[str, Any]], recipes: Sequence[Recipe]) -> None:
     known: dict[str, Callable[..., Any]] = {**dynamic.names(), **comparisons.names()}
-    names = [one.name for one in recipes if isinstance(one, FromTexts | FromComparison) and one.name in known]
+    names = [recipe.name for recipe in recipes if isinstance(recipe, FromTexts | FromModel) and recipe.name in known]
     for name, given in options.items():
         if name not in names:
             raise NoSuchName.among("figure of this paper that takes options as", name, names)

@@ -84,8 +84,8 @@ class FromTexts(Recipe):
 
 
 @dataclass(frozen=True, kw_only=True)
-class FromComparison(Recipe):
-    """Made from one model beside itself under an intervention; `compute` takes model, texts, and `run`'s options."""
+class FromModel(Recipe):
+    """Made of one model by a comparison with itself; `compute` takes the model, the texts, and options."""
 
     compute: Callable[..., xr.Dataset]
 

@@ -101,7 +101,9 @@ PAPER = Paper(
         FromTexts(
             shows="intermediate states of the neurons",
             name="intermediate_states",
-            analysis=lambda subject, **options: dynamic.IntermediateStates(subject.baseline is not None, **options),
+            analysis=lambda subject, **options: dynamic.IntermediateStates(
+                baseline=subject.baseline is not None, **options
+            ),
             tokens=SHORT,
         ),
         FromTexts(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from moe_probe import comparisons, dynamic
-from moe_probe.figures.recipes import FromComparison, FromTexts, Paper
+from moe_probe.figures.recipes import FromModel, FromTexts, Paper
 
 PAPER = Paper(
     name="moe-plus-plus",
@@ -27,7 +27,7 @@ PAPER = Paper(
             name="ffn_experts_per_token",
             analysis=lambda subject, **options: dynamic.FFNExpertsPerToken(**options),
         ),
-        FromComparison(
+        FromModel(
             figure="figure 6",
             shows="router scores with the gating residual and, as an intervention, without",
             name="gating_residual",
