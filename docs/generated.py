@@ -7,11 +7,9 @@ its own gets example and figure from the docstring of the plot. `hooks.py` and t
 from __future__ import annotations
 
 import ast
-import importlib
 import inspect
-import pkgutil
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -35,18 +33,10 @@ def pages() -> Mapping[str, str]:
 
 
 def analyses() -> dict[str, dict[str, Any]]:
-    """Every analysis (a function or a class) by section and name."""
-    known = dynamic.names() if hasattr(dynamic, "names") else dynamic.analyses()
-    return dict(zip(SECTIONS, (dict(static.names()), dict(known), dict(_comparisons())), strict=True))
-
-
-def _comparisons() -> Iterator[tuple[str, Callable[..., Any]]]:
-    for info in pkgutil.iter_modules(comparisons.__path__):
-        module = importlib.import_module(f"{comparisons.__name__}.{info.name}")
-        for name, value in vars(module).items():
-            own = inspect.isfunction(value) and value.__module__ == module.__name__ and not name.startswith("_")
-            if own and value.__annotations__.get("return") == "xr.Dataset":
-                yield name, value
+    """Every analysis (a function or a class) by section and name, each once."""
+    weights = dict(static.names())
+    several = {name: function for name, function in comparisons.names().items() if name not in weights}
+    return dict(zip(SECTIONS, (weights, dict(dynamic.names()), several), strict=True))
 
 
 def _analysis_pages() -> Iterator[tuple[str, str]]:

@@ -11,6 +11,7 @@ import unicodedata
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.text import Text
 
 JOINERS = "\u200c\u200d"  # without them Arabic, Indic scripts and emoji fall apart
@@ -76,6 +77,16 @@ def file_name(text: object) -> str:
         digest = hashlib.sha256(str(text).encode("utf-8", "surrogatepass")).hexdigest()[:12]
         name = f"{name.encode()[: LONGEST_NAME - 13].decode(errors='ignore')}-{digest}"
     return name or "%"
+
+
+def in_markup(text: object) -> str:
+    """The printable text where rich reads markup whatever its console says, as in the descriptions of progress bars.
+
+    Examples:
+        >>> in_markup("Converting m[red]")
+        'Converting m\\\\[red]'
+    """
+    return escape(printable(text))
 
 
 class PlainConsole(Console):

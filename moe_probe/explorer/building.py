@@ -135,5 +135,11 @@ def _similarity(model: MoEModel, similar: str | xr.Dataset | None, layers: Seque
 def _explorer(trace: Trace, near: xr.Dataset | None, max_bytes: int) -> Explorer:
     recorded = recorded_layers(trace)
     around = page_html(trace, recorded, near, Packed(STEPS[0], STEPS[0], {}))
-    packed = pack(recorded, max_bytes - len(around.encode()))
+    room = max_bytes - len(around.encode())
+    if room <= 0:
+        raise NotFitting(
+            f"max_bytes={max_bytes:,} is less than the {max_bytes - room:,} bytes that the page takes without any "
+            "routing; pass a larger one."
+        )
+    packed = pack(recorded, room)
     return Explorer(page_html(trace, recorded, near, packed), trace.name)

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 from bokeh.embed import components
+from bokeh.model import Model
 from bokeh.resources import Resources
 from jinja2 import Environment
 
@@ -32,7 +33,7 @@ def page_html(trace: Trace, recorded: Mapping[int, RecordedLayer], near: xr.Data
         NotComparable: `near` is of another model.
     """
     facts = page_facts(trace, recorded, near) | {"logit_step": packed.logit_step, "weight_step": packed.weight_step}
-    script, places = components(widgets(facts))
+    script, places = components(dict[str, Model](widgets(facts)))
     arrays = {
         f"{layer}-{name}": {"dtype": dtype, "text": text}
         for layer, named in packed.layers.items()

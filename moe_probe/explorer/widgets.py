@@ -9,6 +9,7 @@ from bokeh.models import (
     BasicTicker,
     ColumnDataSource,
     CustomJSTickFormatter,
+    DataRange1d,
     DataTable,
     FactorRange,
     HoverTool,
@@ -38,7 +39,7 @@ def widgets(facts: Mapping[str, Any]) -> dict[str, LayoutDOM]:
     """Each widget by its place in the page."""
     layers = [layer["index"] for layer in facts["layers"]]
     first = facts["layers"][0]
-    colors = [("expert", "expert")]
+    colors: list[Any] = [("expert", "expert")]
     if set(first["expert_kinds"]) != {"ffn"}:
         colors.append(("ffn", "FFN experts used"))
     if first["subtokens"] > 1:
@@ -58,14 +59,14 @@ def widgets(facts: Mapping[str, Any]) -> dict[str, LayoutDOM]:
         "rank": Select(
             name="rank",
             title="choice",
-            options=[(str(rank), f"{rank + 1}.") for rank in range(max(layer["top_k"] for layer in facts["layers"]))],
+            options=_choices(max(layer["top_k"] for layer in facts["layers"]), "{next}."),
             value="0",
             width=70,
         ),
         "subtoken": Select(
             name="subtoken",
             title="sub-token",
-            options=[(str(part), str(part)) for part in range(first["subtokens"])],
+            options=_choices(first["subtokens"], "{this}"),
             value="0",
             width=80,
             visible=first["subtokens"] > 1,
@@ -75,6 +76,11 @@ def widgets(facts: Mapping[str, Any]) -> dict[str, LayoutDOM]:
         "domains": _domains(sorted({document["label"] for document in facts["documents"]})),
     }
     return found | {name: _table(name, columns) for name, columns in TABLES.items()}
+
+
+def _choices(count: int, shown: str) -> list[Any]:
+    """Options of a choice by number, from 0: value and what is shown of it (`{this}`, or `{next}` from 1)."""
+    return [(str(at), shown.format(this=at, next=at + 1)) for at in range(count)]
 
 
 def _table(name: str, columns: tuple[str, ...]) -> DataTable:
@@ -110,7 +116,7 @@ def _load(layers: list[int]) -> figure:
     plot.add_tools(HoverTool(renderers=[dots], tooltips=[("layer", "@layer"), ("share", "@share{0.0000}")]))
     plot.xaxis.ticker = BasicTicker(min_interval=1, num_minor_ticks=0)
     plot.yaxis.ticker = BasicTicker(desired_num_ticks=4, num_minor_ticks=0)
-    plot.y_range.start = 0
+    plot.y_range = DataRange1d(start=0)
     plot.yaxis.axis_label = "share of choices"
     return plot
 
@@ -129,5 +135,5 @@ def _domains(labels: list[str]) -> figure:
     bars = plot.hbar("label", right="share", height=0.7, source=source, color=BLUE)
     plot.add_layout(Span(name="domains-all", dimension="height", location=0, line_color=GREY, line_dash="dashed"))
     plot.add_tools(HoverTool(renderers=[bars], tooltips=[("@label", "@share{0.0000}")]))
-    plot.x_range.start = 0
+    plot.x_range = DataRange1d(start=0)
     return plot

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from io import BytesIO
 from pathlib import Path
 
+import matplotlib.figure
 import numpy as np
 from matplotlib.backends.backend_pdf import PdfPages
 from matplotlib.image import imread
@@ -18,7 +19,7 @@ COLUMNS, ROWS = 4, 7
 DPI = 72
 
 
-def thumbnail(figure: Figure) -> np.ndarray:
+def thumbnail(figure: matplotlib.figure.Figure) -> np.ndarray:
     """A small picture of a figure, (height, width, 4)."""
     buffer = BytesIO()
     figure.savefig(buffer, format="png", dpi=DPI)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from importlib.metadata import version
 from itertools import groupby
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Any, Unpack, cast
 
 import xarray as xr
 
@@ -107,7 +107,8 @@ def named(models: Openable | Sequence[Openable] | Mapping[str, Openable]) -> dic
     if isinstance(models, Mapping):
         opened = {str(label): load(model) for label, model in models.items()}
     else:
-        several = [load(model) for model in (models if isinstance(models, list | tuple) else [models])]
+        listed = models if isinstance(models, list | tuple) else [models]
+        several = [load(cast(Openable, model)) for model in listed]
         opened = {model.name.replace("/", "--"): model for model in several}
         if len(opened) < len(several):
             raise NotFitting("Two models have one name; pass labels for them: {label: model}.")

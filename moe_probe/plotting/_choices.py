@@ -25,6 +25,15 @@ def pick(ds: xr.Dataset, dim: str, value: Any = None) -> Any:
     return known[known.index(value)]
 
 
+def pick_layer(ds: xr.Dataset, layer: int | None) -> int:
+    """The number of a layer of the result; of its first one by default.
+
+    Raises:
+        NoSuchName: the result has no such layer.
+    """
+    return int(pick(ds, "layer", layer))
+
+
 def require(ds: xr.Dataset, dims: Iterable[str]) -> None:
     """Refuse a result that lacks dimensions, after `ds.sel(layer=2)` or `ds.mean("layer")`.
 

@@ -17,14 +17,15 @@ from moe_probe.errors import NoSuchName
 from moe_probe.plotting._style import COLORMAP, COLUMN, DIVERGING, PAGE, Figure, label_ticks, thin_ticks
 
 Scale = Literal["layer", "all"]
-SCALES: tuple[str, ...] = get_args(Scale)
+SCALES: tuple[Scale, ...] = get_args(Scale)
 FARTHEST = 8.0  # times more, or less: beyond that the colours of a ratio stay the same
 TINY = 2.0**-40
 
 
 def show(axes: Axes, values: Any, **look: Any) -> AxesImage:
     """Draw an array as a map, each cell in the colour of its own value: nothing is interpolated."""
-    return axes.imshow(np.asarray(values), interpolation="nearest", **({"cmap": COLORMAP} | look))
+    options: dict[str, Any] = {"cmap": COLORMAP} | look
+    return axes.imshow(np.asarray(values), interpolation="nearest", **options)
 
 
 def limits(values: xr.DataArray, layer: int, scale: str, diagonal: bool = False) -> tuple[float, float]:
@@ -58,10 +59,11 @@ def _log(values: Any) -> Any:
 
 def ratio_bar(figure: Figure, image: AxesImage, label: str) -> Colorbar:
     """The colour bar of a ratio, with ticks at 1/8 to 8."""
-    low, high = image.norm.vmin or 0.0, image.norm.vmax or 0.0
+    low, high = image.get_clim()
+    low, high = float(low or 0.0), float(high or 0.0)
     ticks = [t for t in (2.0**power for power in range(-8, 9)) if low * 0.999 <= t <= high * 1.001]
     names = [f"{t:g}" if t >= 1 else f"1/{1 / t:g}" for t in ticks]
-    data = np.ma.masked_invalid(image.get_array()).compressed()
+    data = np.ma.masked_invalid(np.asarray(image.get_array(), float)).compressed()
     beyond = bool((data < low * 0.999).any()), bool((data > high * 1.001).any())
     extend = {(True, True): "both", (True, False): "min", (False, True): "max"}.get(beyond, "neither")
     bar = figure.colorbar(image, label=label, extend=extend)

@@ -44,7 +44,7 @@ def style() -> Iterator[None]:
 
     A dollar sign is a dollar sign: labels come from users and tokenizers, and are no formulas.
     """
-    look = {**RC, "text.parse_math": False, "font.family": list(_present_fonts(len(fontManager.ttflist)))}
+    look: Any = {**RC, "text.parse_math": False, "font.family": list(_present_fonts(len(fontManager.ttflist)))}
     with matplotlib.rc_context(look):
         yield
 
@@ -57,16 +57,16 @@ def _present_fonts(count: int) -> tuple[str, ...]:
 
 
 @cache
-def _characters(path: str, index: int) -> frozenset[int]:
-    """The characters that a font has glyphs for."""
-    return frozenset(get_font((path, index) if index else path).get_charmap())
+def _characters(path: Any) -> frozenset[int]:
+    """The characters that a font file has glyphs for."""
+    return frozenset(get_font(path).get_charmap())
 
 
 @lru_cache(maxsize=64)
 def _writable(families: tuple[str, ...], count: int) -> frozenset[int]:
     """The characters that some font of `families` has glyphs for; `count` as for `_present_fonts`."""
     paths = fontManager._find_fonts_by_props(FontProperties(family=list(families)))
-    return frozenset().union(*(_characters(str(path), getattr(path, "face_index", 0)) for path in paths))
+    return frozenset().union(*(_characters(path) for path in paths))
 
 
 def drawable(text: str, families: Sequence[str] | None = None, longest: int = LONGEST_TICK) -> str:

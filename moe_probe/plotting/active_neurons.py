@@ -9,9 +9,9 @@ import numpy as np
 import xarray as xr
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from moe_probe.plotting._choices import pick
+from moe_probe.plotting._choices import pick_layer
 from moe_probe.plotting._heatmap import layer_map
 from moe_probe.plotting._style import COLORMAP, COLUMN, Figure, style
 
@@ -30,7 +30,7 @@ def plot(ds: xr.Dataset, layer: int | None = None) -> Figure:
         >>> ds = dynamic.active_neurons("ckpt/tiny-mixtral", ["A short text."])
         >>> figure = plotting.plot(ds, layer=1)
     """
-    layer = pick(ds, "layer", layer)
+    layer = pick_layer(ds, layer)
     share = np.sort(ds.active_share.sel(layer=layer).values, axis=-1)[:, ::-1]
     with style():
         figure = Figure(figsize=(COLUMN, 2.5), layout="constrained")
@@ -40,7 +40,7 @@ def plot(ds: xr.Dataset, layer: int | None = None) -> Figure:
             color = matplotlib.colormaps[COLORMAP](norm(expert))
             axes.plot(np.linspace(0, 1, len(values)), values, color=color, linewidth=0.9)
         axes.set(xlabel="neurons, most active first", ylabel="share of tokens", ylim=(0, 1.02), xlim=(0, 1))
-        axes.xaxis.set_major_formatter(matplotlib.ticker.PercentFormatter(1))
+        axes.xaxis.set_major_formatter(PercentFormatter(1))
         axes.set_title(f"{ds.attrs['model']}, layer {layer}")
         figure.colorbar(ScalarMappable(norm, COLORMAP), ax=axes, label="expert", ticks=MaxNLocator(8, integer=True))
         return figure

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import xarray as xr
 
 from moe_probe.errors import NoSuchName
-from moe_probe.plotting._choices import pick
+from moe_probe.plotting._choices import pick_layer
 from moe_probe.plotting._heatmap import bounded, dots, heatmaps, ratio_colors
 from moe_probe.plotting._style import Figure, style
 
@@ -41,7 +41,7 @@ def plot(ds: xr.Dataset, layer: int | None = None, variable: str = "lift") -> Fi
     """
     if variable not in VARIABLES:
         raise NoSuchName.among("variable", variable, VARIABLES)
-    layer = pick(ds, "layer", layer)
+    layer = pick_layer(ds, layer)
     values = ds[variable].sel(layer=layer)
     if variable != "flow":
         values = values.where(ds.expert != ds.other)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import xarray as xr
+from matplotlib.transforms import Bbox
 
 from moe_probe.plotting._style import PAGE, Figure, style
 
@@ -35,7 +36,7 @@ def plot(ds: xr.Dataset) -> Figure:
         figure = Figure(figsize=(PAGE, 0.75 + 0.24 * len(rows)), layout="constrained")
         axes = figure.subplots()
         axes.axis("off")
-        table = axes.table(rows, colLabels=COLUMNS, cellLoc="center", bbox=(0, 0, 1, 1), edges="horizontal")
+        table = axes.table(rows, colLabels=COLUMNS, cellLoc="center", bbox=Bbox.unit(), edges="horizontal")
         table.auto_set_font_size(False)
         table.set_fontsize(8)
         for column in range(len(COLUMNS)):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -24,11 +25,11 @@ def plot(ds: xr.Dataset) -> Figure:
     """A map of layers by experts for every checkpoint, on one colour scale; the first MoE layer on top.
 
     Args:
-        ds: result of `dynamic.expert_activation`.
+        ds: result of `comparisons.expert_activation`.
 
     Examples:
-        >>> from moe_probe import dynamic, plotting
-        >>> ds = dynamic.expert_activation(["ckpt/tiny-x-moe", "ckpt/tiny-mh-moe"], ["A short text."])
+        >>> from moe_probe import comparisons, plotting
+        >>> ds = comparisons.expert_activation(["ckpt/tiny-x-moe", "ckpt/tiny-mh-moe"], ["A short text."])
         >>> figure = plotting.plot(ds)
     """
     labels = [str(label) for label in ds.checkpoint.values]
@@ -39,6 +40,7 @@ def plot(ds: xr.Dataset) -> Figure:
         figure = Figure(figsize=(PAGE if columns > 1 else COLUMN, min(height, 8)), layout="constrained")
         all_axes = figure.subplots(rows, columns, squeeze=False).flatten()
         top = float(ds.frequency.max())
+        image: Any = None
         for axes, label in zip(all_axes, labels, strict=False):
             own = ds.sel(checkpoint=label)
             used = own.isel(depth=(own.layer >= 0).values, expert=slice(int(own.num_experts)))
@@ -57,7 +59,7 @@ def bars(ds: xr.Dataset) -> Figure:
     """Activation ratio, evenness of load and divergence of every checkpoint: bars.
 
     Args:
-        ds: result of `dynamic.expert_activation`.
+        ds: result of `comparisons.expert_activation`.
     """
     labels = [str(label) for label in ds.checkpoint.values]
     with style():
@@ -74,7 +76,7 @@ def against(ds: xr.Dataset, variable: str) -> Figure:
     """The same against what differs between the checkpoints: a marker for each, on a logarithmic axis.
 
     Args:
-        ds: result of `dynamic.expert_activation`.
+        ds: result of `comparisons.expert_activation`.
         variable: `num_experts` or `subtokens`.
     """
     at = ds[variable].values

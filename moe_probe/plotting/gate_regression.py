@@ -6,8 +6,9 @@ from collections.abc import Iterator
 
 import numpy as np
 import xarray as xr
+from matplotlib.transforms import Bbox
 
-from moe_probe.plotting._choices import pick
+from moe_probe.plotting._choices import pick_layer
 from moe_probe.plotting._style import COLUMN, PAGE, PROJECTION_COLORS, Figure, style
 
 DIMS = ("layer", "projection", "pair")
@@ -25,7 +26,7 @@ def plot(ds: xr.Dataset, layer: int | None = None) -> Figure:
         >>> ds = static.gate_regression("ckpt/tiny-mixtral")
         >>> figure = plotting.plot(ds, layer=1)
     """
-    layer = pick(ds, "layer", layer)
+    layer = pick_layer(ds, layer)
     at = ds.sel(layer=layer)
     with style():
         figure = Figure(figsize=(PAGE, 2.5), layout="constrained")
@@ -60,7 +61,7 @@ def table(ds: xr.Dataset) -> Figure:
         axes = figure.subplots()
         axes.axis("off")
         names = ["layer", *(str(name) for name in ds.projection.values)]
-        written = axes.table(rows, colLabels=names, cellLoc="center", bbox=(0, 0, 1, 1), edges="horizontal")
+        written = axes.table(rows, colLabels=names, cellLoc="center", bbox=Bbox.unit(), edges="horizontal")
         written.auto_set_font_size(False)
         written.set_fontsize(7)
         axes.set_title(f"{ds.attrs['model']}: R² of gate similarity on expert similarity")

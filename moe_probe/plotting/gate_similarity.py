@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import xarray as xr
 
-from moe_probe.plotting._choices import pick
+from moe_probe.plotting._choices import pick_layer
 from moe_probe.plotting._heatmap import SCALES, Scale, bounded, heatmaps, limits
 from moe_probe.plotting._style import Figure, style
 
@@ -37,7 +37,7 @@ def plot(
         >>> experts = static.similarity("ckpt/tiny-mixtral", "neuron_mean")
         >>> figure = plotting.plot(static.gate_similarity("ckpt/tiny-mixtral"), layer=0, beside=experts)
     """
-    layer = pick(ds, "layer", layer)
+    layer = pick_layer(ds, layer)
     panels = {"gate embeddings": ds.cosine.sel(layer=layer)}
     bounds = limits(ds.cosine, layer, scale, diagonal)
     if beside is not None:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import xarray as xr
 
-from moe_probe.plotting._choices import pick
+from moe_probe.plotting._choices import pick_layer
 from moe_probe.plotting._style import BLUE, ORANGE, PAGE, Figure, style
 
 COLORS = {"highest": BLUE, "second": ORANGE}
@@ -17,15 +17,15 @@ def plot(ds: xr.Dataset, layer: int | None = None) -> Figure:
     """Histograms with the residual and with it removed, of all layers or of one.
 
     Args:
-        ds: result of `dynamic.gating_residual`.
+        ds: result of `comparisons.gating_residual`.
         layer: all together by default.
 
     Examples:
-        >>> from moe_probe import dynamic, plotting
-        >>> ds = dynamic.gating_residual("ckpt/tiny-moe-plus-plus", ["A short text."])
+        >>> from moe_probe import comparisons, plotting
+        >>> ds = comparisons.gating_residual("ckpt/tiny-moe-plus-plus", ["A short text."])
         >>> figure = plotting.plot(ds, layer=2)
     """
-    prefix, own = ("pooled_", ds) if layer is None else ("", ds.sel(layer=pick(ds, "layer", layer)))
+    prefix, own = ("pooled_", ds) if layer is None else ("", ds.sel(layer=pick_layer(ds, layer)))
     width = float(ds.bin[1] - ds.bin[0]) if ds.sizes["bin"] > 1 else 1.0
     with style():
         figure = Figure(figsize=(PAGE, 2.5), layout="constrained")

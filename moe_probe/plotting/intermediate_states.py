@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import xarray as xr
 
-from moe_probe.plotting._choices import pick
+from moe_probe.plotting._choices import pick_layer
 from moe_probe.plotting._heatmap import SCALES, Scale, limits, show
 from moe_probe.plotting._style import PAGE, Figure, style, thin_ticks
 from moe_probe.plotting._tokens import choose, rows, written
@@ -30,7 +31,7 @@ def plot(
         >>> ds = dynamic.intermediate_states("ckpt/tiny-mixtral", ["A short text."], layers=[0])
         >>> figure = plotting.plot(ds)
     """
-    layer = pick(ds, "layer", layer)
+    layer = pick_layer(ds, layer)
     one = rows(ds)
     shown, experts = choose(one, tokens), ds.sizes["expert"]
     bounds = limits(one.activation, layer, scale)
@@ -38,6 +39,7 @@ def plot(
         height = min(max(0.13 * experts, 0.9), 2.2)
         figure = Figure(figsize=(PAGE, 0.7 + len(shown) * (height + 0.2)), layout="constrained")
         all_axes = figure.subplots(len(shown), 1, sharex=True, squeeze=False)[:, 0]
+        image: Any = None
         for axes, token in zip(all_axes, shown, strict=True):
             values = one.activation.sel(layer=layer).isel(token=token).transpose("expert", "neuron").values
             image = show(axes, values, aspect="auto", vmin=bounds[0], vmax=bounds[1])

@@ -11,7 +11,7 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.ticker import MaxNLocator
 
-from moe_probe.plotting._choices import pick
+from moe_probe.plotting._choices import pick_layer
 from moe_probe.plotting._heatmap import show
 from moe_probe.plotting._style import COLORMAP, COLUMN, PAGE, Figure, style
 
@@ -33,7 +33,7 @@ def plot(ds: xr.Dataset, layer: int | None = None) -> Figure:
         >>> ds = dynamic.norm_score_ranks("ckpt/tiny-mixtral", ["A short text."])
         >>> figure = plotting.plot(ds, layer=3)
     """
-    pairs = ds.total if layer is None else ds.pairs.sel(layer=pick(ds, "layer", layer))
+    pairs = ds.total if layer is None else ds.pairs.sel(layer=pick_layer(ds, layer))
     count = pairs.transpose("score_rank", "norm_rank").values
     title = f"{ds.attrs['model']}, {'all layers' if layer is None else f'layer {layer}'}"
     with style():

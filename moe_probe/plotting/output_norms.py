@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
 
-from moe_probe.plotting._choices import pick
+from moe_probe.plotting._choices import pick_layer
 from moe_probe.plotting._style import BLUE, MAX_TICKS, ORANGE, PAGE, Figure, style, thin_ticks
 from moe_probe.plotting._tokens import choose, panel_title, rows
 
@@ -28,7 +29,7 @@ def plot(ds: xr.Dataset, layer: int | None = None, tokens: Sequence[int] | None 
         >>> ds = dynamic.output_norms("ckpt/tiny-mixtral", ["A short text."])
         >>> figure = plotting.plot(ds, layer=2, tokens=[0, 3])
     """
-    layer = pick(ds, "layer", layer)
+    layer = pick_layer(ds, layer)
     one = rows(ds).sel(layer=layer)
     shown = choose(one, tokens)
     columns = min(2, len(shown))
@@ -36,6 +37,7 @@ def plot(ds: xr.Dataset, layer: int | None = None, tokens: Sequence[int] | None 
     with style():
         figure = Figure(figsize=(PAGE, 0.55 + 1.55 * lines), layout="constrained")
         all_axes = figure.subplots(lines, columns, squeeze=False).flat
+        bars: list[Any] = []
         for axes, token in zip(all_axes, shown, strict=False):
             score, chosen = one.score.values[token], np.flatnonzero(one.chosen.values[token])
             axes.set_title(panel_title(one, token, chosen[np.argsort(-score[chosen])]).replace("\n", ", "))
@@ -47,7 +49,7 @@ def plot(ds: xr.Dataset, layer: int | None = None, tokens: Sequence[int] | None 
         return figure
 
 
-def _twin_bars(axes: Axes, norm: np.ndarray, score: np.ndarray, labels: list[str]) -> list:
+def _twin_bars(axes: Axes, norm: np.ndarray, score: np.ndarray, labels: list[str]) -> list[Any]:
     at = np.arange(len(labels))
     right = axes.twinx()
     left_bars = axes.bar(at - 0.2, norm, 0.4, color=BLUE, label="L2 norm of output")

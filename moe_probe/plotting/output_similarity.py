@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 import xarray as xr
 
-from moe_probe.plotting._choices import pick
+from moe_probe.plotting._choices import pick_layer
 from moe_probe.plotting._heatmap import SCALES, Scale, bounded, heatmaps, limits
 from moe_probe.plotting._style import Figure, style
 from moe_probe.plotting._tokens import choose, panel_title, rows
@@ -40,7 +40,7 @@ def plot(
         >>> ds = dynamic.output_similarity("ckpt/tiny-mixtral", ["A short text."], per_token=True)
         >>> figure = plotting.plot(ds, layer=2, tokens=[0, 3])
     """
-    layer = pick(ds, "layer", layer)
+    layer = pick_layer(ds, layer)
     bar, title = LABELS[ds.attrs["metric"]], f"{ds.attrs['model']}, layer {layer}: outputs of experts"
     with style():
         if "token" not in ds.dims:

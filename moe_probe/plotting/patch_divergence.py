@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import xarray as xr
 
@@ -18,7 +19,7 @@ def plot(ds: xr.Dataset, document: int | None = None) -> Figure:
     """The picture, where there is one, and a map of its mean divergence for every step, on one colour scale.
 
     Args:
-        ds: result of `dynamic.patch_divergence`, or of `dynamic.patch_divergence_over_steps`.
+        ds: result of `dynamic.patch_divergence`, or of `comparisons.patch_divergence_over_steps`.
         document: number of the picture; the first one by default.
 
     Examples:
@@ -39,6 +40,7 @@ def plot(ds: xr.Dataset, document: int | None = None) -> Figure:
             show(all_axes[0], ds.picture.sel(document=document), cmap="gray", vmin=0, vmax=1)
             all_axes[0].set_title("picture")
         bounds = {"vmin": float(maps.min()), "vmax": float(maps.max())}
+        image: Any = None
         for axes, step in zip(all_axes[panels - maps.sizes["step"] :], maps.step.values, strict=True):
             image = show(axes, maps.sel(step=step, document=document), **bounds)
             axes.set_title(str(step))

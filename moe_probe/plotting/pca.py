@@ -10,7 +10,7 @@ import textalloc
 import xarray as xr
 from matplotlib.axes import Axes
 
-from moe_probe.plotting._choices import pick
+from moe_probe.plotting._choices import pick_layer
 from moe_probe.plotting._style import BLUE, COLORMAP, GREY, ORANGE, PAGE, Figure, style
 
 FEW = 16  # experts with large markers
@@ -33,7 +33,7 @@ def plot(ds: xr.Dataset, layer: int | None = None) -> Figure:
         >>> ds = static.pca("ckpt/tiny-mixtral", n_components=3)
         >>> figure = plotting.plot(ds, layer=1)
     """
-    layer = pick(ds, "layer", layer)
+    layer = pick_layer(ds, layer)
     three = ds.sizes["component"] == 3
     kind = {"projection": "3d"} if three else {}
     with style():

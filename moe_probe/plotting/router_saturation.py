@@ -18,18 +18,20 @@ def plot(ds: xr.Dataset) -> Figure:
     """Share of the final choices that are made already, over checkpoints, a line per layer.
 
     Args:
-        ds: result of `dynamic.router_saturation`.
+        ds: result of `comparisons.router_saturation`.
 
     Examples:
-        >>> from moe_probe import dynamic, plotting
-        >>> ds = dynamic.router_saturation({"1k": "ckpt/tiny-mixtral", "2k": "ckpt/tiny-mixtral"}, ["A short text."])
+        >>> from moe_probe import comparisons, plotting
+        >>> steps = {"1k": "ckpt/tiny-mixtral", "2k": "ckpt/tiny-mixtral"}
+        >>> ds = comparisons.router_saturation(steps, ["A short text."])
         >>> figure = plotting.plot(ds)
     """
     at, layers = list(range(ds.sizes["checkpoint"])), ds.layer.values
     colors = matplotlib.colormaps[COLORMAP].resampled(len(layers))
     with style():
         figure = Figure(figsize=(PAGE, 2.5), layout="constrained")
-        for axes, (name, (title, chance)) in zip(figure.subplots(1, 2, sharey=True), PANELS.items(), strict=True):
+        panels = figure.subplots(1, 2, sharey=True)
+        for axes, (name, (title, chance)) in zip(panels, PANELS.items(), strict=True):
             for number, layer in enumerate(layers):
                 own = ds.sel(layer=layer)
                 label = f"layer {layer}" if len(layers) <= 6 or number in (0, len(layers) - 1) else None
@@ -41,8 +43,8 @@ def plot(ds: xr.Dataset) -> Figure:
             rotation = {"rotation": 30, "ha": "right"} if len(at) > 4 else {}
             axes.set_xticks(at, [str(label) for label in ds.checkpoint.values], **rotation)
             axes.set(title=title, ylim=(0, 1.03), xlabel="checkpoint")
-        axes.legend(frameon=False)
-        figure.axes[0].set_ylabel("share of the final choices")
+        panels[-1].legend(frameon=False)
+        panels[0].set_ylabel("share of the final choices")
         return figure
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 import xarray as xr
 
-from moe_probe.plotting._choices import pick
+from moe_probe.plotting._choices import pick_layer
 from moe_probe.plotting._style import BLUE, COLUMN, ORANGE, Figure, style
 
 DIMS = ("layer", "bin", "which")
@@ -27,7 +27,7 @@ def plot(ds: xr.Dataset, layer: int | None = None) -> Figure:
     """
 
     def value(name: str) -> xr.DataArray:
-        return ds[f"pooled_{name}"] if layer is None else ds[name].sel(layer=pick(ds, "layer", layer))
+        return ds[f"pooled_{name}"] if layer is None else ds[name].sel(layer=pick_layer(ds, layer))
 
     step = float(ds.bin[1] - ds.bin[0]) if ds.sizes["bin"] > 1 else 1.0
     edges = np.append(ds.bin.values, ds.bin.values[-1] + step)

@@ -17,11 +17,12 @@ def plot(ds: xr.Dataset) -> Figure:
     """Changed tokens and kept choices over layers; and changed tokens against their margin, a line per layer.
 
     Args:
-        ds: result of `dynamic.routing_drift`.
+        ds: result of `comparisons.routing_drift`.
 
     Examples:
-        >>> from moe_probe import dynamic, plotting
-        >>> ds = dynamic.routing_drift({"base": "ckpt/tiny-mixtral"}, {"tuned": "ckpt/tiny-mixtral"}, ["A short text."])
+        >>> from moe_probe import comparisons, plotting
+        >>> base, tuned = {"base": "ckpt/tiny-mixtral"}, {"tuned": "ckpt/tiny-mixtral"}
+        >>> ds = comparisons.routing_drift(base, tuned, ["A short text."])
         >>> figure = plotting.plot(ds)
     """
     before, after = (str(label) for label in ds.checkpoint.values)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import xarray as xr
 
 from moe_probe.errors import NoSuchName
-from moe_probe.plotting._choices import pick
+from moe_probe.plotting._choices import pick_layer
 from moe_probe.plotting._heatmap import SCALES, Scale, bounded, heatmaps, limits
 from moe_probe.plotting._lines import whole_numbers
 from moe_probe.plotting._style import COLUMN, PROJECTION_COLORS, Figure, style
@@ -45,7 +45,7 @@ def plot(
     if variable is not None and variable not in known:
         raise NoSuchName.among("variable", variable, known)
     variable = variable or str(ds.attrs["metric"])
-    layer = pick(ds, "layer", layer)
+    layer = pick_layer(ds, layer)
     values = ds[variable]
     panels = {str(name): values.sel(layer=layer, projection=name) for name in ds.projection.values}
     title = f"{ds.attrs['model']}, layer {layer}: {LEVEL_LABELS[ds.attrs['level']]}"

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.patches import Patch
 
 from moe_probe.errors import NoSuchName
-from moe_probe.plotting._choices import pick
+from moe_probe.plotting._choices import pick_layer
 from moe_probe.plotting._heatmap import show
 from moe_probe.plotting._lines import chance_interval, chance_line, line, whole_numbers
 from moe_probe.plotting._style import BLUE, COLUMN, DIVERGING, GREEN, ORANGE, PAGE, Figure, style, thin_ticks
@@ -32,7 +32,7 @@ def plot(ds: xr.Dataset, layer: int | None = None) -> Figure:
         >>> ds = dynamic.task_load("ckpt/tiny-moe-plus-plus", "ckpt/texts.jsonl", labels="domain")
         >>> figure = plotting.plot(ds, layer=1)
     """
-    own = ds.sel(layer=pick(ds, "layer", layer))
+    own = ds.sel(layer=pick_layer(ds, layer))
     tasks, kinds = ds.sizes["task"], [str(kind) for kind in ds.kind.values]
     x, width = np.arange(tasks), 0.8 / len(kinds)
     with style():

@@ -24,7 +24,7 @@ def plot(ds: xr.Dataset) -> Figure:
         >>> ds = dynamic.token_specialization("ckpt/tiny-mixtral", "ckpt/texts.jsonl")
         >>> figure = plotting.plot(ds)
     """
-    by_expert = [name for name in ds if name.startswith("vocabulary")]
+    by_expert = [name for name in ds if str(name).startswith("vocabulary")]
     means = ds[by_expert].mean("expert")
     panels = {
         "vocabulary specialization": {"": (means, "vocabulary_specialization", "vocabulary_chance")},
@@ -35,13 +35,14 @@ def plot(ds: xr.Dataset) -> Figure:
     }
     with style():
         figure = Figure(figsize=(PAGE, 2.2), layout="constrained")
-        for axes, (title, lines) in zip(figure.subplots(1, 3), panels.items(), strict=True):
+        all_axes = figure.subplots(1, 3)
+        for axes, (title, lines) in zip(all_axes, panels.items(), strict=True):
             for color, (label, (found, name, chance)) in zip((BLUE, GREEN), lines.items(), strict=False):
                 line(axes, found, name, color=color, label=f"{label} choice")
                 chance_line(axes, found, chance, color=color if label else GREY)
             axes.set(title=title, ylim=(0, 1))
             whole_numbers(axes)
-        axes.legend(frameon=False)
+        all_axes[-1].legend(frameon=False)
         notes = ["dashed: chance"] * ("repetition_chance" in ds) + ["intervals: 95 %"] * ("repetition_low" in ds)
         figure.suptitle(ds.attrs["model"] + (f" ({'; '.join(notes)})" if notes else ""))
         return figure

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import xarray as xr
 
@@ -42,6 +43,7 @@ def plot(ds: xr.Dataset) -> Figure:
         height = min(max(1.4 + 0.12 * ds.sizes["layer"], 2.1), 6)
         figure = Figure(figsize=(PAGE, height), layout="constrained")
         all_axes = figure.subplots(1, len(panels))
+        image: Any = None
         for axes, (name, values) in zip(all_axes, panels.items(), strict=True):
             image = show(axes, values, aspect="auto", vmin=0, vmax=top if top > 0 else 1)
             axes.set(title=name, xlabel="expert")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import lap
 import numpy as np
@@ -51,7 +52,9 @@ def align(first: torch.Tensor, second: torch.Tensor) -> Alignment:
     dot = (matched * norms[1][torch.from_numpy(permutation)].double()).sum()
     total = [torch.linalg.vector_norm(norm.double()) for norm in norms]
     defined = bool(total[0] * total[1] > 0)
-    tau = kendalltau(permutation, np.arange(len(permutation))).statistic if defined and len(permutation) > 1 else np.nan
+    tau: Any = np.nan
+    if defined and len(permutation) > 1:
+        tau, _ = kendalltau(permutation, np.arange(len(permutation)))
     return Alignment(permutation, float(dot / (total[0] * total[1])), float(tau))
 
 

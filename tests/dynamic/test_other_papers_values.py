@@ -53,7 +53,9 @@ def test_classic_quantities(family):
         assert round(float(one.fully_dropped) * rows) == int(of_layer(expected, layer, "fully_dropped_subtokens"))
         index, weight = (of_layer(routing, layer, name) for name in ("topk_index", "topk_weight"))
         np.testing.assert_array_equal(has_place(index, weight, 8), of_layer(expected, layer, "kept"))
-        np.testing.assert_array_equal(has_place(index, weight, 8, groups=2), of_layer(expected, layer, "local_groups2_kept"))
+        np.testing.assert_array_equal(
+            has_place(index, weight, 8, groups=2), of_layer(expected, layer, "local_groups2_kept")
+        )
         assert capacity(rows, 8, index.shape[1], groups=2) == int(of_layer(expected, layer, "local_groups2_capacity"))
         if index.shape[1] > 1:
             probability = of_layer(expected, layer, "second_expert_keep_probability").mean()

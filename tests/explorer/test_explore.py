@@ -80,7 +80,7 @@ def test_a_page_is_saved_whole_and_shows_in_a_notebook(trace, tmp_path):
         ({"texts": TEXTS, "similar": 3}, "similar is a int"),
         ({"texts": TEXTS, "max_bytes": 0}, "leaves no page"),
         ({"texts": TEXTS, "max_bytes": "1"}, "whole number of bytes"),
-        ({"texts": TEXTS, "max_bytes": 1_000_000}, "does not fit into a page"),
+        ({"texts": TEXTS, "max_bytes": 1_000_000}, "bytes that the page takes without any routing"),
     ],
 )
 def test_bad_input_is_one_sentence(options, sentence):

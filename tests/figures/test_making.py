@@ -112,10 +112,10 @@ def test_texts_that_can_be_read_once_reach_every_model(tmp_path, unrendered):
 @pytest.mark.parametrize(
     ("options", "error", "sentence"),
     [
-        ({"n_jobs": 0}, OutOfRange, "n_jobs=0"),
-        ({"batch_tokens": 0}, OutOfRange, "batch_tokens=0"),
-        ({"max_length": -1}, OutOfRange, "max_length=-1"),
-        ({"max_length": "3"}, WrongType, "max_length='3'"),
+        ({"n_jobs": 0}, OutOfRange, "n_jobs is 0"),
+        ({"batch_tokens": 0}, OutOfRange, "batch_tokens is 0"),
+        ({"max_length": -1}, OutOfRange, "max_length is -1"),
+        ({"max_length": "3"}, WrongType, "max_length is '3'"),
         ({"png": "yes"}, WrongType, "png='yes'"),
         ({"baseline": "ckpt/tiny-mixtral"}, NotFitting, "Mixture-of-Experts itself"),
         ({"options": {"output_norm": {}}}, NoSuchName, "did you mean 'output_norms'"),

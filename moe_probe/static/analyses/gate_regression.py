@@ -59,7 +59,7 @@ def gate_regression(
     Cost:
         That of `similarity` at the same level.
 
-    Openable:
+    Source:
         arXiv 2406.18219, section 4.2, table 1.
 
     Args:

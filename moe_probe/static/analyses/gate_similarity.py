@@ -31,7 +31,7 @@ def gate_similarity(model: Openable, *, layers: Sequence[int] | int | None = Non
     Cost:
         A matrix of E × d per layer; milliseconds.
 
-    Openable:
+    Source:
         arXiv 2406.18219, section 4.2.
 
     Args:

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
 import xarray as xr
-from scipy.linalg import blas, eigh
+from scipy.linalg import eigh, get_blas_funcs
 from scipy.sparse.linalg import ArpackError, eigsh
 from sklearn.cluster import DBSCAN
 
 from moe_probe.checkpoint import LazyTensor
 from moe_probe.errors import NotFitting, OutOfRange, WrongType
-from moe_probe.model import Openable, load
+from moe_probe.model import MoEModel, Openable, load
 from moe_probe.parallel import map_items
 from moe_probe.results import provenance
 from moe_probe.static.analyses.similarity import select_layers_and_matrices
@@ -68,7 +68,7 @@ def pca(
         Level `matrix`: one pass over the weights and an R × R eigenproblem. Level `neuron`: two passes (three where
         features lie far from 0) and a d × d eigenproblem, of which only the first components are computed for large d.
 
-    Openable:
+    Source:
         arXiv 2406.18219, section 4.1.
 
     Args:
@@ -103,21 +103,12 @@ def pca(
     model, baseline = load(model), None if baseline is None else load(baseline)
     chosen = select_layers_and_matrices(model, layers, projections, baseline)
     if level == "matrix":
-        require_same_shape(chosen, "PCA of matrices")
-        if n_components >= len(chosen[0].labels):
-            raise NotFitting(
-                f"{len(chosen[0].labels)} experts span at most {len(chosen[0].labels) - 1} components; "
-                f"n_components={n_components} needs {n_components + 1} experts."
-            )
+        _require_points(chosen, n_components)
     compute = partial(
         _matrix_pca if level == "matrix" else _neuron_pca, n_components=n_components, standardize=standardize
     )
     results = map_items(compute, chosen, n_jobs, f"PCA ({level})")
-    if not any(result["explained_variance"].any() for result in results):
-        raise NotFitting(
-            f"All {'experts' if level == 'matrix' else 'neurons'} of the chosen layers of {model.name} are the same, "
-            "so nothing varies; pass other layers= or projections=."
-        )
+    _require_variance(results, model, "experts" if level == "matrix" else "neurons")
     if outliers is not None:
         for result in results:
             result["outlier"] = _outliers(result["coordinates"], *outliers)
@@ -154,6 +145,24 @@ def _check(level: str, n_components: object, standardize: object, outliers: obje
     eps, least = outliers
     if not isinstance(eps, int | float) or not isinstance(least, int) or not eps > 0 or least < 1:
         raise OutOfRange(f"outliers={tuple(outliers)!r}: eps is a number above 0, min_samples a whole number from 1.")
+
+
+def _require_points(chosen: Sequence[Matrices], n_components: int) -> None:
+    require_same_shape(chosen, "PCA of matrices")
+    count = len(chosen[0].labels)
+    if n_components >= count:
+        raise NotFitting(
+            f"{count} experts span at most {count - 1} components; n_components={n_components} needs "
+            f"{n_components + 1} experts."
+        )
+
+
+def _require_variance(results: Sequence[Pca], model: MoEModel, points: str) -> None:
+    if not any(result["explained_variance"].any() for result in results):
+        raise NotFitting(
+            f"All {points} of the chosen layers of {model.name} are the same, so nothing varies; pass other layers= or "
+            "projections=."
+        )
 
 
 def _experts_of_points(matrices: Matrices, level: str) -> np.ndarray:
@@ -218,7 +227,7 @@ def _moments(matrices: Matrices) -> tuple[np.ndarray, np.ndarray, torch.dtype]:
     for total, tensor in zip(sums, neurons, strict=True):
         for rows in _blocks(tensor):
             total += rows.sum(0, dtype=torch.float64)
-            products += blas.ssyrk(1.0, rows.numpy().T)
+            products += _square(rows.numpy())
     matrices.check(sums)
     mean = sums.sum(0).numpy() / count
     covariance = (_symmetric(products) - count * np.outer(mean, mean)) / (count - 1)
@@ -227,8 +236,14 @@ def _moments(matrices: Matrices) -> tuple[np.ndarray, np.ndarray, torch.dtype]:
     products = np.zeros((width, width))
     for tensor in neurons:
         for rows in _blocks(tensor):
-            products += blas.dsyrk(1.0, (rows.double().numpy() - mean).T)
+            products += _square(rows.double().numpy() - mean)
     return mean, _symmetric(products) / (count - 1), torch.float64
+
+
+def _square(rows: np.ndarray) -> np.ndarray:
+    """The upper triangle of the product of the rows' transpose with the rows, in their dtype."""
+    multiply: Any = get_blas_funcs("syrk", (rows,))
+    return multiply(1.0, rows.T)
 
 
 def _symmetric(upper: np.ndarray) -> np.ndarray:
@@ -252,7 +267,8 @@ def _largest(covariance: np.ndarray, n_components: int, total: float) -> tuple[n
         return values * total, vectors
     solve = partial(eigh, subset_by_index=(width - n_components, width - 1))
     if width > DENSE_EIGENSOLVER:
-        solve = partial(eigsh, k=n_components, v0=np.ones(width), tol=1e-9)
+        options: dict[str, Any] = {"v0": np.ones(width), "tol": 1e-9}
+        solve = partial(eigsh, k=n_components, **options)
     try:
         values, vectors = solve(covariance)
     except ArpackError:  # its first vector may lie among the zeros

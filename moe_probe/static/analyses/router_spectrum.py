@@ -32,7 +32,7 @@ def router_spectrum(model: Openable, *, layers: Sequence[int] | int | None = Non
     Cost:
         A singular value decomposition of E × d per layer.
 
-    Openable:
+    Source:
         Roy and Vetterli, *The effective rank: a measure of effective dimensionality*, EUSIPCO 2007.
 
     Args:

@@ -72,7 +72,7 @@ def similarity(
         assignment for every pair of experts: for 14,336 neurons tens of seconds per pair; choose `layers=` and
         `projections=`, and use `n_jobs=`.
 
-    Openable:
+    Source:
         Lo et al., *A Closer Look into Mixture-of-Experts in Large Language Models*, arXiv 2406.18219, section 4.1. CKA:
         Kornblith et al. 2019, arXiv 1905.00414, section 3, with the d hidden dimensions as examples and the neurons as
         features, so that it does not depend on the order of neurons.

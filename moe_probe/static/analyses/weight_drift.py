@@ -47,7 +47,7 @@ def weight_drift(
     Cost:
         Both checkpoints are read once.
 
-    Openable:
+    Source:
         Ours; the quantities are standard.
 
     Args:
