@@ -1,4 +1,4 @@
-"""A model under interventions does what they say, to the digit, wherever a model goes; the model itself stays as it is."""
+"""A model under interventions does what they say, to the digit, wherever it goes; the model itself stays as it is."""
 
 import json
 from functools import cache
