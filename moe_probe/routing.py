@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from enum import StrEnum
 from types import MappingProxyType
-from typing import Any, Protocol, Self, overload
+from typing import Any, ClassVar, Protocol, Self, overload
 
 import numpy as np
 import torch
@@ -271,6 +271,7 @@ class Source(ABC):
         corpus: the documents; of a model that writes, complete after the last step.
         num_batches: layer batches in all, for progress.
         vocab_size: of the model's output; 0 where there is none.
+        kind: what it is, in errors.
     """
 
     name: str
@@ -281,6 +282,7 @@ class Source(ABC):
     corpus: Corpus
     num_batches: int
     vocab_size: int = 0
+    kind: ClassVar[str] = "this source"
 
     @abstractmethod
     def split(self, parts: int) -> Sequence[Self]:

@@ -197,8 +197,8 @@ def check(source: Source, analyses: Sequence[Analysis]) -> None:
             raise NotFitting(f"{analysis.name} needs a dense model to compare with; pass baseline=.")
         if lacking:
             raise NotFitting(
-                f"{analysis.name} needs {', '.join(sorted(lacking))}, which {source.name} does not hold here; it holds "
-                f"{', '.join(sorted(source.holds))}. Use dynamic.run with the model and texts."
+                f"{analysis.name} needs {', '.join(sorted(lacking))}, which {source.kind} does not hold; {source.name} "
+                f"holds {', '.join(sorted(source.holds))} here. Use dynamic.run with the model and texts."
             )
         analysis.check(source)
 

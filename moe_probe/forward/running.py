@@ -44,6 +44,8 @@ class Running(Source):
     batch_tokens: int = 4096
     layerwise: bool = False
 
+    kind = "a running model"
+
     @property
     def name(self) -> str:
         """Of the model."""

@@ -56,6 +56,7 @@ class Writing(Source):
     options: Mapping[str, Any]
     written: dict[int, list[int]] = field(default_factory=dict)
 
+    kind = "generation"
     holds = frozenset(Need) - {Need.BASELINE, Need.LOGITS}
 
     @property

@@ -30,6 +30,7 @@ class Recorded(Source):
     layers: Mapping[int, Layer]
     corpus: Corpus
 
+    kind = "a trace"
     holds = ROUTING
 
     @classmethod
