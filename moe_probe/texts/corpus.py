@@ -161,7 +161,8 @@ class Tokens:
     @classmethod
     def none(cls) -> Tokens:
         """No tokens."""
-        return cls(*(np.zeros(0, np.int64) for _ in range(3)), np.zeros(0, object))
+        none = np.zeros(0, np.int64)
+        return cls(none, none, none, np.zeros(0, object))
 
     def arrays(self) -> dict[str, np.ndarray]:
         """The fields as arrays without objects."""
