@@ -206,12 +206,11 @@ class MoEModel:
     @cached_property
     def module(self) -> PreTrainedModel:
         """The torch module with its weights, loaded on first use."""
-        identity = "" if self.checkpoint is None else self.checkpoint.identity
-        if self._weights_of is None:
-            module = load_module(self.config, self.published, self._device, self._dtype)
-        else:
+        if self._weights_of is not None:
             other, changes = self._weights_of
-            module = with_config(other.module, changes) if changes else other.module
+            return with_config(other.module, changes) if changes else other.module
+        identity = "" if self.checkpoint is None else self.checkpoint.identity
+        module = load_module(self.config, self.published, self._device, self._dtype)
         self._loaded = identity, _signatures(module)
         return module
 
@@ -277,6 +276,8 @@ class MoEModel:
         }
 
     def _weights_identity(self) -> list[str]:
+        if self._weights_of is not None:
+            return self._weights_of[0]._weights_identity()
         if self.checkpoint is None:
             return [self._live.identity()]
         if self._loaded is None or "module" not in self.__dict__:
@@ -308,11 +309,12 @@ class MoEModel:
             other._set_tokenizer(tokenizer)
         if device is not None or dtype is not None:
             other._device, other._dtype = device or self._device, dtype or self._dtype
+            other._weights_of = other._loaded = None
             for name in ("module", "_live"):
                 vars(other).pop(name, None)
         return other
 
-    def __reduce__(self) -> tuple:
+    def __reduce__(self) -> str | tuple[Any, ...]:
         if self.checkpoint is None:
             return super().__reduce__()
         options = {"config": self.checkpoint.config, "device": self._device, "dtype": self._dtype}
@@ -488,13 +490,15 @@ def _reopen(model: MoEModel, options: Options) -> MoEModel:
 
 def _reconfigured(model: MoEModel, options: Options) -> MoEModel:
     assert model.checkpoint is not None
-    return load(
+    other = load(
         model.checkpoint.path,
         tokenizer=options.tokenizer or model.tokenizer_source,
         device=options.device or model.device,
         dtype=options.dtype or model.stated_dtype,
         config={**model.checkpoint.config, **(options.config or {})},
     )
+    other.name, other.interventions = model.name, model.interventions
+    return other
 
 
 def _refuse_revision(revision: str | None, source: str) -> None:

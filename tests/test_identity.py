@@ -12,6 +12,7 @@ from transformers import MixtralForCausalLM
 import moe_probe
 from moe_probe.checkpoint import identity, open_checkpoint
 from moe_probe.errors import DamagedFile
+from moe_probe.intervene import Zero
 
 SOURCE = "ckpt/tiny-mixtral"
 SHARD = "model-00001-of-00002.safetensors"
@@ -131,6 +132,16 @@ def test_a_module_edited_after_loading_is_another_model():
     with torch.no_grad():
         model.module.model.layers[0].mlp.gate.weight.zero_()
     assert model.fingerprint != before
+
+
+def test_an_intervention_on_an_edited_module_is_another_model_too():
+    model, zero = moe_probe.load(SOURCE), Zero(layer=0, experts=[3])
+    assert model.module is not None
+    before = model.under(zero).fingerprint
+    assert before != model.fingerprint
+    with torch.no_grad():
+        model.module.model.layers[0].mlp.gate.weight.zero_()
+    assert model.under(zero).fingerprint not in (before, model.fingerprint)
 
 
 def test_of_many_tensors_a_small_part_is_read(tmp_path, monkeypatch):

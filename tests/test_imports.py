@@ -4,13 +4,14 @@ import ast
 from pathlib import Path
 
 PACKAGE = Path(__file__).parents[1] / "moe_probe"
-GROUND = {"errors", "files", "checked", "parallel", "registry", "options"}
+GROUND = {"errors", "shown", "files", "checked", "parallel", "registry", "options"}
 WEIGHTS = GROUND | {"checkpoint", "families"}
 HANDLE = WEIGHTS | {"model", "facts", "tokenizer", "results"}
 WORDS = HANDLE | {"texts", "routing"}
 ALLOWED = {
     "errors": set(),
-    "files": {"errors"},
+    "shown": {"errors"},
+    "files": {"errors", "shown"},
     "checked": {"errors", "files"},
     "parallel": {"errors"},
     "registry": {"errors"},
@@ -20,7 +21,7 @@ ALLOWED = {
     "results": {"errors", "files", "checked"},
     "facts": {"errors", "checkpoint", "families"},
     "tokenizer": {"errors", "files", "checkpoint"},
-    "model": WEIGHTS | {"facts", "tokenizer", "intervene"},
+    "model": WEIGHTS | {"facts", "tokenizer"},
     "convert": HANDLE,
     "texts": HANDLE,
     "routing": HANDLE | {"texts"},
@@ -29,10 +30,10 @@ ALLOWED = {
     "traces": WORDS,
     "static": HANDLE | {"statistics"},
     "dynamic": WORDS | {"statistics", "forward", "traces"},
-    "comparisons": WORDS | {"statistics", "traces", "dynamic", "static"},
     "intervene": WORDS | {"statistics", "dynamic"},
-    "plotting": {"errors", "registry"},
-    "figures": WORDS | {"static", "dynamic", "comparisons", "plotting"},
+    "comparisons": WORDS | {"statistics", "traces", "dynamic", "static", "intervene"},
+    "plotting": {"errors", "registry", "shown"},
+    "figures": WORDS | {"static", "forward", "dynamic", "comparisons", "plotting"},
     "explorer": WORDS | {"traces", "static", "dynamic"},
 }
 ALLOWED["cli"] = set(ALLOWED) | {"cli"}

@@ -11,6 +11,7 @@ from transformers import MixtralForCausalLM
 
 import moe_probe
 from moe_probe.errors import InputError, MissingFiles, NoSuchName, NotFitting, WrongType
+from moe_probe.intervene import Zero
 
 SOURCE = "ckpt/tiny-mixtral"
 
@@ -31,6 +32,15 @@ def test_an_open_model_takes_options_and_stays_what_it_was():
     assert moe_probe.load(model, config={"num_experts_per_tok": 4}).layer(0).top_k == 4
     assert model.dtype == torch.float32
     assert model.layer(0).top_k == 2
+
+
+def test_interventions_stay_when_options_change():
+    model = moe_probe.load(SOURCE).under(Zero(layer=0, experts=[3]))
+    for options in ({"dtype": "bfloat16"}, {"config": {"num_experts_per_tok": 4}}, {"tokenizer": "ckpt/tiny-mistral"}):
+        other = moe_probe.load(model, **options)
+        assert other.interventions == model.interventions
+        assert other.name == model.name
+    assert moe_probe.load(model, dtype="bfloat16").module.dtype == torch.bfloat16
 
 
 def test_a_live_model_refuses_what_it_cannot_be_given(live):

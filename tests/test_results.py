@@ -113,6 +113,7 @@ def test_a_result_that_was_edited_is_refused(tmp_path):
         load_result(tmp_path / "b.nc")
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of h5netcdf, when it is half made
 @settings(max_examples=60)
 @given(data=st.data())
 def test_a_damaged_result_is_refused_or_means_the_same(data, tmp_path_factory):

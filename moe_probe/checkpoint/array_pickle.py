@@ -75,7 +75,7 @@ class Array:
         length = self.data.length if isinstance(self.data, Payload) else len(self.data)
         if not all(isinstance(size, int) and size > 0 for size in self.shape):
             raise ValueError(f"an array of shape {self.shape}")
-        if math.prod(self.shape) * self.dtype.itemsize != length:
+        if self.dtype is None or math.prod(self.shape) * self.dtype.itemsize != length:
             raise ValueError(f"{length} bytes for an array of shape {self.shape}, {self.dtype}")
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from moe_probe.checkpoint import LazyTensor
-from moe_probe.errors import DamagedFile, DenseModel, NoSuchName, WrongShape
+from moe_probe.errors import DamagedFile, DenseModel, NoSuchName, WeightError, WrongShape
 
 PROJECTIONS = ("up", "gate", "down")
 SHARED = "S"
@@ -115,6 +115,7 @@ class Architecture(ABC):
         if not layer.is_moe:
             raise DenseModel(f"Layer {index} is dense and has no router; choose one of the model's moe_layers.")
         name, tensor = self._router(layer)
+        _require_floating(name, tensor)
         if tensor.shape[0] != layer.num_experts:
             raise WrongShape(
                 f"{name} has shape {tuple(tensor.shape)}, but the configuration has {layer.num_experts} experts."
@@ -139,6 +140,7 @@ class Architecture(ABC):
                 else f"Layer {index} is dense: its FFN is {DENSE!r}, not {label!r}."
             )
         name, tensor = self._expert(layer, label, projection)
+        _require_floating(name, tensor)
         width, neurons = layer.expert_hidden_size, layer.intermediate_size
         if label == SHARED:
             width, neurons = layer.hidden_size, tensor.shape[1 if projection == "down" else 0]
@@ -149,3 +151,10 @@ class Architecture(ABC):
                 f"expert {label}, {projection} projection)."
             )
         return tensor
+
+
+def _require_floating(name: str, tensor: LazyTensor) -> None:
+    if not tensor.dtype.is_floating_point:
+        raise WeightError(
+            f"{name} is stored as {tensor.dtype}, expected floating-point numbers; use the unquantized release."
+        )

@@ -12,7 +12,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from copy import deepcopy
 
-from torch import nn
+from transformers import PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, dot_natural_key, rename_source_key
 
@@ -28,13 +28,15 @@ class Converted(Mapping[str, LazyTensor]):
         tensors: published key to lazy tensor.
     """
 
-    def __init__(self, module: nn.Module, tensors: Mapping[str, LazyTensor]):
+    def __init__(self, module: PreTrainedModel, tensors: Mapping[str, LazyTensor]):
         self.module, self.tensors = module, tensors
         mapping = get_model_conversion_mapping(module)
         renamings = [entry for entry in mapping if isinstance(entry, WeightRenaming)]
         converters = [entry for entry in mapping if isinstance(entry, WeightConverter)]
         self._converters = {pattern: entry for entry in converters for pattern in entry.source_patterns}
-        self._shapes = {name: tensor.shape for name, tensor in module.state_dict().items()}
+        state = module.state_dict()
+        self._shapes = {name: tensor.shape for name, tensor in state.items()}
+        self._floating = {name for name, tensor in state.items() if tensor.is_floating_point()}
         self._sources: dict[str, list[tuple[str | None, str]]] = defaultdict(list)
         self._first: dict[str, str] = {}
         prefix = module.base_model_prefix
@@ -78,12 +80,19 @@ class Converted(Mapping[str, LazyTensor]):
                 f"{name!r}, read from {sources[0][1]!r}, has shape {tuple(tensor.shape)}, but the configuration calls "
                 f"for {tuple(self._shapes[name])}."
             )
+        if name in self._floating and not tensor.dtype.is_floating_point:
+            raise WeightError(
+                f"{name!r}, read from {sources[0][1]!r}, is stored as {tensor.dtype}, expected floating-point numbers; "
+                "use the unquantized release."
+            )
         return tensor
 
-    def _require_all_experts(self, name: str, sources: list[tuple[str, str]]) -> None:
+    def _require_all_experts(self, name: str, sources: list[tuple[str | None, str]]) -> None:
         """Tensors are stacked in the order of their numbers, which must therefore have no gap."""
         numbers: dict[str, list[int]] = defaultdict(list)
         for pattern, key in sources:
+            if pattern is None:
+                continue
             found = re.search(re.escape(pattern).replace(r"\*", r"(\d+)"), key)
             if "*" in pattern and found:  # a pattern of renamed keys does not match the published one
                 numbers[pattern].append(int(found[1]))

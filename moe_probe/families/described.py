@@ -56,8 +56,12 @@ class DescribedArchitecture(Architecture):
         self.num_layers = positive(self.fields, "num_hidden_layers")
         self.hidden_size = positive(self.fields, "hidden_size")
 
-    @cached_property
+    @property
     def skeleton(self) -> PreTrainedModel:
+        return self._module
+
+    @cached_property
+    def _module(self) -> PreTrainedModel:
         return meta_module(self.config)
 
     def unused(self) -> Mapping[str, LazyTensor]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 
@@ -100,15 +101,16 @@ def experts_layout(block: nn.Module) -> FusedExperts | FlatExperts | None:
         return None
     experts = core(wrapped)
     if hasattr(experts, "is_concatenated") and hasattr(experts, "is_transposed"):
+        declared: Any = experts
         return FusedExperts(
-            gate_up="experts.gate_up_proj" if experts.has_gate else "experts.up_proj",
+            gate_up="experts.gate_up_proj" if declared.has_gate else "experts.up_proj",
             down="experts.down_proj",
-            transposed=experts.is_transposed,
-            interleaved=not experts.is_concatenated,
-            gated=experts.has_gate,
+            transposed=declared.is_transposed,
+            interleaved=not declared.is_concatenated,
+            gated=declared.has_gate,
         )
     if type(experts).__name__ == "DbrxExperts":
-        return FlatExperts(experts.num_experts)
+        return FlatExperts(int(getattr(experts, "num_experts", 0)))
     if type(experts).__name__ in UNDECLARED:
         return UNDECLARED[type(experts).__name__]
     if any(p.ndim == 3 for _, p in parameters(experts)) or isinstance(experts, nn.ModuleList):
@@ -136,7 +138,8 @@ class FfnLayout:
 
     def neurons(self, ffn: nn.Module) -> int:
         """Neurons of a plain FFN: columns of its down projection, whose weights may be packed."""
-        linear = core(ffn._modules[self.down]) if ffn._modules.get(self.down) is not None else ffn
+        down = ffn._modules.get(self.down)
+        linear = ffn if down is None else core(down)
         columns = getattr(linear, "in_features", None)
         return columns if isinstance(columns, int) else dict(parameters(ffn))[self._down_name(ffn)].shape[1]
 

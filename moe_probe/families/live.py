@@ -59,22 +59,25 @@ def _require_no_prompt(model: Any) -> None:
 
 def core(module: nn.Module) -> nn.Module:
     """The module that a wrapper was put around; the module itself where there is none."""
-    while True:
-        if isinstance(getattr(module, "_orig_mod", None), nn.Module):
-            module = module._orig_mod
-        elif isinstance(module._modules.get("base_layer"), nn.Module):
-            module = module._modules["base_layer"]
-        elif isinstance(module._modules.get("original_module"), nn.Module):
-            module = _trained_copy(module) or module._modules["original_module"]
-        else:
-            return module
+    inner: nn.Module | None = module
+    while inner is not None:
+        module = inner
+        inside = (getattr(module, "_orig_mod", None), module._modules.get("base_layer"), _saved(module))
+        inner = next((child for child in inside if isinstance(child, nn.Module)), None)
+    return module
+
+
+def _saved(module: nn.Module) -> nn.Module | None:
+    original = module._modules.get("original_module")
+    return None if original is None else _trained_copy(module) or original
 
 
 def _trained_copy(module: Any) -> nn.Module | None:
     """The module that stands in for the original one: PEFT's `modules_to_save`."""
     copies, active = getattr(module, "modules_to_save", None), getattr(module, "active_adapters", None)
-    in_use = bool(copies) and bool(active) and not module.disable_adapters and active[0] in copies
-    return copies[active[0]] if in_use else None
+    if not copies or not active or module.disable_adapters or active[0] not in copies:
+        return None
+    return copies[active[0]]
 
 
 def children(module: nn.Module) -> dict[str, nn.Module]:

@@ -31,7 +31,7 @@ UNDESCRIBED = (
 )  # fmt: skip
 Device = str | int | torch.device | dict[str, Any] | None  # as transformers' `device_map`
 # measured: fused attention on a CPU errs ten times as much as eager, grouped experts take 1.7 times as long
-EXACT_ON_CPU = {"attn_implementation": "eager", "experts_implementation": "eager"}
+EXACT_ON_CPU: dict[str, Any] = {"attn_implementation": "eager", "experts_implementation": "eager"}
 
 
 def make_config(fields: Mapping[str, Any]) -> PreTrainedConfig:
@@ -84,13 +84,16 @@ def model_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
 
 
 def _of_type(config: PreTrainedConfig, name: str, named: object) -> type[PreTrainedModel]:
-    fits = isinstance(named, type) and issubclass(named, PreTrainedModel)
-    if not fits or not isinstance(config, named.config_class or PreTrainedConfig):
-        raise UnknownModel(
-            f"config.json names the class {name!r}, which is no {config.model_type} model of transformers; use the "
-            "published file."
-        )
-    return named
+    if (
+        isinstance(named, type)
+        and issubclass(named, PreTrainedModel)
+        and isinstance(config, named.config_class or PreTrainedConfig)
+    ):
+        return named
+    raise UnknownModel(
+        f"config.json names the class {name!r}, which is no {config.model_type} model of transformers; use the "
+        "published file."
+    )
 
 
 def meta_module(config: PreTrainedConfig) -> PreTrainedModel:
@@ -129,7 +132,8 @@ def load_module(
     """
     config = copy.deepcopy(config)
     Converted(meta_module(config), tensors).check()
-    module, info = model_class(config).from_pretrained(
+    chosen: Any = model_class(config)  # with output_loading_info it returns two, which its annotation does not say
+    module, info = chosen.from_pretrained(
         None,
         config=config,
         state_dict=dict(tensors),
@@ -174,7 +178,7 @@ def default_dtype(config: PreTrainedConfig, tensors: Mapping[str, LazyTensor], d
 
 def stored_dtype(config: PreTrainedConfig, tensors: Mapping[str, LazyTensor]) -> torch.dtype:
     """The dtype that the configuration states, else the one that most stored values have."""
-    if config.dtype is not None:
+    if isinstance(config.dtype, torch.dtype):
         return config.dtype
     counts: Counter[torch.dtype] = Counter()
     for tensor in tensors.values():
@@ -186,5 +190,5 @@ def with_config(module: PreTrainedModel, changes: Mapping[str, Any]) -> PreTrain
     """Another module with the same parameters and buffers, and some fields of its configuration changed."""
     shared = {id(tensor): tensor for tensor in (*module.parameters(), *module.buffers())}
     other = copy.deepcopy(module, shared)
-    other.config.update(changes)
+    other.config.update(dict(changes))
     return other

@@ -153,7 +153,10 @@ class Tokens:
     @classmethod
     def joined(cls, parts: Sequence[Tokens]) -> Tokens:
         """The tokens of all parts, one after the other."""
-        return cls(*(np.concatenate([getattr(part, each.name) for part in parts]) for each in fields(cls)))
+        document, position, token_id, label = (
+            np.concatenate([getattr(part, each.name) for part in parts]) for each in fields(cls)
+        )
+        return cls(document, position, token_id, label)
 
     @classmethod
     def none(cls) -> Tokens:

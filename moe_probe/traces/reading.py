@@ -32,31 +32,21 @@ from moe_probe.traces.rows import (
     SCHEMA,
     conform,
     digests,
-    in_order,
     is_part,
 )
-from moe_probe.traces.writing import FILE_ROWS, card_digest, finish, to_table, write_file
+from moe_probe.traces.writing import card_digest
 
 REMEDY = "record it again"
 TOKEN_KEYS = ("document", "position", "token_id")
-__all__ = [
-    "CARD",
-    "FILE_ROWS",
-    "Trace",
-    "finish",
-    "is_trace",
-    "read_trace",
-    "to_table",
-    "write_file",
-]
 
 
 @dataclass(frozen=True)
 class Part:
-    """One file of rows: its name, how many it has, and checksums of its columns."""
+    """One file of rows: its name, how many rows it and each of its batches have, and checksums of its columns."""
 
     name: str
     rows: int
+    batches: Sequence[int]
     digests: Mapping[str, str]
 
 
@@ -109,7 +99,7 @@ class Trace:
         if wrong is not None:
             raise NoSuchName.among("column", wrong, [*SCHEMA.names, "string"])
         read = [n for n in SCHEMA.names if columns is None or n in {*KEYS, "token_id", *columns}]
-        tables = [in_order(self._rows(number, read)[0]) for number in range(len(self.files))]
+        tables = [self._rows(number, read) for number in range(len(self.files))]
         table = pa.concat_tables(tables, promote_options="permissive") if tables else SCHEMA.empty_table()
         frame = table.sort_by([(key, "ascending") for key in KEYS]).to_pandas()
         frame = frame.astype({name: str for name in ("label", "kind") if name in frame})
@@ -129,40 +119,38 @@ class Trace:
             yield from self.file_batches(number)
 
     def file_batches(self, number: int) -> list[LayerBatch]:
-        """The batches of one file.
-
-        Tools that rewrite Parquet files merge, split and sort their row groups; a batch is then all rows of a layer
-        that stand together, or all of the file.
+        """The batches of one file, as they were recorded; how a tool has cut it into row groups does not matter.
 
         Raises:
-            Damaged: the file was cut off or changed.
+            Damaged: the file was cut off or changed, or its rows stand in another order.
         """
-        rows, groups = self._rows(number, SCHEMA.names)
-        path = self.files[number]
-        with damage(path):
-            parts = _parts(rows, groups, self._layers)
-            if not all(_stands_in_order(part, self._layers) for part in parts):
-                parts = _parts(in_order(rows), groups[:0], self._layers)
-            if not all(_stands_in_order(part, self._layers) for part in parts):
-                raise ValueError("it lacks some of the choices of a token")
-            return [self._batch(part) for part in parts]
+        rows, sizes = self._rows(number, SCHEMA.names), self.parts[number].batches
+        with damage(self.files[number]):
+            starts = np.cumsum([0, *sizes]).tolist()
+            if starts[-1] != rows.num_rows:
+                raise ValueError("its batches are not those that were recorded")
+            return [self._batch(rows.slice(start, size)) for start, size in zip(starts, sizes, strict=False)]
 
-    def _rows(self, number: int, columns: Sequence[str]) -> tuple[pa.Table, np.ndarray]:
-        """Rows of a file, verified, and the places where its row groups start."""
+    def _rows(self, number: int, columns: Sequence[str]) -> pa.Table:
+        """Rows of a file, verified."""
         path = self.files[number]
         with damage(path):
             with pq.ParquetFile(path, page_checksum_verification=True) as file:
-                sizes = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
                 rows = conform(file.read(columns=list(columns)), columns)
             expected = self.parts[number].digests
             wrong = [name for name, value in digests(rows).items() if expected.get(name) != value]
             if wrong:
-                raise ValueError(f"the values of {', '.join(wrong[:3])} are not those that were recorded")
-        return rows, np.cumsum([0, *sizes])[:-1]
+                raise ValueError(f"{', '.join(wrong[:3])} are not what was recorded, or in another order")
+        return rows
 
     def _batch(self, rows: pa.Table) -> LayerBatch:
         """A batch of the rows of one layer, checked."""
-        layer = self._layers[rows["layer"][0].as_py()]
+        index = rows["layer"][0].as_py()
+        if index not in self._layers:
+            raise ValueError(f"there is no layer {index}")
+        layer = self._layers[index]
+        if not _stands_in_order(rows, layer):
+            raise ValueError(f"rows of layer {layer.index} lack some of the choices of a token")
         values = {name: rows[name].to_numpy() for name in (*TOKEN_KEYS, "expert", "kind")}
         self._check(values, layer)
         k, tokens = layer.top_k, slice(None, None, layer.top_k * layer.subtokens)
@@ -178,7 +166,7 @@ class Trace:
         }
         document, position, token = (values[name][tokens].astype(np.int64) for name in TOKEN_KEYS)
         label = np.asarray(rows["label"].to_pylist()[tokens], dtype=object)
-        return LayerBatch(layer=layer, tokens=Tokens(document, position, token, label), **fields)
+        return LayerBatch(layer, Tokens(document, position, token, label), **fields)
 
     def _check(self, values: Mapping[str, np.ndarray], layer: Layer) -> None:
         """Refuse rows of what there is not.
@@ -226,28 +214,14 @@ def damage(path: str | Path) -> Iterator[None]:
         raise Damaged(f"{shown(path)} is damaged ({reason}); {REMEDY}.") from error
 
 
-def _parts(rows: pa.Table, groups: np.ndarray, layers: Mapping[int, Layer]) -> list[pa.Table]:
-    """The rows of each batch; one starts where a layer does, or a row group with a document."""
-    layer = rows["layer"].to_numpy()
-    unknown = np.setdiff1d(layer, list(layers))
-    if len(unknown):
-        raise ValueError(f"there is no layer {unknown[0]}")
-    changes = np.flatnonzero(np.diff(layer)) + 1
-    first = np.all([rows[name].to_numpy() == 0 for name in ("position", "subtoken", "rank")], axis=0)
-    groups = groups[groups < len(layer)]
-    starts = np.unique(np.concatenate([[0], changes, groups[first[groups]]])).astype(int).tolist()
-    ends = [*starts[1:], len(layer)]
-    return [rows.slice(start, end - start) for start, end in zip(starts, ends, strict=True) if end > start]
-
-
-def _stands_in_order(rows: pa.Table, layers: Mapping[int, Layer]) -> bool:
-    """Whether rows of a layer are a batch's: all ranks of all sub-tokens of one token after the other."""
-    layer = layers[rows["layer"][0].as_py()]
+def _stands_in_order(rows: pa.Table, layer: Layer) -> bool:
+    """Whether rows are a batch of a layer: all ranks of all sub-tokens of one token after the other."""
     size = layer.top_k * layer.subtokens
     whole, rest = divmod(rows.num_rows, size)
     if rest:
         return False
     expected = {
+        "layer": np.full(rows.num_rows, layer.index),
         "rank": np.tile(np.arange(layer.top_k), whole * layer.subtokens),
         "subtoken": np.tile(np.repeat(np.arange(layer.subtokens), layer.top_k), whole),
     }
@@ -329,6 +303,8 @@ def _trace(folder: Path, card: Mapping[str, Any]) -> Trace:
     if not all(is_part(entry["name"]) for entry in card["files"]):
         raise ValueError("it names files that are not its own")
     layers = {layer["index"]: Layer(**_tuples(layer)) for layer in card["layers"]}
+    if not layers:
+        raise ValueError("it has no layers")
     strings = {int(token): text for token, text in card["strings"].items()}
     return Trace(
         folder=folder,

@@ -21,7 +21,7 @@ import torch
 
 from moe_probe.checked import digest, file_digest
 from moe_probe.errors import AlreadyThere
-from moe_probe.files import shown, whole_file
+from moe_probe.files import cannot_write, shown, whole_file
 from moe_probe.routing import LayerBatch, Source
 from moe_probe.texts.corpus import Corpus
 from moe_probe.traces.rows import CARD, DOCUMENTS, FORMAT, MANIFEST, SCHEMA, conform, digests, part_names
@@ -35,15 +35,16 @@ def to_table(batch: LayerBatch, norms: bool = False) -> pa.Table:
     """A batch's choices, a row each, rank 0 first: the largest of what top-k ranked. What it does not hold is null.
 
     Args:
-        batch: what some tokens do in a layer.
-        norms: whether the L2 norms of the chosen experts' outputs are wanted.
+        batch: of one layer.
+        norms: whether the norms of the chosen experts' outputs are kept; the batch has to hold the outputs.
     """
     n, k = batch.top_k_index.shape
     parts, tokens = batch.layer.subtokens, batch.tokens
     order = _order(batch)
     expert = batch.top_k_index.gather(1, order)
     kinds = np.asarray(batch.layer.expert_kinds)[expert.cpu().numpy()].flatten()
-    norm = None if not norms else batch.selected_outputs.float().norm(dim=-1)
+    norm = batch.selected_outputs.float().norm(dim=-1) if norms else None
+    held = batch.tensors()
     columns = {
         "document": np.repeat(tokens.document, parts * k),
         "position": np.repeat(tokens.position, parts * k),
@@ -54,12 +55,12 @@ def to_table(batch: LayerBatch, norms: bool = False) -> pa.Table:
         "rank": np.tile(np.arange(k), n),
         "expert": expert.flatten().cpu().numpy(),
         "kind": pa.array(kinds).dictionary_encode(),
-        "logit": _at(_held(batch, "router_logits"), expert),
-        "score": _at(_held(batch, "scores"), expert),
-        "weight": _at(_held(batch, "top_k_weights"), order),
+        "logit": _at(held.get("router_logits"), expert),
+        "score": _at(held.get("scores"), expert),
+        "weight": _at(held.get("top_k_weights"), order),
         "norm": _at(norm, order),
-        "router_logits": _on_first(_held(batch, "router_logits"), n, k),
-        "scores": _on_first(_held(batch, "scores"), n, k),
+        "router_logits": _on_first(held.get("router_logits"), n, k),
+        "scores": _on_first(held.get("scores"), n, k),
         "selection": _on_first(_selection(batch), n, k),
     }
     about = {SCORE_KIND: batch.score_kind.encode()}
@@ -67,21 +68,22 @@ def to_table(batch: LayerBatch, norms: bool = False) -> pa.Table:
     return pa.Table.from_arrays(arrays, schema=SCHEMA.with_metadata(about))
 
 
-def _held(batch: LayerBatch, name: str) -> torch.Tensor | None:
-    return batch.tensors().get(name)
-
-
 def _order(batch: LayerBatch) -> torch.Tensor:
     """The choices of each row, (n, k), by what top-k ranked; by what is known of it otherwise."""
-    if batch.holds("selection") or batch.holds("top_k_weights"):
-        return batch.ranked_by.argsort(dim=1, descending=True, stable=True)
-    return torch.arange(batch.top_k_index.shape[1]).expand_as(batch.top_k_index)
+    if batch.holds("selection") or not batch.holds("scores"):
+        known = batch.holds("selection") or batch.holds("top_k_weights")
+        ranked = batch.ranked_by if known else torch.zeros(batch.top_k_index.shape)
+    else:
+        ranked = batch.scores.gather(1, batch.top_k_index)
+    return ranked.argsort(dim=1, descending=True, stable=True)
 
 
 def _selection(batch: LayerBatch) -> torch.Tensor | None:
     """What top-k ranked, where that is not the scores."""
-    selection, scores = _held(batch, "selection"), _held(batch, "scores")
-    return None if selection is None or (scores is not None and torch.equal(selection, scores)) else selection
+    held = batch.tensors()
+    selection, scores = held.get("selection"), held.get("scores")
+    same = selection is not None and scores is not None and torch.equal(selection, scores)
+    return None if same else selection
 
 
 def _at(values: torch.Tensor | None, index: torch.Tensor) -> np.ndarray | None:
@@ -119,7 +121,8 @@ def write_file(tables: Sequence[pa.Table], path: Path) -> None:
     """
     rows = conform(pa.concat_tables([table.replace_schema_metadata(None) for table in tables]))
     kinds = {str(table["layer"][0]): _kind(table) for table in tables if table.num_rows}
-    entry = {"name": path.name, "rows": rows.num_rows, "digests": digests(rows), "score_kinds": kinds}
+    sizes = [table.num_rows for table in tables if table.num_rows]
+    entry = {"name": path.name, "rows": rows.num_rows, "batches": sizes, "digests": digests(rows), "score_kinds": kinds}
     schema = SCHEMA.with_metadata(VERSION)
     with whole_file(path) as partial:
         _claim(path.parent, [entry])
@@ -133,10 +136,13 @@ def _kind(table: pa.Table) -> str:
 
 
 def _claim(folder: Path, entries: Iterable[Mapping[str, Any]]) -> None:
-    with (folder / MANIFEST).open("a", encoding="utf-8") as file:
-        file.write(
-            "".join(f"\n{json.dumps(entry)}\n" for entry in entries)
-        )  # after what a killed run left half written
+    path = folder / MANIFEST
+    lines = "".join(f"\n{json.dumps(entry)}\n" for entry in entries)  # after what a killed run left half written
+    try:
+        with path.open("a", encoding="utf-8") as file:
+            file.write(lines)
+    except OSError as error:
+        raise cannot_write(path, error) from error
 
 
 def claimed(folder: Path) -> dict[str, dict[str, Any]]:
@@ -150,11 +156,14 @@ def claimed(folder: Path) -> dict[str, dict[str, Any]]:
     return entries
 
 
-def recorded_files(folder: Path) -> list[str]:
-    """Names of the files of rows of the finished trace in a folder; none if there is no card, or no readable one."""
-    with suppress(OSError, ValueError, RecursionError, AttributeError, TypeError):
-        return part_names(json.loads((folder / CARD).read_text(encoding="utf-8"))["files"])
-    return []
+def recorded(folder: Path) -> dict[str, dict[str, Any]]:
+    """What the card of the finished trace in a folder says of each file of rows, by name; nothing without a card."""
+    with suppress(OSError, ValueError, RecursionError, LookupError, TypeError, AttributeError):
+        card = json.loads((folder / CARD).read_text(encoding="utf-8"))
+        kinds = {"score_kinds": card.get("score_kinds", {})}
+        listed = [entry if isinstance(entry, Mapping) else {"name": entry} for entry in card["files"]]
+        return {name: {**entry, **kinds} for entry in listed for name in part_names([entry])}
+    return {}
 
 
 def finish(folder: Path, files: Sequence[str], rows: int, source: Source) -> None:
@@ -165,15 +174,28 @@ def finish(folder: Path, files: Sequence[str], rows: int, source: Source) -> Non
     Raises:
         AlreadyThere: another run has taken files of this one away.
     """
-    entries, old = claimed(folder), recorded_files(folder)
-    gone = next((name for name in files if name not in entries or not (folder / name).is_file()), None)
+    old = recorded(folder)
+    entries = old | claimed(folder)  # a pass that goes on after its end finishes once more
+    gone = next((name for name in files if "digests" not in entries.get(name, {})), None)
+    gone = gone or next((name for name in files if not (folder / name).is_file()), None)
     if gone is not None:
         raise AlreadyThere(f"{shown(folder)} has lost {gone} to another run; record again, into another folder.")
     _write_documents(source.corpus, folder / DOCUMENTS)
+    card = _card(source, [entries[name] for name in files])
+    card |= {"documents": file_digest(folder / DOCUMENTS), "rows": rows}
+    _claim(folder, [entry for name, entry in old.items() if name not in files])
+    with whole_file(folder / CARD) as partial:
+        partial.write_text(json.dumps(card | {"digest": card_digest(card)}), encoding="utf-8")
+    for stray in entries.keys() - set(files):
+        (folder / stray).unlink(missing_ok=True)
+    (folder / MANIFEST).unlink(missing_ok=True)
+
+
+def _card(source: Source, entries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     kinds: dict[str, str] = {}
-    for name in files:
-        kinds |= entries[name]["score_kinds"]
-    card = {
+    for entry in entries:
+        kinds |= entry["score_kinds"]
+    return {
         "format": FORMAT,
         "name": source.name,
         "family": source.family,
@@ -182,16 +204,8 @@ def finish(folder: Path, files: Sequence[str], rows: int, source: Source) -> Non
         "score_kinds": kinds,
         "strings": {str(token): text for token, text in source.corpus.strings.items()},
         "special": sorted(source.corpus.special),
-        "documents": file_digest(folder / DOCUMENTS),
-        "files": [{key: entries[name][key] for key in ("name", "rows", "digests")} for name in files],
-        "rows": rows,
+        "files": [{key: entry[key] for key in ("name", "rows", "batches", "digests")} for entry in entries],
     }
-    _claim(folder, [{"name": name} for name in old if name not in entries])
-    with whole_file(folder / CARD) as partial:
-        partial.write_text(json.dumps(card | {"digest": card_digest(card)}), encoding="utf-8")
-    for stray in {*entries, *old} - set(files):
-        (folder / stray).unlink(missing_ok=True)
-    (folder / MANIFEST).unlink(missing_ok=True)
 
 
 def card_digest(card: Mapping[str, Any]) -> str:

@@ -4,13 +4,16 @@ import contextlib
 import json
 import os
 import shutil
+import tarfile
 
 import pytest
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
 
 import moe_probe
-from moe_probe.errors import DamagedFile, MoEProbeError, UnsafeFile
+from moe_probe.errors import DamagedFile, MoEProbeError, UnsafeFile, WeightError
 
 SOURCE = "ckpt/tiny-mixtral"
 INDEX, SHARD = "model.safetensors.index.json", "model-00001-of-00002.safetensors"
@@ -126,3 +129,49 @@ def test_whatever_a_tokenizer_says_only_our_errors_come_out(folder, field, value
 def test_whatever_an_index_says_only_our_errors_come_out(folder, text):
     (folder / INDEX).write_bytes(text)
     is_a_model_or_one_sentence(folder)
+
+
+ODD = {
+    "sparse": lambda tensor: tensor.to_sparse(),
+    "quantized": lambda tensor: torch.quantize_per_tensor(tensor.float(), 0.1, 0, torch.qint8),
+    "nested": lambda tensor: torch.nested.nested_tensor([tensor.float()]),
+    "meta": lambda tensor: tensor.to("meta"),
+}
+
+
+@pytest.mark.parametrize("kind", ODD)
+@pytest.mark.filterwarnings("ignore")
+def test_tensors_that_are_not_plain_are_refused(tmp_path, kind):
+    folder = shutil.copytree("ckpt/tiny-moe-plus-plus", tmp_path / "model")
+    path = sorted(folder.glob("*.bin"))[0]
+    torch.save({key: ODD[kind](value) for key, value in torch.load(path, weights_only=True).items()}, path)
+    with pytest.raises(DamagedFile, match=path.name):
+        moe_probe.load(folder)
+
+
+def test_archives_that_would_be_unpacked_are_refused(tmp_path):
+    folder = shutil.copytree("ckpt/tiny-moe-plus-plus", tmp_path / "model")
+    path = sorted(folder.glob("*.bin"))[0]
+    with tarfile.open(path, "w") as archive:
+        archive.add("ckpt/README.md")
+    with pytest.raises(DamagedFile, match="archive"):
+        moe_probe.load(folder)
+
+
+def test_whole_numbers_are_no_weights(folder):
+    path = folder / SHARD
+    tensors = {key: value.view(torch.int16) for key, value in load_file(path).items()}
+    save_file(tensors, path, metadata={"format": "pt"})
+    model = moe_probe.load(folder)
+    with pytest.raises(WeightError, match=r"torch\.int16"):
+        model.router_weight(0)
+    with pytest.raises(WeightError, match=r"torch\.int16"):
+        _ = model.module
+
+
+@pytest.mark.parametrize("option", [{"activation_fn": []}, {"moe_expert_count": "x"}, {"moe_freq": []}], ids=str)
+def test_fairseqs_options_are_checked(tmp_path, option):
+    folder = shutil.copytree("ckpt/tiny-mh-moe", tmp_path / "model")
+    (folder / "config.json").write_text(json.dumps(option))
+    with pytest.raises(MoEProbeError, match=next(iter(option)).removesuffix("_fn")):
+        moe_probe.load(folder)

@@ -9,14 +9,14 @@ CODE = """
 import sys, time
 sys.path[:0] = {path!r}
 import {module}
-from moe_probe.dynamic import saved_states as resume
-resume.SECONDS = 0
-save = resume.Progressed.save
+from moe_probe.dynamic import saved_states
+saved_states.SECONDS = 0
+save = saved_states.SavedStates.save
 def slow(self, *arguments):
     save(self, *arguments)
     print("saved", flush=True)
     time.sleep(0.5)
-resume.Progressed.save = slow
+saved_states.SavedStates.save = slow
 {module}.run(*{arguments!r}, **{options!r})
 """
 

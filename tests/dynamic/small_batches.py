@@ -4,20 +4,29 @@ import numpy as np
 import torch
 
 from moe_probe.families import Layer
-from moe_probe.routing import LayerBatch
+from moe_probe.routing import LayerBatch, Need, Source
 from moe_probe.texts.corpus import Corpus, Tokens, of_ids
 
 
-class NoModel:
-    """The facts of a model that results carry."""
+class ByHand(Source):
+    """A source whose batches are written down by hand; `on` gives it a corpus."""
 
     name, family, fingerprint = "by hand", "none", "0"
+    holds = frozenset(Need)
+    num_batches = 0
 
-    def __init__(self, *layers):
+    def __init__(self, *layers, corpus=None):
         self.layers = {layer.index: layer for layer in layers}
+        self.corpus = corpus
 
-    def layer(self, index):
-        return self.layers[index]
+    def on(self, corpus):
+        return ByHand(*self.layers.values(), corpus=corpus)
+
+    def split(self, parts):
+        return [self]
+
+    def steps(self, needs, done=0):
+        return iter(())
 
 
 def layer_of(experts, top_k, index=0, subtokens=1, width=4, kinds=None):
@@ -49,6 +58,8 @@ def batch_of(layer, corpus, logits, index, weights=None, documents=None, outputs
         tokens=tokens,
         router_logits=logits,
         scores=logits.softmax(-1),
+        selection=logits.softmax(-1),
+        score_kind="softmax",
         top_k_index=index,
         top_k_weights=torch.ones(index.shape) if weights is None else torch.as_tensor(weights, dtype=torch.float32),
         expert_input=rows,

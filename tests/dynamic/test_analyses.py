@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import logsumexp, softmax
 from scipy.stats import rankdata
-from small_batches import NoModel, batch_of, corpus_of, layer_of, random_routing
+from small_batches import ByHand, batch_of, corpus_of, layer_of, random_routing
 
 from moe_probe import dynamic
 from moe_probe.errors import InputError
@@ -41,7 +41,7 @@ KINDS = ("ffn", "ffn", "ffn", "constant", "zero")
 def result(analysis, model, corpus, batches):
     for batch in batches:
         analysis.update(batch)
-    return analysis.result(model, corpus)
+    return analysis.result(model.on(corpus))
 
 
 # three tokens, four experts, two of them per token; logits such that the choice is plain
@@ -53,7 +53,7 @@ WEIGHTS = [[0.7, 0.3], [0.6, 0.4], [0.9, 0.1]]
 @pytest.fixture
 def three():
     layer, corpus = layer_of(4, 2), corpus_of([[7, 8], [7]], ["x", "y"])
-    return NoModel(layer), corpus, [batch_of(layer, corpus, LOGITS, INDEX, WEIGHTS)]
+    return ByHand(layer), corpus, [batch_of(layer, corpus, LOGITS, INDEX, WEIGHTS)]
 
 
 def test_load_by_hand(three):
@@ -84,7 +84,7 @@ def test_balance_losses_by_formula_in_float64(three):
 def test_switch_loss_is_one_when_routing_is_even():
     layer, corpus = layer_of(3, 1), corpus_of([[1, 2, 3]])
     batch = batch_of(layer, corpus, torch.zeros(3, 3), [[0], [1], [2]])
-    found = result(dynamic.ExpertLoad(), NoModel(layer), corpus, [batch])
+    found = result(dynamic.ExpertLoad(), ByHand(layer), corpus, [batch])
     np.testing.assert_allclose(found.switch_loss, [1], rtol=1e-6)
 
 
@@ -92,10 +92,10 @@ def test_highest_and_second_scores_by_hand():
     layer, corpus = layer_of(3, 1), corpus_of([[1, 2]])
     scores = np.asarray([[0.7, 0.2, 0.1], [0.3, 0.25, 0.45]])
     batch = batch_of(layer, corpus, np.log(scores), [[0], [2]])
-    found = result(dynamic.RouterScores(bins=4), NoModel(layer), corpus, [batch])
-    assert found["count"].isel(layer=0).values.tolist() == [[0, 1, 1, 0], [1, 1, 0, 0]]
-    np.testing.assert_allclose(found["mean"].isel(layer=0), [0.575, 0.25], rtol=1e-6)
-    np.testing.assert_allclose(found["variance"].isel(layer=0), [0.125**2, 0.05**2], rtol=1e-5)
+    found = result(dynamic.RouterScores(bins=4), ByHand(layer), corpus, [batch])
+    assert found.histogram.isel(layer=0).values.tolist() == [[0, 1, 1, 0], [1, 1, 0, 0]]
+    np.testing.assert_allclose(found.score_mean.isel(layer=0), [0.575, 0.25], rtol=1e-6)
+    np.testing.assert_allclose(found.score_variance.isel(layer=0), [0.125**2, 0.05**2], rtol=1e-5)
     np.testing.assert_allclose(found["maximum"].isel(layer=0), [0.7, 0.3], rtol=1e-6)
     np.testing.assert_allclose(found["pooled_minimum"], [0.45, 0.2], rtol=1e-6)
     np.testing.assert_allclose(found.bin, [0, 0.25, 0.5, 0.75])
@@ -103,7 +103,7 @@ def test_highest_and_second_scores_by_hand():
 
 def test_pairs_by_hand(three):
     found = result(dynamic.Coactivation(), *three).isel(layer=0)
-    assert found["count"].values.tolist() == [[2, 1, 1, 0], [1, 2, 1, 0], [1, 1, 2, 0], [0, 0, 0, 0]]
+    assert found.pairs.values.tolist() == [[2, 1, 1, 0], [1, 2, 1, 0], [1, 1, 2, 0], [0, 0, 0, 0]]
     assert float(found.conditional.sel(expert="0", other="2")) == 0.5
     assert float(found.lift.sel(expert="0", other="1")) == pytest.approx((1 / 3) / (2 / 3) ** 2)
     assert float(found.chance_lift) == pytest.approx(4 * 1 / (2 * 3))
@@ -113,15 +113,16 @@ def test_flow_between_layers_by_hand():
     corpus = corpus_of([[1, 2, 3]])
     layers = [layer_of(2, 1, index) for index in (1, 4)]
     first = batch_of(layers[0], corpus, torch.zeros(3, 2), [[0], [0], [1]])
-    second = batch_of(layers[1], corpus, torch.zeros(3, 2), [[1], [0], [1]])
-    found = result(dynamic.Coactivation(), NoModel(*layers), corpus, [first, second])
+    before = torch.tensor([[0], [0], [1]])
+    second = batch_of(layers[1], corpus, torch.zeros(3, 2), [[1], [0], [1]]).with_before(1, before)
+    found = result(dynamic.Coactivation(), ByHand(*layers), corpus, [first, second])
     assert np.isnan(found.flow.sel(layer=1)).all()
     assert found.flow.sel(layer=4).values.tolist() == [[0.5, 0.5], [0, 1]]
 
 
 def test_lift_of_random_choices_is_near_its_chance_level():
     layer, corpus = layer_of(8, 3), corpus_of([list(range(20000))])
-    found = result(dynamic.Coactivation(), NoModel(layer), corpus, random_routing(layer, corpus, 0))
+    found = result(dynamic.Coactivation(), ByHand(layer), corpus, random_routing(layer, corpus, 0))
     pairs = found.lift.isel(layer=0).where(found.expert != found.other)
     assert float(abs(pairs - found.chance_lift.isel(layer=0)).max()) < 0.05
 
@@ -132,7 +133,7 @@ def test_specialization_by_hand():
     index = [[0], [0], [1], [1], [1]]
     logits = torch.nn.functional.one_hot(torch.tensor(index)[:, 0], 2).float()
     batch = batch_of(layer, corpus, logits, index)
-    found = result(dynamic.TokenSpecialization(min_count=1), NoModel(layer), corpus, [batch]).isel(layer=0)
+    found = result(dynamic.TokenSpecialization(min_count=1), ByHand(layer), corpus, [batch]).isel(layer=0)
     np.testing.assert_allclose(found.vocabulary_specialization, [2 / 3, (1 / 3 + 2) / 3])
     np.testing.assert_allclose(found.vocabulary_chance, [2 / 5, 3 / 5])
     assert float(found.context_independence) == pytest.approx((2 + 2) / (6 + 2))  # ordered pairs of one id
@@ -146,7 +147,7 @@ def test_specialization_by_hand():
 def test_rare_tokens_are_left_out():
     layer, corpus = layer_of(2, 1), corpus_of([[7, 7, 8]])
     batch = batch_of(layer, corpus, torch.zeros(3, 2), [[0], [0], [1]])
-    found = result(dynamic.TokenSpecialization(min_count=2), NoModel(layer), corpus, [batch]).isel(layer=0)
+    found = result(dynamic.TokenSpecialization(min_count=2), ByHand(layer), corpus, [batch]).isel(layer=0)
     assert int(found.token_ids) == 1
     np.testing.assert_allclose(found.vocabulary_specialization, [1, np.nan])
 
@@ -154,7 +155,7 @@ def test_rare_tokens_are_left_out():
 def test_consecutive_tokens_are_of_one_document_and_share_any_expert():
     layer, corpus = layer_of(4, 2), corpus_of([[1, 2], [3, 4]])
     batch = batch_of(layer, corpus, torch.zeros(4, 4), [[0, 1], [1, 2], [1, 2], [0, 3]])
-    found = result(dynamic.TokenSpecialization(min_count=1), NoModel(layer), corpus, [batch]).isel(layer=0)
+    found = result(dynamic.TokenSpecialization(min_count=1), ByHand(layer), corpus, [batch]).isel(layer=0)
     assert float(found.repetition.sel(choice="any")) == 0.5  # of two pairs, not three
     disjoint = sum(not {0, 1} & set(pair) for pair in itertools.combinations(range(4), 2)) / 6
     assert float(found.repetition_chance.sel(choice="any")) == pytest.approx(1 - disjoint)
@@ -163,7 +164,7 @@ def test_consecutive_tokens_are_of_one_document_and_share_any_expert():
 def test_subtokens_are_rows_of_their_token():
     layer, corpus = layer_of(2, 1, subtokens=2), corpus_of([[1, 2]], ["x"])
     batch = batch_of(layer, corpus, torch.zeros(4, 2), [[0], [1], [0], [0]])
-    model = NoModel(layer)
+    model = ByHand(layer)
     load = result(dynamic.ExpertLoad(), model, corpus, [batch]).isel(layer=0)
     assert load.selections.values.tolist() == [3, 1]
     np.testing.assert_allclose(load.frequency, [1.5, 0.5])
@@ -180,7 +181,7 @@ def test_subtokens_are_rows_of_their_token():
 @given(order=st.permutations(range(len(DOCUMENTS))), cut=st.integers(1, 2), seed=st.integers(0, 9))
 def test_merging_in_any_order_gives_the_same(maker, subtokens, order, cut, seed):
     layers = [layer_of(5, 2, index, subtokens, kinds=KINDS) for index in (0, 3)]
-    corpus, model = corpus_of(DOCUMENTS, LABELS), NoModel(*layers)
+    corpus, model = corpus_of(DOCUMENTS, LABELS), ByHand(*layers)
     routed = list(zip(*(random_routing(layer, corpus, seed + layer.index) for layer in layers), strict=True))
     whole = result(maker(), model, corpus, [batch for batches in routed for batch in batches])
     parts = [maker(), maker()]
@@ -190,7 +191,7 @@ def test_merging_in_any_order_gives_the_same(maker, subtokens, order, cut, seed)
     restored = maker()
     restored.restore(parts[1].state())
     parts[0].merge(restored)
-    xr.testing.assert_allclose(parts[0].result(model, corpus), whole)
+    xr.testing.assert_allclose(parts[0].result(model.on(corpus)), whole)
 
 
 @pytest.mark.parametrize("maker", UNLABELLED)
@@ -198,7 +199,7 @@ def test_merging_in_any_order_gives_the_same(maker, subtokens, order, cut, seed)
 @given(new=st.permutations(range(5)), seed=st.integers(0, 9))
 def test_relabelling_experts_permutes_results(maker, new, seed):
     layer, corpus = layer_of(5, 2), corpus_of(DOCUMENTS)
-    model, new = NoModel(layer), torch.tensor(new)
+    model, new = ByHand(layer), torch.tensor(new)
     old = new.argsort()  # expert e becomes new[e]
     batches = random_routing(layer, corpus, seed)
     renamed = []
@@ -217,29 +218,29 @@ def test_relabelling_experts_permutes_results(maker, new, seed):
 def test_norm_and_score_ranks_equal_those_of_scipy():
     layer, corpus = layer_of(6, 2), corpus_of(DOCUMENTS)
     batches = random_routing(layer, corpus, 3)
-    found = result(dynamic.NormScoreRanks(), NoModel(layer), corpus, batches)
+    found = result(dynamic.NormScoreRanks(), ByHand(layer), corpus, batches)
     expected = np.zeros((6, 6), int)
     for batch in batches:
         norms = np.linalg.norm(batch.outputs.double().numpy(), axis=-1).T
         scores = rankdata(batch.scores.numpy(), axis=1, method="ordinal").astype(int)
         np.add.at(expected, (scores - 1, rankdata(norms, axis=1, method="ordinal").astype(int) - 1), 1)
-    np.testing.assert_array_equal(found["count"].isel(layer=0), expected)
+    np.testing.assert_array_equal(found.pairs.isel(layer=0), expected)
 
 
 def test_layers_made_differently_are_refused_together():
     layers = [layer_of(4, 2, 0), layer_of(3, 2, 1)]
     corpus = corpus_of(DOCUMENTS)
     batches = [batch for layer in layers for batch in random_routing(layer, corpus, 0)]
-    with pytest.raises(InputError, match="Layers 0 and 1 are made differently"):
-        result(dynamic.ExpertLoad(), NoModel(*layers), corpus, batches)
+    with pytest.raises(InputError, match="Layers 0 and 1 differ"):
+        result(dynamic.ExpertLoad(), ByHand(*layers), corpus, batches)
 
 
 def test_parameters_out_of_range_are_refused():
-    with pytest.raises(InputError, match="at least one bin"):
+    with pytest.raises(InputError, match="bins is 0; pass a number at least 1"):
         dynamic.RouterScores(bins=0)
-    with pytest.raises(InputError, match="min_count is at least 1"):
+    with pytest.raises(InputError, match="min_count is 0"):
         dynamic.TokenSpecialization(min_count=0)
-    with pytest.raises(InputError, match="no metric 'dot'"):
+    with pytest.raises(InputError, match="no metric 'dot'; there are cosine, angular"):
         dynamic.OutputSimilarity("dot")
-    with pytest.raises(InputError, match="outputs is none, selected or all"):
+    with pytest.raises(InputError, match="no value of outputs 'some'"):
         dynamic.Record(outputs="some")

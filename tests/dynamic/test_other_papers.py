@@ -6,13 +6,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import mannwhitneyu, spearmanr
-from small_batches import NoModel, batch_of, corpus_of, layer_of, random_routing
+from small_batches import ByHand, batch_of, corpus_of, layer_of, random_routing
 
 import moe_probe
-from moe_probe import dynamic, plotting
+from moe_probe import comparisons, dynamic, plotting
 from moe_probe.errors import InputError
 from moe_probe.statistics.bootstrap import interval
-from moe_probe.statistics.capacity import ORDERS, capacity, kept, places
+from moe_probe.statistics.capacity import ORDERS, arrival_ranks, capacity, has_place
 from moe_probe.texts.pictures import patch_energy
 from moe_probe.texts.tokenizing import make_corpus
 from moe_probe.texts.words import LISTS, find_words, tokens_of_spans, tokens_of_words
@@ -21,15 +21,15 @@ TEXTS = ["The bank's light.", "Banks lie; the BANK lies.", "A long bear market."
 
 
 def result(analysis, model, corpus, batches):
-    analysis.prepare(model, corpus, [])
+    analysis.check(model.on(corpus))
     for batch in batches:
         analysis.update(batch)
-    return analysis.result(model, corpus)
+    return analysis.result(model.on(corpus))
 
 
 def routed(layer, documents, seed=0, labels=None):
     corpus = corpus_of(documents, labels)
-    return NoModel(layer), corpus, random_routing(layer, corpus, seed)
+    return ByHand(layer), corpus, random_routing(layer, corpus, seed)
 
 
 @pytest.mark.parametrize("name", ["tiny-mixtral", "tiny-mh-moe", "tiny-moe-plus-plus"])
@@ -76,12 +76,12 @@ def test_divergence_of_two_groups_by_hand():
     index = [[0], [1], [2], [2], [0], [3], [1], [1]]
     found = result(
         dynamic.SubtokenDivergence(words=["1"]),
-        NoModel(layer),
+        ByHand(layer),
         corpus,
         [batch_of(layer, corpus, torch.zeros(8, 4), index)],
     )
     assert found.divergence.values.tolist() == [[2, 1, 2, 1]]
-    assert found["mean"].values.tolist() == [2, 1]
+    assert found.group_mean.values.tolist() == [2, 1]
     assert float(found.difference) == 1
     assert found.token_group.values.tolist() == ["PF", "non-PF", "PF", "non-PF"]
     assert float(found.superiority) == 1
@@ -99,7 +99,7 @@ def test_without_sub_tokens_occurrences_are_compared():
     layer, corpus = layer_of(6, 2), corpus_of([[1, 1, 1, 2, 2]])
     batch = batch_of(layer, corpus, torch.zeros(5, 6), [[0, 1], [1, 2], [3, 4], [0, 5], [0, 5]])
     analysis = dynamic.SubtokenDivergence(words=["1"], bootstrap=0, permutations=0)
-    found = result(analysis, NoModel(layer), corpus, [batch])
+    found = result(analysis, ByHand(layer), corpus, [batch])
     np.testing.assert_allclose(found.divergence.values[0], [3.5, 3.5, 4, 2, 2])
     assert found.attrs["unit"] == "two occurrences"
     assert "difference_low" not in found
@@ -122,7 +122,7 @@ def test_ffn_experts_by_class_by_hand():
     def tagger(words):
         return ["noun" if word == "7" else "verb" for word in words]
 
-    found = result(dynamic.FFNExpertsPerToken(1, tagger), NoModel(layer), corpus, [batch])
+    found = result(dynamic.FFNExpertsPerToken(1, tagger), ByHand(layer), corpus, [batch])
     assert found.ffn_experts.values.tolist() == [[1, 0, 0, 1]]
     assert found.type.values.tolist() == [7, 8]
     np.testing.assert_allclose(found.type_density, [2 / 3, 0])
@@ -136,7 +136,7 @@ def test_a_tagger_must_tag_every_word():
     layer, corpus = layer_of(2, 1, kinds=("ffn", "zero")), corpus_of([[7, 7]])
     batch = batch_of(layer, corpus, torch.zeros(2, 2), [[0], [1]])
     with pytest.raises(InputError, match="gave 1 tags for 2 words"):
-        result(dynamic.FFNExpertsPerToken(1, lambda words: ["x"]), NoModel(layer), corpus, [batch])
+        result(dynamic.FFNExpertsPerToken(1, lambda words: ["x"]), ByHand(layer), corpus, [batch])
     with pytest.raises(InputError, match="A tagger is a callable"):
         dynamic.FFNExpertsPerToken(tagger="nltk")
 
@@ -175,7 +175,7 @@ def test_capacity_is_that_of_a_walk_through_the_choices(seed, order, groups, fac
         for row, slot in walk or [(r, s) for s in range(k) for r in ordered]:
             expected[row, slot] = seen[index[row, slot]] < limit
             seen[index[row, slot]] += 1
-    np.testing.assert_array_equal(kept(index, weights, experts, factor, order, groups), expected)
+    np.testing.assert_array_equal(has_place(index, weights, experts, factor, order, groups), expected)
 
 
 def test_no_choice_is_dropped_when_there_is_room_and_most_are_when_there_is_none():
@@ -185,8 +185,8 @@ def test_no_choice_is_dropped_when_there_is_room_and_most_are_when_there_is_none
     assert (found.fully_dropped.sel(factor=0.01) > 0.9).all()
     assert (found.second_dropped.sel(factor=4.0) > 0).all()
     assert found.capacity.values[0].tolist() == [1, 200]
-    with pytest.raises(InputError, match="cannot be dealt into 9 groups"):
-        places(np.zeros((2, 1), int), np.ones((2, 1)), 2, groups=9)
+    with pytest.raises(InputError, match="groups=9 is more than the 2 rows"):
+        arrival_ranks(np.zeros((2, 1), int), np.ones((2, 1)), 2, groups=9)
 
 
 def test_tasks_of_ffn_experts_alone_have_nothing_to_correlate():
@@ -203,7 +203,7 @@ def test_task_load_by_hand():
     corpus = corpus_of([[1, 1], [1, 1], [1, 1]], ["a", "b", "c"])
     batch = batch_of(layer, corpus, torch.zeros(6, 3), [[0], [0], [0], [2], [2], [2]])
     accuracy = {"a": 0.1, "b": 0.5, "c": 0.9}
-    found = result(dynamic.TaskLoad(accuracy), NoModel(layer), corpus, [batch]).isel(layer=0)
+    found = result(dynamic.TaskLoad(accuracy), ByHand(layer), corpus, [batch]).isel(layer=0)
     np.testing.assert_allclose(found.share, [[1, 0, 0], [0.5, 0, 0.5], [0, 0, 1]])
     np.testing.assert_allclose(found.ffn_per_token, [1, 0.5, 0])
     assert float(found.task_distance) == pytest.approx((0.5 + 1 + 0.5) / 3)
@@ -224,7 +224,7 @@ def test_tasks_of_one_kind_differ_by_chance_and_others_beyond():
         prefers = 0 if document.label == "a" else 3
         index = np.stack([prefers + rng.permutation(3)[:2] for _ in document.ids])
         batches.append(batch_of(layer, corpus, torch.zeros(30, 6), index, documents=[document.number]))
-    other = result(dynamic.TaskLoad(), NoModel(layer), corpus, batches)
+    other = result(dynamic.TaskLoad(), ByHand(layer), corpus, batches)
     assert float(other.task_distance[0]) == 1
     assert float(other.task_distance_chance_high[0]) < 0.5
 
@@ -267,10 +267,10 @@ def test_published_coactivation_counts_neighbours_only():
     layer, corpus = layer_of(4, 3), corpus_of([[1, 2]])
     logits = [[3.0, 2.0, 1.0, 0.0], [0.0, 1.0, 2.0, 3.0]]
     batch = batch_of(layer, corpus, logits, [[2, 0, 1], [1, 2, 3]])
-    found = result(dynamic.Coactivation(as_published=True), NoModel(layer), corpus, [batch])
-    every = result(dynamic.Coactivation(), NoModel(layer), corpus, [batch])
-    assert found["count"].values[0].tolist() == [[1, 1, 0, 0], [1, 2, 2, 0], [0, 2, 2, 1], [0, 0, 1, 1]]
-    assert every["count"].values[0].tolist() == [[1, 1, 1, 0], [1, 2, 2, 1], [1, 2, 2, 1], [0, 1, 1, 1]]
+    found = result(dynamic.Coactivation(as_published=True), ByHand(layer), corpus, [batch])
+    every = result(dynamic.Coactivation(), ByHand(layer), corpus, [batch])
+    assert found.pairs.values[0].tolist() == [[1, 1, 0, 0], [1, 2, 2, 0], [0, 2, 2, 1], [0, 0, 1, 1]]
+    assert every.pairs.values[0].tolist() == [[1, 1, 1, 0], [1, 2, 2, 1], [1, 2, 2, 1], [0, 1, 1, 1]]
     assert dynamic.TokenSpecialization(as_published=True).min_count == 1
 
 
@@ -295,20 +295,20 @@ def test_patches_stand_where_their_tokens_are():
     high = found.energy.values > np.median(found.energy.values, axis=(1, 2), keepdims=True)
     np.testing.assert_allclose(found.texture_mean.sel(texture_group="high"), found.divergence_mean.values[high].mean())
     with pytest.raises(InputError, match="has 8 tokens; a grid of 3 x 3 after 0 tokens needs 9"):
-        dynamic.PatchDivergence((3, 3)).prepare(model, corpus, [])
+        dynamic.PatchDivergence((3, 3)).check(model.on(corpus))
     with pytest.raises(InputError, match="There are 1 pictures for 2 documents"):
-        dynamic.PatchDivergence((2, 3), pictures[:1]).prepare(model, corpus, [])
+        dynamic.PatchDivergence((2, 3), pictures[:1]).check(model.on(corpus))
 
 
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: dynamic.SubtokenDivergence(words=[]), "list of words is empty"),
-        (lambda: dynamic.SubtokenDivergence(words="bank"), "is a list of words"),
-        (lambda: dynamic.SubtokenDivergence(bootstrap=-1), "number of draws"),
-        (lambda: dynamic.ExpertCapacity(factors=[]), "Capacity factors are positive"),
+        (lambda: dynamic.SubtokenDivergence(words=[]), "words is an empty list"),
+        (lambda: dynamic.SubtokenDivergence(words="bank"), "words is the text 'bank'"),
+        (lambda: dynamic.SubtokenDivergence(bootstrap=-1), "bootstrap is -1; pass a number at least 0"),
+        (lambda: dynamic.ExpertCapacity(factors=[]), "factors is \\[\\]; pass positive numbers"),
         (lambda: dynamic.ExpertCapacity(orders=["last"]), "no order of arrival"),
-        (lambda: dynamic.Complexity([0]), "tau is positive"),
+        (lambda: dynamic.Complexity([0]), "taus is \\[0\\]; pass positive numbers"),
         (lambda: dynamic.PatchDivergence((0, 3)), "grid is"),
         (lambda: dynamic.word_list("latin"), "no word list 'latin'"),
     ],
@@ -329,24 +329,21 @@ def test_what_a_corpus_or_model_lacks_is_said():
     with pytest.raises(InputError, match="FFN experts only: every token uses 2"):
         run("ckpt/tiny-mixtral", texts, [dynamic.FFNExpertsPerToken()], progress=False)
     with pytest.raises(InputError, match="no gating residual"):
-        run("ckpt/tiny-mixtral", texts, [dynamic.GatingResidual()], progress=False)
+        comparisons.gating_residual("ckpt/tiny-mixtral", texts, progress=False)
 
 
-def test_removing_the_residual_leaves_the_model_as_it_was(tmp_path):
+def test_removing_the_residual_leaves_the_model_as_it_was():
     model = moe_probe.load("ckpt/tiny-moe-plus-plus")
-    first = dynamic.gating_residual(model, TEXTS, progress=False)
+    first = comparisons.gating_residual(model, TEXTS, progress=False)
     assert model.module.config.moe_gate_residual
     live = moe_probe.load(model.module, tokenizer=model.tokenizer)
     for again in (
-        dynamic.gating_residual(model, TEXTS, progress=False, n_jobs=2),
-        dynamic.gating_residual(live, TEXTS, progress=False),
+        comparisons.gating_residual(model, TEXTS, progress=False, n_jobs=2),
+        comparisons.gating_residual(live, TEXTS, progress=False),
     ):
-        np.testing.assert_array_equal(again["count"], first["count"])
-    both = first["count"].values
+        np.testing.assert_array_equal(again.histogram, first.histogram)
+    both = first.histogram.values
     assert (both[0] != both[1]).any()
-    dynamic.run(model, TEXTS, [dynamic.RoutingTrace(tmp_path / "trace")], progress=False)
-    with pytest.raises(InputError, match="changes the model, which no trace holds"):
-        dynamic.from_trace(tmp_path / "trace", [dynamic.GatingResidual()])
 
 
 def test_a_corpus_in_which_no_token_comes_twice_has_no_divergence():

@@ -7,9 +7,9 @@ from conftest import FIXTURES
 from safetensors.torch import load_file
 
 import moe_probe
-from moe_probe import dynamic
+from moe_probe import comparisons, dynamic
 from moe_probe.dynamic.analyses.adaptive_mixtures import losses
-from moe_probe.statistics.capacity import capacity, kept
+from moe_probe.statistics.capacity import capacity, has_place
 
 
 def open_fixture(family):
@@ -52,8 +52,8 @@ def test_classic_quantities(family):
         rows = len(routing[f"layers.{layer}.topk_index"])
         assert round(float(one.fully_dropped) * rows) == int(of_layer(expected, layer, "fully_dropped_subtokens"))
         index, weight = (of_layer(routing, layer, name) for name in ("topk_index", "topk_weight"))
-        np.testing.assert_array_equal(kept(index, weight, 8), of_layer(expected, layer, "kept"))
-        np.testing.assert_array_equal(kept(index, weight, 8, groups=2), of_layer(expected, layer, "local_groups2_kept"))
+        np.testing.assert_array_equal(has_place(index, weight, 8), of_layer(expected, layer, "kept"))
+        np.testing.assert_array_equal(has_place(index, weight, 8, groups=2), of_layer(expected, layer, "local_groups2_kept"))
         assert capacity(rows, 8, index.shape[1], groups=2) == int(of_layer(expected, layer, "local_groups2_capacity"))
         if index.shape[1] > 1:
             probability = of_layer(expected, layer, "second_expert_keep_probability").mean()
@@ -67,11 +67,12 @@ def test_losses_of_adaptive_mixtures(family):
     seen = {}
 
     class Rows(dynamic.AdaptiveMixtures):
-        def measure(self, batch):
+        def update(self, batch):
             seen[batch.layer.index] = losses(batch)
-            return super().measure(batch)
+            super().update(batch)
 
     found = dynamic.run(model, texts, [Rows()], progress=False)["adaptive_mixtures"]
+    assert list(seen) == list(model.moe_layers)
     names = {"cooperative": "loss_cooperative", "competitive": "loss_1_1", "likelihood": "loss_1_2"}
     for layer, rows in seen.items():
         for ours, theirs in names.items():
@@ -103,8 +104,9 @@ def test_divergence_of_sub_tokens(traced, tmp_path):
 @pytest.mark.parametrize("execution", ["resident", "layerwise"])
 def test_ffn_experts_per_token_and_scores_with_and_without_the_gating_residual(execution):
     model, expected, texts = open_fixture("moe_plus_plus")
-    analyses = [dynamic.FFNExpertsPerToken(min_count=1), dynamic.GatingResidual(), dynamic.Complexity([0.75])]
+    analyses = [dynamic.FFNExpertsPerToken(min_count=1), dynamic.Complexity([0.75])]
     found = dynamic.run(model, texts, analyses, progress=False, execution=execution)
+    residuals = comparisons.gating_residual(model, texts, progress=False, execution=execution)
     scores = {"with": "", "without (intervention)": "no_gate_residual."}
     for layer in model.moe_layers:
         n = of_layer(expected, layer, "ffn_experts_per_token")
@@ -112,9 +114,9 @@ def test_ffn_experts_per_token_and_scores_with_and_without_the_gating_residual(e
         assert float(found["complexity"].measured.sel(layer=layer)) == pytest.approx(n.mean() / 2)
         for residual, prefix in scores.items():
             top = torch.topk(expected[f"{prefix}layers.{layer}.routing_scores"].double(), 2).values
-            one = found["gating_residual"].sel(layer=layer, residual=residual)
-            np.testing.assert_allclose(one["mean"], top.mean(0), atol=1e-5)
-            np.testing.assert_allclose(one.variance, top.var(0, correction=0), atol=1e-5)
+            one = residuals.sel(layer=layer, residual=residual)
+            np.testing.assert_allclose(one.score_mean, top.mean(0), atol=1e-5)
+            np.testing.assert_allclose(one.score_variance, top.var(0, correction=0), atol=1e-5)
             np.testing.assert_allclose(one.maximum, top.amax(0), atol=1e-5)
     assert float(found["complexity"].theory[0]) == pytest.approx(0.75 * 8 / (0.75 * 8 + 4))
 

@@ -116,7 +116,7 @@ def test_patches_over_steps_stand_beside_each_other():
 
 
 def test_what_cannot_be_compared_is_said():
-    with pytest.raises(InputError, match="at least two checkpoints, not 1"):
+    with pytest.raises(InputError, match="takes at least 2 checkpoints; there are 1"):
         dynamic.router_saturation(["ckpt/tiny-mixtral"], TEXTS)
     with pytest.raises(InputError, match="Two checkpoints have one name"):
         dynamic.router_saturation(["ckpt/tiny-mixtral", "ckpt/tiny-mixtral"], TEXTS)

@@ -8,7 +8,9 @@ from conftest import FIXTURES
 
 import moe_probe
 from moe_probe import dynamic
+from moe_probe.dynamic.sources import open_source
 from moe_probe.errors import InputError
+from moe_probe.options import completed
 
 TEXTS = [[5, 6, 7, 8, 9], [10, 11]]
 
@@ -49,11 +51,11 @@ def test_parts_of_a_corpus_are_put_together():
 def test_what_would_not_fit_is_refused_beforehand_and_counted():
     model = moe_probe.load(FIXTURES / "mixtral" / "checkpoint")
     with pytest.raises(
-        InputError, match=r"record would hold 0\.0 GB of 7 tokens in 4 layers, more than max_bytes=100;"
+        InputError, match=r"record needs 25 kB \(7 tokens, 4 layers\); max_bytes is 100 B"
     ):
         dynamic.record(model, TEXTS, max_bytes=100)
     kept = dynamic.record(model, TEXTS, outputs="all", logits=True, progress=False)
     analysis = dynamic.Record(outputs="all", logits=True)
     size = sum(kept[name].size * 4 for name in kept.data_vars)
-    corpus = moe_probe.texts.corpus.make_corpus(model, TEXTS)
-    assert analysis.size(model, corpus, list(model.moe_layers)) == pytest.approx(size, rel=0.05)
+    source = open_source(model, TEXTS, completed({}))
+    assert analysis.size(source) == pytest.approx(size, rel=0.05)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import xarray as xr
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from small_batches import NoModel, corpus_of, layer_of, random_routing
+from small_batches import ByHand, corpus_of, layer_of, random_routing
 
 import moe_probe
 from moe_probe import dynamic, plotting
@@ -69,7 +69,7 @@ def test_labels_do_not_overlap_for_few_and_many_experts(analysis, experts):
     found = analysis()
     for batch in random_routing(layer, corpus, 0):
         found.update(batch)
-    for stem, figure in plotting.figures(found.result(NoModel(layer), corpus)):
+    for stem, figure in plotting.figures(found.result(ByHand(layer).on(corpus))):
         assert_all_text_is_inside(stem, figure)
         for axes in figure.axes:
             boxes = [label.get_window_extent() for label in axes.get_xticklabels() if label.get_text()]

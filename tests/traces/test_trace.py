@@ -14,7 +14,7 @@ from interrupted import run_and_kill
 import moe_probe
 from moe_probe import dynamic
 from moe_probe.errors import InputError, MachineError, NoSuchName, NothingToRead
-from moe_probe.traces import reading as trace_module
+from moe_probe.traces import writing as trace_module
 
 FAMILIES = ["mixtral", "deepseek", "moe_plus_plus", "grok1_hf", "mh_moe"]
 LENGTHS = (3, 17, 1, 9, 9, 30, 5)
@@ -49,7 +49,7 @@ def run(folder, family="mixtral", norms=False, analyses=(), **options):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_analyses_of_a_trace_equal_those_of_the_model(family, file_rows, options, tmp_path, monkeypatch):
     monkeypatch.setattr(trace_module, "FILE_ROWS", file_rows)
-    monkeypatch.setattr("moe_probe.forward.running.CHUNK_BYTES", 1)  # whatever is cut, routing is not
+    monkeypatch.setattr("moe_probe.dynamic.driver.CHUNK_BYTES", 1)  # whatever is cut, routing is not
     analyses = of_routing() + (of_zero_computation() if family == "moe_plus_plus" else [])
     expected = run(tmp_path / "trace", family, analyses=analyses, batch_tokens=24, **options)
     found = dynamic.from_trace(tmp_path / "trace", analyses)
@@ -95,7 +95,7 @@ def test_a_trace_reads_like_any_parquet_dataset(tmp_path):
 
 def test_a_trace_is_replaced_only_when_asked_for(tmp_path):
     run(tmp_path / "trace")
-    with pytest.raises(InputError, match="holds a trace already; give overwrite=True"):
+    with pytest.raises(InputError, match="holds a trace already; pass overwrite=True"):
         dynamic.RoutingTrace(tmp_path / "trace")
     model = moe_probe.load(FIXTURES / "mixtral" / "checkpoint")
     dynamic.routing_trace(model, [[5, 6, 7]], path=tmp_path / "trace", overwrite=True, progress=False)
@@ -154,7 +154,7 @@ def test_what_is_no_trace_is_refused(tmp_path):
         dynamic.read_trace(tmp_path)
     assert not dynamic.is_trace(tmp_path)
     run(tmp_path / "trace")
-    with pytest.raises(InputError, match="output_norms needs outputs, which no trace holds"):
+    with pytest.raises(InputError, match="output_norms needs outputs, which checkpoint does not hold here"):
         dynamic.from_trace(tmp_path / "trace", [dynamic.OutputNorms()])
     with pytest.raises(NoSuchName, match="did you mean 'expert'"):
         dynamic.read_trace(tmp_path / "trace").to_dataframe(["exprt"])
@@ -178,9 +178,17 @@ def test_a_pass_can_go_on_at_any_file(tmp_path, monkeypatch):
     run(tmp_path, batch_tokens=24)
     trace = dynamic.read_trace(tmp_path)
     assert len(trace.files) > 2
-    rows = [len(batch.tokens) for batch in trace.batches()]
-    assert rows[len(trace.file_batches(0)) :] == [len(batch.tokens) for batch in trace.batches(start_file=1)]
+    rows, first = [len(batch.tokens) for batch in trace.batches()], trace.file_batches(0)
+    assert rows[len(first) :] == [len(batch.tokens) for batch in trace.batches(start_file=1)]
     assert list(trace.batches(start_file=len(trace.files))) == []
+
+
+def test_a_pass_that_goes_on_after_its_end_finishes_once_more(tmp_path):
+    for _ in range(2):
+        recorder = dynamic.RoutingTrace(tmp_path / "trace", overwrite=True)
+        model = moe_probe.load(FIXTURES / "mixtral" / "checkpoint")
+        dynamic.run(model, texts(), [recorder], labels=LABELS, progress=False, checkpoint_dir=tmp_path / "state")
+        assert dynamic.read_trace(tmp_path / "trace").num_rows == sum(LENGTHS) * 2 * 4
 
 
 def test_a_folder_that_was_moved_still_opens(tmp_path):

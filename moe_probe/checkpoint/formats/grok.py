@@ -106,6 +106,7 @@ class ArraySource:
 
     def __init__(self, path: Path, part: str | None, array: Array):
         self.path, self.part, self.opened = path, part, FileState.of(path)
+        assert array.dtype is not None  # as `Array.check` has seen
         self.shape, self.dtype = torch.Size(array.shape), array.dtype
         self.payload = array.data if isinstance(array.data, Payload) else None
 
@@ -121,7 +122,8 @@ class ArraySource:
         self.opened.check(self.path)
         if self.payload is None:
             found = read_pickle(self.path)
-            return torch.frombuffer(bytearray((found[self.part] if self.part else found).data), dtype=torch.uint8)
+            array = found if isinstance(found, Array) else found[self.part]
+            return torch.frombuffer(bytearray(array.data), dtype=torch.uint8)
         start, length = self.payload.start, self.payload.length
         return torch.frombuffer(map_file(self.path), dtype=torch.uint8, offset=start, count=length)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import pickle
 import re
 import struct
+import tarfile
 import zipfile
 from functools import cached_property
 from pathlib import Path
@@ -49,6 +50,8 @@ class TorchFile:
             DamagedFile: the file is damaged.
             UnsafeFile: the file names code to run.
         """
+        if tarfile.is_tarfile(self.path):  # torch would unpack it on the disk
+            raise DamagedFile(f"{self.path} is an archive of torch before 0.1.10, which is not read; save it again.")
         try:
             return torch.load(self.path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(self.path))
         except UNPICKLING_ERRORS as error:
@@ -77,11 +80,22 @@ class TorchFile:
             isinstance(key, str) and isinstance(tensor, torch.Tensor) for key, tensor in value.items()
         ):
             raise DamagedFile(f"{self.path} does not hold a state dict (names to tensors).")
+        odd = next((key for key, tensor in value.items() if not is_plain(tensor)), None)
+        if odd is not None:
+            raise DamagedFile(
+                f"{self.path} holds {odd!r} as a sparse, quantized, nested or meta tensor, expected a plain one; save "
+                "the model dense and unquantized."
+            )
         return {key: tensor.detach() for key, tensor in value.items()}
 
     def tensors(self) -> dict[str, LazyTensor]:
         """Every entry of the state dict, unread."""
         return {key: Stored(TorchEntry(self, key)) for key in self.state}
+
+
+def is_plain(tensor: torch.Tensor) -> bool:
+    """Whether the values of a tensor lie in its storage as they are."""
+    return not (tensor.is_nested or tensor.is_quantized or tensor.is_meta) and tensor.layout is torch.strided
 
 
 class TorchEntry:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from moe_probe.checkpoint import Checkpoint, LazyTensor
-from moe_probe.errors import CheckpointError, WeightError
+from moe_probe.errors import DamagedFile, WrongShape
 from moe_probe.families.grok1.configuration import Grok1Config
 
 # the fields of run.py: name in the configuration, and the published number
@@ -67,8 +67,8 @@ def from_release(checkpoint: Checkpoint) -> tuple[dict[str, Any], dict[str, Lazy
     Options may have the names of `run.py` (those of its inner `model` also at the top) or of `Grok1Config`.
 
     Raises:
-        CheckpointError: the number of files fits no number of layers or not the stated one, or an option is unknown.
-        WeightError: a tensor's shape is not the one that the options call for.
+        DamagedFile: the number of files fits no number of layers or not the stated one, or an option is unknown.
+        WrongShape: a tensor's shape is not the one that the options call for.
     """
     fields = hyperparameters(checkpoint)
     shapes, files = _shapes(fields), iter(checkpoint.items())
@@ -76,7 +76,7 @@ def from_release(checkpoint: Checkpoint) -> tuple[dict[str, Any], dict[str, Lazy
     def take(part: str, place: str = "") -> LazyTensor:
         file, tensor = next(files)
         if tuple(tensor.shape) != shapes[part]:
-            raise WeightError(
+            raise WrongShape(
                 f"{file} of {checkpoint.path} ({place}{part}) has shape {tuple(tensor.shape)}, but the options call "
                 f"for {shapes[part]}; give those of the model in model_config.json or as config=."
             )
@@ -97,7 +97,7 @@ def hyperparameters(checkpoint: Checkpoint) -> dict[str, Any]:
     """The fields of `Grok1Config`: what is stated, else the published numbers; the layers as counted.
 
     Raises:
-        CheckpointError: as of `from_release`.
+        DamagedFile: as of `from_release`.
     """
     stated = _stated(checkpoint)
     fields = ORIGINAL | {name: stated.get(option, number) for option, (name, number) in HYPERPARAMETERS.items()}
@@ -112,16 +112,16 @@ def _stated(checkpoint: Checkpoint) -> dict[str, Any]:
     """The options that have an effect, in one level."""
     inner = checkpoint.config.get("model", {})
     if not isinstance(inner, dict):
-        raise CheckpointError(f"The option 'model' for {checkpoint.path} is {inner!r}, expected run.py's inner fields.")
+        raise DamagedFile(f"The option 'model' for {checkpoint.path} is {inner!r}, expected run.py's inner fields.")
     stated = {key: value for key, value in {**inner, **checkpoint.config}.items() if key not in WITHOUT_EFFECT}
     for option, value in stated.items():
         if option not in GROK1_FIELDS and option not in OPTION_TYPES:
-            raise CheckpointError(
+            raise DamagedFile(
                 f"The option {option!r} for {checkpoint.path} is unknown; expected the fields of Grok-1's run.py "
                 f"({', '.join(OPTION_TYPES)}) or of Grok1Config."
             )
         if option in OPTION_TYPES and not isinstance(value, OPTION_TYPES[option]):
-            raise CheckpointError(f"The option {option!r} for {checkpoint.path} is {value!r}, expected a number.")
+            raise DamagedFile(f"The option {option!r} for {checkpoint.path} is {value!r}, expected a number.")
     return stated
 
 
@@ -134,12 +134,12 @@ def ffn_size(emb_size: int, widening_factor: float) -> int:
 def _count_layers(checkpoint: Checkpoint, stated: int | None) -> int:
     layers, rest = divmod(len(checkpoint) - 2, len(PARTS))
     if rest or layers < 1:
-        raise CheckpointError(
+        raise DamagedFile(
             f"{checkpoint.path} has {len(checkpoint)} tensor files, which fits no number of layers: expected 2 and "
             f"{len(PARTS)} per layer; files are missing or belong to another model."
         )
     if stated not in (None, layers):
-        raise CheckpointError(
+        raise DamagedFile(
             f"{checkpoint.path} has {len(checkpoint)} tensor files, those of {layers} layers, but the model has "
             f"{stated}; download the missing files, or correct num_layers."
         )

@@ -9,7 +9,7 @@ from typing import Any
 
 from moe_probe.checkpoint import Checkpoint, LazyTensor
 from moe_probe.checkpoint.formats.fairseq import NAME as FORMAT
-from moe_probe.errors import CheckpointError, FamilyError, WeightError
+from moe_probe.errors import DamagedFile, MissingFiles, MissingWeight, UnknownModel
 from moe_probe.families.mh_moe.configuration import MhMoeConfig
 
 # in order; what fairseq calls a part, and what the module does
@@ -52,8 +52,9 @@ def published(checkpoint: Checkpoint) -> tuple[Mapping[str, Any], Mapping[str, L
     """Configuration and tensors; a folder in the module's own layout is left as it is.
 
     Raises:
-        CheckpointError: options are missing, or files of experts are.
-        FamilyError: an option asks for something that is not known here.
+        DamagedFile: options are missing.
+        MissingFiles: files of experts are.
+        UnknownModel: an option asks for something that is not known here.
     """
     if not recognised(checkpoint):
         return checkpoint.config, checkpoint
@@ -77,7 +78,7 @@ def rename(key: str, gated: bool) -> str:
 def _require_all_experts(checkpoint: Checkpoint, tensors: Mapping[str, LazyTensor], experts: int) -> None:
     found = {int(match[1]) for key in tensors if (match := re.search(r"\.experts\.(\d+)\.", key))}
     if found != set(range(experts)):
-        raise CheckpointError(
+        raise MissingFiles(
             f"{checkpoint.path} holds {len(found)} of {experts} experts (moe_expert_count); files of other ranks are "
             "missing, or the options belong to another model."
         )
@@ -91,14 +92,14 @@ class Options:
         for name, allowed in EXPECTED.items():
             value = self.values.get(name)
             if value is not None and value not in allowed:
-                raise FamilyError(
+                raise UnknownModel(
                     f"The option {name}={value!r} of {checkpoint.path} changes the model in a way that is not known "
                     f"here; expected {allowed[0]!r}."
                 )
 
     def required(self, name: str) -> Any:
         if self.values.get(name) is None:
-            raise CheckpointError(
+            raise DamagedFile(
                 f"The options of {self.checkpoint.path} lack {name!r}; write those of training to a config.json beside "
                 "the files."
             )
@@ -108,13 +109,20 @@ class Options:
         value = self.values.get(name)
         return default if value is None else value
 
+    def number(self, name: str, default: int) -> int:
+        """A whole number of the options."""
+        value = self.get(name, default)
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise DamagedFile(f"The option {name}={value!r} of {self.checkpoint.path} is no whole number; correct it.")
+        return value
+
     def fields(self) -> dict[str, Any]:
         """The fields of `MhMoeConfig`; those given by their own names (`load(config=...)`) count."""
         width, neurons = self.required("decoder_embed_dim"), self.required("decoder_ffn_embed_dim")
         heads, subtokens = self.required("decoder_attention_heads"), self.get("mhmoe_heads_number", 1)
         activation, squared = self.get("activation_fn", "gelu"), self.get("relu_squared", False)
-        if activation not in ACTIVATIONS:
-            raise FamilyError(f"The activation {activation!r} is not known; there are {', '.join(ACTIVATIONS)}.")
+        if not isinstance(activation, str) or activation not in ACTIVATIONS:
+            raise UnknownModel(f"The activation {activation!r} is not known; there are {', '.join(ACTIVATIONS)}.")
         biased = not self.get("no_bias", False)
         expert_neurons = self.get("moe_ffn_dim", -1)
         gated = activation in ("silu", "swish", "leaky_relu") or (activation == "relu" and not squared)
@@ -126,8 +134,8 @@ class Options:
             "num_hidden_layers": self.required("decoder_layers"),
             "num_attention_heads": heads,
             "num_key_value_heads": self.get("n_kv_heads", heads),
-            "moe_freq": self.get("moe_freq", 0),
-            "num_experts": self.get("moe_expert_count", 1),
+            "moe_freq": self.number("moe_freq", 0),
+            "num_experts": self.number("moe_expert_count", 1),
             "mhmoe_heads_number": subtokens,
             "gated": bool(self.get("glu", False)) or gated,
             "hidden_act": "relu2" if activation == "relu" and squared else ACTIVATIONS[activation],
@@ -146,7 +154,7 @@ class Options:
     def _embedding(self) -> LazyTensor:
         key = "decoder.embed_tokens.weight"
         if key not in self.checkpoint:
-            raise WeightError(f"{self.checkpoint.path} has no tensor {key!r}; it is no decoder of fairseq's.")
+            raise MissingWeight(f"{self.checkpoint.path} has no tensor {key!r}; it is no decoder of fairseq's.")
         return self.checkpoint[key]
 
     def _routing(self) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
-from moe_probe.errors import FamilyError
+from moe_probe.errors import UnknownModel
 
 
 @strict
@@ -72,7 +72,7 @@ class MoePlusPlusConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs: Any):
         if self.moe_expert_interval != 1:
-            raise FamilyError(
+            raise UnknownModel(
                 f"The configuration has moe_expert_interval {self.moe_expert_interval}, expected 1: what a dense layer "
                 "does to the gating residual of MoE++ is undefined, and the original fails on such models as well."
             )

@@ -11,7 +11,7 @@ from transformers import PreTrainedConfig
 from transformers.core_model_loading import ConversionOps, MergeModulelist, WeightConverter, WeightRenaming
 
 from moe_probe.checkpoint import Checkpoint, LazyTensor
-from moe_probe.errors import WeightError
+from moe_probe.errors import WrongShape
 from moe_probe.families.modules import make_config
 
 
@@ -62,7 +62,7 @@ def published(checkpoint: Checkpoint) -> tuple[Mapping[str, Any], Mapping[str, L
     Stacking goes by order alone: without this, a checkpoint that numbers its experts otherwise would be read shifted.
 
     Raises:
-        WeightError: naming the first tensor that an expert of that number does not have.
+        WrongShape: naming the first tensor that an expert of that number does not have.
     """
     kinds = make_config(checkpoint.config).expert_kinds
     for key in checkpoint:
@@ -72,7 +72,7 @@ def published(checkpoint: Checkpoint) -> tuple[Mapping[str, Any], Mapping[str, L
         expert, part = int(match[1]), match[2]
         kind = kinds[expert] if expert < len(kinds) else "missing"
         if part not in _PARTS.get(kind, ()):
-            raise WeightError(
+            raise WrongShape(
                 f"The checkpoint has a tensor {key!r}, but expert {expert} is {kind} in its configuration, which has "
                 f"{kinds.count('ffn')} ffn, {kinds.count('constant')} constant, one copy and one zero; it is that of "
                 "another model."

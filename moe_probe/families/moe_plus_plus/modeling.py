@@ -99,8 +99,19 @@ class MoePlusPlusRouter(nn.Module):
     def selection_scores(self, router_logits: torch.Tensor) -> torch.Tensor:
         """What top-k ranks, (tokens, E): probabilities over all experts, or logits under Mixtral gating."""
         if self.norm_std is not None:
-            router_logits = router_logits / (router_logits.std(dim=-1, keepdim=True) / self.norm_std)
+            router_logits = router_logits / (deviation(router_logits) / self.norm_std)
         return router_logits if self.mixtral_gating else router_logits.softmax(dim=-1)
+
+
+def deviation(logits: torch.Tensor) -> torch.Tensor:
+    """Standard deviation of each row's logits, (tokens, 1); experts that are masked with -inf do not count."""
+    masked = logits == -torch.inf
+    if not masked.any():
+        return logits.std(dim=-1, keepdim=True)
+    count = (~masked).sum(dim=-1, keepdim=True)
+    mean = logits.masked_fill(masked, 0).sum(dim=-1, keepdim=True) / count
+    squares = (logits - mean).masked_fill(masked, 0).square().sum(dim=-1, keepdim=True)
+    return (squares / (count - 1)).sqrt()
 
 
 class MoePlusPlusExperts(MixtralExperts):
