@@ -38,7 +38,7 @@ def plot(ds: xr.Dataset, bins: int = 20) -> Figure:
             label = f"{group} (n = {len(own):,})"
             weights = np.full(len(own), 1 / len(own))
             axes.hist(own, edges.tolist(), weights=weights, color=color, alpha=0.5, label=label)
-            axes.axvline(float(ds["mean"].sel(group=group)), color=color, linewidth=1, linestyle="--")
+            axes.axvline(float(ds.group_mean.sel(group=group)), color=color, linewidth=1, linestyle="--")
         axes.set(xlabel=f"distinct experts, {ds.attrs['unit']}", ylabel="share of the group's tokens")
         if axes.patches:
             axes.legend(frameon=False)

@@ -71,7 +71,7 @@ def test_a_page_is_saved_whole_and_shows_in_a_notebook(trace, tmp_path):
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        ({}, "so it needs texts to run on"),
+        ({}, "pass texts to run it on"),
         (
             {"texts": TEXTS, "similar": "colour"},
             "no measure of similar experts 'colour'; there are neuron_mean, matrix, gate",
