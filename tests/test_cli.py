@@ -12,7 +12,7 @@ import pytest
 import xarray as xr
 
 from moe_probe.cli import main
-from moe_probe.cli.common import parse_layers
+from moe_probe.cli.options import parse_layers
 from moe_probe.results import load_result
 
 ROOT = Path(__file__).parents[1]
@@ -118,7 +118,7 @@ def test_dynamic_writes_results_and_convert_a_folder(tmp_path):
     ("arguments", "sentence"),
     [
         (["--texts", "none.txt"], "no file of texts"),
-        (["--texts", "README.md", "--analysis", "nonesuch"], "no dynamic analysis 'nonesuch'"),
+        (["--texts", "README.md", "--analysis", "nonesuch"], "no analysis 'nonesuch'"),
         (["--texts", "README.md", "--layers", "9"], "has the MoE layers 0-3"),
     ],
 )
@@ -141,13 +141,13 @@ def test_a_trace_takes_the_place_of_the_model(tmp_path):
     assert sorted(found.label.values) == ["arithmetic", "code", "prose"]
     done = run("dynamic", tmp_path / "trace", "--analysis", "output_norms", "-o", tmp_path)
     assert done.returncode == 2
-    assert "output_norms needs outputs, which no trace holds" in " ".join(done.stderr.split())
+    assert "output_norms needs outputs, which a trace does not hold" in " ".join(done.stderr.split())
 
 
 def test_a_model_without_texts_is_refused(tmp_path):
     done = run("dynamic", "ckpt/tiny-mixtral", "-o", tmp_path)
     assert done.returncode == 2
-    assert "so it needs texts to run on: --texts FILE" in " ".join(done.stderr.split())
+    assert "is a model, not a routing trace; pass texts to run it on" in " ".join(done.stderr.split())
 
 
 def test_results_without_a_figure_are_passed_over(tmp_path):
@@ -180,7 +180,7 @@ def test_options_reach_the_analyses(tmp_path):
     assert load_result(path).attrs["metric"] == "angular"
     done = run("static", "ckpt/tiny-mixtral", "--option", "pca.layers=[1]", "-o", tmp_path)
     assert done.returncode == 2
-    assert "pca takes no 'layers'; it takes n_components" in " ".join(done.stderr.split())
+    assert "no option of pca 'layers'; there are n_components" in " ".join(done.stderr.split())
 
 
 def test_compare_makes_what_can_be_made_and_says_what_cannot(tmp_path):
@@ -213,7 +213,7 @@ def test_compare_makes_what_can_be_made_and_says_what_cannot(tmp_path):
     [
         ("factors=1", "is no option; write it like"),
         ("expert_capacity.factor=1", "expert_capacity takes no 'factor'; it takes factors"),
-        ("nonesuch.x=1", "no dynamic analysis 'nonesuch'"),
+        ("nonesuch.x=1", "no analysis 'nonesuch'"),
     ],
 )
 def test_options_of_analyses_are_checked(option, sentence, tmp_path):

@@ -13,8 +13,9 @@ from moe_probe.forward.writing import Writing
 from moe_probe.model import MoEModel, Openable, load
 from moe_probe.options import OBSERVE_OPTIONS, TEXT_OPTIONS, completed
 from moe_probe.routing import Source
+from moe_probe.texts.corpus import Corpus
 from moe_probe.texts.reading import Texts
-from moe_probe.texts.tokenizing import make_corpus
+from moe_probe.texts.tokenizing import check_fits, make_corpus
 from moe_probe.traces.reading import Trace, is_trace, read_trace
 from moe_probe.traces.recorded import Recorded
 
@@ -41,6 +42,7 @@ def open_source(source: Openable | Trace, texts: Texts | None, options: Mapping[
     if texts is None:
         raise NotFitting(f"{opened.name} is a model, not a routing trace; pass texts to run it on.")
     corpus = make_corpus(opened, texts, **{name: options[name] for name in TEXT_OPTIONS})
+    check_fits(corpus, opened, options["batch_tokens"])
     return running(opened, corpus, options)
 
 
@@ -51,7 +53,7 @@ def opened_source(source: Openable | Trace) -> MoEModel | Trace:
     return read_trace(source) if isinstance(source, str | Path) and is_trace(source) else load(source)
 
 
-def running(model: MoEModel, corpus: Any, options: Mapping[str, Any]) -> Running:
+def running(model: MoEModel, corpus: Corpus, options: Mapping[str, Any]) -> Running:
     """A model that runs over a corpus."""
     baseline = options["baseline"]
     return Running(
@@ -71,7 +73,9 @@ def open_writing(
     opened = load(model)
     reading = {name: options[name] for name in TEXT_OPTIONS if name in options}
     layers = {index: opened.layer(index) for index in opened.select_layers(options["layers"])}
-    return Writing(opened, make_corpus(opened, prompts, **reading), layers, of_generation)
+    corpus = make_corpus(opened, prompts, **reading, strip=None if isinstance(prompts, Corpus) else False)
+    check_fits(corpus, opened)
+    return Writing(opened, corpus, layers, of_generation)
 
 
 def writing_options(options: Mapping[str, Any], max_new_tokens: int | None) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -206,7 +206,7 @@ class Pass:
         keep = self.batch.attention_mask().flatten().bool().to(event.expert_input.device)
         tokens = self.seen.setdefault(id(self.batch), self.batch.tokens())
         beside = {}
-        if self.dense is not None:
+        if self.dense is not None and event.site.layer.index in self.source.layers:
             beside["baseline_output"] = self.tap.output[keep]
             if self.tap.activation is not None:
                 beside["baseline_activation"] = self.tap.activation[keep]

@@ -51,7 +51,7 @@ def observed(analysis, source, **options):
 
 def assert_same(found, expected):
     assert list(found.data_vars) == list(expected.data_vars)
-    xr.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+    xr.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
     assert {k: v for k, v in found.attrs.items() if k != "flow_from"}.keys() == expected.attrs.keys() - {"flow_from"}
 
 
