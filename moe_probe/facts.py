@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Protocol
 
 from moe_probe.checkpoint import Checkpoint, LazyTensor
@@ -21,12 +22,12 @@ class Handle(Protocol):
     hidden_size: int
     checkpoint: Checkpoint | None
 
-    @property
+    @cached_property
     def moe_layers(self) -> tuple[int, ...]: ...
 
     def layer(self, index: int) -> Layer: ...
 
-    @property
+    @cached_property
     def counts(self) -> Counts: ...
 
     @property

@@ -336,7 +336,6 @@ Openable = MoEModel | PreTrainedModel | nn.Module | str | Path  # what `load` op
 class Edit(Protocol):
     """What `under` takes: an intervention (`moe_probe.routing.Intervention`)."""
 
-    layer: int | None
     config: Mapping[str, Any]
 
     def check(self, model: MoEModel) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from enum import StrEnum
 from types import MappingProxyType
@@ -166,7 +166,7 @@ class LayerBatch:
         cut = {name: value[rows] for name, value in values.items() if name in PER_ROW}
         cut |= {name: value[of_tokens] for name, value in values.items() if name in PER_TOKEN}
         cut |= {name: value[:, rows] for name, value in values.items() if name in PER_EXPERT}
-        return self._with(tokens=self.tokens[tokens], **cut)
+        return self.having(tokens=self.tokens[tokens], **cut)
 
     def completed(self, needs: frozenset[Need]) -> Self:
         """The batch with the outputs that `needs` names, run by the model's own experts."""
@@ -181,13 +181,14 @@ class LayerBatch:
             computed["outputs"] = experts.all_outputs(self.expert_input)
         if Need.SELECTED in needs:
             computed["selected_outputs"] = experts.selected_outputs(self.expert_input, self.top_k_index)
-        return self._with(**computed)
+        return self.having(**computed)
 
     def with_before(self, layer: int, chosen: torch.Tensor) -> Self:
         """The batch with what its rows chose in the MoE layer before."""
-        return self._with(layer_before=layer, before=chosen)
+        return self.having(layer_before=layer, before=chosen)
 
-    def _with(self, **changes: Any) -> Self:
+    def having(self, **changes: Any) -> Self:
+        """The batch with other fields."""
         return type(self)(**{each.name: vars(self)[each.name] for each in fields(self)} | changes)
 
     @property
@@ -263,33 +264,45 @@ class Source(ABC):
     """Where batches come from: a model that runs or writes, or a recorded trace.
 
     Attributes:
-        name: of the model, in results.
-        family: of the model.
-        fingerprint: identifies checkpoint, configuration, interventions and dtype; results are kept by it.
         layers: the MoE layers that it tells of, by index.
         holds: what it can be asked for.
         corpus: the documents; of a model that writes, complete after the last step.
-        num_batches: layer batches in all, for progress.
         vocab_size: of the model's output; 0 where there is none.
         kind: what it is, in errors.
     """
 
-    name: str
-    family: str
-    fingerprint: str
     layers: Mapping[int, Layer]
     holds: frozenset[Need]
     corpus: Corpus
-    num_batches: int
     vocab_size: int = 0
     kind: ClassVar[str] = "this source"
+
+    @property
+    @abstractmethod
+    def name(self) -> str:
+        """Of the model, in results."""
+
+    @property
+    @abstractmethod
+    def family(self) -> str:
+        """Of the model."""
+
+    @property
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """Identifies checkpoint, configuration, interventions and dtype; results are kept by it."""
+
+    @property
+    @abstractmethod
+    def num_batches(self) -> int:
+        """Layer batches in all, for progress."""
 
     @abstractmethod
     def split(self, parts: int) -> Sequence[Self]:
         """At most `parts` sources that share the work."""
 
     @abstractmethod
-    def steps(self, needs: frozenset[Need], done: int = 0) -> Iterator[Iterable[LayerBatch | LogitBatch]]:
+    def steps(self, needs: frozenset[Need], done: int = 0) -> Generator[Iterable[LayerBatch | LogitBatch]]:
         """The batches, step by step, but for the first `done` steps; a pass can be resumed after any step."""
 
     def state(self) -> dict[str, np.ndarray]:
@@ -299,7 +312,7 @@ class Source(ABC):
     def restore(self, state: dict[str, np.ndarray]) -> None:  # noqa: B027 - most remember nothing
         """Take back what `state` gave."""
 
-    def absorb(self, parts: Sequence[Self]) -> None:  # noqa: B027
+    def absorb(self, parts: Sequence[Any]) -> None:  # noqa: B027
         """Take in what the parts of a split have learned."""
 
     def identity(self) -> dict[str, Any]:
@@ -348,12 +361,15 @@ class Intervention:
     """Changes what one MoE layer does; a frozen dataclass, so that its fields are its provenance.
 
     Attributes:
-        layer: index of the MoE layer; None for an intervention that changes no single layer.
         config: fields of the model's configuration that it replaces.
     """
 
-    layer: int | None
     config: Mapping[str, Any] = MappingProxyType({})
+
+    def layers(self) -> frozenset[int]:
+        """MoE layers in which it acts: that of its field `layer`, if it has one."""
+        layer: int | None = getattr(self, "layer", None)
+        return frozenset() if layer is None else frozenset({layer})
 
     def check(self, model: MoEModel) -> None:
         """Refuse layers and experts that there are not.

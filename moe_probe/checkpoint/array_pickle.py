@@ -116,7 +116,7 @@ class Machine:
     def run(self) -> Any:
         """Execute up to STOP; the object that is then on the stack."""
         while True:
-            opcode = pickletools.code2op.get(self.file.read(1).decode("latin1"))
+            opcode = pickletools.code2op.get(self.file.read(1).decode("latin1"))  # pyright: ignore[reportAttributeAccessIssue]
             if opcode is None:
                 raise ValueError("an unknown instruction, or no end")
             if opcode.name == "STOP":

@@ -18,7 +18,7 @@ import operator
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 
@@ -34,6 +34,12 @@ class TensorSource(Protocol):
     def read(self, index: Index) -> torch.Tensor:
         """Values at `index`: one int or slice (start and stop set, step 1) per dimension."""
         ...
+
+
+def _several(numbers: tuple[Any, ...]) -> tuple[int, ...]:
+    """Numbers given one by one, or as one tuple or list."""
+    one = numbers[0] if len(numbers) == 1 else numbers
+    return tuple(one) if isinstance(one, tuple | list) else numbers
 
 
 class LazyTensor(ABC):
@@ -133,8 +139,7 @@ class LazyTensor(ABC):
         return out
 
     def permute(self, *dims: int) -> LazyTensor:
-        dims = dims[0] if len(dims) == 1 and isinstance(dims[0], (tuple, list)) else dims
-        return Permuted(self, tuple(dim % self.ndim for dim in dims))
+        return Permuted(self, tuple(dim % self.ndim for dim in _several(dims)))
 
     def transpose(self, dim0: int, dim1: int) -> LazyTensor:
         dims = list(range(self.ndim))
@@ -146,8 +151,7 @@ class LazyTensor(ABC):
         return self.permute(*reversed(range(self.ndim)))
 
     def reshape(self, *shape: int) -> LazyTensor:
-        shape = shape[0] if len(shape) == 1 and isinstance(shape[0], (tuple, list)) else shape
-        return Reshaped(self, torch.empty(self.shape, device="meta").reshape(shape).shape)
+        return Reshaped(self, torch.empty(self.shape, device="meta").reshape(_several(shape)).shape)
 
     view = reshape
 
@@ -202,7 +206,7 @@ class Stored(LazyTensor):
 
     def _replace(self, dim: int, make: Callable[[slice], int | slice]) -> Stored:
         at = [i for i, part in enumerate(self.index) if isinstance(part, slice)][dim]
-        return Stored(self.source, (*self.index[:at], make(self.index[at]), *self.index[at + 1 :]))
+        return Stored(self.source, (*self.index[:at], make(cast(slice, self.index[at])), *self.index[at + 1 :]))
 
     def _select(self, dim: int, index: int) -> Stored:
         return self._replace(dim, lambda part: part.start + index)

@@ -33,10 +33,11 @@ def explore(
     **options: Any,
 ) -> None:
     """Write one page of HTML to look into the routing of every token; it needs no network."""
+    near: Any = load_result(similar) if similar.endswith(".nc") else None if similar == "none" else similar
     page = explorer.explore(
         source if is_trace(source) else open_model(source, options),
         texts,
-        similar=load_result(similar) if similar.endswith(".nc") else None if similar == "none" else similar,
+        similar=near,
         max_bytes=max_bytes,
         **of_run(options, TAKES),
     )

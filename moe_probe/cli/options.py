@@ -70,7 +70,9 @@ def takes(*names: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
 def _parameter(name: str) -> inspect.Parameter:
     defaults: Mapping[str, Any] = DEFAULTS
     written = WRITTEN.get(name, str | None)
-    option = typer.Option(metavar=METAVARS.get(name), help=(HELP | MODEL_HELP)[name]) if written is not bool else None
+    option = (
+        typer.Option(metavar=METAVARS.get(name), help={**HELP, **MODEL_HELP}[name]) if written is not bool else None
+    )
     annotation = Annotated[written, option or typer.Option(help=HELP[name])]
     kind = inspect.Parameter.KEYWORD_ONLY
     return inspect.Parameter(name, kind, default=defaults.get(name), annotation=annotation)

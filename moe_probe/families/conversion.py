@@ -11,6 +11,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from copy import deepcopy
+from typing import Any, cast
 
 from transformers import PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
@@ -65,7 +66,7 @@ class Converted(Mapping[str, LazyTensor]):
             self._require_all_experts(first, sources)
             converter = deepcopy(self._converters[sources[0][0]])
             for pattern, key in sources:
-                converter.add_tensor(first, key, pattern, self.tensors[key])
+                converter.add_tensor(first, key, cast(str, pattern), cast(Any, self.tensors[key]))
             try:
                 made = converter.convert(first, model=self.module, config=self.module.config)[name]
             except (ValueError, KeyError, IndexError, RuntimeError) as error:
@@ -85,7 +86,7 @@ class Converted(Mapping[str, LazyTensor]):
                 f"{name!r}, read from {sources[0][1]!r}, is stored as {tensor.dtype}, expected floating-point numbers; "
                 "use the unquantized release."
             )
-        return tensor
+        return cast(LazyTensor, tensor)
 
     def _require_all_experts(self, name: str, sources: list[tuple[str | None, str]]) -> None:
         """Tensors are stacked in the order of their numbers, which must therefore have no gap."""

@@ -6,7 +6,7 @@ import copy
 import re
 from collections import Counter
 from collections.abc import Collection, Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 import transformers
@@ -80,7 +80,7 @@ def model_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
             f"transformers {transformers.__version__} has no language model for {config.model_type!r}; pass a model "
             "that generates text."
         )
-    return AutoModelForCausalLM._model_mapping[type(config)]
+    return cast(type[PreTrainedModel], AutoModelForCausalLM._model_mapping[type(config)])
 
 
 def _of_type(config: PreTrainedConfig, name: str, named: object) -> type[PreTrainedModel]:

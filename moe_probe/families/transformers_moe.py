@@ -105,7 +105,7 @@ class ModuleArchitecture(Architecture):
         return layers_path(self.module)
 
     @cached_property
-    def num_layers(self) -> int:
+    def num_layers(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride] - counted when asked for
         """Length of the list of decoder layers (LongCat's `num_hidden_layers` counts its attention layers)."""
         return len(children(part(self.module, self.layers_path)))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import nn
@@ -75,7 +76,7 @@ def find_affinity(router: nn.Module, config: object, called: Iterable[str], choi
         The affinity; not confirmed where neither weights nor ranks tell, as with one expert of weight 1 per token.
     """
     if hasattr(router, "selection_scores"):
-        return Affinity("router", router.selection_scores)
+        return Affinity("router", cast(Function, router.selection_scores))
     named = [getattr(config, field, None) for field in CONFIG_FIELDS]
     named = [CONFIG_NAMES.get(name, name) for name in named if isinstance(name, str)]
     told = [name for name in dict.fromkeys([*named, *called]) if name in FUNCTIONS]

@@ -159,7 +159,7 @@ class WatchedSite:
         logits = raw_logits(self.parts["router"][2], self.site.layer.num_experts, len(rows))
         ranked = None if self.deciding is None else self.deciding.ranked
         tokens = Tokens.none() if self.tokens is None else self.tokens()
-        call = SiteCall(self.site, tokens, rows, logits, index.long(), weights, ranked, self.decide_again)
+        call: Any = SiteCall(self.site, tokens, rows, logits, index.long(), weights, ranked, self.decide_again)
         self.parts["unchanged"] = call
         for intervention in self.interventions:
             call = intervention.route(call)
@@ -233,7 +233,7 @@ class WatchedSite:
 
     def decide_again(self, call: SiteCall, bias: torch.Tensor) -> SiteCall:
         """The router's own decision with a bias on its logits, by its own code."""
-        router = self.site.router
+        router: Any = self.site.router
         if hasattr(router, "select"):  # of our own: logits and selection are methods
             logits = call.logits + bias.to(call.logits)
             weights, index = router.select(logits)
@@ -323,7 +323,7 @@ def capture(
     """
     watched = {}
     for site in sites:
-        own = [each for each in interventions if each.layer == site.layer.index]
+        own = [each for each in interventions if site.layer.index in each.layers()]
         watched[site.layer.index] = WatchedSite(site, config, on_event, own, tokens)
     handles = [handle for each in watched.values() for handle in _hook(each, owner)]
     try:

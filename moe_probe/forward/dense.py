@@ -45,8 +45,9 @@ class DenseFFN:
                     )
                 ffn = module.get_submodule(path)
                 handles.append(ffn.register_forward_hook(self._on_ffn))
-                if hasattr(ffn, "act_fn"):
-                    handles.append(ffn.act_fn.register_forward_hook(self._on_activation))
+                activation = getattr(ffn, "act_fn", None)
+                if isinstance(activation, torch.nn.Module):
+                    handles.append(activation.register_forward_hook(self._on_activation))
             yield
         finally:
             for handle in handles:

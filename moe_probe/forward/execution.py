@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Literal, get_args
+from typing import Literal, cast, get_args
 from weakref import WeakKeyDictionary
 
 import psutil
@@ -34,7 +34,7 @@ class Runner:
         self.module = model.module if self.streamed is None else self.streamed.module
         self.decoder, self.layers = decoder_layers(self.module)
         self.runs = self.module if head else self.decoder
-        embeddings = self.decoder.get_input_embeddings().weight
+        embeddings = cast(torch.Tensor, self.module.get_input_embeddings().weight)
         self.device = torch.device("cpu") if embeddings.is_meta else embeddings.device  # accelerate moves inputs itself
 
     def each_layer(self, stop: int) -> Iterator[int]:

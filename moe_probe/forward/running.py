@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -19,7 +19,7 @@ from moe_probe.forward.sites import find_sites
 from moe_probe.forward.spill import Spill
 from moe_probe.forward.steps import Forward, hand_over, stepping
 from moe_probe.model import MoEModel
-from moe_probe.routing import LayerBatch, LayerBefore, LogitBatch, Need, Source
+from moe_probe.routing import Intervention, LayerBatch, LayerBefore, LogitBatch, Need, Source
 from moe_probe.texts.corpus import Batch, Corpus, Tokens
 
 SPILL_BYTES = 1 << 30  # hidden states of a whole corpus beyond this wait on disk
@@ -44,7 +44,14 @@ class Running(Source):
     batch_tokens: int = 4096
     layerwise: bool = False
 
+    holds: frozenset[Need] = field(init=False)
+    vocab_size: int = field(init=False)
+
     kind = "a running model"
+
+    def __post_init__(self) -> None:
+        self.holds = frozenset(Need) - ({Need.BASELINE} if self.baseline is None else set())
+        self.vocab_size = self.model.config.get_text_config(decoder=True).vocab_size
 
     @property
     def name(self) -> str:
@@ -60,16 +67,6 @@ class Running(Source):
     def fingerprint(self) -> str:
         """Of the model."""
         return self.model.fingerprint
-
-    @property
-    def vocab_size(self) -> int:
-        """Width of the model's output."""
-        return self.model.config.get_text_config(decoder=True).vocab_size
-
-    @property
-    def holds(self) -> frozenset[Need]:
-        """Everything, the dense model's part where there is one."""
-        return frozenset(Need) - ({Need.BASELINE} if self.baseline is None else set())
 
     @property
     def num_batches(self) -> int:
@@ -95,7 +92,7 @@ class Running(Source):
         }
 
     @torch.no_grad()
-    def steps(self, needs: frozenset[Need], done: int = 0) -> Iterator[Iterable[LayerBatch | LogitBatch]]:
+    def steps(self, needs: frozenset[Need], done: int = 0) -> Generator[Iterable[LayerBatch | LogitBatch]]:
         """A step per batch, or per layer where layers are read one at a time (earlier layers then run again).
 
         Raises:
@@ -142,8 +139,9 @@ class Pass:
                 stack.enter_context(stepping(runner.layers, self))
             if self.dense is not None:
                 stack.enter_context(self.tap.watching(self.dense.module, layers))
-            edits = [edit for edit in model.interventions if edit.layer is not None]
-            watched = {*layers, *(edit.layer for edit in edits if edit.layer < self.stop), *self.preceding()}
+            edits = acting(model)
+            changed = (layer for edit in edits for layer in edit.layers() if layer < self.stop)
+            watched = {*layers, *changed, *self.preceding()}
             sites = find_sites(self.runner.module, sorted(watched)).values()
             stack.enter_context(capture(sites, hand_over, self, model.config, edits, lambda: self.batch.places()))
             yield
@@ -198,7 +196,7 @@ class Pass:
             yield LogitBatch(batch.tokens(), logits[batch.attention_mask().flatten().bool().to(logits.device)])
 
     def _spill(self, runner: Runner) -> Spill | None:
-        width = self.source.model.hidden_size * runner.decoder.dtype.itemsize
+        width = self.source.model.hidden_size * runner.module.dtype.itemsize
         places = sum(rows * length for rows, length in (batch.shape for batch in self.source.batches))
         return Spill() if places * width > SPILL_BYTES else None
 
@@ -213,10 +211,15 @@ class Pass:
         return layer_batch(event, tokens, keep, **beside)
 
 
+def acting(model: MoEModel) -> list[Intervention]:
+    """The model's interventions that act in its layers."""
+    return [edit for edit in model.interventions if isinstance(edit, Intervention) and edit.layers()]
+
+
 def layer_batch(event: Event, tokens: Tokens, keep: torch.Tensor, **beside: torch.Tensor) -> LayerBatch:
     """What was seen of the tokens to keep, (places,) bool; padding never reaches an analysis."""
     rows = slice(None) if bool(keep.all()) else keep.repeat_interleave(event.site.layer.subtokens)
-    return LayerBatch(
+    batch = LayerBatch(
         layer=event.site.layer,
         tokens=tokens,
         top_k_index=event.top_k_index[rows],
@@ -230,8 +233,8 @@ def layer_batch(event: Event, tokens: Tokens, keep: torch.Tensor, **beside: torc
         shared_output=None if event.shared_output is None else event.shared_output[keep],
         score_kind=event.score_kind,
         experts=event.site,
-        **beside,
     )
+    return batch.having(**beside)
 
 
 @contextmanager

@@ -67,12 +67,12 @@ class Site:
         handle = activation.register_forward_hook(keep)
         usual = getattr(config, "_experts_implementation", None)
         try:
-            if usual is not None:
+            if config is not None and usual is not None:
                 config._experts_implementation = "eager"  # other kernels may reorder rows
             outputs = self.all_outputs(rows)
         finally:
             handle.remove()
-            if usual is not None:
+            if config is not None and usual is not None:
                 config._experts_implementation = usual
         return outputs, torch.stack(seen)
 

@@ -13,11 +13,23 @@ from accelerate.utils import set_module_tensor_to_device
 from torch import nn
 from transformers import PreTrainedModel
 
-from moe_probe.errors import MissingWeight
+from moe_probe.errors import MissingWeight, NotFitting
 from moe_probe.families.conversion import Converted
-from moe_probe.families.modules import EXACT_ON_CPU, model_class, on_cpu
+from moe_probe.families.modules import EXACT_ON_CPU, Device, model_class, on_cpu
+from moe_probe.families.places import SPREAD
 from moe_probe.forward.sites import decoder_layers
 from moe_probe.model import MoEModel
+
+
+def one_device(device: Device) -> torch.device:
+    """Where streamed layers go.
+
+    Raises:
+        NotFitting: the model is spread over several places.
+    """
+    if isinstance(device, dict) or device in SPREAD:
+        raise NotFitting(f"Layerwise execution runs on one device, not {device!r}; pass device='cpu' or 'cuda'.")
+    return torch.device(device or "cpu")
 
 
 class StreamedModule:
@@ -34,7 +46,7 @@ class StreamedModule:
 
     def __init__(self, model: MoEModel, head: bool = False):
         self.name = model.name
-        self.device, self.dtype = torch.device(model.device or "cpu"), model.dtype
+        self.device, self.dtype = one_device(model.device), model.dtype
         self.module = empty_module(model)
         self.decoder, self.layers = decoder_layers(self.module)
         self.tensors = Converted(self.module, model.published)
@@ -46,7 +58,7 @@ class StreamedModule:
         self._place(self._read(outer))
         self.module.tie_weights()
         if self.device.type != "cpu":
-            self.module.to(self.device)
+            nn.Module.to(self.module, self.device)
         self._require_written(self.module if head else self.decoder, besides=tuple(self.prefixes))
 
     def _require_written(self, part: nn.Module, besides: tuple[str, ...] = ()) -> None:
@@ -89,7 +101,8 @@ class StreamedModule:
             for index in range(stop):
                 self._place(ahead.result())
                 self._require_written(self.layers[index])
-                ahead = pool.submit(self._read, names[index + 1]) if index + 1 < stop else None
+                if index + 1 < stop:
+                    ahead = pool.submit(self._read, names[index + 1])
                 yield index
                 self._drop(names[index])
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Generator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
@@ -16,7 +16,7 @@ from moe_probe.errors import CannotWatch, NotFitting
 from moe_probe.families import Layer
 from moe_probe.forward.capture import Event, capture
 from moe_probe.forward.execution import Runner, borrowed
-from moe_probe.forward.running import layer_batch
+from moe_probe.forward.running import acting, layer_batch
 from moe_probe.forward.sites import find_sites
 from moe_probe.forward.steps import Forward, hand_over
 from moe_probe.model import MoEModel
@@ -56,8 +56,13 @@ class Writing(Source):
     options: Mapping[str, Any]
     written: dict[int, list[int]] = field(default_factory=dict)
 
+    corpus: Corpus = field(init=False)
+
     kind = "generation"
     holds = frozenset(Need) - {Need.BASELINE, Need.LOGITS}
+
+    def __post_init__(self) -> None:
+        self.corpus = self.prompts
 
     @property
     def name(self) -> str:
@@ -79,27 +84,25 @@ class Writing(Source):
         """One per prompt and layer."""
         return len(self.prompts.documents) * len(self.layers)
 
-    @property
-    def corpus(self) -> Corpus:
-        """The prompts with what was written; before the first step, the prompts."""
-        if not self.written:
-            return self.prompts
+    def _read_written(self) -> None:
+        """The corpus becomes the prompts with what was written."""
         strings, special = token_strings({token for ids in self.written.values() for token in ids}, self.model)
         documents = [
             of_ids(prompt.number, self.written[prompt.number], prompt.label, strings, special)
             for prompt in self.prompts.documents
             if prompt.number in self.written
         ]
-        return Corpus(tuple(documents), strings, special)
+        self.corpus = Corpus(tuple(documents), strings, special)
 
     def split(self, parts: int) -> list[Writing]:
         """The same model on parts of the prompts."""
         return [replace(self, prompts=part, written={}) for part in self.prompts.split(parts)]
 
-    def absorb(self, parts: Sequence[Writing]) -> None:
+    def absorb(self, parts: Sequence[Any]) -> None:
         """Take in what the parts have written."""
         for part in parts:
             self.written |= part.written
+        self._read_written()
 
     def state(self) -> dict[str, np.ndarray]:
         """What was written."""
@@ -118,7 +121,7 @@ class Writing(Source):
         return {**super().identity(), "options": given}
 
     @torch.no_grad()
-    def steps(self, needs: frozenset[Need], done: int = 0) -> Iterator[list[LayerBatch]]:
+    def steps(self, needs: frozenset[Need], done: int = 0) -> Generator[list[LayerBatch]]:
         """A step per prompt.
 
         Raises:
@@ -127,16 +130,17 @@ class Writing(Source):
         """
         module, model = self.model.module, self.model
         check_generation(module.generation_config, self.options)
-        edits = [edit for edit in model.interventions if edit.layer is not None]
+        edits = acting(model)
         preceding = (before for before, layer in pairwise(model.moe_layers) if layer in self.layers)
-        watched = {*self.layers, *(edit.layer for edit in edits), *preceding}
+        watched = {*self.layers, *(layer for edit in edits for layer in edit.layers()), *preceding}
         sites = find_sites(module, sorted(watched))
         for prompt in self.prompts.documents[done:]:
             with borrowed(module), capture(sites.values(), hand_over, self, model.config, edits):
                 yield self._continue(prompt, watched)
+        self._read_written()
 
     def _continue(self, prompt: Document, watched: Collection[int]) -> list[LayerBatch]:
-        module = self.model.module
+        module: Any = self.model.module
         ids = torch.tensor([prompt.ids], device=Runner(self.model, layerwise=False).device)
         options = {"do_sample": False, **self.options}
         forward: Forward[Event] = Forward(
@@ -168,7 +172,10 @@ class Writing(Source):
         values = [part.tensors() for part in parts]
         joined = {name: torch.cat([each[name] for each in values]) for name in values[0] if name in PER_ROW + PER_TOKEN}
         kinds = " and ".join(dict.fromkeys(part.score_kind for part in parts))
-        return LayerBatch(layer=layer, tokens=tokens, score_kind=kinds, experts=events[0].site, **joined)
+        batch = LayerBatch(
+            layer=layer, tokens=tokens, top_k_index=joined["top_k_index"], score_kind=kinds, experts=events[0].site
+        )
+        return batch.having(**joined)
 
 
 def every_place(event: Event) -> torch.Tensor:

@@ -22,7 +22,6 @@ class Config(Intervention):
     """
 
     def __init__(self, **fields: Any):
-        self.layer = None
         self.config: Mapping[str, Any] = fields
 
     def __repr__(self) -> str:

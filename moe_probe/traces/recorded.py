@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Self
@@ -71,7 +71,7 @@ class Recorded(Source):
         """The same trace, with parts of its documents."""
         return [replace(self, corpus=part) for part in self.corpus.split(parts)]
 
-    def steps(self, needs: frozenset[Need], done: int = 0) -> Iterator[Iterator[LayerBatch]]:
+    def steps(self, needs: frozenset[Need], done: int = 0) -> Generator[Iterator[LayerBatch]]:
         """A step per file."""
         before = LayerBefore()
         for number in range(len(self.trace.files)):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from functools import cached_property
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -24,8 +25,8 @@ TORCH_DTYPES = {**_TYPES, "F8_E8M0": torch.float8_e8m0fnu}  # the scales of newe
 class SafetensorsFile:
     """One file; opened on first use, and again after being sent to another process."""
 
-    SINGLE = "model.safetensors"
-    INDEX = "model.safetensors.index.json"
+    SINGLE: ClassVar[str] = "model.safetensors"
+    INDEX: ClassVar[str] = "model.safetensors.index.json"
 
     def __init__(self, path: Path):
         self.path = path

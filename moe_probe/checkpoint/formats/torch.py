@@ -13,7 +13,7 @@ import tarfile
 import zipfile
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -33,8 +33,8 @@ UNPICKLING_ERRORS = (
 class TorchFile:
     """One file; opened on first use, and again after being sent to another process."""
 
-    SINGLE = "pytorch_model.bin"
-    INDEX = "pytorch_model.bin.index.json"
+    SINGLE: ClassVar[str] = "pytorch_model.bin"
+    INDEX: ClassVar[str] = "pytorch_model.bin.index.json"
 
     def __init__(self, path: Path):
         self.path = path

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Unpack
 
 import xarray as xr
@@ -11,7 +11,7 @@ from moe_probe.comparisons.side_by_side import Opened, compared_attrs, observe_e
 from moe_probe.dynamic.analyses.router_scores import RouterScores
 from moe_probe.errors import NotComparable, NotFitting
 from moe_probe.intervene.config import Config
-from moe_probe.model import MoEModel, Openable, load
+from moe_probe.model import Openable, load
 from moe_probe.options import RunOptions
 from moe_probe.texts.reading import Texts
 
@@ -21,7 +21,7 @@ RESIDUALS = ["with", "without (intervention)"]
 
 
 def gating_residual(
-    model: Openable | Sequence[Openable] | Mapping[str, Openable],
+    model: Openable | list[Openable] | Mapping[str, Openable],
     texts: Texts,
     *,
     bins: int = 100,
@@ -64,10 +64,8 @@ def gating_residual(
     return joined.assign_attrs({**found[0].attrs, **about})
 
 
-def _single(model: Openable | Sequence[Openable] | Mapping[str, Openable]) -> Openable:
-    if isinstance(model, Mapping | list | tuple):
-        several = list(model.values() if isinstance(model, Mapping) else model)
-        if len(several) != 1 or (not isinstance(several[0], MoEModel | str) and several[0] is None):
-            raise NotComparable(f"gating_residual takes one model; there are {len(several)}.")
-        return several[0]
-    return model
+def _single(model: Openable | list[Openable] | Mapping[str, Openable]) -> Openable:
+    several = list(model.values()) if isinstance(model, Mapping) else model if isinstance(model, list) else [model]
+    if len(several) != 1:
+        raise NotComparable(f"gating_residual takes one model; there are {len(several)}.")
+    return several[0]

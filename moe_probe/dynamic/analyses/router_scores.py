@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -81,22 +81,16 @@ class RouterScores(Analysis):
     def variables(self, source: Source) -> Mapping[str, xr.DataArray]:
         sums = [self.counts.array, self.total.array, self.squares.array, self.rows.array]
         least, most = self.least.array, self.most.array
-        pooled = moments(*(each.sum("layer") for each in sums), least.min("layer"), most.max("layer"))
-        found = moments(*sums, least, most) | {f"pooled_{name}": value for name, value in pooled.items()}
+        pooled = moments([each.sum("layer") for each in sums], least.min("layer"), most.max("layer"))
+        found = moments(sums, least, most) | {f"pooled_{name}": value for name, value in pooled.items()}
         edges = np.linspace(*self.limits, self.bins + 1)[:-1]
         coords = {"which": ORDINALS, "bin": edges}
         return {n: v.assign_coords({k: c for k, c in coords.items() if k in v.dims}) for n, v in found.items()}
 
 
-def moments(
-    counts: xr.DataArray,
-    total: xr.DataArray,
-    squares: xr.DataArray,
-    rows: xr.DataArray,
-    least: xr.DataArray,
-    most: xr.DataArray,
-) -> dict[str, xr.DataArray]:
-    """What is said of sums, of a layer or of all."""
+def moments(sums: Sequence[xr.DataArray], least: xr.DataArray, most: xr.DataArray) -> dict[str, xr.DataArray]:
+    """What is said of counts, sums, squares and rows, of a layer or of all."""
+    counts, total, squares, rows = sums
     mean = total / rows
     return {
         "histogram": counts,

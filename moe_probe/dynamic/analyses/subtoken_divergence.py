@@ -176,7 +176,7 @@ class SubtokenDivergence(Analysis):
 
         whole = {name: value.sum(0) for name, value in sums.items()}
         mean, differences = means(whole), difference(whole)
-        found: dict[str, tuple[tuple[str, ...], np.ndarray]] = {
+        found: dict[str, tuple[tuple[str, ...], Any]] = {
             "group_mean": (("group",), mean.mean(1)),
             "layer_mean": (("layer", "group"), mean.T),
             "tokens": (("group",), groups.sum(1)),

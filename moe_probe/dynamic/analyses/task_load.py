@@ -174,11 +174,11 @@ def _with_accuracy(zero: np.ndarray, accuracy: list[float]) -> dict[str, tuple[t
         raise NotFitting(
             f"Accuracies of {len(accuracy)} tasks say nothing of a correlation; pass at least three tasks."
         )
-    pooled = spearmanr(zero.mean(0), accuracy)
-    by_layer = [spearmanr(one, accuracy).statistic for one in zero]
+    statistic, p_value = spearmanr(zero.mean(0), accuracy)
+    by_layer = [spearmanr(one, accuracy)[0] for one in zero]
     return {
-        "zero_accuracy": ((), pooled.statistic),
-        "zero_accuracy_p": ((), pooled.pvalue),
+        "zero_accuracy": ((), statistic),
+        "zero_accuracy_p": ((), p_value),
         "layer_zero_accuracy": (("layer",), np.asarray(by_layer)),
     }
 

@@ -241,9 +241,9 @@ class IdCounts:
         return total
 
 
-def _place_share(total: dict[str, np.ndarray]) -> np.ndarray:
+def _place_share(total: Mapping[str, np.ndarray]) -> np.ndarray:
     return total["place"] / total["place"].sum(-1, keepdims=True)
 
 
-def _repetition(total: dict[str, np.ndarray]) -> np.ndarray:
+def _repetition(total: Mapping[str, np.ndarray]) -> np.ndarray:
     return total["repeated"][..., :2] / total["repeated"][..., 2:]

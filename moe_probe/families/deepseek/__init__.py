@@ -12,5 +12,5 @@ from moe_probe.families.registered import Registered
 FAMILY = Registered(
     name="deepseek",
     model_class=DeepseekForCausalLM,
-    conversion=get_checkpoint_conversion_mapping("deepseek_v2"),  # the same keys below `mlp.experts`
+    conversion=get_checkpoint_conversion_mapping("deepseek_v2") or [],  # the same keys below `mlp.experts`
 )

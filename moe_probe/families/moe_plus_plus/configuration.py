@@ -94,7 +94,7 @@ class MoePlusPlusConfig(PreTrainedConfig):
             theta = kwargs.get("rope_theta", self.default_theta) * scaling["factor"]
             kwargs |= {"rope_theta": theta, "rope_scaling": None}
         super().__post_init__(**kwargs)
-        rope_type = self.rope_parameters["rope_type"]
+        rope_type = (self.rope_parameters or {})["rope_type"]
         if rope_type not in ("default", "linear", "dynamic"):
             raise ValueError(f"the rope type is {rope_type!r}; MoE++ knows linear, dynamic and ntk")
 

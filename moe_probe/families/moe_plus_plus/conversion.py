@@ -27,7 +27,7 @@ class UnstackConstants(ConversionOps):
     """Gives each constant expert its published key, with its number in router order."""
 
     @torch.no_grad
-    def convert(
+    def convert(  # pyright: ignore[reportIncompatibleMethodOverride] - transformers passes these by name
         self,
         input_dict: dict[str, list[torch.Tensor]],
         full_layer_name: str,
