@@ -201,7 +201,10 @@ def test_compare_makes_what_can_be_made_and_says_what_cannot(tmp_path):
     assert done.returncode == 2
     for arguments, sentence in (
         (["--analysis", "magic"], "no comparison 'magic'"),
-        (["--option", "routing_drift.width=1"], "routing_drift takes no 'width'; it takes bins, bootstrap, chance"),
+        (
+            ["--option", "routing_drift.width=1"],
+            "no option of routing_drift 'width'; there are bins, bootstrap, chance",
+        ),
     ):
         done = run("compare", *others, *arguments)
         assert done.returncode == 2
@@ -212,7 +215,7 @@ def test_compare_makes_what_can_be_made_and_says_what_cannot(tmp_path):
     ("option", "sentence"),
     [
         ("factors=1", "is no option; write it like"),
-        ("expert_capacity.factor=1", "expert_capacity takes no 'factor'; it takes factors"),
+        ("expert_capacity.factor=1", "no option of expert_capacity 'factor'; did you mean 'factors'?"),
         ("nonesuch.x=1", "no analysis 'nonesuch'"),
     ],
 )

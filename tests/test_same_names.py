@@ -8,13 +8,17 @@ import typer.main
 from moe_probe import dynamic, explorer, figures, load, static
 from moe_probe.cli import app
 from moe_probe.convert import convert
+from moe_probe.dynamic.sources import WRITING_OPTIONS
+from moe_probe.explorer import building
+from moe_probe.figures import making
+from moe_probe.options import DEFAULTS
 
 COMMANDS = typer.main.get_command(app).commands
 ANALYSES = [getattr(static, name) for name in ("similarity", "gate_similarity", "gate_regression", "pca")]
 # what each command stands for: its function, then others whose arguments it takes too
 FUNCTIONS = {
     "static": [*ANALYSES, static.router_spectrum],
-    "dynamic": [dynamic.run, dynamic.OutputSimilarity],
+    "dynamic": [dynamic.run],
     "generate": [dynamic.generate],
     "compare": [dynamic.run],
     "reproduce": [figures.reproduce],
@@ -22,9 +26,29 @@ FUNCTIONS = {
     "convert": [convert],
 }
 # positional in Python, or given another way on the command line: --model, --option, a path to save to
-OTHERWISE = {"source", "destination", "model", "models", "paper", "texts", "analyses", "analysis", "options", "level"}
-BY_OPTION = {"n_components", "standardize", "projections", "outliers", "experts"}  # --option pca.outliers=[0.5,3]
-NOT_FOR_COMPARE = {"baseline", "labels", "checkpoint_dir"}  # nothing that is compared looks at them
+OTHERWISE = {
+    "source",
+    "destination",
+    "model",
+    "models",
+    "paper",
+    "texts",
+    "prompts",
+    "analyses",
+    "analysis",
+    "options",
+    "level",
+}
+BY_OPTION = {
+    "n_components",
+    "standardize",
+    "projections",
+    "outliers",
+    "experts",
+    "metric",
+    "shared",
+}  # --option pca.outliers=[0.5,3]
+NOT_FOR_COMPARE = {"baseline"}  # nothing that is compared looks at it
 LOADING = {"config", "source"}
 
 
@@ -38,6 +62,23 @@ def arguments(function):
 
 def options(command):
     return {parameter.name: parameter for parameter in COMMANDS[command].params}
+
+
+@pytest.mark.parametrize(
+    ("command", "names"),
+    [
+        ("dynamic", DEFAULTS),
+        ("compare", set(DEFAULTS) - NOT_FOR_COMPARE),
+        ("reproduce", making.TAKES),
+        ("explore", building.TAKES),
+        ("generate", WRITING_OPTIONS),
+    ],
+)
+def test_options_of_a_run_are_options_of_its_command_with_the_same_defaults(command, names):
+    given = options(command)
+    for name in names:
+        assert given[name].default == DEFAULTS[name]
+        assert f"--{name.replace('_', '-')}" in given[name].opts
 
 
 @pytest.mark.parametrize("command", FUNCTIONS)

@@ -51,7 +51,7 @@ def chosen(source: Source, names: list[str] | None, options: Mapping[str, Mappin
     """The analyses that are asked for; else those that run unasked, as far as the source has what it takes."""
     if names:
         return make_analyses(names, options)
-    unasked = [name for name, each in dynamic.names().items() if each.unasked or name in options.get("asked", ())]
+    unasked = [name for name, each in dynamic.names().items() if each.unasked]
     return applicable(source, make_analyses(unasked, options))
 
 

@@ -32,7 +32,8 @@ class Choices(Analysis):
     """The chosen experts of every token (tokens, subtokens, k), int16, and by how much they were chosen.
 
     `first` (tokens, subtokens) is the one with the largest selection score; `margin` (tokens, subtokens), float32: the
-    smallest selection score of a chosen expert minus the largest of the others; nan where all are chosen.
+    smallest selection score of a chosen expert minus the largest of the others; infinite where all others are in
+    excluded groups, nan where all are chosen.
     """
 
     name = "choices"
@@ -49,7 +50,7 @@ class Choices(Analysis):
         outer = batch.selection.masked_fill(chosen, -np.inf).amax(1)
         self.index.add(batch, batch.top_k_index)
         self.first.add(batch, batch.first_choice)
-        self.margin.add(batch, (inner - outer).where(outer.isfinite(), np.nan))
+        self.margin.add(batch, (inner - outer).where(~chosen.all(1), np.nan))
 
     def variables(self, source: Source) -> Mapping[str, xr.DataArray]:
         return {"index": self.index.array, "first": self.first.array, "margin": self.margin.array}

@@ -61,7 +61,7 @@ class Analysis(ABC):
     name: ClassVar[str]
     title: ClassVar[str] = ""
     needs: ClassVar[frozenset[Need]] = frozenset({Need.CHOICES})
-    unasked: ClassVar[bool] = True
+    unasked: ClassVar[bool] = False
     legend: ClassVar[Legend] = {}
     kept: ClassVar[dict[str, dict]]  # of an instance: by state, layer and key
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Literal, cast, get_args
+from typing import cast, get_args
 from weakref import WeakKeyDictionary
 
 import psutil
@@ -18,9 +18,9 @@ from moe_probe.forward.spill import Spill
 from moe_probe.forward.steps import Forward
 from moe_probe.forward.streaming import StreamedModule
 from moe_probe.model import MoEModel
+from moe_probe.options import Execution
 from moe_probe.texts.corpus import Batch
 
-Execution = Literal["auto", "resident", "layerwise"]
 RESIDENT_SHARE = 0.8  # of the free memory that a model may take to be loaded whole
 LOCKS: WeakKeyDictionary[nn.Module, threading.RLock] = WeakKeyDictionary()
 LOCKS_LOCK = threading.Lock()

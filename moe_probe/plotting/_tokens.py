@@ -19,9 +19,12 @@ def rows(ds: xr.Dataset) -> xr.Dataset:
         return ds
     parts = ds.sizes["subtoken"]
     stacked = ds.stack(row=("token", "subtoken"), create_index=False).rename(row="token")
-    order = [name for name in ds.dims if name != "subtoken"]
     names = [f"{text}.{part}" for text in ds.string.values for part in range(parts)]
-    return stacked.transpose(*order).assign_coords(string=("token", names))
+    ordered = {
+        name: stacked[name].transpose(*(dim for dim in values.dims if dim != "subtoken"))
+        for name, values in ds.data_vars.items()
+    }
+    return stacked.assign(ordered).assign_coords(string=("token", names))
 
 
 def choose(ds: xr.Dataset, tokens: Sequence[int] | None) -> list[int]:

@@ -268,7 +268,7 @@ def check_fits(corpus: Corpus, model: MoEModel, batch_tokens: int = 4096) -> Non
     Raises:
         NotFitting: the longest documents need more memory than is free.
     """
-    heads = getattr(model.config.get_text_config(decoder=True), "num_attention_heads", None)
+    heads = _heads(model)
     if heads is None or not _is_eager(model):
         return
     batch = max(corpus.batches(batch_tokens), key=lambda batch: batch.shape[0] * batch.shape[1] ** 2)
@@ -281,6 +281,13 @@ def check_fits(corpus: Corpus, model: MoEModel, batch_tokens: int = 4096) -> Non
             f"Document {batch.documents[-1].number} has {places:,} tokens, whose attention needs "
             f"{_scaled(needed)} ({rows} at a time); {_scaled(free)} are free; pass {remedy}."
         )
+
+
+def _heads(model: MoEModel) -> int | None:
+    """Attention heads of a layer, of the one with most where layers differ; None where the configuration has none."""
+    fields = model.config.get_text_config(decoder=True).to_dict()
+    heads = [fields.get("num_attention_heads"), *(fields.get("num_attention_heads_per_layer") or ())]
+    return max((count for count in heads if isinstance(count, int)), default=None)
 
 
 def _scaled(size: int) -> str:

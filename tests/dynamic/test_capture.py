@@ -29,22 +29,22 @@ def assert_all_is_seen_and_nothing_changes(module, tolerance=1e-5):
     sites = find_sites(module)
     seen = {}
 
-    def on_event(event, watch):
-        seen[event.site.layer.index] = event, event.site.all_outputs(event.expert_input), watch.scores
+    def on_event(event):
+        seen[event.site.layer.index] = event, event.site.all_outputs(event.expert_input)
 
     with capture(sites.values(), on_event):
         found = module(ids, use_cache=False).logits
     assert torch.equal(found, expected)
     assert count_hooks(module) == hooks
     assert list(seen) == list(sites)
-    for event, outputs, scores in seen.values():
+    for event, outputs in seen.values():
         layer = event.site.layer
         rows = len(IDS) * layer.subtokens
         assert event.router_logits.shape == (rows, layer.num_experts)
         assert event.top_k_index.shape == event.top_k_weights.shape
         assert outputs.shape == (layer.num_experts, rows, layer.expert_hidden_size)
         assert event.block_output.shape == (len(IDS), layer.hidden_size)
-        assert scores(event.router_logits.float()).shape == event.router_logits.shape
+        assert event.scores.shape == event.selection.shape == event.router_logits.shape
         weights = torch.zeros(rows, layer.num_experts).scatter_add_(1, event.top_k_index, event.top_k_weights.float())
         combined = torch.einsum("ne,enw->nw", weights, outputs)
         scale = float(event.routed_output.abs().max().clamp(min=1))
@@ -98,7 +98,7 @@ def test_hooks_are_gone_after_an_error():
     hooks = count_hooks(module)
 
     class Broken(dynamic.GateChoices):
-        def measure(self, batch):
+        def update(self, batch):
             raise RuntimeError("broken")
 
     with pytest.raises(RuntimeError, match="broken"):

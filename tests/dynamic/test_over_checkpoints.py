@@ -120,7 +120,7 @@ def test_what_cannot_be_compared_is_said():
         dynamic.router_saturation(["ckpt/tiny-mixtral"], TEXTS)
     with pytest.raises(InputError, match="Two checkpoints have one name"):
         dynamic.router_saturation(["ckpt/tiny-mixtral", "ckpt/tiny-mixtral"], TEXTS)
-    with pytest.raises(InputError, match="needs texts to run on"):
+    with pytest.raises(InputError, match="is a model, not a routing trace; pass texts"):
         dynamic.expert_activation(["ckpt/tiny-mixtral", "ckpt/tiny-x-moe"])
     with pytest.raises(InputError, match="differ in their MoE layers or in their experts"):
         dynamic.routing_drift("ckpt/tiny-mixtral", "ckpt/tiny-moe-plus-plus", [[5, 6, 7]], progress=False)

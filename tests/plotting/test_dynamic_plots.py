@@ -9,7 +9,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from small_batches import ByHand, corpus_of, layer_of, random_routing
 
 import moe_probe
-from moe_probe import dynamic, plotting
+from moe_probe import comparisons, dynamic, plotting
 from moe_probe.errors import InputError
 from moe_probe.plotting._tokens import rows
 
@@ -29,12 +29,15 @@ def results(request, tmp_path_factory):
     analyses = [cls() for cls in PLAIN] + [dynamic.IntermediateStates(), dynamic.ActiveNeurons()]
     analyses.append(dynamic.SubtokenDivergence(words=["file", "block"]))
     if request.param == "tiny-moe-plus-plus":
-        analyses += [dynamic.Complexity(), dynamic.GatingResidual(), dynamic.FFNExpertsPerToken(1, "textblob")]
+        analyses += [dynamic.Complexity(), dynamic.FFNExpertsPerToken(1, "textblob")]
     analyses.append(dynamic.RoutingTrace(tmp_path_factory.mktemp("trace") / "trace"))
     model = moe_probe.load(f"ckpt/{request.param}")
     found = dynamic.run(model, TEXTS, analyses, labels=["code", "prose", "prose"], layers=[3], progress=False)
     tokens = dynamic.output_similarity(model, TEXTS, per_token=True, layers=[3], progress=False)
-    return [*found.values(), tokens]
+    residual = (
+        [comparisons.gating_residual(model, TEXTS, layers=[3], progress=False)] if "plus" in request.param else []
+    )
+    return [*found.values(), tokens, *residual]
 
 
 def assert_all_text_is_inside(stem, figure):

@@ -253,7 +253,7 @@ def test_what_top_k_ranked_and_the_function_of_the_scores_are_kept(tmp_path):
 def test_what_another_engine_did_not_record_is_none(tmp_path):
     layer, corpus = layer_of(5, 2), corpus_of([[1, 2, 3]])
     (batch,) = random_routing(layer, corpus, seed=0)
-    bare = changed(batch, router_logits=None, scores=None, top_k_weights=None)
+    bare = changed(batch, router_logits=None, scores=None, selection=None, top_k_weights=None)
     (found,) = record(tmp_path, [bare], corpus, layer).batches()
     assert set(found.tensors()) == {"top_k_index"}
     assert torch.equal(found.top_k_index, batch.top_k_index)

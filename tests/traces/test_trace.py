@@ -154,7 +154,7 @@ def test_what_is_no_trace_is_refused(tmp_path):
         dynamic.read_trace(tmp_path)
     assert not dynamic.is_trace(tmp_path)
     run(tmp_path / "trace")
-    with pytest.raises(InputError, match="output_norms needs outputs, which checkpoint does not hold here"):
+    with pytest.raises(InputError, match="output_norms needs outputs, which a trace does not hold"):
         dynamic.from_trace(tmp_path / "trace", [dynamic.OutputNorms()])
     with pytest.raises(NoSuchName, match="did you mean 'expert'"):
         dynamic.read_trace(tmp_path / "trace").to_dataframe(["exprt"])
