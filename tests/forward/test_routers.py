@@ -1,4 +1,4 @@
-"""Affinity, selection score and applied weight are three things, told apart in every router; what is assumed is said."""
+"""Affinity, selection score and applied weight are told apart in every router; what is assumed is said."""
 
 import copy
 
