@@ -32,7 +32,7 @@ MODULES = {
     "dynamic.over_checkpoints": "comparisons",
     "dynamic.pictures": "texts.pictures",
     "dynamic.resume": "dynamic.saved_states",
-    "dynamic.run": "dynamic.driver",
+    "dynamic.run": "dynamic.functions",
     "dynamic.scores": "forward.affinity",
     "dynamic.sites": "forward.sites",
     "dynamic.spill": "forward.spill",
