@@ -11,12 +11,12 @@ from typing import Any, Unpack
 import xarray as xr
 
 from moe_probe.dynamic.analysis import Analysis
-from moe_probe.dynamic.asking import Asked, create, make_analyses
+from moe_probe.dynamic.asking import Asked, make_analyses
 from moe_probe.dynamic.driver import results
 from moe_probe.dynamic.sources import open_source, open_writing, writing_options
 from moe_probe.errors import NoSuchName
 from moe_probe.model import Openable
-from moe_probe.options import DEFAULTS, ObserveOptions, RunOptions, completed, signature_of
+from moe_probe.options import DEFAULTS, ObserveOptions, RunOptions, completed, construct, signature_of
 from moe_probe.texts.reading import Texts
 from moe_probe.traces.reading import Trace
 
@@ -132,7 +132,7 @@ def function_of(analysis: type[Analysis]) -> Callable[..., xr.Dataset]:
         if "baseline" in own:
             chosen["baseline"] = options.get("baseline") is not None
         rest = {name: value for name, value in options.items() if name not in own or name == "baseline"}
-        return run(source, texts, create(analysis, chosen), **rest)[analysis.name]
+        return run(source, texts, construct(analysis.name, analysis, chosen), **rest)[analysis.name]
 
     function.__name__ = function.__qualname__ = analysis.name
     function.__module__ = analysis.__module__
