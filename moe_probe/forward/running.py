@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from moe_probe.errors import CannotWatch
 from moe_probe.families import Layer
 from moe_probe.forward.capture import Event, capture
 from moe_probe.forward.dense import DenseFFN
@@ -22,6 +23,7 @@ from moe_probe.model import MoEModel
 from moe_probe.routing import LayerBatch, LayerBefore, LogitBatch, Need
 from moe_probe.texts.corpus import Batch, Corpus, Tokens
 
+SAME_DIRECTION = 0.99  # cosine of a gate embedding with itself in another dtype
 SPILL_BYTES = 1 << 30  # hidden states of a whole corpus beyond this wait on disk
 
 
@@ -179,6 +181,8 @@ class Pass:
         return Spill() if places * width > SPILL_BYTES else None
 
     def _layer_batch(self, event: Event) -> LayerBatch:
+        if event.gate is not None:
+            check_gate(self.source.model, event.site.layer.index, event.gate)
         keep = self.batch.attention_mask().flatten().bool().to(event.expert_input.device)
         tokens = self.seen.setdefault(id(self.batch), self.batch.tokens())
         beside = {}
@@ -187,6 +191,26 @@ class Pass:
             if self.tap.activation is not None:
                 beside["baseline_activation"] = self.tap.activation[keep]
         return layer_batch(event, tokens, keep, **beside)
+
+
+def check_gate(model: MoEModel, layer: int, gate: torch.Tensor) -> None:
+    """Refuse a router that computes with other gate embeddings than `model.router_weight` tells of.
+
+    Embeddings are compared by their directions: some routers normalize them.
+
+    Raises:
+        CannotWatch: they differ.
+    """
+    told = model.router_weight(layer).to(gate.device)
+    if told.shape != gate.shape or gate.is_meta:
+        return
+    cosine = torch.nn.functional.cosine_similarity(told.float(), gate.float(), dim=1)
+    if not bool((cosine.abs() > SAME_DIRECTION).logical_or(gate.float().norm(dim=1) == 0).all()):
+        raise CannotWatch(
+            f"Layer {layer}: the router computes with other gate embeddings than the model's router_weight (cosines "
+            f"down to {float(cosine.min()):.2f}), so weights and routing would tell of two models; load the model as "
+            "it runs."
+        )
 
 
 def layer_batch(event: Event, tokens: Tokens, keep: torch.Tensor, **beside: torch.Tensor) -> LayerBatch:
