@@ -3,12 +3,21 @@
 from importlib import import_module
 from types import ModuleType
 
-from moe_probe import dynamic, static
+from moe_probe import dynamic, moved, static
 from moe_probe.model import MoEModel, load
 
 __version__ = "0.1.0"
-__all__ = ["MoEModel", "dynamic", "explorer", "figures", "load", "plotting", "static"]
-ON_FIRST_USE = ("explorer", "figures", "plotting")  # scripts that only compute do without matplotlib and Bokeh
+__all__ = ["MoEModel", "comparisons", "dynamic", "explorer", "figures", "intervene", "load", "plotting", "static"]
+moved.install()
+ON_FIRST_USE = (
+    "comparisons",
+    "explorer",
+    "figures",
+    "intervene",
+    "plotting",
+)  # scripts that only compute do without matplotlib and Bokeh
+
+moved.install()
 
 
 def __getattr__(name: str) -> ModuleType:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final, Literal, TypedDict, get_args
+from typing import Any, Final, Literal, TypedDict, TypeVar, get_args
 
 from moe_probe.errors import NoSuchName, OutOfRange, WrongType
 
+Made = TypeVar("Made")
 Execution = Literal["auto", "resident", "layerwise"]
 
 
@@ -167,6 +168,22 @@ def check_number(name: str, value: Any, least: float, most: float | None = None,
     if not value >= least or (most is not None and value > most):
         span = f"at least {least}" if most is None else f"from {least} to {most}"
         raise OutOfRange(f"{name} is {value}; pass a number {span}.")
+
+
+def construct(name: str, kind: Callable[..., Made], given: Mapping[str, Any]) -> Made:
+    """What `kind` makes of arguments given by name.
+
+    Raises:
+        NoSuchName: it takes no such argument.
+        WrongType: it needs one that is not given.
+    """
+    parameters = inspect.signature(kind).parameters
+    if not any(each.kind is each.VAR_KEYWORD for each in parameters.values()):
+        check_arguments(name, kind, given)
+        lacking = [key for key, each in parameters.items() if each.default is each.empty and key not in given]
+        if lacking:
+            raise WrongType(f"{name} needs {' and '.join(lacking)}; pass {', '.join(f'{key}=' for key in lacking)}.")
+    return kind(**given)
 
 
 def check_arguments(name: str, function: Callable[..., Any], given: Iterable[str], besides: Iterable[str] = ()) -> None:

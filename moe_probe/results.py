@@ -196,8 +196,3 @@ def _of_values(variable: xr.Variable) -> str:
 def _of_attrs(attrs: Mapping[Any, Any]) -> str:
     said = {str(key): np.atleast_1d(value).tolist() for key, value in attrs.items()}
     return json.dumps(said, sort_keys=True, default=str)
-
-
-def with_attrs(variables: Mapping[str, Any], coords: Mapping[str, Any], attrs: Mapping[str, Any]) -> xr.Dataset:
-    """A Dataset of `variables` (name to (dims, values)); labels become strings that netCDF keeps."""
-    return xr.Dataset(dict(variables), coords=dict(coords), attrs=dict(attrs))

@@ -287,6 +287,15 @@ def test_labels_that_are_paths_stay_inside():
         assert (os.path.dirname(safe_name(label)), safe_name(label) in (".", "..", "")) == ("", False)
 
 
+@pytest.fixture
+def no_handler():
+    """Other packages in this process may have installed a handler of their own."""
+    before = signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
+@pytest.mark.usefixtures("no_handler")
 def test_sigterm_cleans_up_as_ctrl_c_does(tmp_path):
     ready = FORK.Event()
     process = FORK.Process(target=write_slowly, args=(tmp_path / "out", ready))
@@ -298,6 +307,7 @@ def test_sigterm_cleans_up_as_ctrl_c_does(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.usefixtures("no_handler")
 def test_a_handler_of_somebody_elses_stays():
     before = signal.signal(signal.SIGTERM, lambda *_: None)
     try:

@@ -10,6 +10,7 @@ HANDLE = WEIGHTS | {"model", "facts", "tokenizer", "results"}
 WORDS = HANDLE | {"texts", "routing"}
 ALLOWED = {
     "errors": set(),
+    "moved": set(),
     "shown": {"errors"},
     "files": {"errors", "shown"},
     "checked": {"errors", "files"},
@@ -37,7 +38,7 @@ ALLOWED = {
     "explorer": WORDS | {"traces", "static", "dynamic"},
 }
 ALLOWED["cli"] = set(ALLOWED) | {"cli"}
-ALLOWED["__init__"] = set(ALLOWED)
+ALLOWED["__init__"] = ALLOWED["__main__"] = set(ALLOWED)
 
 
 def imports(source, module):

@@ -10,6 +10,8 @@ import pytest
 from moe_probe.errors import InputError, MachineError, NotFitting, OutOfRange, WrongType
 from moe_probe.parallel import map_items
 
+pytestmark = pytest.mark.xdist_group("workers")  # on one worker: processes are started once
+
 
 def double(item):
     return 2 * item

@@ -10,9 +10,10 @@ from typing import Annotated, Any, Final
 
 import typer
 
+from moe_probe import intervene
 from moe_probe.errors import InputError, NoSuchName, OutOfRange
 from moe_probe.model import MoEModel, load
-from moe_probe.options import DEFAULTS, HELP
+from moe_probe.options import DEFAULTS, HELP, construct
 
 MODEL_HELP: Final[Mapping[str, str]] = {
     "revision": "Branch, tag or commit of a hub id.",
@@ -97,29 +98,11 @@ def open_model(source: str, options: Mapping[str, Any]) -> MoEModel:
     """`load` with the options that say how, under the interventions asked for."""
     model = load(source, **{name: options[name] for name in MODEL_OPTIONS if name in options and name != "under"})
     asked = parse_options(options.get("under"))
-    return model.under(*(make_intervention(name, fields) for name, fields in asked.items())) if asked else model
-
-
-def make_intervention(name: str, fields: Mapping[str, Any]) -> Any:
-    """An intervention by its name.
-
-    Raises:
-        NoSuchName: there is no such intervention, or it has no such field.
-        InputError: it needs another one.
-    """
-    from moe_probe import intervene
-
-    kind = intervene.names()[name]
-    known = inspect.signature(kind).parameters
-    if any(each.kind is each.VAR_KEYWORD for each in known.values()):
-        return kind(**fields)
-    for field in fields:
-        if field not in known:
-            raise NoSuchName.among(f"argument of {name}", field, known)
-    lacking = [field for field, each in known.items() if each.default is each.empty and field not in fields]
-    if lacking:
-        raise InputError(f"{name} needs {', '.join(lacking)}; pass --under {name}.{lacking[0]}=VALUE.")
-    return kind(**fields)
+    return (
+        model.under(*(construct(name, intervene.names()[name], fields) for name, fields in asked.items()))
+        if asked
+        else model
+    )
 
 
 def parse_layers(text: str | None) -> list[int] | None:

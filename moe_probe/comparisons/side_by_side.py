@@ -12,7 +12,7 @@ import xarray as xr
 from moe_probe.dynamic.analysis import Analysis
 from moe_probe.dynamic.driver import observe
 from moe_probe.dynamic.sources import open_source, opened_source
-from moe_probe.errors import NotComparable, NotFitting
+from moe_probe.errors import NotComparable
 from moe_probe.model import MoEModel, Openable
 from moe_probe.options import completed
 from moe_probe.results import provenance
@@ -200,10 +200,3 @@ def routing_attrs(analysis: str, routings: Sequence[Routing], **parameters: Any)
     corpus = routings[0].source.corpus
     sizes = {"documents": len(corpus.documents), "tokens": corpus.num_tokens}
     return {**compared_attrs(analysis, {r.label: r.source for r in routings}, **parameters), **sizes}
-
-
-def require_texts(texts: Texts | None, name: str) -> Texts:
-    """Raises: NotFitting: there are none."""
-    if texts is None:
-        raise NotFitting(f"{name} runs the model, so it needs texts to run on.")
-    return texts

@@ -12,8 +12,7 @@ from typing import Any
 
 from moe_probe.dynamic.analysis import Analysis
 from moe_probe.dynamic.asking import ANALYSES, class_names, names
-from moe_probe.dynamic.driver import from_trace, generate, run
-from moe_probe.dynamic.functions import function_of
+from moe_probe.dynamic.functions import from_trace, function_of, generate, run
 from moe_probe.texts.tokenizing import make_corpus
 from moe_probe.texts.words import word_list
 from moe_probe.traces.reading import Trace, is_trace, read_trace

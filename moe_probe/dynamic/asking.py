@@ -9,7 +9,8 @@ from types import ModuleType
 from typing import Any
 
 from moe_probe.dynamic.analysis import Analysis
-from moe_probe.errors import NoSuchName, WrongType
+from moe_probe.errors import WrongType
+from moe_probe.options import construct
 from moe_probe.registry import Registry
 
 One = Analysis | type[Analysis] | str
@@ -65,21 +66,4 @@ def make_analysis(one: One, options: Mapping[str, Mapping[str, Any]]) -> Analysi
     found = ANALYSES[one] if isinstance(one, str) else one
     if not (inspect.isclass(found) and issubclass(found, Analysis)):
         raise WrongType(f"{one!r} is no analysis; pass one of {', '.join(ANALYSES)}.")
-    return create(found, options.get(found.name, {}))
-
-
-def create(analysis: type[Analysis], options: Mapping[str, Any]) -> Analysis:
-    """An instance with these options.
-
-    Raises:
-        NoSuchName: it takes no such option.
-        WrongType: it needs one that is not given.
-    """
-    takes = inspect.signature(analysis).parameters
-    for name in options:
-        if name not in takes:
-            raise NoSuchName.among(f"option of {analysis.name}", name, takes)
-    lacking = [name for name, each in takes.items() if each.default is each.empty and name not in options]
-    if lacking:
-        raise WrongType(f"{analysis.name} needs {' and '.join(lacking)}; pass {', '.join(f'{n}=' for n in lacking)}.")
-    return analysis(**options)
+    return construct(found.name, found, options.get(found.name, {}))

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
 from functools import partial
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,112 +16,15 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from moe_probe.dynamic.analysis import Analysis
-from moe_probe.dynamic.asking import Asked, make_analyses
 from moe_probe.dynamic.saved_states import SavedStates
-from moe_probe.dynamic.sources import open_source, open_writing, writing_options
 from moe_probe.errors import InputError, NotFinite, NotFitting
 from moe_probe.files import owned_folder
-from moe_probe.model import Openable
-from moe_probe.options import ObserveOptions, RunOptions, completed
 from moe_probe.parallel import map_items
 from moe_probe.routing import CHUNKED, PER_EXPERT, LayerBatch, LogitBatch, Need, Source
 from moe_probe.texts.corpus import Tokens
-from moe_probe.texts.reading import Texts
-from moe_probe.traces.reading import Trace
 
 CHUNK_BYTES = 1 << 27  # of all experts' outputs held at once
 MASKABLE = ("router_logits", "selection")  # where -inf says that an expert is masked
-
-
-def run(
-    source: Openable | Trace,
-    texts: Texts | None = None,
-    analyses: Asked = (),
-    **options: Unpack[RunOptions],
-) -> dict[str, xr.Dataset]:
-    """One pass over a corpus, or over a recorded trace, for all analyses.
-
-    Documents are never mixed in attention, padding never reaches an analysis, and the results do not depend on batch
-    size, order of documents, execution or `n_jobs`.
-
-    Args:
-        source: whatever `moe_probe.load` accepts, or a routing trace (its folder, or opened).
-        texts: strings, lists of token ids, a file of texts, a `datasets` dataset, a table; None for a trace.
-        analyses: instances, classes or names, one or several; only what they need is computed.
-        options: see `moe_probe.options.RunOptions`: `layers`, `labels`, `column`, `split`, `max_length`,
-            `add_special_tokens`, `batch_tokens`, `baseline`, `execution`, `checkpoint_dir`, `n_jobs`, `progress`.
-
-    Returns:
-        A Dataset by the analysis's name.
-
-    Raises:
-        InputError: the texts, layers, options or analyses do not fit the source.
-        FamilyError: the model is dense, or its MoE layers cannot be watched.
-        WeightError: weights are missing, or values are not finite.
-
-    Examples:
-        >>> from moe_probe import dynamic
-        >>> results = dynamic.run("ckpt/tiny-mixtral", ["A short text."], [dynamic.GateChoices()])
-        >>> list(results)
-        ['gate_choices']
-    """
-    asked = completed(options)
-    return results(open_source(source, texts, asked), make_analyses(analyses), asked)
-
-
-def generate(
-    model: Openable,
-    prompts: Texts,
-    analyses: Asked,
-    *,
-    max_new_tokens: int | None = None,
-    **options: Any,
-) -> dict[str, xr.Dataset]:
-    """Analyses of a model that continues prompts, one at a time, with the model's own `generate`.
-
-    Every token bears the label `prompt` or `generated`, so that results tell them apart: `GateChoices` and `Record` by
-    the coordinate `label`, `ExpertLoad` by `label_share`. The last generated token is not seen: nothing follows it.
-
-    Args:
-        model: whatever `moe_probe.load` accepts; it is loaded whole.
-        prompts: as `texts` of `run`.
-        analyses: instances, classes or names: any that need neither a dense baseline nor the model's output.
-        max_new_tokens: per prompt; 32 by default, unless `max_length` or `generation_config` says it.
-        options: `layers`, `column`, `split`, `add_special_tokens`, `checkpoint_dir`, `n_jobs` and `progress` as for
-            `run`; all others are those of transformers' `generate`, such as `do_sample`; greedy by default.
-
-    Returns:
-        A Dataset by the analysis's name.
-
-    Raises:
-        InputError: several beams or sequences are asked for, or an analysis that needs what generation does not hold.
-        FamilyError: the model's MoE layers cannot be watched, or it generates without a cache.
-
-    Examples:
-        >>> from moe_probe import dynamic
-        >>> found = dynamic.generate("ckpt/tiny-mixtral", ["def f(x):"], [dynamic.GateChoices()], max_new_tokens=4)
-        >>> found["gate_choices"].label.values.tolist()[-3:]
-        ['generated', 'generated', 'generated']
-    """
-    asked, of_generation = writing_options(options, max_new_tokens)
-    return results(open_writing(model, prompts, asked, of_generation), make_analyses(analyses), asked)
-
-
-def from_trace(trace: Trace | str | Path, analyses: Asked, **options: Unpack[ObserveOptions]) -> dict[str, xr.Dataset]:
-    """What `run` gives, from a recorded routing instead of a model: the same numbers.
-
-    Args:
-        trace: opened, or its folder.
-        analyses: those that need routing alone.
-        options: `layers`, `checkpoint_dir`, `n_jobs` and `progress`, as for `run`.
-
-    Raises:
-        InputError: an analysis needs what a trace does not hold, or the trace is damaged.
-
-    Examples:
-        >>> from_trace("out/trace", [ExpertLoad(), Coactivation()])  # doctest: +SKIP
-    """
-    return run(trace, None, analyses, **options)
 
 
 def results(source: Source, analyses: Sequence[Analysis], options: Mapping[str, Any]) -> dict[str, xr.Dataset]:

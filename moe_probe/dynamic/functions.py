@@ -1,22 +1,115 @@
-"""An analysis as a function: `expert_load(model, texts, threshold=0.1, layers=[0])`."""
+"""What is called: several analyses of a model that runs or writes, or of a trace, and each analysis as a function."""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
 from functools import cache
-from typing import Any
+from pathlib import Path
+from typing import Any, Unpack
 
 import xarray as xr
 
 from moe_probe.dynamic.analysis import Analysis
-from moe_probe.dynamic.asking import create
-from moe_probe.dynamic.driver import run
+from moe_probe.dynamic.asking import Asked, make_analyses
+from moe_probe.dynamic.driver import results
+from moe_probe.dynamic.sources import open_source, open_writing, writing_options
 from moe_probe.errors import NoSuchName
 from moe_probe.model import Openable
-from moe_probe.options import DEFAULTS, signature_of
+from moe_probe.options import DEFAULTS, ObserveOptions, RunOptions, completed, construct, signature_of
 from moe_probe.texts.reading import Texts
 from moe_probe.traces.reading import Trace
+
+
+def run(
+    source: Openable | Trace,
+    texts: Texts | None = None,
+    analyses: Asked = (),
+    **options: Unpack[RunOptions],
+) -> dict[str, xr.Dataset]:
+    """One pass over a corpus, or over a recorded trace, for all analyses.
+
+    Documents are never mixed in attention, padding never reaches an analysis, and the results do not depend on batch
+    size, order of documents, execution or `n_jobs`.
+
+    Args:
+        source: whatever `moe_probe.load` accepts, or a routing trace (its folder, or opened).
+        texts: strings, lists of token ids, a file of texts, a `datasets` dataset, a table; None for a trace.
+        analyses: instances, classes or names, one or several; only what they need is computed.
+        options: see `moe_probe.options.RunOptions`: `layers`, `labels`, `column`, `split`, `max_length`,
+            `add_special_tokens`, `batch_tokens`, `baseline`, `execution`, `checkpoint_dir`, `n_jobs`, `progress`.
+
+    Returns:
+        A Dataset by the analysis's name.
+
+    Raises:
+        InputError: the texts, layers, options or analyses do not fit the source.
+        FamilyError: the model is dense, or its MoE layers cannot be watched.
+        WeightError: weights are missing, or values are not finite.
+
+    Examples:
+        >>> from moe_probe import dynamic
+        >>> results = dynamic.run("ckpt/tiny-mixtral", ["A short text."], [dynamic.GateChoices()])
+        >>> list(results)
+        ['gate_choices']
+    """
+    asked = completed(options)
+    return results(open_source(source, texts, asked), make_analyses(analyses), asked)
+
+
+def generate(
+    model: Openable,
+    prompts: Texts,
+    analyses: Asked,
+    *,
+    max_new_tokens: int | None = None,
+    **options: Any,
+) -> dict[str, xr.Dataset]:
+    """Analyses of a model that continues prompts, one at a time, with the model's own `generate`.
+
+    Every token bears the label `prompt` or `generated`, so that results tell them apart: `GateChoices` and `Record` by
+    the coordinate `label`, `ExpertLoad` by `label_share`. The last generated token is not seen: nothing follows it.
+
+    Args:
+        model: whatever `moe_probe.load` accepts; it is loaded whole.
+        prompts: as `texts` of `run`.
+        analyses: instances, classes or names: any that need neither a dense baseline nor the model's output.
+        max_new_tokens: per prompt; 32 by default, unless `max_length` or `generation_config` says it.
+        options: `layers`, `column`, `split`, `add_special_tokens`, `checkpoint_dir`, `n_jobs` and `progress` as for
+            `run`; all others are those of transformers' `generate`, such as `do_sample`; greedy by default.
+
+    Returns:
+        A Dataset by the analysis's name.
+
+    Raises:
+        InputError: several beams or sequences are asked for, or an analysis that needs what generation does not hold.
+        FamilyError: the model's MoE layers cannot be watched, or it generates without a cache.
+
+    Examples:
+        >>> from moe_probe import dynamic
+        >>> found = dynamic.generate("ckpt/tiny-mixtral", ["def f(x):"], [dynamic.GateChoices()], max_new_tokens=4)
+        >>> found["gate_choices"].label.values.tolist()[-3:]
+        ['generated', 'generated', 'generated']
+    """
+    asked, of_generation = writing_options(options, max_new_tokens)
+    return results(open_writing(model, prompts, asked, of_generation), make_analyses(analyses), asked)
+
+
+def from_trace(trace: Trace | str | Path, analyses: Asked, **options: Unpack[ObserveOptions]) -> dict[str, xr.Dataset]:
+    """What `run` gives, from a recorded routing instead of a model: the same numbers.
+
+    Args:
+        trace: opened, or its folder.
+        analyses: those that need routing alone.
+        options: `layers`, `checkpoint_dir`, `n_jobs` and `progress`, as for `run`.
+
+    Raises:
+        InputError: an analysis needs what a trace does not hold, or the trace is damaged.
+
+    Examples:
+        >>> from_trace("out/trace", [ExpertLoad(), Coactivation()])  # doctest: +SKIP
+    """
+    return run(trace, None, analyses, **options)
 
 
 @cache
@@ -39,7 +132,7 @@ def function_of(analysis: type[Analysis]) -> Callable[..., xr.Dataset]:
         if "baseline" in own:
             chosen["baseline"] = options.get("baseline") is not None
         rest = {name: value for name, value in options.items() if name not in own or name == "baseline"}
-        return run(source, texts, create(analysis, chosen), **rest)[analysis.name]
+        return run(source, texts, construct(analysis.name, analysis, chosen), **rest)[analysis.name]
 
     function.__name__ = function.__qualname__ = analysis.name
     function.__module__ = analysis.__module__

@@ -7,17 +7,27 @@ import json
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from moe_probe.checked import load_arrays, save_arrays
-from moe_probe.dynamic.analysis import Analysis
 from moe_probe.errors import NotFitting
-from moe_probe.routing import Source
 
 SECONDS = 30.0  # between two states of a pass
 KIND, SCHEMA = "saved progress", 2
+
+
+class Remembering(Protocol):
+    """What has a state: an analysis, or a source."""
+
+    def state(self) -> Mapping[str, np.ndarray]:
+        """Its state, as arrays without objects."""
+        ...
+
+    def restore(self, state: dict[str, np.ndarray]) -> None:
+        """Take back what `state` gave."""
+        ...
 
 
 class SavedStates:
@@ -33,7 +43,7 @@ class SavedStates:
         self.key = hashlib.sha256(json.dumps(identity, sort_keys=True, default=str).encode()).hexdigest()
         self.saved_at = time.monotonic()
 
-    def load(self, source: Source, analyses: Sequence[Analysis]) -> int:
+    def load(self, source: Remembering, analyses: Sequence[Remembering]) -> int:
         """Give the analyses what they had seen; returns how many steps that was, 0 for a new pass.
 
         Raises:
@@ -52,14 +62,14 @@ class SavedStates:
         source.restore(below(saved.arrays, "source/"))
         return int(saved.about["done"])
 
-    def save(self, source: Source, analyses: Sequence[Analysis], done: int) -> None:
+    def save(self, source: Remembering, analyses: Sequence[Remembering], done: int) -> None:
         """Write the states after `done` steps."""
         arrays = {f"{n}/{k}": v for n, analysis in enumerate(analyses) for k, v in analysis.state().items()}
         arrays |= {f"source/{name}": value for name, value in source.state().items()}
         save_arrays(self.path, arrays, kind=KIND, schema=SCHEMA, about={"key": self.key, "done": done})
         self.saved_at = time.monotonic()
 
-    def save_if_due(self, source: Source, analyses: Sequence[Analysis], done: int) -> None:
+    def save_if_due(self, source: Remembering, analyses: Sequence[Remembering], done: int) -> None:
         """`save`, if the last time is a while ago."""
         if time.monotonic() - self.saved_at > SECONDS:
             self.save(source, analyses, done)

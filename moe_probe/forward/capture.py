@@ -42,6 +42,7 @@ class Event:
         routed_output: the weighted sum, (n, w).
         block_output: of the whole block, (tokens, d).
         shared_output: of the shared block, (tokens, d), where there is one.
+        gate: the weight (E, w) of the router's linear map, where it has one; of the first call of each layer alone.
     """
 
     site: Site
@@ -55,6 +56,7 @@ class Event:
     routed_output: torch.Tensor
     block_output: torch.Tensor
     shared_output: torch.Tensor | None = None
+    gate: torch.Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -199,6 +201,7 @@ class WatchedSite:
     def event(self, parts: Mapping[str, Any], block_output: torch.Tensor) -> Event:
         """What was seen of a call."""
         call: SiteCall = parts["call"]
+        gates = [] if self.deciding is None or self.affinity is not None else self.deciding.gates
         affinity, selection = self.scores(parts["unchanged"], call)
         scores = affinity.function(call.logits.float()).float()
         return Event(
@@ -213,6 +216,7 @@ class WatchedSite:
             routed_output=parts["routed"],
             block_output=block_output.reshape(-1, block_output.shape[-1]),
             shared_output=parts.get("shared"),
+            gate=gates[0] if len(gates) == 1 else None,
         )
 
     def scores(self, unchanged: SiteCall, call: SiteCall) -> tuple[Affinity, torch.Tensor | None]:

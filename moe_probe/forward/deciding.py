@@ -39,6 +39,7 @@ class Deciding(TorchFunctionMode):
     Attributes:
         ranked: (..., E); None until it is seen.
         called: names of the functions that were called on all experts' logits.
+        gates: weights (E, w) of the linear maps to all experts.
     """
 
     def __init__(self, experts: int, top_k: int):
@@ -46,12 +47,15 @@ class Deciding(TorchFunctionMode):
         self.experts, self.top_k = experts, top_k
         self.ranked: torch.Tensor | None = None
         self.called: list[str] = []
+        self.gates: list[torch.Tensor] = []
 
     def __torch_function__(
         self, function: Callable[..., Any], types: Sequence[type], args: tuple = (), kwargs: dict | None = None
     ) -> Any:
         kwargs = kwargs or {}
         value = function(*args, **kwargs)
+        if function is nn.functional.linear and value.shape[-1] == self.experts:
+            self.gates.append(args[1] if len(args) > 1 else kwargs["weight"])
         given = args[0] if args else kwargs.get("input")
         if isinstance(given, torch.Tensor) and given.ndim and given.shape[-1] == self.experts:
             if function in TOP_K and value[0].shape[-1] == self.top_k:

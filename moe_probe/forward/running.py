@@ -6,27 +6,29 @@ from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from itertools import pairwise
 from typing import Any
 
 import torch
 
+from moe_probe.errors import CannotWatch
 from moe_probe.families import Layer
 from moe_probe.forward.capture import Event, capture
 from moe_probe.forward.dense import DenseFFN
 from moe_probe.forward.execution import Runner, borrowed
+from moe_probe.forward.model_source import ModelSource
 from moe_probe.forward.sites import find_sites
 from moe_probe.forward.spill import Spill
 from moe_probe.forward.steps import Forward, hand_over, stepping
 from moe_probe.model import MoEModel
-from moe_probe.routing import Intervention, LayerBatch, LayerBefore, LogitBatch, Need, Source
+from moe_probe.routing import LayerBatch, LayerBefore, LogitBatch, Need
 from moe_probe.texts.corpus import Batch, Corpus, Tokens
 
+SAME_DIRECTION = 0.99  # cosine of a gate embedding with itself in another dtype
 SPILL_BYTES = 1 << 30  # hidden states of a whole corpus beyond this wait on disk
 
 
 @dataclass
-class Running(Source):
+class Running(ModelSource):
     """A model on a corpus.
 
     Attributes:
@@ -52,21 +54,6 @@ class Running(Source):
     def __post_init__(self) -> None:
         self.holds = frozenset(Need) - ({Need.BASELINE} if self.baseline is None else set())
         self.vocab_size = self.model.config.get_text_config(decoder=True).vocab_size
-
-    @property
-    def name(self) -> str:
-        """Of the model."""
-        return self.model.name
-
-    @property
-    def family(self) -> str:
-        """Of the model."""
-        return self.model.family
-
-    @property
-    def fingerprint(self) -> str:
-        """Of the model."""
-        return self.model.fingerprint
 
     @property
     def num_batches(self) -> int:
@@ -139,17 +126,10 @@ class Pass:
                 stack.enter_context(stepping(runner.layers, self))
             if self.dense is not None:
                 stack.enter_context(self.tap.watching(self.dense.module, layers))
-            edits = acting(model)
-            changed = (layer for edit in edits for layer in edit.layers() if layer < self.stop)
-            watched = {*layers, *changed, *self.preceding()}
-            sites = find_sites(self.runner.module, sorted(watched)).values()
+            sites = find_sites(self.runner.module, self.source.watched(self.stop)).values()
+            edits = self.source.interventions
             stack.enter_context(capture(sites, hand_over, self, model.config, edits, lambda: self.batch.places()))
             yield
-
-    def preceding(self) -> list[int]:
-        """MoE layers just before those that are asked for."""
-        moe_layers = self.source.model.moe_layers
-        return [before for before, layer in pairwise(moe_layers) if layer in self.source.layers]
 
     def by_batch(self, done: int) -> Iterator[Iterable[LayerBatch | LogitBatch]]:
         """A step per batch."""
@@ -201,6 +181,8 @@ class Pass:
         return Spill() if places * width > SPILL_BYTES else None
 
     def _layer_batch(self, event: Event) -> LayerBatch:
+        if event.gate is not None:
+            check_gate(self.source.model, event.site.layer.index, event.gate)
         keep = self.batch.attention_mask().flatten().bool().to(event.expert_input.device)
         tokens = self.seen.setdefault(id(self.batch), self.batch.tokens())
         beside = {}
@@ -211,9 +193,24 @@ class Pass:
         return layer_batch(event, tokens, keep, **beside)
 
 
-def acting(model: MoEModel) -> list[Intervention]:
-    """The model's interventions that act in its layers."""
-    return [edit for edit in model.interventions if isinstance(edit, Intervention) and edit.layers()]
+def check_gate(model: MoEModel, layer: int, gate: torch.Tensor) -> None:
+    """Refuse a router that computes with other gate embeddings than `model.router_weight` tells of.
+
+    Embeddings are compared by their directions: some routers normalize them.
+
+    Raises:
+        CannotWatch: they differ.
+    """
+    told = model.router_weight(layer).to(gate.device)
+    if told.shape != gate.shape or gate.is_meta:
+        return
+    cosine = torch.nn.functional.cosine_similarity(told.float(), gate.float(), dim=1)
+    if not bool((cosine.abs() > SAME_DIRECTION).logical_or(gate.float().norm(dim=1) == 0).all()):
+        raise CannotWatch(
+            f"Layer {layer}: the router computes with other gate embeddings than the model's router_weight (cosines "
+            f"down to {float(cosine.min()):.2f}), so weights and routing would tell of two models; load the model as "
+            "it runs."
+        )
 
 
 def layer_batch(event: Event, tokens: Tokens, keep: torch.Tensor, **beside: torch.Tensor) -> LayerBatch:

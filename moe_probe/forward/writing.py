@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Collection, Generator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -16,11 +15,12 @@ from moe_probe.errors import CannotWatch, NotFitting
 from moe_probe.families import Layer
 from moe_probe.forward.capture import Event, capture
 from moe_probe.forward.execution import Runner, borrowed
-from moe_probe.forward.running import acting, layer_batch
+from moe_probe.forward.model_source import ModelSource
+from moe_probe.forward.running import layer_batch
 from moe_probe.forward.sites import find_sites
 from moe_probe.forward.steps import Forward, hand_over
 from moe_probe.model import MoEModel
-from moe_probe.routing import PER_ROW, PER_TOKEN, LayerBatch, LayerBefore, Need, Source
+from moe_probe.routing import PER_ROW, PER_TOKEN, LayerBatch, LayerBefore, Need
 from moe_probe.texts.corpus import Corpus, Document, Tokens, of_ids
 from moe_probe.texts.tokenizing import token_strings
 
@@ -37,7 +37,7 @@ SEVERAL = ("assistant_model", "streamer", "input_ids", "inputs", "attention_mask
 
 
 @dataclass
-class Writing(Source):
+class Writing(ModelSource):
     """A model that continues prompts.
 
     Every token bears the label `prompt` or `generated`. The last generated token is not seen: nothing follows it.
@@ -63,21 +63,6 @@ class Writing(Source):
 
     def __post_init__(self) -> None:
         self.corpus = self.prompts
-
-    @property
-    def name(self) -> str:
-        """Of the model."""
-        return self.model.name
-
-    @property
-    def family(self) -> str:
-        """Of the model."""
-        return self.model.family
-
-    @property
-    def fingerprint(self) -> str:
-        """Of the model."""
-        return self.model.fingerprint
 
     @property
     def num_batches(self) -> int:
@@ -130,12 +115,10 @@ class Writing(Source):
         """
         module, model = self.model.module, self.model
         check_generation(module.generation_config, self.options)
-        edits = acting(model)
-        preceding = (before for before, layer in pairwise(model.moe_layers) if layer in self.layers)
-        watched = {*self.layers, *(layer for edit in edits for layer in edit.layers()), *preceding}
-        sites = find_sites(module, sorted(watched))
+        watched = self.watched(model.num_layers)
+        sites = find_sites(module, watched)
         for prompt in self.prompts.documents[done:]:
-            with borrowed(module), capture(sites.values(), hand_over, self, model.config, edits):
+            with borrowed(module), capture(sites.values(), hand_over, self, model.config, self.interventions):
                 yield self._continue(prompt, watched)
         self._read_written()
 
@@ -146,7 +129,7 @@ class Writing(Source):
         forward: Forward[Event] = Forward(
             lambda: module.generate(ids, attention_mask=torch.ones_like(ids), **options), self
         )
-        seen: dict[int, list[Event]] = {index: [] for index in sorted(watched)}
+        seen: dict[int, list[Event]] = {index: [] for index in watched}
         with closing(forward):
             for event in forward.advance():
                 if event.site.layer.index in seen:

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
-from moe_probe.intervene.choosing import bias_of, check_experts
+from moe_probe.intervene.choosing import OnExperts, bias_of
 from moe_probe.model import MoEModel
 from moe_probe.options import check_number
-from moe_probe.routing import Call, Intervention
+from moe_probe.routing import Call
 
 
 @dataclass(frozen=True)
-class Bias(Intervention):
+class Bias(OnExperts):
     """Adds `delta` to the router logits of the named experts; everything after them follows.
 
     Args:
@@ -25,15 +24,10 @@ class Bias(Intervention):
         Bias(layer=0, experts=(3,), delta=1.0)
     """
 
-    layer: int
-    experts: Sequence[int]
     delta: float
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "experts", tuple(self.experts))
-
     def check(self, model: MoEModel) -> None:
-        check_experts(model, self.layer, self.experts)
+        super().check(model)
         check_number("delta", self.delta, -1e30, 1e30, whole=False)
 
     def route(self, call: Call) -> Call:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 
 from moe_probe.errors import OutOfRange
 from moe_probe.model import MoEModel
 from moe_probe.options import check_number
+from moe_probe.routing import Intervention
 
 
 def check_experts(model: MoEModel, layer: int, experts: Sequence[int]) -> None:
@@ -26,6 +28,26 @@ def check_experts(model: MoEModel, layer: int, experts: Sequence[int]) -> None:
             raise OutOfRange(f"Layer {layer} of {model.name} has the experts 0 to {count - 1}, not {expert}.")
     if not len(experts):
         raise OutOfRange(f"experts is empty; pass some of the experts 0 to {count - 1} of layer {layer}.")
+
+
+@dataclass(frozen=True)
+class OnExperts(Intervention):
+    """An intervention on some experts of one layer.
+
+    Attributes:
+        layer: index of the MoE layer.
+        experts: which of its experts.
+    """
+
+    layer: int
+    experts: Sequence[int]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "experts", tuple(self.experts))
+
+    def check(self, model: MoEModel) -> None:
+        """Refuse a layer or an expert that there is not."""
+        check_experts(model, self.layer, self.experts)
 
 
 def among(index: torch.Tensor, experts: Sequence[int]) -> torch.Tensor:

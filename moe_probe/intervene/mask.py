@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
 from moe_probe.errors import NotFitting
-from moe_probe.intervene.choosing import bias_of, check_experts
+from moe_probe.intervene.choosing import OnExperts, bias_of
 from moe_probe.model import MoEModel
-from moe_probe.routing import Call, Intervention
+from moe_probe.routing import Call
 
 
 @dataclass(frozen=True)
-class Mask(Intervention):
+class Mask(OnExperts):
     """Makes the router choose as if the named experts were deleted from the checkpoint.
 
     They are never chosen, are absent from a softmax's sum and from their group's score; the others' weights follow by
@@ -32,14 +31,8 @@ class Mask(Intervention):
         Mask(layer=0, experts=(3,))
     """
 
-    layer: int
-    experts: Sequence[int]
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "experts", tuple(self.experts))
-
     def check(self, model: MoEModel) -> None:
-        check_experts(model, self.layer, self.experts)
+        super().check(model)
         layer = model.layer(self.layer)
         left = layer.num_experts - len(set(self.experts))
         if left < layer.top_k:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import os
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from operator import index
@@ -99,11 +99,6 @@ def read_rows(
         raise NothingToRead("The corpus is empty; give at least one text that is not blank.")
     _warn_of_blanks(len(records), {row.number for row in rows})
     return rows
-
-
-def read_once(texts: Texts) -> Texts:
-    """Texts that can be read several times: a generator becomes a list."""
-    return list(texts) if isinstance(texts, Iterator) else texts
 
 
 def refuse_options(what: str, **options: object) -> None:

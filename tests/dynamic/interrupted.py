@@ -1,30 +1,38 @@
 """A pass in a process of its own, killed after it has saved its state twice."""
 
+import importlib
 import os
 import signal
-import subprocess
-import sys
 
-CODE = """
-import sys, time
-sys.path[:0] = {path!r}
-import {module}
 from moe_probe.dynamic import saved_states
-saved_states.SECONDS = 0
-save = saved_states.SavedStates.save
-def slow(self, *arguments):
-    save(self, *arguments)
-    print("saved", flush=True)
-    time.sleep(0.5)
-saved_states.SavedStates.save = slow
-{module}.run(*{arguments!r}, **{options!r})
-"""
 
 
 def run_and_kill(module, *arguments, **options):
-    """Call `module.run(*arguments, **options)` and kill it with SIGKILL on the way."""
-    code = CODE.format(path=[p for p in sys.path if p], module=module, arguments=arguments, options=options)
-    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout.readline() == "saved\n"
-        assert process.stdout.readline() == "saved\n"
-        os.kill(process.pid, signal.SIGKILL)
+    """Call `module.run(*arguments, **options)` in a fork of this process and kill it with SIGKILL on the way."""
+    told, tells = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            save_always_and_tell(tells)
+            importlib.import_module(module).run(*arguments, **options)
+        finally:
+            os._exit(1)
+    os.close(tells)
+    with os.fdopen(told, "rb") as pipe:
+        assert pipe.read(2) == b"ss"
+        os.kill(child, signal.SIGKILL)
+        _, status = os.waitpid(child, 0)
+    assert os.WTERMSIG(status) == signal.SIGKILL
+
+
+def save_always_and_tell(pipe):
+    """Every step saves the state, says so, and waits to be killed."""
+    save = saved_states.SavedStates.save
+
+    def slow(self, *arguments):
+        save(self, *arguments)
+        os.write(pipe, b"s")
+        signal.sigtimedwait([], 0.5)
+
+    saved_states.SECONDS = -1
+    saved_states.SavedStates.save = slow

@@ -332,6 +332,7 @@ def test_what_a_corpus_or_model_lacks_is_said():
         comparisons.gating_residual("ckpt/tiny-mixtral", texts, progress=False)
 
 
+@pytest.mark.xdist_group("workers")  # on one worker: processes are started once
 def test_removing_the_residual_leaves_the_model_as_it_was():
     model = moe_probe.load("ckpt/tiny-moe-plus-plus")
     first = comparisons.gating_residual(model, TEXTS, progress=False)

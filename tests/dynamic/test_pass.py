@@ -64,6 +64,7 @@ def test_the_order_of_documents_does_not_matter_for_means():
     np.testing.assert_array_equal(forward["norm_score_ranks"].pairs, backward["norm_score_ranks"].pairs)
 
 
+@pytest.mark.xdist_group("workers")  # on one worker: processes are started once
 @pytest.mark.parametrize("backend", ["loky", "threading"])
 def test_processes_share_the_corpus(backend):
     with joblib.parallel_config(backend=backend):

@@ -12,6 +12,7 @@ from transformers import DeepseekV3Config, DeepseekV3ForCausalLM
 
 import moe_probe
 from moe_probe import comparisons, dynamic
+from moe_probe.errors import CannotWatch
 from moe_probe.forward.affinity import Choice, find_affinity, without_excluded
 
 IDS = [[5, 6, 7, 8, 9, 3, 11, 12], [20, 21, 22, 23]]
@@ -186,3 +187,27 @@ def test_masked_logits_are_no_damaged_weights():
         layer.gate.forward = plain
     assert not (found.topk_expert == 2).any()
     assert np.isneginf(found.router_logits.sel(expert="2")).all()
+
+
+def test_a_router_that_computes_with_other_gate_embeddings_is_refused():
+    module = moe_probe.load(FIXTURES / "mixtral" / "checkpoint").module
+    gate = module.model.layers[1].mlp.gate
+    other = torch.randn_like(gate.weight)
+
+    def elsewhere(hidden_states):
+        logits = nn.functional.linear(hidden_states.reshape(-1, hidden_states.shape[-1]), other)
+        weights, index = logits.softmax(-1).topk(2)
+        return logits, weights / weights.sum(-1, keepdim=True), index
+
+    gate.forward = elsewhere
+    with pytest.raises(CannotWatch, match="Layer 1: the router computes with other gate embeddings"):
+        record(module)
+
+
+def test_inputs_times_gate_embeddings_are_the_logits():
+    model = moe_probe.load(FIXTURES / "mixtral" / "checkpoint")
+    found = record(model)
+    for layer in model.moe_layers:
+        one = found.sel(layer=layer)
+        expected = one.expert_input.values @ model.router_weight(layer).float().numpy().T
+        np.testing.assert_allclose(one.router_logits, expected, atol=1e-5)

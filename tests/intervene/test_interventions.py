@@ -112,6 +112,7 @@ def test_interventions_add_up_whether_they_are_given_at_once_or_one_after_the_ot
     np.testing.assert_array_equal(logits(together, IDS), logits(apart, IDS))
 
 
+@pytest.mark.xdist_group("workers")  # on one worker: processes are started once
 @pytest.mark.parametrize("backend", ["loky", "threading"])
 def test_workers_run_under_interventions_too(backend):
     edited = moe_probe.load(FOLDERS["mixtral"]).under(intervene.Mask(1, [0]))

@@ -104,7 +104,10 @@ def test_a_trace_is_replaced_only_when_asked_for(tmp_path):
     assert len(list((tmp_path / "trace").glob("part-*"))) == len(trace.files)
 
 
-@pytest.mark.parametrize("options", [{"n_jobs": 2}, {"execution": "layerwise"}, {"batch_tokens": 1}])
+WORKERS = pytest.param({"n_jobs": 2}, marks=pytest.mark.xdist_group("workers"))
+
+
+@pytest.mark.parametrize("options", [WORKERS, {"execution": "layerwise"}, {"batch_tokens": 1}])
 def test_a_trace_is_the_same_however_the_pass_runs(options, tmp_path):
     run(tmp_path / "one", batch_tokens=10**6)
     run(tmp_path / "other", **options)

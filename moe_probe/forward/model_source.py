@@ -1,0 +1,48 @@
+"""What sources that are a model at work have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import pairwise
+
+from moe_probe.families import Layer
+from moe_probe.model import MoEModel
+from moe_probe.routing import Intervention, Source
+
+
+class ModelSource(Source):
+    """A model that runs or writes.
+
+    Attributes:
+        model: the model.
+        layers: the MoE layers that are asked for.
+    """
+
+    model: MoEModel
+    layers: Mapping[int, Layer]
+
+    @property
+    def name(self) -> str:
+        """Of the model."""
+        return self.model.name
+
+    @property
+    def family(self) -> str:
+        """Of the model."""
+        return self.model.family
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the model."""
+        return self.model.fingerprint
+
+    @property
+    def interventions(self) -> list[Intervention]:
+        """The model's interventions that act in its layers."""
+        return [edit for edit in self.model.interventions if isinstance(edit, Intervention) and edit.layers()]
+
+    def watched(self, stop: int) -> list[int]:
+        """Layers below `stop` to watch: those asked for, the MoE layers before them, and those that are changed."""
+        before = {before for before, layer in pairwise(self.model.moe_layers) if layer in self.layers}
+        changed = {layer for edit in self.interventions for layer in edit.layers()}
+        return sorted(layer for layer in {*self.layers, *before, *changed} if layer < stop)

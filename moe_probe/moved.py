@@ -1,0 +1,96 @@
+"""Modules under the names that they had in version 0.1: each import says where the module is now."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Sequence
+from importlib import import_module
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from importlib.util import spec_from_loader
+from types import ModuleType
+from typing import Any
+
+PACKAGE = "moe_probe."
+MODULES = {
+    "arguments": "options",
+    "checkpoint.fairseq_files": "checkpoint.formats.fairseq",
+    "checkpoint.grok_files": "checkpoint.formats.grok",
+    "checkpoint.quantized": "checkpoint.encodings",
+    "checkpoint.safetensors_files": "checkpoint.formats.safetensors",
+    "checkpoint.torch_files": "checkpoint.formats.torch",
+    "dynamic.baseline": "forward.dense",
+    "dynamic.bootstrap": "statistics.bootstrap",
+    "dynamic.capacity": "statistics.capacity",
+    "dynamic.capture": "forward.capture",
+    "dynamic.choices": "comparisons.side_by_side",
+    "dynamic.corpus": "texts.corpus",
+    "dynamic.engine": "forward.running",
+    "dynamic.generation": "forward.writing",
+    "dynamic.labelled": "statistics.by_label",
+    "dynamic.over_checkpoints": "comparisons",
+    "dynamic.pictures": "texts.pictures",
+    "dynamic.resume": "dynamic.saved_states",
+    "dynamic.run": "dynamic.functions",
+    "dynamic.scores": "forward.affinity",
+    "dynamic.sites": "forward.sites",
+    "dynamic.spill": "forward.spill",
+    "dynamic.steps": "forward.steps",
+    "dynamic.tagging": "texts.tagging",
+    "dynamic.tally": "statistics.states",
+    "dynamic.trace": "traces.reading",
+    "dynamic.weights": "forward.streaming",
+    "dynamic.words": "texts.words",
+    "explorer.explore": "explorer.building",
+    "figures.kinds": "figures.recipes",
+    "figures.reproduce": "figures.making",
+    "figures.reproduction": "figures.album",
+    "static.gate_regression": "static.analyses.gate_regression",
+    "static.gate_similarity": "static.analyses.gate_similarity",
+    "static.pca": "static.analyses.pca",
+    "static.router_spectrum": "static.analyses.router_spectrum",
+    "static.similarity": "static.analyses.similarity",
+    "static.weight_drift": "static.analyses.weight_drift",
+    "tables": "cli.tables",
+    "whole_files": "files",
+}
+
+
+class Alias(ModuleType):
+    """A module under its old name; where a function of the package bears that name too, it can be called like it."""
+
+    def __init__(self, name: str, module: ModuleType):
+        super().__init__(name, module.__doc__)
+        vars(self)["_module"] = module
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(vars(self)["_module"], name)
+
+    def __call__(self, *arguments: Any, **options: Any) -> Any:
+        return getattr(self, self.__name__.rpartition(".")[2])(*arguments, **options)
+
+
+class Moved(MetaPathFinder, Loader):
+    """Finds modules under their old names."""
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        """A spec for a name that has moved; None for any other."""
+        return spec_from_loader(fullname, self) if fullname.removeprefix(PACKAGE) in MODULES else None
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType:
+        """An alias of the module under its new name."""
+        new = PACKAGE + MODULES[spec.name.removeprefix(PACKAGE)]
+        warnings.warn(f"{spec.name} is now {new}.", DeprecationWarning, stacklevel=2)
+        return Alias(spec.name, import_module(new))
+
+    def exec_module(self, module: ModuleType) -> None:
+        """Nothing: the module has run under its new name."""
+
+
+def install() -> None:
+    """Let old names be found from now on."""
+    if not any(isinstance(finder, Moved) for finder in sys.meta_path):
+        sys.meta_path.append(Moved())
