@@ -27,10 +27,10 @@ CHECKS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 
 
 def pages() -> dict[str, str]:
-    """The text of every page by its path in the repository, the README first; generated pages as mkdocs makes them."""
+    """The text of every page by its path in the repository, the root first; generated pages as mkdocs makes them."""
     written = {
         str(path.relative_to(ROOT)): path.read_text(encoding="utf-8")
-        for path in [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
+        for path in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.rglob("*.md"))]
     }
     return written | {f"docs/{path}": text for path, text in generated.pages().items()}
 

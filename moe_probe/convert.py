@@ -41,7 +41,7 @@ def convert(
     At most one tensor is held in memory. An interrupted conversion leaves nothing behind.
 
     Args:
-        source: whatever `moe_probe.load` accepts.
+        source: a checkpoint folder, a hub id, a live transformers model or a `MoEModel`.
         destination: a folder that does not exist yet.
         dtype: of the floating-point tensors; as stored by default (the product of int8 and scales is bfloat16).
         keep_int8: leave int8 matrices and their scales as they are, as `X` and `X_scales`, under the published keys:

@@ -33,7 +33,7 @@ def run(
     size, order of documents, execution or `n_jobs`.
 
     Args:
-        source: whatever `moe_probe.load` accepts, or a routing trace (its folder, or opened).
+        source: a checkpoint folder, a hub id, a model, or a routing trace (its folder, or opened).
         texts: strings, lists of token ids, a file of texts, a `datasets` dataset, a table; None for a trace.
         analyses: instances, classes or names, one or several; only what they need is computed.
         options: see `moe_probe.options.RunOptions`: `layers`, `labels`, `column`, `split`, `max_length`,
@@ -71,7 +71,7 @@ def generate(
     the coordinate `label`, `ExpertLoad` by `label_share`. The last generated token is not seen: nothing follows it.
 
     Args:
-        model: whatever `moe_probe.load` accepts; it is loaded whole.
+        model: a checkpoint folder, a hub id or a model; it is loaded whole.
         prompts: as `texts` of `run`.
         analyses: instances, classes or names: any that need neither a dense baseline nor the model's output.
         max_new_tokens: per prompt; 32 by default, unless `max_length` or `generation_config` says it.

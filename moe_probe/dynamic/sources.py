@@ -27,7 +27,7 @@ def open_source(source: Openable | Trace, texts: Texts | None, options: Mapping[
     """A model with its corpus, or a trace, with the layers asked for.
 
     Args:
-        source: whatever `load` accepts, or a trace.
+        source: a checkpoint folder, a hub id, a model, or a trace.
         texts: what a model runs on; None for a trace, which has its own.
         options: all of `run`.
 

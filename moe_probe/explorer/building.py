@@ -68,7 +68,7 @@ def explore(
     `max_bytes` allows; it says to which step.
 
     Args:
-        source: whatever `moe_probe.load` accepts, or a routing trace (its folder, or opened).
+        source: a checkpoint folder, a hub id, a model, or a routing trace (its folder, or opened).
         texts: a file of texts, or a list of texts or token ids; a trace has its own.
         similar: what the most similar experts are told by: `neuron_mean` or `matrix` (`static.similarity`, mean over
             the projections), `gate` (`static.gate_similarity`), a result of either, or None. A trace has no weights,

@@ -1,4 +1,4 @@
-"""Confidence intervals: documents are drawn again and again, since tokens of one document are not independent."""
+"""Confidence intervals: the bootstrap resamples documents, since tokens of one document are not independent."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ def add_by_label(kept: Kept[np.ndarray], batch: LayerBatch) -> None:
 
 
 def stack_labels(kept: Kept[np.ndarray]) -> tuple[list[str], np.ndarray]:
-    """The labels, "" left out, and their choices (layers, labels, blocks, E)."""
+    """The labels except "", and their choices (layers, labels, blocks, E)."""
     names = [label for label in kept.keys if label]
     return names, kept.stacked("label", names).values if names else np.zeros(0)
 
@@ -44,7 +44,7 @@ def total_variation(share: np.ndarray) -> np.ndarray:
 
 
 def resampled(counts: np.ndarray, draws: int) -> np.ndarray:
-    """Choices with the documents drawn again within their labels: (labels, blocks, E) to (draws, labels, E)."""
+    """Choices with documents resampled within their labels: (labels, blocks, E) to (draws, labels, E)."""
     generator = np.random.default_rng(0)
     found = np.full((draws, len(counts), counts.shape[-1]), np.nan)
     for at, blocks in enumerate(counts):

@@ -56,7 +56,7 @@ def patch_energy(
         grid: rows and columns of patches.
         energy: `gradient`, the mean squared difference of neighboring pixels within the patch; `spectrum`, the share
             of its Fourier power, mean removed, at `radius` cycles per pixel and above (0 for a plain patch).
-        radius: see above.
+        radius: the lowest frequency that `spectrum` counts, in cycles per pixel.
 
     Raises:
         OutOfRange: patches would be smaller than 2 x 2 pixels.

@@ -37,8 +37,8 @@ def gating_residual(
     Args:
         model: a MoE++ model; alone, in a list, or under a label.
         texts: what it runs on.
-        bins: of the histograms, as for `dynamic.router_scores`.
-        limits: of the histograms, as for `dynamic.router_scores`.
+        bins: of the histograms, as in `dynamic.router_scores`.
+        limits: of the histograms, as in `dynamic.router_scores`.
         options: those of `dynamic.run`.
 
     Returns:

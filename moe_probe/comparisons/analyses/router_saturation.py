@@ -35,7 +35,7 @@ def router_saturation(
     Args:
         checkpoints: by label (training step) in their order, the final one last; folders, hub ids, models or traces.
         texts: what they run on; not needed for traces.
-        bootstrap: draws of the intervals; 0 for none.
+        bootstrap: resamples of the documents for the intervals; 0 for none.
         chance: whether to give the chance level.
         options: those of `dynamic.run`, such as `layers`, `execution` and `batch_tokens`.
 

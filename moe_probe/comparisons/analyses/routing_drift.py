@@ -50,7 +50,7 @@ def routing_drift(
         after: folders, hub ids, models or traces; as {label: checkpoint} for labels of their own.
         texts: what they run on; not needed for traces.
         bins: of the margin.
-        bootstrap: draws of the intervals; 0 for none.
+        bootstrap: resamples of the documents for the intervals; 0 for none.
         chance: whether to give the chance level.
         options: those of `dynamic.run`.
 

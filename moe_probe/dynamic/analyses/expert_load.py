@@ -43,7 +43,7 @@ class ExpertLoad(Analysis):
 
     Args:
         threshold: selections per token above which an expert counts as active.
-        bootstrap: draws of the intervals; 0 for none.
+        bootstrap: resamples of the documents for the intervals; 0 for none.
         chance: whether to give the chance level.
 
     Examples:

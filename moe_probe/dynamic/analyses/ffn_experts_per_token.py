@@ -35,14 +35,14 @@ class FFNExpertsPerToken(Analysis):
     one of several; `no word`: punctuation and special tokens), `place` (position in the document 0, 1, 2-3, 4-7, ...)
     and, with a tagger, `pos`: `<class>_density` (class), float64, and `<class>_count` (class), tokens, in descending
     order of density for types, words and parts of speech, the types' strings as the coordinate `type_string`. Types and
-    words with fewer than `min_count` occurrences are left out. `<class>_density_low` and `_high`: 95 % bootstrap
+    words with fewer than `min_count` occurrences are omitted. `<class>_density_low` and `_high`: 95 % bootstrap
     interval over documents; `chance`: the density of all tokens, which every class has if it does not matter.
 
     Args:
         min_count: occurrences from which on a token id or word is listed.
         tagger: gives each word of a document its part of speech: a callable (list of words to list of tags), a spaCy
             pipeline, or `"textblob"` (extra `pos`): its lexicon, without a download.
-        bootstrap: draws of the intervals; 0 for none.
+        bootstrap: resamples of the documents for the intervals; 0 for none.
         chance: whether to give the chance level.
 
     Raises:

@@ -47,7 +47,7 @@ class PatchDivergence(Analysis):
         energy: `gradient` or `spectrum`.
         radius: of `spectrum`, in cycles per pixel.
         quantile: share of a picture's patches in each group.
-        bootstrap: draws of the intervals; 0 for none.
+        bootstrap: resamples of the documents for the intervals; 0 for none.
 
     Raises:
         InputError: a document's tokens do not fill the grid, pictures are not as many as documents, or too small.

@@ -33,7 +33,7 @@ GROUPS = ["PF", "non-PF"]
 class SubtokenDivergence(Analysis):
     """Distinct experts among all choices of a token's sub-tokens (MH-MoE, arXiv 2404.15045, section 4.4, figure 7).
 
-    Tokens of polysemous words and false cognates (PF) are compared with the rest; special tokens are left out. A token
+    Tokens of polysemous words and false cognates (PF) are compared with the rest; special tokens are omitted. A token
     that is part of a listed word, or touches a span, is PF.
 
     A model without sub-tokens chooses k experts for every token, so the same is asked of its top-k sets: how many
@@ -52,7 +52,7 @@ class SubtokenDivergence(Analysis):
         words: PF words, exact forms without case; all lists of the package by default (see `word_list`).
         spans: (start, end) characters of the documents' texts that are PF, by document number; in place of words, or
             beside words that are given.
-        bootstrap: draws of the intervals; 0 for none.
+        bootstrap: resamples of the documents for the intervals; 0 for none.
         permutations: draws of the chance level; 0 for none.
 
     Raises:

@@ -54,7 +54,7 @@ class TaskLoad(Analysis):
 
     Args:
         accuracy: of the model, by task.
-        bootstrap: draws of the intervals; 0 for none.
+        bootstrap: resamples of the documents for the intervals; 0 for none.
         permutations: draws of the chance level; 0 for none.
 
     Raises:

@@ -36,7 +36,7 @@ DIMS = {
 class TokenSpecialization(Analysis):
     """Routing by token id, by position, and from one token to the next.
 
-    With n_x occurrences of token id x in the corpus (ids with fewer than `min_count` are left out), n_xe of which
+    With n_x occurrences of token id x in the corpus (ids with fewer than `min_count` are omitted), n_xe of which
     choose expert e:
 
     `vocabulary_specialization` (layer, expert): the mean of n_xe / n_x over the expert's own tokens, that is
@@ -53,7 +53,7 @@ class TokenSpecialization(Analysis):
 
     Args:
         min_count: occurrences in the corpus from which on a token id counts.
-        bootstrap: draws of the intervals; 0 for none (the counts then take less memory).
+        bootstrap: resamples of the documents for the intervals; 0 for none (the counts then take less memory).
         chance: whether to give the chance levels.
         as_published: the means of OLMoE's code, which include ids that were seen once, for which n_xe / n_x says
             nothing; `min_count` is 1.
@@ -227,7 +227,7 @@ class IdCounts:
         return found
 
     def resampled(self, name: str, used: np.ndarray, draws: int) -> np.ndarray:
-        """A statistic with the blocks that have documents drawn again, (draws, ...)."""
+        """A statistic with the blocks of documents resampled, (draws, ...)."""
         weights = np.zeros((BLOCKS, draws))
         share = np.full(len(used), 1 / len(used))
         weights[used] = np.random.default_rng(0).multinomial(len(used), share, size=draws).T

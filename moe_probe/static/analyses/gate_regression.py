@@ -63,7 +63,7 @@ def gate_regression(
         arXiv 2406.18219, section 4.2, table 1.
 
     Args:
-        model: whatever `moe_probe.load` accepts.
+        model: a checkpoint folder, a hub id, a live transformers model or a `MoEModel`.
         level: of the expert similarity: `neuron_mean` as in the paper, `matrix` or `neuron_aligned`.
         projections: some of `up`, `gate`, `down`; all by default.
         layers: MoE layers; all by default.

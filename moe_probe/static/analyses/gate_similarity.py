@@ -35,7 +35,7 @@ def gate_similarity(model: Openable, *, layers: Sequence[int] | int | None = Non
         arXiv 2406.18219, section 4.2.
 
     Args:
-        model: whatever `moe_probe.load` accepts.
+        model: a checkpoint folder, a hub id, a live transformers model or a `MoEModel`.
         layers: MoE layers; all by default.
 
     Returns:

@@ -72,11 +72,11 @@ def pca(
         arXiv 2406.18219, section 4.1.
 
     Args:
-        model: whatever `moe_probe.load` accepts.
+        model: a checkpoint folder, a hub id, a live transformers model or a `MoEModel`.
         level: what a point is: `matrix`, an expert, or `neuron`.
         n_components: 2 or 3.
         standardize: subtract each feature's mean over the points and divide by its deviation (ddof 1); features that do
-            not vary are left out (the paper's cells give NaN there). Otherwise subtract the mean only.
+            not vary are omitted (the paper's cells give NaN there). Otherwise subtract the mean only.
         projections: some of `up`, `gate`, `down`; all by default.
         layers: MoE layers; all by default.
         baseline: a dense model, added as label `"F"`.

@@ -36,7 +36,7 @@ def router_spectrum(model: Openable, *, layers: Sequence[int] | int | None = Non
         Roy and Vetterli, *The effective rank: a measure of effective dimensionality*, EUSIPCO 2007.
 
     Args:
-        model: whatever `moe_probe.load` accepts.
+        model: a checkpoint folder, a hub id, a live transformers model or a `MoEModel`.
         layers: MoE layers; all by default.
 
     Returns:

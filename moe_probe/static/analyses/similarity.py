@@ -78,7 +78,7 @@ def similarity(
         features, so that it does not depend on the order of neurons.
 
     Args:
-        model: whatever `moe_probe.load` accepts.
+        model: a checkpoint folder, a hub id, a live transformers model or a `MoEModel`.
         level: what of the experts is compared: `matrix`, `neuron_mean` or `neuron_aligned`.
         metric: `cosine`; `l2`, the Euclidean distance of the same vectors; or `cka`, linear centred kernel alignment
             (level `matrix` only).

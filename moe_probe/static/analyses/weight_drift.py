@@ -51,8 +51,8 @@ def weight_drift(
         Ours; the quantities are standard.
 
     Args:
-        before: whatever `moe_probe.load` accepts, with the same layers, experts and shapes.
-        after: whatever `moe_probe.load` accepts, with the same layers, experts and shapes.
+        before: a folder, a hub id or a model, with the same layers, experts and shapes.
+        after: a folder, a hub id or a model, with the same layers, experts and shapes.
         projections: some of `up`, `gate`, `down`; all by default.
         layers: MoE layers; all by default.
         n_jobs: matrices of layers compared at a time, through joblib.
