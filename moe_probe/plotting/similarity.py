@@ -38,7 +38,7 @@ def plot(
 
     Examples:
         >>> from moe_probe import static, plotting
-        >>> ds = static.similarity("ckpt/tiny-mixtral")
+        >>> ds = static.similarity("ckpt/tiny-mixtral", "neuron_mean", baseline="ckpt/tiny-mistral")
         >>> figure = plotting.plot(ds, layer=2)
     """
     known = [name for name in METRIC_LABELS if name in ds]

@@ -38,10 +38,10 @@ def read_file(path: str | os.PathLike[str]) -> Any:
         if place.is_dir():
             raise NothingToRead(f"{shown(path)} is a folder, not a file of texts; pass one of the files in it.")
         if not place.is_file():
-            raise NothingToRead(f"{shown(path)} is no file of texts; a text itself goes into a list: [text].")
+            raise NothingToRead(f"{shown(path)} is not a file of texts; to pass a text itself, write [text].")
         suffix, content = place.suffix.lower(), place.read_bytes()
     except (OSError, ValueError) as error:  # a name that no file can have
-        raise NothingToRead(f"{shown(path)} is no file of texts; a text itself goes into a list: [text].") from error
+        raise NothingToRead(f"{shown(path)} is not a file of texts; to pass a text itself, write [text].") from error
     packed = next((name for magic, name in COMPRESSED.items() if content.startswith(magic)), None)
     if packed is not None:
         raise NothingToRead(f"{shown(path)} is compressed ({packed}); unpack it first.")

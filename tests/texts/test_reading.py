@@ -132,7 +132,7 @@ def test_a_dataset_of_several_splits_needs_one():
 @pytest.mark.parametrize(
     ("texts", "error", "words"),
     [
-        ("a text itself", NothingToRead, r"no file of texts; a text itself goes into a list: \[text\]"),
+        ("a text itself", NothingToRead, r"not a file of texts; to pass a text itself, write \[text\]"),
         (b"bytes", WrongType, "The texts are a bytes; pass a list"),
         ({"a set"}, WrongType, "The texts are a set"),
         (None, WrongType, "The texts are None"),
