@@ -1,4 +1,4 @@
-# make demo: install into .venv and analyse the embedded tiny checkpoints; make test: install and run the tests
+# make demo: install into .venv and analyze the embedded tiny checkpoints; make test: install and run the tests
 PYTHON ?= python3
 BIN := .venv/bin
 

@@ -73,7 +73,7 @@ def notebook(module: MixtralForCausalLM, short: torch.Tensor, long: torch.Tensor
 
     Args:
         whole: the pass of a layer is one through the model, as transformers offers it; otherwise only that layer runs,
-            and the head, as in the modelling code that the notebooks bring along.
+            and the head, as in the modeling code that the notebooks bring along.
     """
     experts = module.config.num_local_experts
     sites = find_sites(module)

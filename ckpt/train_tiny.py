@@ -410,7 +410,7 @@ def main() -> None:
     """Train what the command line names."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="+", choices=sorted(FAMILIES), help="checkpoints to make")
-    parser.add_argument("--steps", type=int, default=STEPS, help="optimiser steps (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=STEPS, help="optimizer steps (default: %(default)s)")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads (default: %(default)s)")
     parser.add_argument("--output", type=Path, default=HERE, help="where the folders go (default: beside this script)")
     arguments = parser.parse_args()

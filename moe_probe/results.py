@@ -1,4 +1,4 @@
-"""Results: labelled datasets with their provenance, saved and loaded whole."""
+"""Results: labeled datasets with their provenance, saved and loaded whole."""
 
 from __future__ import annotations
 

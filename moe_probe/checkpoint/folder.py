@@ -167,7 +167,7 @@ def present(folder: Path, name: str) -> bool:
 def _config(folder: Path) -> dict[str, Any]:
     path = inside(folder, "config.json")
     if not path.exists():
-        raise MissingFiles(f"{folder} has no config.json, so the model cannot be recognised; download it too.")
+        raise MissingFiles(f"{folder} has no config.json, so the model cannot be recognized; download it too.")
     return read_json(path)
 
 

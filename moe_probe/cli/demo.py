@@ -25,7 +25,7 @@ PAPERS = {
 
 @app.command()
 def demo(out: Out = Path("out/demo")) -> None:
-    """Analyse the last layer of each embedded checkpoint, draw the papers' figures, and write an explorer page."""
+    """Analyze the last layer of each embedded checkpoint, draw the papers' figures, and write an explorer page."""
     root = Path(str(files("moe_probe"))).parent / "ckpt"
     texts, folders = str(root / "texts.jsonl"), sorted(root.glob("tiny-*"))
     baseline, n_jobs = str(root / "tiny-mistral"), cpu_count()

@@ -91,14 +91,14 @@ class Analysis(ABC):
         """
 
     def see(self, batch: LayerBatch) -> None:
-        """Take in some tokens' behaviour in one layer, and how their scores came about."""
+        """Take in some tokens' behavior in one layer, and how their scores came about."""
         if Need.SCORES in self.needed():
             self.score_kinds.add(batch, batch.score_kind)
         self.update(batch)
 
     @abstractmethod
     def update(self, batch: LayerBatch) -> None:
-        """Take in some tokens' behaviour in one layer."""
+        """Take in some tokens' behavior in one layer."""
 
     def update_logits(self, batch: LogitBatch) -> None:
         """Take in the model's output, where `Need.LOGITS` is needed."""

@@ -62,7 +62,7 @@ def explore(
     max_bytes: int = MAX_BYTES,
     **options: Unpack[RunOptions],
 ) -> Explorer:
-    """A page with every token of the texts coloured by its expert, and all that its routing is made of.
+    """A page with every token of the texts colored by its expert, and all that its routing is made of.
 
     The page holds router logits, choices and applied weights of all tokens, layers and experts, rounded as finely as
     `max_bytes` allows; it says to which step.

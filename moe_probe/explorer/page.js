@@ -46,7 +46,7 @@
   const string = (token) => facts.strings[tokens[token]];
   const written = (text) => (text === "" ? "∅" : text.replaceAll("\n", "↵").replaceAll("\t", "⇥"));
 
-  // colours
+  // colors
 
   const GREYS = { constant: 0.92, copy: 0.84, zero: 0.76 };
   function expertColor(expert) {

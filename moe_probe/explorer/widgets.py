@@ -71,7 +71,7 @@ def widgets(facts: Mapping[str, Any]) -> dict[str, LayoutDOM]:
             width=80,
             visible=first["subtokens"] > 1,
         ),
-        "color": Select(name="color", title="colour", options=colors, value="expert", width=260),
+        "color": Select(name="color", title="color", options=colors, value="expert", width=260),
         "load": _load(layers),
         "domains": _domains(sorted({document["label"] for document in facts["documents"]})),
     }

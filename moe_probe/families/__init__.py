@@ -43,7 +43,7 @@ def find_family(checkpoint: Checkpoint) -> Family:
     """The family of a checkpoint.
 
     Raises:
-        UnknownModel: no family recognises it; the message lists those written by hand.
+        UnknownModel: no family recognizes it; the message lists those written by hand.
         DamagedFile: the configuration states sizes that no file has.
     """
     require_sizes(checkpoint.config, checkpoint)

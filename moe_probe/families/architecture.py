@@ -27,7 +27,7 @@ class Layer:
         num_experts: routed experts, whatever their kind; 0 on a dense layer.
         top_k: experts chosen per token (per sub-token where there are some).
         expert_kinds: kind of each routed expert: `ffn`, `constant`, `copy` or `zero`.
-        num_shared: shared experts that every token uses; published models store them as one FFN, labelled `"S"`.
+        num_shared: shared experts that every token uses; published models store them as one FFN, labeled `"S"`.
         subtokens: parts that the layer splits a token into before routing (MH-MoE); 1 elsewhere.
         projections: the matrices of an FFN expert, in the order up, gate, down.
     """

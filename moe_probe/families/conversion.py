@@ -73,7 +73,7 @@ class Converted(Mapping[str, LazyTensor]):
                 keys = [key for _, key in sources]
                 raise WrongShape(
                     f"{name!r} cannot be made of {keys[0]!r} and {len(keys) - 1} more tensors ({error}); one of them "
-                    "is missing or has another shape than its neighbours."
+                    "is missing or has another shape than its neighbors."
                 ) from error
             tensor = made[0] if isinstance(made, list) else made
         if tensor.shape != self._shapes[name]:

@@ -85,7 +85,7 @@ def has_ffn(layer: nn.Module) -> bool:
 
 
 def require_known_blocks(module: PreTrainedModel) -> None:
-    """Refuse a mixture of experts in which no MoE block was recognised: nothing here would be right about it.
+    """Refuse a mixture of experts in which no MoE block was recognized: nothing here would be right about it.
 
     Raises:
         UnknownModel: naming the first class that only a mixture of experts has.

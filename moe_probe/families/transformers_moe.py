@@ -90,7 +90,7 @@ class ModuleArchitecture(Architecture):
         return self.tensors.unused() if isinstance(self.tensors, Converted) else {}
 
     def check(self) -> None:
-        """Refuse a mixture of experts that is not recognised.
+        """Refuse a mixture of experts that is not recognized.
 
         Raises:
             UnknownModel: naming the block.

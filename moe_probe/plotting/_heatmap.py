@@ -1,4 +1,4 @@
-"""Maps: the one way in which arrays become colours; similarity side by side, and layers by experts."""
+"""Maps: the one way in which arrays become colors; similarity side by side, and layers by experts."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from moe_probe.plotting._style import COLORMAP, COLUMN, DIVERGING, PAGE, Figure,
 
 Scale = Literal["layer", "all"]
 SCALES: tuple[Scale, ...] = get_args(Scale)
-FARTHEST = 8.0  # times more, or less: beyond that the colours of a ratio stay the same
+FARTHEST = 8.0  # times more, or less: beyond that the colors of a ratio stay the same
 TINY = 2.0**-40
 
 
 def show(axes: Axes, values: Any, **look: Any) -> AxesImage:
-    """Draw an array as a map, each cell in the colour of its own value: nothing is interpolated."""
+    """Draw an array as a map, each cell in the color of its own value: nothing is interpolated."""
     options: dict[str, Any] = {"cmap": COLORMAP} | look
     return axes.imshow(np.asarray(values), interpolation="nearest", **options)
 
 
 def limits(values: xr.DataArray, layer: int, scale: str, diagonal: bool = False) -> tuple[float, float]:
-    """Colour limits: of one layer, or of all layers in common; of different experts, unless the `diagonal` counts.
+    """Color limits: of one layer, or of all layers in common; of different experts, unless the `diagonal` counts.
 
     Raises:
         NoSuchName: `scale` is neither.
@@ -44,7 +44,7 @@ def limits(values: xr.DataArray, layer: int, scale: str, diagonal: bool = False)
 
 
 def ratio_colors(values: Any, even: float) -> dict[str, Any]:
-    """Colours of a ratio: white where it is `even`, as far from white for twice as much as for half; grey: no value."""
+    """Colors of a ratio: white where it is `even`, as far from white for twice as much as for half; gray: no value."""
     known = np.asarray(values, float)
     known = known[np.isfinite(known) & (known > 0)]
     spread = float(np.exp2(np.abs(np.log2(known / even)).max())) if len(known) else 1.0
@@ -58,7 +58,7 @@ def _log(values: Any) -> Any:
 
 
 def ratio_bar(figure: Figure, image: AxesImage, label: str) -> Colorbar:
-    """The colour bar of a ratio, with ticks at 1/8 to 8."""
+    """The color bar of a ratio, with ticks at 1/8 to 8."""
     low, high = image.get_clim()
     low, high = float(low or 0.0), float(high or 0.0)
     ticks = [t for t in (2.0**power for power in range(-8, 9)) if low * 0.999 <= t <= high * 1.001]
@@ -85,7 +85,7 @@ def crosses(axes: Axes, where: np.ndarray) -> None:
 
 
 def layer_map(values: xr.DataArray, title: str, bar: str, even: float | None = None) -> Figure:
-    """Layers by experts, from 0; with `even`, colours diverge from that value and crosses mark what is 0."""
+    """Layers by experts, from 0; with `even`, colors diverge from that value and crosses mark what is 0."""
     rows, columns = values.sizes["layer"], values.sizes["expert"]
     size = COLUMN if columns <= 32 else PAGE, min(max(1.3 + 0.16 * rows, 2.0), 6)
     figure = Figure(figsize=size, layout="constrained")
@@ -137,7 +137,7 @@ def heatmaps(
 
 
 def bounded(bounds: tuple[float, float]) -> dict[str, Any]:
-    """Colours from the least to the largest value; a cell without a value is light grey."""
+    """Colors from the least to the largest value; a cell without a value is light gray."""
     return {"vmin": bounds[0], "vmax": bounds[1], "cmap": matplotlib.colormaps[COLORMAP].with_extremes(bad="0.85")}
 
 

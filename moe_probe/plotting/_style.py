@@ -1,4 +1,4 @@
-"""The look that all figures share: readable at column width, fonts embedded, colour-blind-safe colours, any text."""
+"""The look that all figures share: readable at column width, fonts embedded, color-blind-safe colors, any text."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ DIMS = ("layer", "expert", "other")
 
 
 def plot(ds: xr.Dataset, layer: int | None = None, variable: str = "lift") -> Figure:
-    """Map of one layer; what has no value, such as an expert with itself, is grey.
+    """Map of one layer; what has no value, such as an expert with itself, is gray.
 
     Lift is white where it is that of experts chosen at random.
 

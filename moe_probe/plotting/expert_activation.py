@@ -22,7 +22,7 @@ DIMS = ("checkpoint", "depth", "expert")
 
 
 def plot(ds: xr.Dataset) -> Figure:
-    """A map of layers by experts for every checkpoint, on one colour scale; the first MoE layer on top.
+    """A map of layers by experts for every checkpoint, on one color scale; the first MoE layer on top.
 
     Args:
         ds: result of `comparisons.expert_activation`.

@@ -25,9 +25,9 @@ def plot(
     Args:
         ds: result of `static.gate_similarity`.
         layer: the first one of the result by default.
-        scale: colours from the least to the largest value of this layer (`layer`) or of all layers (`all`).
+        scale: colors from the least to the largest value of this layer (`layer`) or of all layers (`all`).
         beside: result of `static.similarity` at level `neuron_mean`: its projections follow on the same scale.
-        diagonal: show each expert beside itself and let it count in the colour scale, as the paper does.
+        diagonal: show each expert beside itself and let it count in the color scale, as the paper does.
 
     Raises:
         NoSuchName: the result has no such layer or scale.
@@ -52,7 +52,7 @@ def plot(
 
 
 def figures(ds: xr.Dataset) -> Iterator[tuple[str, Figure]]:
-    """Every layer in both colour scales: (file stem, figure)."""
+    """Every layer in both color scales: (file stem, figure)."""
     for layer in ds.layer.values:
         for scale in SCALES:
             yield f"gate_similarity_layer{layer}_scale-{scale}", plot(ds, int(layer), scale)

@@ -23,7 +23,7 @@ def plot(
     Args:
         ds: result of `dynamic.intermediate_states`.
         layer: the first one of the result by default.
-        scale: colours from the least to the largest value of this layer (`layer`) or of all layers (`all`).
+        scale: colors from the least to the largest value of this layer (`layer`) or of all layers (`all`).
         tokens: places of the tokens to show; the first four by default.
 
     Examples:
@@ -54,7 +54,7 @@ def plot(
 
 
 def figures(ds: xr.Dataset) -> Iterator[tuple[str, Figure]]:
-    """Every layer in both colour scales: (file stem, figure)."""
+    """Every layer in both color scales: (file stem, figure)."""
     for layer in ds.layer.values:
         for scale in SCALES:
             yield f"intermediate_states_layer{layer}_scale-{scale}", plot(ds, int(layer), scale)

@@ -27,9 +27,9 @@ def plot(
     Args:
         ds: result of `dynamic.output_similarity`.
         layer: the first one of the result by default.
-        scale: colours from the least to the largest value of this layer (`layer`) or of all layers (`all`).
+        scale: colors from the least to the largest value of this layer (`layer`) or of all layers (`all`).
         tokens: places of the tokens to show; the first four by default.
-        diagonal: show each expert beside itself and let it count in the colour scale, as the paper does.
+        diagonal: show each expert beside itself and let it count in the color scale, as the paper does.
 
     Raises:
         NoSuchName: the result has no such layer or scale.
@@ -58,7 +58,7 @@ def plot(
 
 
 def figures(ds: xr.Dataset) -> Iterator[tuple[str, Figure]]:
-    """Every layer in both colour scales: (file stem, figure)."""
+    """Every layer in both color scales: (file stem, figure)."""
     kind = "tokens" if "token" in ds.dims else "mean"
     for layer in ds.layer.values:
         for scale in SCALES:

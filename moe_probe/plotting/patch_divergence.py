@@ -16,7 +16,7 @@ DIMS = ("document", "row", "column")
 
 
 def plot(ds: xr.Dataset, document: int | None = None) -> Figure:
-    """The picture, where there is one, and a map of its mean divergence for every step, on one colour scale.
+    """The picture, where there is one, and a map of its mean divergence for every step, on one color scale.
 
     Args:
         ds: result of `dynamic.patch_divergence`, or of `comparisons.patch_divergence_over_steps`.

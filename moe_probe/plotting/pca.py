@@ -21,7 +21,7 @@ def plot(ds: xr.Dataset, layer: int | None = None) -> Figure:
     """Scatter of one layer, a panel per projection; in 3-D where the result has three components.
 
     Matrix level: a circle per expert with its number (where there is room for it), a triangle for the dense baseline;
-    outliers are hollow and named in the title. Neuron level: a point per neuron, coloured by expert, triangles for the
+    outliers are hollow and named in the title. Neuron level: a point per neuron, colored by expert, triangles for the
     baseline.
 
     Args:

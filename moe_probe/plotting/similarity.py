@@ -29,9 +29,9 @@ def plot(
     Args:
         ds: result of `static.similarity`.
         layer: the first one of the result by default.
-        scale: colours from the least to the largest value of this layer (`layer`) or of all layers (`all`).
+        scale: colors from the least to the largest value of this layer (`layer`) or of all layers (`all`).
         variable: the metric by default; `kendall_tau` for aligned neurons.
-        diagonal: show each expert beside itself and let it count in the colour scale, as the paper does.
+        diagonal: show each expert beside itself and let it count in the color scale, as the paper does.
 
     Raises:
         NoSuchName: the result has no such layer, scale or variable.
@@ -86,7 +86,7 @@ def _title(ds: xr.Dataset) -> str:
 
 
 def figures(ds: xr.Dataset) -> Iterator[tuple[str, Figure]]:
-    """Every layer in both colour scales, and the overview: (file stem, figure)."""
+    """Every layer in both color scales, and the overview: (file stem, figure)."""
     variables = [ds.attrs["metric"], *(["kendall_tau"] if "kendall_tau" in ds else [])]
     for variable in variables:
         stem = f"similarity_{ds.attrs['level']}_{variable}"

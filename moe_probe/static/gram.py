@@ -22,7 +22,7 @@ CHUNK_ELEMENTS = 1 << 20
 SLAB_ELEMENTS = 1 << 23
 FEATURE_BLOCK_BYTES = 1 << 27
 SMALLEST_SQUARE, SMALLEST_NORMAL = 1e-24, 1e-36  # below, sums of squares of float32, and single ones, lose digits
-ALIKE = 1e-3  # matrices that differ by less than this share of their squares are centred before they are multiplied
+ALIKE = 1e-3  # matrices that differ by less than this share of their squares are centered before they are multiplied
 
 
 @dataclass(frozen=True)
@@ -181,7 +181,7 @@ def centred_gram(matrices: Matrices) -> torch.Tensor:
 
 
 def _standardized(matrices: Matrices, dtype: torch.dtype, scale: bool = True) -> tuple[torch.Tensor, int]:
-    """The Gram matrix of centred, and scaled, entries, and for how many entries `dtype` is too narrow."""
+    """The Gram matrix of centered, and scaled, entries, and for how many entries `dtype` is too narrow."""
     experts = len(matrices.tensors)
     sums = _sum_over_slabs(matrices.tensors, partial(_standardized_slab, dtype=dtype, scale=scale))
     return sums[:experts] * (experts - 1 if scale else 1), int(sums[experts, 0])
@@ -225,7 +225,7 @@ def mean_neurons(matrices: Matrices) -> torch.Tensor:
 
 
 def kernel_gram(matrices: Matrices) -> torch.Tensor:
-    """Inner products <K_i, K_j> of the experts' centred linear kernels, (R, R) float64.
+    """Inner products <K_i, K_j> of the experts' centered linear kernels, (R, R) float64.
 
     K = X X^T, (d, d), where X (d, ff) holds an expert's neurons as columns, each minus its mean over the d entries. The
     numbers of neurons may differ. A block of kernel rows is held at a time, so the weights are read d/block times.

@@ -11,7 +11,7 @@ import xarray as xr
 def variable(
     dims: Sequence[str], values: np.ndarray, long_name: str, units: str = "1", undefined: str | None = None
 ) -> xr.DataArray:
-    """A labelled variable of a result.
+    """A labeled variable of a result.
 
     Args:
         dims: names of the dimensions.

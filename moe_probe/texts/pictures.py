@@ -1,4 +1,4 @@
-"""Pictures in grey, and how much texture each of their patches has."""
+"""Pictures in gray, and how much texture each of their patches has."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ LUMA = np.asarray([0.299, 0.587, 0.114])  # ITU-R BT.601
 
 
 def read_picture(picture: np.ndarray | str | Path) -> np.ndarray:
-    """A picture in grey, (height, width), float64 from 0 to 1.
+    """A picture in gray, (height, width), float64 from 0 to 1.
 
     Raises:
         NothingToRead: the file is missing, or no picture.
@@ -52,9 +52,9 @@ def patch_energy(
     """Texture energy of each patch, (rows, columns).
 
     Args:
-        picture: grey, (height, width); what is left over at the right and the bottom does not count.
+        picture: gray, (height, width); what is left over at the right and the bottom does not count.
         grid: rows and columns of patches.
-        energy: `gradient`, the mean squared difference of neighbouring pixels within the patch; `spectrum`, the share
+        energy: `gradient`, the mean squared difference of neighboring pixels within the patch; `spectrum`, the share
             of its Fourier power, mean removed, at `radius` cycles per pixel and above (0 for a plain patch).
         radius: see above.
 

@@ -112,7 +112,7 @@ def test_patches_over_steps_stand_beside_each_other():
     assert found.divergence_mean.dims == ("step", "document", "row", "column")
     assert found.texture_mean.dims == ("step", "texture_group")
     np.testing.assert_array_equal(found.divergence.sel(step="1k"), found.divergence.sel(step="2k"))
-    assert len(plotting.plot(found).axes) == 4  # picture, two steps, colour bar
+    assert len(plotting.plot(found).axes) == 4  # picture, two steps, color bar
 
 
 def test_what_cannot_be_compared_is_said():

@@ -73,8 +73,8 @@ def test_a_page_is_saved_whole_and_shows_in_a_notebook(trace, tmp_path):
     [
         ({}, "pass texts to run it on"),
         (
-            {"texts": TEXTS, "similar": "colour"},
-            "no measure of similar experts 'colour'; there are neuron_mean, matrix, gate",
+            {"texts": TEXTS, "similar": "color"},
+            "no measure of similar experts 'color'; there are neuron_mean, matrix, gate",
         ),
         ({"texts": TEXTS, "similar": "gat"}, "did you mean 'gate'"),
         ({"texts": TEXTS, "similar": 3}, "similar is a int"),

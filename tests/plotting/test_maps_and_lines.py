@@ -1,4 +1,4 @@
-"""Colours, scales and intervals say what the numbers say."""
+"""Colors, scales and intervals say what the numbers say."""
 
 import io
 

@@ -33,7 +33,7 @@ class Coactivation(Analysis):
     Args:
         bootstrap: draws of the interval; 0 for none (32 times less memory).
         chance: whether to give the chance levels.
-        as_published: count what OLMoE's code counts, pairs of neighbours in the top-k list, best score first; for k
+        as_published: count what OLMoE's code counts, pairs of neighbors in the top-k list, best score first; for k
             above 2 that leaves most pairs out.
 
     Examples:

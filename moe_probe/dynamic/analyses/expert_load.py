@@ -38,7 +38,7 @@ class ExpertLoad(Analysis):
 
     Where documents have labels: `label_share` (layer, label, expert), the share among the tokens of one label, with a
     95 % bootstrap interval over documents, `label_share_low` and `_high`, and `label_share_chance` (layer, expert), the
-    share among all labelled tokens: what it would be if labels did not matter. The coordinate `kind` (expert) holds
+    share among all labeled tokens: what it would be if labels did not matter. The coordinate `kind` (expert) holds
     the experts' kinds.
 
     Args:

@@ -31,14 +31,14 @@ class PatchDivergence(Analysis):
     `comparisons.patch_divergence_over_steps`.
 
     The paper judges by eye where a picture has much texture. The rule here is ours: a patch's energy is the `gradient`
-    energy, the mean squared difference of neighbouring grey values (0 to 1), or the `spectrum` energy, the share of
+    energy, the mean squared difference of neighboring gray values (0 to 1), or the `spectrum` energy, the share of
     the patch's two-dimensional Fourier power (mean removed) at or above `radius` cycles per pixel. Of each picture, the
     patches above the quantile 1 - `quantile` are of high texture, those below `quantile` of low texture.
 
     The result has `divergence` (layer, document, row, column), int16, and `divergence_mean` (document, row, column),
     over layers; with pictures `energy` (document, row, column), `texture` (document, row, column), `high`, `low` or "",
     `texture_mean` (texture), the mean divergence, with a 95 % bootstrap interval over pictures, `texture_mean_low` and
-    `_high`, and `picture` (document, y, x), grey, 0 to 1, where all pictures have one size.
+    `_high`, and `picture` (document, y, x), gray, 0 to 1, where all pictures have one size.
 
     Args:
         grid: rows and columns.
@@ -74,7 +74,7 @@ class PatchDivergence(Analysis):
         "divergence_mean": ("distinct experts, mean over layers", "experts"),
         "energy": ("energy of the patch", "1"),
         "texture_mean": ("distinct experts", "experts"),
-        "picture": ("grey value", "1"),
+        "picture": ("gray value", "1"),
     }
 
     divergence = TokenTable(dtype=np.int16)

@@ -79,7 +79,7 @@ class MhMoeRouter(nn.Module):
         return "wg" if self.cosine else "wg.weight"
 
     def logits(self, rows: torch.Tensor) -> torch.Tensor:
-        """(n, w) to (n, E). Cosine: r . wg / |wg| with r the reduced row, not normalised, no temperature."""
+        """(n, w) to (n, E). Cosine: r . wg / |wg| with r the reduced row, not normalized, no temperature."""
         if not self.cosine:
             return self.wg(rows)
         directions = nn.functional.normalize(self.wg.float(), dim=-1)

@@ -158,7 +158,7 @@ class Options:
         return self.checkpoint[key]
 
     def _routing(self) -> dict[str, Any]:
-        """Router and top-k. torchscale's own X-MoE has no `moe_top_k`: one expert, or two renormalised ones."""
+        """Router and top-k. torchscale's own X-MoE has no `moe_top_k`: one expert, or two renormalized ones."""
         top_k = self.values.get("moe_top_k")
         one = bool(self.get("moe_top1_expert", False))
         routing = {

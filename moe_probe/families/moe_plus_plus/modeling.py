@@ -1,7 +1,7 @@
 """MoE++ in torch: Mixtral's attention and decoder, and a router and experts of its own.
 
 Where the code that was published with the weights differs from arXiv 2410.07348 (the weights are divided by their sum,
-the zero expert's is dropped before, logits may be normalised, the experts' input doubled), it is the code that counts.
+the zero expert's is dropped before, logits may be normalized, the experts' input doubled), it is the code that counts.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Float32Linear(nn.Linear):
 class MoePlusPlusRouter(nn.Module):
     """Own logits plus the mapped logits of the layer before, then top-k.
 
-    The output of the submodule `wg` is the own logits, (tokens, E), float32: without the residual, not normalised.
+    The output of the submodule `wg` is the own logits, (tokens, E), float32: without the residual, not normalized.
     """
 
     def __init__(self, config: MoePlusPlusConfig):
@@ -79,7 +79,7 @@ class MoePlusPlusRouter(nn.Module):
             previous_logits: (tokens, E), of the layer before; None in the first layer.
 
         Returns:
-            Logits (tokens, E) with the residual, before normalisation; applied weights (tokens, k) in descending order,
+            Logits (tokens, E) with the residual, before normalization; applied weights (tokens, k) in descending order,
             so that a zero expert of weight 0 comes last; their experts (tokens, k). Logits and weights are float32.
         """
         router_logits = self.wg(hidden_states)

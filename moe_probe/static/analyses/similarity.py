@@ -60,7 +60,7 @@ def similarity(
         neuron_aligned  the neurons of b are permuted first so that the sum of the neurons' cosines is largest;
                         Kendall's tau of the permutation says how far it is from the identity
 
-        cka(a, b) = <K_a, K_b> / (|K_a| |K_b|),  K = X Xᵀ, X (d, neurons) with centred columns
+        cka(a, b) = <K_a, K_b> / (|K_a| |K_b|),  K = X Xᵀ, X (d, neurons) with centered columns
         ```
 
     Needs:
