@@ -184,7 +184,8 @@ def every_place(event: Event) -> torch.Tensor:
 def check_generation(config: GenerationConfig | None, options: Mapping[str, Any]) -> None:
     """Raises: NotFitting: generation as asked for runs rows that are not those of one text."""
     given = options.get("generation_config")
-    known = {*GenerationConfig().to_dict(), *inspect.signature(GenerationMixin.generate).parameters, *SEVERAL, *REFUSED}
+    own = inspect.signature(GenerationMixin.generate).parameters  # pyright: ignore[reportAttributeAccessIssue]
+    known = {*GenerationConfig().to_dict(), *own, *SEVERAL, *REFUSED}
     for name in options:
         if name not in known:
             raise NoSuchName.among("option of generate", name, sorted(known - {"self", "kwargs"}))
