@@ -19,7 +19,7 @@ test: .venv/installed
 
 lint: .venv/installed
 	$(BIN)/ruff check moe_probe tests ckpt benchmarks docs notebooks
-	$(BIN)/ruff format --check moe_probe tests ckpt benchmarks docs notebooks README.md
+	$(BIN)/ruff format --check moe_probe tests ckpt benchmarks docs notebooks README.md CONTRIBUTING.md
 	$(BIN)/basedpyright --level error
 
 notebooks: .venv/installed

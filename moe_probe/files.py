@@ -21,7 +21,7 @@ from types import FrameType
 import psutil
 from filelock import FileLock, Timeout
 
-from moe_probe.errors import AlreadyThere, InputError, MachineError, MoEProbeError, OutOfRange
+from moe_probe.errors import AlreadyThere, InputError, MachineError, MoEProbeError, OutOfRange, WrongType
 
 LOCK = ".moe-probe.lock"
 NAME_BYTES = 200  # of a file's name; file systems take 255
@@ -48,6 +48,17 @@ _GUARD = threading.Lock()
 
 class Terminated(KeyboardInterrupt):
     """SIGTERM, raised where Ctrl-C would be, so that the same clean-up runs."""
+
+
+def as_path(path: object) -> Path:
+    """A path that was passed.
+
+    Raises:
+        WrongType: it is none.
+    """
+    if not isinstance(path, str | os.PathLike):
+        raise WrongType(f"The path is {path!r}; pass a string or a Path.")
+    return Path(os.fsdecode(path))
 
 
 @contextmanager

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, Final, Literal, TypedDict, TypeVar, get_args
+from typing import Any, Final, Literal, TypedDict, TypeVar, get_args, get_type_hints
+
+import typeguard
+from typeguard import CollectionCheckStrategy, TypeCheckError
 
 from moe_probe.errors import NoSuchName, OutOfRange, WrongType
 
@@ -141,6 +145,7 @@ def check_value(name: str, value: Any) -> None:
     Raises:
         OutOfRange, WrongType, NoSuchName: it is.
     """
+    check_type(name, value, get_type_hints(RunOptions)[name])
     if name in POSITIVE and value is not None:
         check_number(name, value, 1)
     elif name == "n_jobs":
@@ -149,10 +154,36 @@ def check_value(name: str, value: Any) -> None:
             raise OutOfRange("n_jobs is 0; pass 1 or more workers, or -1 for one per core.")
     elif name == "execution" and value not in get_args(Execution):
         raise NoSuchName.among("execution", value, get_args(Execution))
-    elif name == "progress" and not isinstance(value, bool):
-        raise WrongType(f"progress is {value!r}; pass True or False.")
-    elif name == "checkpoint_dir" and not isinstance(value, str | Path | None):
-        raise WrongType(f"checkpoint_dir is a {type(value).__name__}; pass a folder.")
+
+
+def check_type(name: str, value: Any, annotation: Any) -> None:
+    """Refuse a value that is not of the type that an annotation says; numbers and arrays of numpy count as Python's.
+
+    Raises:
+        WrongType: it is not.
+    """
+    plain = value.tolist() if hasattr(value, "tolist") else value
+    for form in (value, plain, tuple(plain) if isinstance(plain, list) else plain):
+        with suppress(TypeCheckError):
+            typeguard.check_type(form, annotation, collection_check_strategy=CollectionCheckStrategy.ALL_ITEMS)
+            return
+    wanted = getattr(annotation, "__name__", None) if isinstance(annotation, type) else None
+    text = wanted or str(annotation).replace("typing.", "").replace("collections.abc.", "")
+    raise WrongType(f"{name} is {value!r}, a {type(value).__name__}; pass {text}.")
+
+
+def check_fields(kind: type, arguments: tuple[Any, ...], options: Mapping[str, Any]) -> None:
+    """Refuse arguments of a class that are not of the types that its fields say.
+
+    Raises:
+        WrongType: one of them is not.
+    """
+    hints = get_type_hints(kind)
+    with suppress(TypeError):  # missing and unknown names: said by the call itself
+        given = inspect.signature(kind).bind(*arguments, **options).arguments
+        for name, value in given.items():
+            if name in hints:
+                check_type(name, value, hints[name])
 
 
 def check_number(name: str, value: Any, least: float, most: float | None = None, whole: bool = True) -> None:
@@ -163,7 +194,7 @@ def check_number(name: str, value: Any, least: float, most: float | None = None,
         OutOfRange: it is below `least` or above `most`.
     """
     number = isinstance(value, int | float) or (hasattr(value, "dtype") and getattr(value, "ndim", 1) == 0)
-    if isinstance(value, bool) or not number or (whole and int(value) != value):
+    if isinstance(value, bool) or not number or (whole and not float(value).is_integer()):
         raise WrongType(f"{name} is {value!r}; pass a {'whole ' if whole else ''}number.")
     if not value >= least or (most is not None and value > most):
         span = f"at least {least}" if most is None else f"from {least} to {most}"

@@ -16,7 +16,7 @@ import xarray as xr
 
 from moe_probe.checked import digest, seal, unsealed
 from moe_probe.errors import Damaged, NothingToRead
-from moe_probe.files import shown, whole_file
+from moe_probe.files import as_path, shown, whole_file
 
 SCHEMA = 2  # number of the format of saved results
 LIBRARIES = ("moe-probe", "torch", "transformers", "numpy", "scipy", "scikit-learn")
@@ -95,6 +95,7 @@ def save(dataset: xr.Dataset, path: str | Path) -> Path:
         AlreadyThere: the path is a folder, a pipe or a device.
         MachineError: the disk is full, or cannot be written to.
     """
+    path = as_path(path)
     content = _storable(dataset).to_netcdf(engine="h5netcdf")  # in memory: HDF5 does not survive a full disk
     with whole_file(path) as partial, partial.open("wb") as file:
         file.write(content)
@@ -109,6 +110,7 @@ def load_result(path: str | Path) -> xr.Dataset:
         NothingToRead: there is no such file.
         Damaged: the file is no result of moe_probe, or is cut off, edited, or of another format.
     """
+    path = as_path(path)
     if not Path(path).is_file():
         raise NothingToRead(f"{shown(path)} is not a file; pass a result (.nc) that moe_probe saved.")
     try:

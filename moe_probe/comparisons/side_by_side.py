@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,7 @@ import xarray as xr
 from moe_probe.dynamic.analysis import Analysis
 from moe_probe.dynamic.driver import observe
 from moe_probe.dynamic.sources import open_source, opened_source
-from moe_probe.errors import NotComparable
+from moe_probe.errors import NotComparable, WrongType
 from moe_probe.model import MoEModel, Openable
 from moe_probe.options import completed
 from moe_probe.results import provenance
@@ -93,6 +93,8 @@ def open_sources(sources: Sources, least: int = 2, most: int | None = None) -> O
     Raises:
         NotComparable: there are fewer or more, or two of one name.
     """
+    if isinstance(sources, str | bytes) or not isinstance(sources, Iterable):
+        raise WrongType(f"The checkpoints are {sources!r}; pass a list of them, or {{label: checkpoint}}.")
     if isinstance(sources, Mapping):
         opened = {str(label): opened_source(source) for label, source in sources.items()}
     else:

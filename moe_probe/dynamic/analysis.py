@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 import xarray as xr
 
+from moe_probe.options import check_fields
 from moe_probe.results import dataset, provenance
 from moe_probe.routing import LayerBatch, LogitBatch, Need, Source
 from moe_probe.statistics.states import Kept, Names, Rows, State, TokenTable
@@ -68,6 +69,7 @@ class Analysis(ABC):
     score_kinds = Names()
 
     def __new__(cls, *arguments: object, **options: object) -> Self:
+        check_fields(cls, arguments, options)
         instance = super().__new__(cls)
         vars(instance)["kept"] = {}
         return instance

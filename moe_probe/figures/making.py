@@ -21,7 +21,7 @@ from moe_probe.figures.papers import find_paper
 from moe_probe.figures.recipes import FromModel, FromModels, FromTexts, FromWeights, Recipe, Subject
 from moe_probe.forward.running import Running
 from moe_probe.model import MoEModel, Openable, load
-from moe_probe.options import DEFAULTS, TEXT_OPTIONS, RunOptions, check_arguments, completed
+from moe_probe.options import DEFAULTS, TEXT_OPTIONS, RunOptions, check_arguments, check_type, completed
 from moe_probe.results import load_result, save
 from moe_probe.shown import PlainConsole, file_name
 from moe_probe.static.checks import check_flags
@@ -76,6 +76,7 @@ def reproduce(
         >>> [entry["file"] for entry in made.figures][:1]  # doctest: +SKIP
         ['figures/tiny-moe-plus-plus/table1_complexity.pdf']
     """
+    check_type("paper", paper, str)
     plan, options, asked = find_paper(paper), options or {}, completed(run_options, TAKES, "reproduce")
     _check_options(options, plan.recipes)
     check_flags(png=png)

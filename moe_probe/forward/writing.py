@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Collection, Generator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
-from transformers import GenerationConfig
+from transformers import GenerationConfig, GenerationMixin
 
-from moe_probe.errors import CannotWatch, NotFitting
+from moe_probe.errors import CannotWatch, NoSuchName, NotFitting
 from moe_probe.families import Layer
 from moe_probe.forward.capture import Event, capture
 from moe_probe.forward.execution import Runner, borrowed
@@ -126,9 +128,7 @@ class Writing(ModelSource):
         module: Any = self.model.module
         ids = torch.tensor([prompt.ids], device=Runner(self.model, layerwise=False).device)
         options = {"do_sample": False, **self.options}
-        forward: Forward[Event] = Forward(
-            lambda: module.generate(ids, attention_mask=torch.ones_like(ids), **options), self
-        )
+        forward: Forward[Event] = Forward(partial(generated, module, ids, options), self)
         seen: dict[int, list[Event]] = {index: [] for index in watched}
         with closing(forward):
             for event in forward.advance():
@@ -161,6 +161,20 @@ class Writing(ModelSource):
         return batch.having(**joined)
 
 
+def generated(module: Any, ids: torch.Tensor, options: Mapping[str, Any]) -> torch.Tensor:
+    """What the model's own `generate` writes.
+
+    Raises:
+        NotFitting: it refuses the options, or the prompt.
+    """
+    try:
+        return module.generate(ids, attention_mask=torch.ones_like(ids), **options)
+    except (ValueError, TypeError, AttributeError, IndexError) as error:
+        reason = " ".join(str(error).split())[:300].rstrip(".")
+        asked = ", ".join(f"{name}={value!r}" for name, value in options.items())
+        raise NotFitting(f"The model's own generate does not take {asked} ({reason}); pass other options.") from error
+
+
 def every_place(event: Event) -> torch.Tensor:
     """All tokens of a call, (places,) bool."""
     places = len(event.top_k_index) // event.site.layer.subtokens
@@ -170,6 +184,11 @@ def every_place(event: Event) -> torch.Tensor:
 def check_generation(config: GenerationConfig | None, options: Mapping[str, Any]) -> None:
     """Raises: NotFitting: generation as asked for runs rows that are not those of one text."""
     given = options.get("generation_config")
+    own = inspect.signature(GenerationMixin.generate).parameters  # pyright: ignore[reportAttributeAccessIssue]
+    known = {*GenerationConfig().to_dict(), *own, *SEVERAL, *REFUSED}
+    for name in options:
+        if name not in known:
+            raise NoSuchName.among("option of generate", name, sorted(known - {"self", "kwargs"}))
     for name in SEVERAL:
         if options.get(name) is not None:
             raise NotFitting(f"Generation takes no {name}; prompts are the texts, written on one at a time.")

@@ -9,7 +9,7 @@ import torch
 
 from moe_probe.errors import OutOfRange
 from moe_probe.model import MoEModel
-from moe_probe.options import check_number
+from moe_probe.options import check_number, check_type
 from moe_probe.routing import Intervention
 
 
@@ -20,6 +20,7 @@ def check_experts(model: MoEModel, layer: int, experts: Sequence[int]) -> None:
         InputError: there is no such MoE layer.
         OutOfRange: it has no such expert.
     """
+    check_number("layer", layer, 0)
     (chosen,) = model.select_layers(layer)
     count = model.layer(chosen).num_experts
     for expert in experts:
@@ -43,6 +44,7 @@ class OnExperts(Intervention):
     experts: Sequence[int]
 
     def __post_init__(self) -> None:
+        check_type("experts", self.experts, Sequence[int])
         object.__setattr__(self, "experts", tuple(self.experts))
 
     def check(self, model: MoEModel) -> None:

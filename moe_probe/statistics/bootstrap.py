@@ -21,7 +21,7 @@ def check_draws(draws: int, name: str = "bootstrap") -> None:
     Raises:
         WrongType, OutOfRange: it is no whole number, or below 0.
     """
-    check_number(name, draws, 0)
+    check_number(name, draws, 0, 10**6)
 
 
 def block_sums(values: torch.Tensor, document: np.ndarray, blocks: int = BLOCKS) -> torch.Tensor:

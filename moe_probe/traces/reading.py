@@ -21,6 +21,7 @@ from moe_probe.checked import file_digest
 from moe_probe.errors import Damaged, NoSuchName, NothingToRead
 from moe_probe.families import Layer
 from moe_probe.files import shown
+from moe_probe.options import check_type
 from moe_probe.routing import LayerBatch
 from moe_probe.texts.corpus import Corpus, Document, Tokens
 from moe_probe.traces.rows import (
@@ -265,6 +266,7 @@ def read_trace(folder: str | Path) -> Trace:
         >>> trace = read_trace("out/trace")  # doctest: +SKIP
         >>> trace.to_dataframe(["expert", "weight"]).head()  # doctest: +SKIP
     """
+    check_type("folder", folder, str | Path)
     folder = Path(folder)
     if not (folder / CARD).is_file():
         unfinished = (folder / MANIFEST).is_file()

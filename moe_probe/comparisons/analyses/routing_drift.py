@@ -70,7 +70,7 @@ def routing_drift(
         0.0
     """
     check_draws(bootstrap)
-    check_number("bins", bins, 1)
+    check_number("bins", bins, 1, 10**6)
     sides = [one if isinstance(one, Mapping) else {name: one} for name, one in (("before", before), ("after", after))]
     labels = {**sides[0], **sides[1]}
     if len(labels) != 2:

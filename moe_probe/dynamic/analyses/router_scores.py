@@ -57,7 +57,7 @@ class RouterScores(Analysis):
     least, most = Least("which"), Most("which")
 
     def __post_init__(self) -> None:
-        check_number("bins", self.bins, 1)
+        check_number("bins", self.bins, 1, 10**6)
         if len(self.limits) != 2 or not self.limits[0] < self.limits[1]:
             raise OutOfRange(f"limits is {self.limits}; pass two ascending numbers.")
         self.limits = (self.limits[0], self.limits[1])
