@@ -117,7 +117,7 @@ def test_dynamic_writes_results_and_convert_a_folder(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["--texts", "none.txt"], "no file of texts"),
+        (["--texts", "none.txt"], "not a file of texts"),
         (["--texts", "README.md", "--analysis", "nonesuch"], "no analysis 'nonesuch'"),
         (["--texts", "README.md", "--layers", "9"], "has the MoE layers 0-3"),
     ],

@@ -139,7 +139,7 @@ def test_bad_input_is_refused_in_one_sentence(tmp_path):
         dynamic.run(model, [[1, 2], [3, 9999]], choices)
     with pytest.raises(InputError, match="corpus is empty"):
         dynamic.run(model, [[]], choices)
-    with pytest.raises(InputError, match="no file of texts"):
+    with pytest.raises(InputError, match="not a file of texts"):
         dynamic.run(model, tmp_path / "none.txt", choices)
     with pytest.raises(InputError, match="No analysis"):
         dynamic.run(model, [[1]], [])

@@ -277,7 +277,7 @@ def test_places_that_are_no_files_are_refused(tmp_path):
     with pytest.raises(NothingToRead, match="is a folder, not a file of texts; pass one of the files in it"):
         read_rows(tmp_path)
     for path in ("none.txt", "a\0b", "x" * 5000, "\ud800"):
-        with pytest.raises(NothingToRead, match="no file of texts"):
+        with pytest.raises(NothingToRead, match="not a file of texts"):
             read_rows(path)
 
 
