@@ -305,7 +305,7 @@ def test_patches_stand_where_their_tokens_are():
     [
         (lambda: dynamic.SubtokenDivergence(words=[]), "words is an empty list"),
         (lambda: dynamic.SubtokenDivergence(words="bank"), "words is the text 'bank'"),
-        (lambda: dynamic.SubtokenDivergence(bootstrap=-1), "bootstrap is -1; pass a number at least 0"),
+        (lambda: dynamic.SubtokenDivergence(bootstrap=-1), "bootstrap is -1; pass a number from 0 to 1000000"),
         (lambda: dynamic.ExpertCapacity(factors=[]), "factors is \\[\\]; pass positive numbers"),
         (lambda: dynamic.ExpertCapacity(orders=["last"]), "no order of arrival"),
         (lambda: dynamic.Complexity([0]), "taus is \\[0\\]; pass positive numbers"),

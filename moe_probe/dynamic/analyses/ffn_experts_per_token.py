@@ -17,7 +17,7 @@ from moe_probe.routing import LayerBatch, Source
 from moe_probe.statistics.bootstrap import BLOCKS, check_draws, interval
 from moe_probe.statistics.states import TokenTable
 from moe_probe.texts.corpus import Corpus, bin_start, position_bin
-from moe_probe.texts.tagging import Tagger, make_tagger, tag_words
+from moe_probe.texts.tagging import make_tagger, tag_words
 from moe_probe.texts.words import find_words, normal_form
 
 PIECES = ["whole word", "word piece", "no word"]
@@ -56,7 +56,7 @@ class FFNExpertsPerToken(Analysis):
     """
 
     min_count: int = 5
-    tagger: Tagger | str | None = None
+    tagger: object = None  # checked by make_tagger
     bootstrap: int = 200
     chance: bool = True
 
