@@ -8,7 +8,7 @@ from moe_probe.model import MoEModel, load
 
 __version__ = "0.1.0"
 __all__ = ["MoEModel", "comparisons", "dynamic", "explorer", "figures", "intervene", "load", "plotting", "static"]
-moved.install()
+
 ON_FIRST_USE = (
     "comparisons",
     "explorer",

@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Final, Literal, TypedDict, TypeVar, get_args, get_type_hints
+from typing import Any, Final, Literal, TypedDict, TypeVar, get_args, get_origin, get_type_hints
 
 import typeguard
 from typeguard import CollectionCheckStrategy, TypeCheckError
@@ -161,7 +161,10 @@ def check_type(name: str, value: Any, annotation: Any) -> None:
 
     Raises:
         WrongType: it is not.
+        NoSuchName: it is none of the names that a `Literal` lists.
     """
+    if get_origin(annotation) is Literal and isinstance(value, str) and value not in get_args(annotation):
+        raise NoSuchName.among(f"value of {name}" if name != "execution" else name, value, get_args(annotation))
     plain = value.tolist() if hasattr(value, "tolist") else value
     for form in (value, plain, tuple(plain) if isinstance(plain, list) else plain):
         with suppress(TypeCheckError):
