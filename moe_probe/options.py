@@ -14,6 +14,7 @@ from typeguard import CollectionCheckStrategy, TypeCheckError
 from moe_probe.errors import NoSuchName, OutOfRange, WrongType
 
 Made = TypeVar("Made")
+WORDS: Final = {int: "a whole number", float: "a number", bool: "True or False", str: "a string"}
 Execution = Literal["auto", "resident", "layerwise"]
 
 
@@ -170,9 +171,8 @@ def check_type(name: str, value: Any, annotation: Any) -> None:
         with suppress(TypeCheckError):
             typeguard.check_type(form, annotation, collection_check_strategy=CollectionCheckStrategy.ALL_ITEMS)
             return
-    wanted = getattr(annotation, "__name__", None) if isinstance(annotation, type) else None
-    text = wanted or str(annotation).replace("typing.", "").replace("collections.abc.", "")
-    raise WrongType(f"{name} is {value!r}, a {type(value).__name__}; pass {text}.")
+    text = str(annotation).replace("typing.", "").replace("collections.abc.", "").replace("pathlib.", "")
+    raise WrongType(f"{name} is {value!r}, of type {type(value).__name__}; pass {WORDS.get(annotation, text)}.")
 
 
 def check_fields(kind: type, arguments: tuple[Any, ...], options: Mapping[str, Any]) -> None:
