@@ -166,7 +166,8 @@ def check_type(name: str, value: Any, annotation: Any) -> None:
     """
     if get_origin(annotation) is Literal and isinstance(value, str) and value not in get_args(annotation):
         raise NoSuchName.among(f"value of {name}" if name != "execution" else name, value, get_args(annotation))
-    plain = value.tolist() if hasattr(value, "tolist") else value
+    listed = getattr(value, "tolist", None)
+    plain = value if listed is None else listed()
     for form in (value, plain, tuple(plain) if isinstance(plain, list) else plain):
         with suppress(TypeCheckError):
             typeguard.check_type(form, annotation, collection_check_strategy=CollectionCheckStrategy.ALL_ITEMS)
