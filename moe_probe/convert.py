@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -17,16 +15,20 @@ from transformers import PreTrainedTokenizerBase
 
 from moe_probe.checkpoint import LazyTensor
 from moe_probe.checkpoint.encodings.grouped_int8 import SCALES_SUFFIX, grouped_int8
-from moe_probe.errors import AlreadyThere, MachineError, NotFitting, NothingToRead, OutOfRange
+from moe_probe.errors import NotFitting, NothingToRead
 from moe_probe.families.conversion import Converted
 from moe_probe.families.modules import meta_module
 from moe_probe.families.places import checked_dtype
+from moe_probe.files import refuse_existing, whole_folder
 from moe_probe.model import MoEModel, Openable, load
+from moe_probe.shown import in_markup
+from moe_probe.signatures import check_number, checked
 
 SHARD_BYTES = 5 * 10**9
 TYPE_NAMES = {dtype: name for name, dtype in {**_TYPES, "F8_E8M0": torch.float8_e8m0fnu}.items()}
 
 
+@checked
 def convert(
     source: Openable,
     destination: str | Path,
@@ -65,37 +67,16 @@ def convert(
     model, folder = load(source), Path(destination)
     if model.checkpoint is None:
         raise NotFitting("A live model has no files to convert; use its save_pretrained.")
-    if isinstance(shard_bytes, bool) or not isinstance(shard_bytes, int) or shard_bytes < 1:
-        raise OutOfRange(f"shard_bytes={shard_bytes!r} is no number of bytes; pass one above 0, such as {SHARD_BYTES}.")
+    check_number("shard_bytes", shard_bytes, 1)
     asked = checked_dtype(dtype)
     target = asked if isinstance(asked, torch.dtype) else None
-    if folder.exists() or folder.is_symlink():
-        raise AlreadyThere(f"{folder} exists already; give a folder that does not.")
+    refuse_existing(folder)
     tensors = Converted(meta_module(model.config), model.published)
     tensors.check()
     chosen = _quantized(model) if keep_int8 else tensors
-    try:
-        with _whole_folder(folder) as partial:
-            _write(model, partial, chosen, target, shard_bytes)
-    except OSError as error:
-        raise MachineError(
-            f"The converted model could not be written to {folder} ({error.strerror or error}); free space there or "
-            "give another folder, and convert again."
-        ) from error
+    with whole_folder(folder) as partial:
+        _write(model, partial, chosen, target, shard_bytes)
     return folder
-
-
-@contextmanager
-def _whole_folder(folder: Path) -> Iterator[Path]:
-    """A temporary folder beside `folder` that gets its name at the end, and is deleted after an error."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
-    partial.mkdir()
-    try:
-        yield partial
-        partial.rename(folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _quantized(model: MoEModel) -> dict[str, LazyTensor]:
@@ -114,7 +95,7 @@ def _write(
 ) -> None:
     shards = list(_shards(tensors, dtype, shard_bytes))
     weight_map, total = {}, 0
-    progress = track(shards, f"Converting {model.name}", console=Console(stderr=True), transient=True)
+    progress = track(shards, in_markup(f"Converting {model.name}"), console=Console(stderr=True), transient=True)
     for number, names in enumerate(progress, start=1):
         file = f"model-{number:05}-of-{len(shards):05}.safetensors"
         total += write_shard(folder / file, {name: tensors[name] for name in names}, dtype)

@@ -104,14 +104,14 @@ def whole_folder(path: str | Path) -> Iterator[Path]:
         AlreadyThere: there is something at `path`, from the beginning or made by another run meanwhile.
         MachineError: the disk is full, or cannot be written to.
     """
+    refuse_existing(path)
     target = make_folder(Path(path).parent) / Path(path).name
     partial = _partial(target)
     try:
-        _refuse_existing(path, target)
         sweep(target.parent)
         partial.mkdir()
         yield partial
-        _refuse_existing(path, target)
+        refuse_existing(path)
         partial.rename(target)
     except Exception as error:
         failure = _failure(path, error, partial, target)
@@ -138,9 +138,22 @@ def _failure(path: str | Path, error: BaseException, *ours: Path) -> MoEProbeErr
     return None
 
 
-def _refuse_existing(path: str | Path, target: Path) -> None:
-    if target.exists() or target.is_symlink():
-        raise AlreadyThere(f"{shown(path)} exists already; give a folder that does not.")
+def refuse_existing(path: str | Path) -> None:
+    """Refuse a path at which there is something.
+
+    Raises:
+        AlreadyThere: there is.
+        InputError: the path is none.
+    """
+    try:
+        os.lstat(Path(path).expanduser())
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    except (ValueError, RuntimeError) as error:
+        raise InputError(f"{shown(path)} is not a path ({error}); choose another place.") from error
+    except OSError as error:
+        raise _unusable(path, error) from error
+    raise AlreadyThere(f"{shown(path)} exists already; give a folder that does not.")
 
 
 def _partial(target: Path) -> Path:

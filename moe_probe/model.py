@@ -32,6 +32,7 @@ from moe_probe.families.modules import Device, default_dtype, load_module, reaso
 from moe_probe.families.places import checked_device, checked_dtype
 from moe_probe.families.places import device_name as _device_name
 from moe_probe.families.transformers_moe import live_architecture
+from moe_probe.signatures import check_types, value_shown
 from moe_probe.tokenizer import Tokenizer, check_tokenizer, open_tokenizer, tokenizer_folder
 
 TOKENIZER_ABOVE = {"grok1": 2}  # folders between the weights and the repository that has the tokenizer
@@ -94,6 +95,11 @@ class MoEModel:
             'tiny-mixtral under Zero(layer=0, experts=(3,))'
         """
         for intervention in interventions:
+            if not callable(getattr(intervention, "check", None)):
+                shown = value_shown(intervention)
+                raise WrongType(
+                    f"under takes interventions, such as intervene.Zero(layer=0, experts=[1]), not {shown}."
+                )
             intervention.check(self)
         changes = {name: value for each in interventions for name, value in each.config.items()}
         other = self._with_config(changes) if changes and self.checkpoint is not None else copy.copy(self)
@@ -126,7 +132,9 @@ class MoEModel:
 
         Raises:
             OutOfRange: there is no such layer.
+            WrongType: the index is no whole number.
         """
+        check_types(MoEModel.layer, {"index": index})
         if not 0 <= index < self.num_layers:
             raise OutOfRange(f"{self.name} has the layers 0 to {self.num_layers - 1}, not {index}.")
         return self.layers[index]
@@ -172,6 +180,7 @@ class MoEModel:
         Raises:
             DenseModel: the model is dense.
             OutOfRange: one of them is not a MoE layer.
+            NotFitting: one of them is named twice.
             WrongType: one of them is no number.
         """
         if not self.moe_layers:
@@ -181,7 +190,10 @@ class MoEModel:
             )
         if layers is None:
             return self.moe_layers
-        chosen = _whole_numbers(layers)
+        chosen = whole_numbers(layers)
+        twice = next((index for index in chosen if chosen.count(index) > 1), None)
+        if twice is not None:
+            raise NotFitting(f"layers names layer {twice} more than once; name each layer once.")
         wrong = sorted(set(chosen).difference(self.moe_layers))
         if wrong or not chosen:
             asked = ranges(wrong[:20]) + (", ..." if len(wrong) > 20 else "") if wrong else "none"
@@ -353,7 +365,7 @@ def _signatures(module: nn.Module) -> list[tuple]:
     return [signature(value) for value in module.state_dict(keep_vars=True).values() if isinstance(value, torch.Tensor)]
 
 
-def _whole_numbers(layers: Iterable[int] | int) -> tuple[int, ...]:
+def whole_numbers(layers: Iterable[int] | int) -> tuple[int, ...]:
     """Layers as a tuple.
 
     Raises:

@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
-from typing import Any, Final, Literal, TypedDict, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, Final, Literal, TypedDict, TypeVar, get_args
 
-import typeguard
-from typeguard import CollectionCheckStrategy, TypeCheckError
-
-from moe_probe.errors import NoSuchName, OutOfRange, WrongType
+from moe_probe.errors import NoSuchName
+from moe_probe.signatures import check_call, check_choice, check_jobs, check_number, check_types
 
 Made = TypeVar("Made")
-WORDS: Final = {int: "a whole number", float: "a number", bool: "True or False", str: "a string"}
 Execution = Literal["auto", "resident", "layerwise"]
 
 
@@ -113,6 +109,7 @@ HELP: Final[Mapping[str, str]] = {
 TEXT_OPTIONS: Final = tuple(TextOptions.__annotations__)
 OBSERVE_OPTIONS: Final = tuple(ObserveOptions.__annotations__)
 POSITIVE: Final = ("batch_tokens", "max_length")  # None stays where it is the default
+READ_ELSEWHERE: Final = ("labels", "layers", "baseline")  # with the texts or the model that they belong to
 
 
 def completed(
@@ -146,63 +143,14 @@ def check_value(name: str, value: Any) -> None:
     Raises:
         OutOfRange, WrongType, NoSuchName: it is.
     """
-    check_type(name, value, get_type_hints(RunOptions)[name])
-    if name in POSITIVE and value is not None:
-        check_number(name, value, 1)
-    elif name == "n_jobs":
-        check_number(name, value, -(1 << 15))
-        if value == 0:
-            raise OutOfRange("n_jobs is 0; pass 1 or more workers, or -1 for one per core.")
-    elif name == "execution" and value not in get_args(Execution):
-        raise NoSuchName.among("execution", value, get_args(Execution))
-
-
-def check_type(name: str, value: Any, annotation: Any) -> None:
-    """Refuse a value that is not of the type that an annotation says; numbers and arrays of numpy count as Python's.
-
-    Raises:
-        WrongType: it is not.
-        NoSuchName: it is none of the names that a `Literal` lists.
-    """
-    if get_origin(annotation) is Literal and isinstance(value, str) and value not in get_args(annotation):
-        raise NoSuchName.among(f"value of {name}" if name != "execution" else name, value, get_args(annotation))
-    listed = getattr(value, "tolist", None)
-    plain = value if listed is None else listed()
-    for form in (value, plain, tuple(plain) if isinstance(plain, list) else plain):
-        with suppress(TypeCheckError):
-            typeguard.check_type(form, annotation, collection_check_strategy=CollectionCheckStrategy.ALL_ITEMS)
-            return
-    text = str(annotation).replace("typing.", "").replace("collections.abc.", "").replace("pathlib.", "")
-    raise WrongType(f"{name} is {value!r}, of type {type(value).__name__}; pass {WORDS.get(annotation, text)}.")
-
-
-def check_fields(kind: type, arguments: tuple[Any, ...], options: Mapping[str, Any]) -> None:
-    """Refuse arguments of a class that are not of the types that its fields say.
-
-    Raises:
-        WrongType: one of them is not.
-    """
-    hints = get_type_hints(kind)
-    with suppress(TypeError):  # missing and unknown names: said by the call itself
-        given = inspect.signature(kind).bind(*arguments, **options).arguments
-        for name, value in given.items():
-            if name in hints:
-                check_type(name, value, hints[name])
-
-
-def check_number(name: str, value: Any, least: float, most: float | None = None, whole: bool = True) -> None:
-    """Refuse a number outside its range.
-
-    Raises:
-        WrongType: it is no number, or no whole one.
-        OutOfRange: it is below `least` or above `most`.
-    """
-    number = isinstance(value, int | float) or (hasattr(value, "dtype") and getattr(value, "ndim", 1) == 0)
-    if isinstance(value, bool) or not number or (whole and not float(value).is_integer()):
-        raise WrongType(f"{name} is {value!r}; pass a {'whole ' if whole else ''}number.")
-    if not value >= least or (most is not None and value > most):
-        span = f"at least {least}" if most is None else f"from {least} to {most}"
-        raise OutOfRange(f"{name} is {value}; pass a number {span}.")
+    if name == "n_jobs":
+        check_jobs(value)
+    elif name == "execution":
+        check_choice(name, value, get_args(Execution))
+    elif name not in READ_ELSEWHERE:
+        check_types(RunOptions, {name: value})
+        if name in POSITIVE and value is not None:
+            check_number(name, value, 1)
 
 
 def construct(name: str, kind: Callable[..., Made], given: Mapping[str, Any]) -> Made:
@@ -210,14 +158,9 @@ def construct(name: str, kind: Callable[..., Made], given: Mapping[str, Any]) ->
 
     Raises:
         NoSuchName: it takes no such argument.
-        WrongType: it needs one that is not given.
+        WrongType: it needs one that is not given, or takes one as another type.
     """
-    parameters = inspect.signature(kind).parameters
-    if not any(each.kind is each.VAR_KEYWORD for each in parameters.values()):
-        check_arguments(name, kind, given)
-        lacking = [key for key, each in parameters.items() if each.default is each.empty and key not in given]
-        if lacking:
-            raise WrongType(f"{name} needs {' and '.join(lacking)}; pass {', '.join(f'{key}=' for key in lacking)}.")
+    check_call(name, kind, (), given)
     return kind(**given)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import pickle
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from operator import index
 from typing import Any, TypeVar
 
 from joblib import Parallel, delayed
@@ -14,7 +13,8 @@ from joblib.parallel import get_active_backend
 from rich.console import Console
 from rich.progress import track
 
-from moe_probe.errors import InputError, MachineError, MoEProbeError, OutOfRange, WrongType
+from moe_probe.errors import InputError, MachineError, MoEProbeError
+from moe_probe.signatures import check_jobs
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -42,19 +42,6 @@ def map_items(
     with _said(description, several=n_jobs != 1):
         results: Any = parallel(delayed(function)(item) for item in tasks)
         return list(track(results, description, len(tasks), console=Console(stderr=True), transient=True))
-
-
-def check_jobs(n_jobs: int) -> None:
-    """Refuse a number of workers that is none.
-
-    Raises:
-        WrongType: not a whole number.
-        OutOfRange: 0.
-    """
-    if isinstance(n_jobs, bool) or not hasattr(n_jobs, "__index__"):
-        raise WrongType(f"n_jobs={n_jobs!r} is not a whole number; pass 1 or more, or -1 for all cores.")
-    if index(n_jobs) == 0:
-        raise OutOfRange("n_jobs=0 leaves nobody to work; pass 1 or more, or -1 for all cores.")
 
 
 @contextmanager

@@ -17,6 +17,7 @@ import xarray as xr
 from moe_probe.checked import digest, seal, unsealed
 from moe_probe.errors import Damaged, NothingToRead
 from moe_probe.files import as_path, shown, whole_file
+from moe_probe.signatures import checked
 
 SCHEMA = 2  # number of the format of saved results
 LIBRARIES = ("moe-probe", "torch", "transformers", "numpy", "scipy", "scikit-learn")
@@ -85,6 +86,7 @@ def dataset(variables: Mapping[str, xr.DataArray], about: Mapping[str, Any]) -> 
     return xr.Dataset(dict(variables), attrs=dict(about))
 
 
+@checked
 def save(dataset: xr.Dataset, path: str | Path) -> Path:
     """Write a result as netCDF; the file appears under its name only when it is complete.
 
@@ -103,6 +105,7 @@ def save(dataset: xr.Dataset, path: str | Path) -> Path:
     return Path(path)
 
 
+@checked
 def load_result(path: str | Path) -> xr.Dataset:
     """Read a result that `save` wrote, into memory.
 

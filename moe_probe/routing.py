@@ -15,6 +15,7 @@ import torch
 from moe_probe.errors import NotFitting
 from moe_probe.families import Layer
 from moe_probe.model import MoEModel
+from moe_probe.signatures import Checked
 from moe_probe.texts.corpus import Corpus, Tokens
 
 
@@ -357,7 +358,7 @@ class Call(Protocol):
         ...
 
 
-class Intervention:
+class Intervention(Checked):
     """Changes what one MoE layer does; a frozen dataclass, so that its fields are its provenance.
 
     Attributes:

@@ -6,7 +6,7 @@ from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
-from unittest.mock import patch
+from unittest.mock import Mock, patch
 
 import pytest
 import xarray as xr
@@ -72,6 +72,22 @@ def test_bad_input_ends_with_one_sentence_and_code_2(arguments, words):
     assert out.returncode == 2
     assert words in out.stderr.replace("\n", " ")
     assert "Traceback" not in out.stderr
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError(), RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory")]
+)
+def test_full_memory_is_one_sentence_and_code_1(error, monkeypatch):
+    monkeypatch.setattr("moe_probe.cli.info.info_table", Mock(side_effect=error))
+    done = run("info", "ckpt/tiny-mixtral")
+    assert done.returncode == 1
+    assert done.stderr.startswith("moe-probe: The memory of this machine is full;")
+
+
+def test_a_layer_that_is_named_twice_is_refused(tmp_path):
+    done = run("static", "ckpt/tiny-mixtral", "--layers", "0,0", "-o", tmp_path)
+    assert done.returncode == 2
+    assert "names layer 0 more than once" in " ".join(done.stderr.split())
 
 
 def test_layers_are_read_as_people_write_them():

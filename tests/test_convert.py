@@ -86,14 +86,14 @@ def small_files():
 
 @pytest.mark.parametrize("shard_bytes", [15_000, 10**9])
 def test_a_full_disk_is_one_sentence_and_leaves_nothing(tmp_path, small_files, shard_bytes):
-    with pytest.raises(MachineError, match="could not be written"):
+    with pytest.raises(MachineError, match="cannot be written"):
         convert("ckpt/tiny-mixtral", tmp_path / "out", shard_bytes=shard_bytes)
     assert not list(tmp_path.iterdir())
 
 
 def test_a_place_that_cannot_be_written_to_is_one_sentence(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(MachineError, match="could not be written"):
+    with pytest.raises(InputError, match="a file is in the way"):
         convert("ckpt/tiny-mixtral", tmp_path / "file" / "out")
 
 

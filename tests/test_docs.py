@@ -62,7 +62,7 @@ def test_every_class_of_errors_has_a_page_with_cause_remedy_and_sentences():
         assert "doctest" not in text
         assert ">>>" not in text
     assert "There is no scale …; there are …." in PAGES["docs/errors/NoSuchName.md"]
-    assert "n_jobs=0 leaves no worker" in PAGES["docs/errors/OutOfRange.md"]
+    assert "n_jobs is 0; pass 1 or more workers" in PAGES["docs/errors/OutOfRange.md"]
 
 
 def test_no_sentence_begins_with_it():

@@ -4,7 +4,7 @@ import ast
 from pathlib import Path
 
 PACKAGE = Path(__file__).parents[1] / "moe_probe"
-GROUND = {"errors", "shown", "files", "checked", "parallel", "registry", "options"}
+GROUND = {"errors", "shown", "signatures", "files", "checked", "parallel", "registry", "options"}
 WEIGHTS = GROUND | {"checkpoint", "families"}
 HANDLE = WEIGHTS | {"model", "facts", "tokenizer", "results"}
 WORDS = HANDLE | {"texts", "routing"}
@@ -14,12 +14,13 @@ ALLOWED = {
     "shown": {"errors"},
     "files": {"errors", "shown"},
     "checked": {"errors", "files"},
-    "parallel": {"errors"},
+    "signatures": {"errors"},
+    "parallel": {"errors", "signatures"},
     "registry": {"errors"},
-    "options": {"errors", "registry"},
+    "options": {"errors", "registry", "signatures"},
     "checkpoint": GROUND,
     "families": GROUND | {"checkpoint"},
-    "results": {"errors", "files", "checked"},
+    "results": {"errors", "files", "checked", "signatures"},
     "facts": {"errors", "checkpoint", "families"},
     "tokenizer": {"errors", "files", "checkpoint"},
     "model": WEIGHTS | {"facts", "tokenizer"},
@@ -33,7 +34,7 @@ ALLOWED = {
     "dynamic": WORDS | {"statistics", "forward", "traces"},
     "intervene": WORDS | {"statistics", "dynamic"},
     "comparisons": WORDS | {"statistics", "traces", "dynamic", "static", "intervene"},
-    "plotting": {"errors", "registry", "shown"},
+    "plotting": {"errors", "registry", "shown", "signatures"},
     "figures": WORDS | {"static", "forward", "dynamic", "comparisons", "plotting"},
     "explorer": WORDS | {"traces", "static", "dynamic"},
 }

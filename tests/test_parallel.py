@@ -34,7 +34,7 @@ def test_items_come_in_order(jobs):
 
 @pytest.mark.parametrize(("jobs", "error"), [(0, OutOfRange), (1.5, WrongType), (True, WrongType), ("2", WrongType)])
 def test_a_number_of_workers_that_is_none_is_refused(jobs, error):
-    with pytest.raises(error, match="n_jobs="):
+    with pytest.raises(error, match="n_jobs is"):
         map_items(double, [1], jobs, "Doubling")
 
 

@@ -26,14 +26,22 @@ def main() -> None:
     except MoEProbeError as error:
         _say(error)
         sys.exit(2)
-    except MemoryError:
-        _say("The memory of this machine is full; take fewer layers, smaller batches, or execution=layerwise.")
+    except (MemoryError, RuntimeError) as error:
+        if not is_of_memory(error):
+            raise
+        _say("The memory of this machine is full; take fewer layers, smaller batches, or --execution layerwise.")
         sys.exit(1)
     except OSError as error:
         _say(error)
         sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def is_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out; torch says so by a RuntimeError of many texts."""
+    said = ("can't allocate memory", "not enough memory", "out of memory", "can't start new thread")
+    return isinstance(error, MemoryError) or any(text in str(error) for text in said)
 
 
 def _say(error: object) -> None:

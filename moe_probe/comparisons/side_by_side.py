@@ -17,6 +17,7 @@ from moe_probe.model import MoEModel, Openable
 from moe_probe.options import completed
 from moe_probe.results import provenance
 from moe_probe.routing import LayerBatch, Need, Source
+from moe_probe.signatures import checked
 from moe_probe.statistics.bootstrap import interval, per_document
 from moe_probe.statistics.states import TokenTable
 from moe_probe.texts.corpus import Corpus
@@ -82,6 +83,7 @@ class Routing:
         return self.source.first_layer.num_experts
 
 
+@checked
 def open_sources(sources: Sources, least: int = 2, most: int | None = None) -> Opened:
     """Each checkpoint, model or trace under its label; without labels, under its name.
 

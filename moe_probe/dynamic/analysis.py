@@ -13,9 +13,9 @@ from typing import Any, ClassVar, Self
 import numpy as np
 import xarray as xr
 
-from moe_probe.options import check_fields
 from moe_probe.results import dataset, provenance
 from moe_probe.routing import LayerBatch, LogitBatch, Need, Source
+from moe_probe.signatures import Checked
 from moe_probe.statistics.states import Kept, Names, Rows, State, TokenTable
 from moe_probe.texts.corpus import Corpus, Tokens
 
@@ -24,7 +24,7 @@ Legend = Mapping[str, tuple[str, str]]
 
 
 @dataclass
-class Analysis(ABC):
+class Analysis(Checked, ABC):
     """A statistic that grows with batches of tokens and merges with another one of its kind.
 
     A subclass is a dataclass whose fields are its parameters. It declares what it keeps as class attributes
@@ -69,8 +69,7 @@ class Analysis(ABC):
     score_kinds = Names()
 
     def __new__(cls, *arguments: object, **options: object) -> Self:
-        check_fields(cls, arguments, options)
-        instance = super().__new__(cls)
+        instance = super().__new__(cls, *arguments, **options)
         vars(instance)["kept"] = {}
         return instance
 
@@ -83,7 +82,7 @@ class Analysis(ABC):
         """What the source must hold, with these parameters."""
         return self.needs
 
-    def check(self, source: Source) -> None:  # noqa: B027 - most need none
+    def check(self, source: Source) -> None:
         """Refuse, before any work, what cannot be done.
 
         Raises:
@@ -120,7 +119,7 @@ class Analysis(ABC):
         """Folders that it writes to, which no other run may write to meanwhile."""
         return ()
 
-    def settle(self) -> None:  # noqa: B027 - most have nothing that waits
+    def settle(self) -> None:
         """Put into the states what waits outside of them; called before they are merged, saved or sent."""
 
     def result(self, source: Source) -> xr.Dataset:

@@ -6,13 +6,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from moe_probe.errors import InputError, NotFitting
+from moe_probe.errors import NotFitting
 from moe_probe.forward.execution import is_layerwise
 from moe_probe.forward.running import Running
 from moe_probe.forward.writing import Writing
 from moe_probe.model import MoEModel, Openable, load
 from moe_probe.options import OBSERVE_OPTIONS, TEXT_OPTIONS, completed
 from moe_probe.routing import Source
+from moe_probe.signatures import check_number
 from moe_probe.texts.corpus import Corpus
 from moe_probe.texts.reading import Texts
 from moe_probe.texts.tokenizing import check_fits, make_corpus
@@ -21,6 +22,7 @@ from moe_probe.traces.recorded import Recorded
 
 WRITING_OPTIONS = (*(name for name in TEXT_OPTIONS if name not in ("labels", "max_length")), *OBSERVE_OPTIONS)
 NEW_TOKENS = 32
+MOST_NEW_TOKENS = 1 << 24
 
 
 def open_source(source: Openable | Trace, texts: Texts | None, options: Mapping[str, Any]) -> Source:
@@ -90,8 +92,7 @@ def writing_options(options: Mapping[str, Any], max_new_tokens: int | None) -> t
         if name in of_generation:
             raise NotFitting(f"generate takes no {name}; it takes {', '.join(WRITING_OPTIONS)}, and transformers' own.")
     if max_new_tokens is not None:
-        if not isinstance(max_new_tokens, int) or max_new_tokens < 1:
-            raise InputError(f"max_new_tokens is {max_new_tokens!r}; pass a whole number of at least 1.")
+        check_number("max_new_tokens", max_new_tokens, 1, MOST_NEW_TOKENS)
         of_generation["max_new_tokens"] = max_new_tokens
     elif not {"max_length", "generation_config"} & of_generation.keys():
         of_generation["max_new_tokens"] = NEW_TOKENS

@@ -52,7 +52,7 @@ def checked_device(device: Device) -> Device:
 def _existing(device: str | int | torch.device) -> Device:
     try:
         place = torch.device(device)
-    except RuntimeError:
+    except (RuntimeError, ValueError, OverflowError):
         raise NoSuchName.among("device", device, ["cpu", "cuda", "cuda:0", "mps", *SPREAD]) from None
     if place.type == "meta":
         raise NotFitting("device='meta' holds no values, so nothing could be computed; pass 'cpu' or 'cuda'.")

@@ -21,10 +21,10 @@ from moe_probe.figures.papers import find_paper
 from moe_probe.figures.recipes import FromModel, FromModels, FromTexts, FromWeights, Recipe, Subject
 from moe_probe.forward.running import Running
 from moe_probe.model import MoEModel, Openable, load
-from moe_probe.options import DEFAULTS, TEXT_OPTIONS, RunOptions, check_arguments, check_type, completed
+from moe_probe.options import DEFAULTS, TEXT_OPTIONS, RunOptions, check_arguments, completed
 from moe_probe.results import load_result, save
 from moe_probe.shown import PlainConsole, file_name
-from moe_probe.static.checks import check_flags
+from moe_probe.signatures import checked
 from moe_probe.texts.corpus import Corpus
 from moe_probe.texts.reading import Texts, read_rows
 
@@ -35,6 +35,7 @@ NO_TEXTS = "This figure needs texts; pass texts."
 LIBRARIES = ("moe-probe", "torch", "transformers")  # other versions of these may give other numbers
 
 
+@checked
 def reproduce(
     paper: str,
     models: Openable | Sequence[Openable] | Mapping[str, Openable],
@@ -76,10 +77,8 @@ def reproduce(
         >>> [entry["file"] for entry in made.figures][:1]  # doctest: +SKIP
         ['figures/tiny-moe-plus-plus/table1_complexity.pdf']
     """
-    check_type("paper", paper, str)
     plan, options, asked = find_paper(paper), options or {}, completed(run_options, TAKES, "reproduce")
     _check_options(options, plan.recipes)
-    check_flags(png=png)
     opened = named(models)
     layers, reading = asked.pop("layers"), {name: asked.pop(name) for name in TEXT_OPTIONS}
     dense = None if asked["baseline"] is None else _dense(asked["baseline"])

@@ -12,7 +12,7 @@ from moe_probe import plotting
 from moe_probe.files import whole_file
 from moe_probe.parallel import map_items
 from moe_probe.shown import file_name, in_markup
-from moe_probe.static.checks import check_workers
+from moe_probe.signatures import check_jobs, checked
 
 
 def result_stem(dataset: xr.Dataset) -> str:
@@ -23,6 +23,7 @@ def result_stem(dataset: xr.Dataset) -> str:
     return file_name("_".join(str(part) for part in parts if part))
 
 
+@checked
 def write_figure(figure: Figure, path: Path, **options: Any) -> Path:
     """Save a figure in the format of the path's suffix; it appears under its name when it is complete.
 
@@ -34,6 +35,7 @@ def write_figure(figure: Figure, path: Path, **options: Any) -> Path:
     return path
 
 
+@checked
 def draw(dataset: xr.Dataset, folder: Path, n_jobs: int = 1) -> list[Path]:
     """Write every figure of a result as PDF to `folder/figures`, `n_jobs` at a time.
 
@@ -41,7 +43,7 @@ def draw(dataset: xr.Dataset, folder: Path, n_jobs: int = 1) -> list[Path]:
         NoSuchName: there is no plot for the result.
         NotFitting: the result lacks what its figures show.
     """
-    check_workers(n_jobs)
+    check_jobs(n_jobs)
     drawn = [(figure, folder / "figures" / f"{file_name(stem)}.pdf") for stem, figure in plotting.figures(dataset)]
     return list(map_items(_write, drawn, n_jobs, in_markup(f"Figures of {dataset.attrs['analysis']}")))
 

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Collection, Generator, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
-from functools import partial
+from difflib import get_close_matches
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
 import torch
 from transformers import GenerationConfig, GenerationMixin
 
-from moe_probe.errors import CannotWatch, NoSuchName, NotFitting
+from moe_probe.errors import CannotWatch, MachineError, MoEProbeError, NoSuchName, NotFitting, WrongType
 from moe_probe.families import Layer
+from moe_probe.files import shown
 from moe_probe.forward.capture import Event, capture
 from moe_probe.forward.execution import Runner, borrowed
 from moe_probe.forward.model_source import ModelSource
@@ -23,6 +25,7 @@ from moe_probe.forward.sites import find_sites
 from moe_probe.forward.steps import Forward, hand_over
 from moe_probe.model import MoEModel
 from moe_probe.routing import PER_ROW, PER_TOKEN, LayerBatch, LayerBefore, Need
+from moe_probe.signatures import value_shown
 from moe_probe.texts.corpus import Corpus, Document, Tokens, of_ids
 from moe_probe.texts.tokenizing import token_strings
 
@@ -128,9 +131,10 @@ class Writing(ModelSource):
         module: Any = self.model.module
         ids = torch.tensor([prompt.ids], device=Runner(self.model, layerwise=False).device)
         options = {"do_sample": False, **self.options}
-        forward: Forward[Event] = Forward(partial(generated, module, ids, options), self)
+        write = partial(module.generate, ids, attention_mask=torch.ones_like(ids), **options)
+        forward: Forward[Event] = Forward(write, self)
         seen: dict[int, list[Event]] = {index: [] for index in watched}
-        with closing(forward):
+        with closing(forward), said(self.options):
             for event in forward.advance():
                 if event.site.layer.index in seen:
                     seen[event.site.layer.index].append(event)
@@ -161,18 +165,28 @@ class Writing(ModelSource):
         return batch.having(**joined)
 
 
-def generated(module: Any, ids: torch.Tensor, options: Mapping[str, Any]) -> torch.Tensor:
-    """What the model's own `generate` writes.
+@contextmanager
+def said(options: Mapping[str, Any]) -> Iterator[None]:
+    """Within, what transformers refuses is said in a sentence of ours.
 
     Raises:
-        NotFitting: it refuses the options, or the prompt.
+        NotFitting: transformers' `generate` refuses the options, or these together with the prompt.
     """
     try:
-        return module.generate(ids, attention_mask=torch.ones_like(ids), **options)
-    except (ValueError, TypeError, AttributeError, IndexError) as error:
-        reason = " ".join(str(error).split())[:300].rstrip(".")
-        asked = ", ".join(f"{name}={value!r}" for name, value in options.items())
-        raise NotFitting(f"The model's own generate does not take {asked} ({reason}); pass other options.") from error
+        yield
+    except (MoEProbeError, MemoryError, OSError):
+        raise
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        if isinstance(error, RuntimeError) and ("memory" in str(error) or "allocate" in str(error)):
+            raise MachineError(f"The memory is full ({shown(error)}); pass shorter prompts or fewer tokens.") from error
+        given = ", ".join(f"{name}={value_shown(value)}" for name, value in options.items())
+        raise NotFitting(
+            f"The model's own generate does not take {given} with this prompt ({_reason(error)}); correct or omit them."
+        ) from error
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(shown(error).split())[:200].rstrip(".") or type(error).__name__
 
 
 def every_place(event: Event) -> torch.Tensor:
@@ -181,14 +195,33 @@ def every_place(event: Event) -> torch.Tensor:
     return torch.ones(places, dtype=torch.bool, device=event.expert_input.device)
 
 
-def check_generation(config: GenerationConfig | None, options: Mapping[str, Any]) -> None:
-    """Raises: NotFitting: generation as asked for runs rows that are not those of one text."""
-    given = options.get("generation_config")
+@cache
+def _known_options() -> list[str]:
+    """What transformers' `generate` takes: fields of its configuration, and arguments of its own."""
     own = inspect.signature(GenerationMixin.generate).parameters  # pyright: ignore[reportAttributeAccessIssue]
     known = {*GenerationConfig().to_dict(), *own, *SEVERAL, *REFUSED}
-    for name in options:
-        if name not in known:
-            raise NoSuchName.among("option of generate", name, sorted(known - {"self", "kwargs"}))
+    return sorted(known - {"self", "kwargs"})
+
+
+def _is_of_generation(value: object) -> bool:
+    """Whether transformers' `generate` has a use for values of this type."""
+    plain = bool | int | float | str | list | tuple | dict | torch.Tensor | None
+    return isinstance(value, plain) or callable(value) or type(value).__module__.split(".")[0] == "transformers"
+
+
+def check_generation(config: GenerationConfig | None, options: Mapping[str, Any]) -> None:
+    """Raises: NotFitting, NoSuchName, WrongType: generation as asked for runs rows that are not those of one text."""
+    for name, given in options.items():
+        if name not in _known_options():
+            close = get_close_matches(name, _known_options(), n=1)
+            hint = f"; did you mean {close[0]!r}? There" if close else "; there"
+            raise NoSuchName(
+                f"There is no option of generate {name!r}{hint} are those of dynamic.generate, and the fields of "
+                "transformers.GenerationConfig."
+            )
+        if not _is_of_generation(given):
+            raise WrongType(f"{name} is {value_shown(given)}; pass a value that transformers.GenerationConfig takes.")
+    given = options.get("generation_config")
     for name in SEVERAL:
         if options.get(name) is not None:
             raise NotFitting(f"Generation takes no {name}; prompts are the texts, written on one at a time.")

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from moe_probe.intervene.choosing import OnExperts, bias_of
 from moe_probe.model import MoEModel
-from moe_probe.options import check_number
 from moe_probe.routing import Call
+from moe_probe.signatures import check_number
 
 
 @dataclass(frozen=True)

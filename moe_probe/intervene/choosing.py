@@ -9,8 +9,8 @@ import torch
 
 from moe_probe.errors import OutOfRange
 from moe_probe.model import MoEModel
-from moe_probe.options import check_number, check_type
 from moe_probe.routing import Intervention
+from moe_probe.signatures import check_number
 
 
 def check_experts(model: MoEModel, layer: int, experts: Sequence[int]) -> None:
@@ -44,7 +44,6 @@ class OnExperts(Intervention):
     experts: Sequence[int]
 
     def __post_init__(self) -> None:
-        check_type("experts", self.experts, Sequence[int])
         object.__setattr__(self, "experts", tuple(self.experts))
 
     def check(self, model: MoEModel) -> None:
@@ -60,5 +59,5 @@ def among(index: torch.Tensor, experts: Sequence[int]) -> torch.Tensor:
 def bias_of(count: int, experts: Sequence[int], value: float, like: torch.Tensor) -> torch.Tensor:
     """A bias (E,) of `value` for these experts and 0 for the others."""
     bias = torch.zeros(count, device=like.device)
-    bias[list(experts)] = value
+    bias[list(experts)] = float(value)
     return bias

@@ -19,6 +19,7 @@ from moe_probe.errors import NoSuchName, NotFitting, WrongType
 from moe_probe.plotting._choices import require
 from moe_probe.plotting._style import COLUMN, PAGE, Figure, style
 from moe_probe.registry import Registry
+from moe_probe.signatures import check_types
 
 __all__ = ["COLUMN", "PAGE", "Figure", "figures", "names", "plot", "style", "summary"]
 
@@ -46,6 +47,7 @@ def plot(ds: xr.Dataset, **options: Any) -> Figure:
     for name in options:
         if name not in takes:
             raise NoSuchName.among(f"option of the plot of {ds.attrs['analysis']}", name, takes)
+    check_types(module.plot, options)
     with _complete(ds):
         return module.plot(ds, **options)
 

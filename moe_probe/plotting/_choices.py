@@ -40,6 +40,12 @@ def require(ds: xr.Dataset, dims: Iterable[str]) -> None:
     Raises:
         NotFitting: a dimension is missing.
     """
+    empty = [f"no {dim}" for dim, size in ds.sizes.items() if not size]
+    if empty or not ds.data_vars:
+        lacking = " and ".join(map(str, empty)) or "no variables"
+        raise NotFitting(
+            f"This result of {ds.attrs.get('analysis')} has {lacking}; pass the result as it was returned."
+        )
     for dim in dims:
         if dim not in ds.dims:
             how = f"keep it with ds.sel({dim}=[...])" if dim in ds.coords else "pass the result as it was returned"

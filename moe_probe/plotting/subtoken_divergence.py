@@ -9,6 +9,7 @@ import xarray as xr
 
 from moe_probe.plotting._lines import chance_interval, chance_line, line, whole_numbers
 from moe_probe.plotting._style import BLUE, COLUMN, GREEN, ORANGE, Figure, style
+from moe_probe.signatures import check_number
 
 COLORS = {"PF": ORANGE, "non-PF": BLUE}
 DIMS = ("layer", "group")
@@ -27,6 +28,7 @@ def plot(ds: xr.Dataset, bins: int = 20) -> Figure:
         >>> figure = plotting.plot(ds)
     """
     values = ds.divergence_mean.values
+    check_number("bins", bins, 1, 10_000)
     edges = np.histogram_bin_edges(values[np.isfinite(values)], bins)
     with style():
         figure = Figure(figsize=(COLUMN, 2.8), layout="constrained")

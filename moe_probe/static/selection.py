@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any
 
-from moe_probe.errors import NoSuchName, NotFitting
+from moe_probe.errors import NoSuchName, NotFitting, WrongType
 from moe_probe.families import DENSE, PROJECTIONS, SHARED
 from moe_probe.model import MoEModel
-from moe_probe.static.checks import as_list
 from moe_probe.static.gram import Matrices
 
 
@@ -116,3 +116,16 @@ def require_same_shape(matrices: Sequence[Matrices], what: str) -> None:
                 f"{what} compares matrices of one shape; in layer {item.layer} {odd!r} differs from expert "
                 f"{item.labels[0]}: {sorted(shapes)}. Use level='neuron_mean' or metric='cka' to include it."
             )
+
+
+def as_list(name: str, given: object) -> list[Any]:
+    """A name or number, or several, as a list.
+
+    Raises:
+        WrongType: it is neither.
+    """
+    if isinstance(given, str | int):
+        return [given]
+    if not isinstance(given, Iterable):
+        raise WrongType(f"{name}={given!r} is no list; pass a list of names, or one name.")
+    return list(given)

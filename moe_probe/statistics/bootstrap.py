@@ -8,9 +8,10 @@ from collections.abc import Callable, Mapping
 import numpy as np
 import torch
 
-from moe_probe.options import check_number
+from moe_probe.signatures import check_number
 
 BLOCKS = 32
+MOST_DRAWS = 1_000_000
 LEVEL = 0.95
 Sums = Mapping[str, np.ndarray]
 
@@ -19,9 +20,9 @@ def check_draws(draws: int, name: str = "bootstrap") -> None:
     """Refuse what is no number of draws; 0 stands for none.
 
     Raises:
-        WrongType, OutOfRange: it is no whole number, or below 0.
+        WrongType, OutOfRange: it is no whole number, below 0 or above MOST_DRAWS.
     """
-    check_number(name, draws, 0, 10**6)
+    check_number(name, draws, 0, MOST_DRAWS)
 
 
 def block_sums(values: torch.Tensor, document: np.ndarray, blocks: int = BLOCKS) -> torch.Tensor:

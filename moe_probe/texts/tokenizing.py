@@ -6,8 +6,7 @@ import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from operator import index
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import psutil
@@ -15,16 +14,16 @@ import torch
 
 from moe_probe.errors import InputError, MachineError, NotFitting, NothingToRead, OutOfRange, WrongType
 from moe_probe.families.modules import on_cpu
+from moe_probe.model import MoEModel
+from moe_probe.signatures import check_number, checked
 from moe_probe.texts.corpus import Corpus, Document, of_ids
 from moe_probe.texts.reading import Chat, Row, Texts, read_rows, refuse_options
-
-if TYPE_CHECKING:
-    from moe_probe.model import MoEModel
 
 ATTENTION_COPIES = 2  # of the scores that eager attention holds at once, in float32: before and after the softmax
 UNUSABLE = str.maketrans(dict.fromkeys([0, *range(0xD800, 0xE000)], "\ufffd"))  # NUL and halves of characters
 
 
+@checked
 def make_corpus(
     model: MoEModel,
     texts: Texts,
@@ -65,7 +64,8 @@ def make_corpus(
         refuse_options("a corpus already", **given, add_special_tokens=add_special_tokens, strip=strip)
         _check_vocabulary({document.number: document.ids for document in texts.documents}, model)
         return texts
-    _check_length(max_length)
+    if max_length is not None:
+        check_number("max_length", max_length, 1)
     rows = read_rows(texts, column=column, labels=labels, split=split)
     written = [row for row in rows if not isinstance(row.content, tuple)]
     encoded = _Encoder(model, add_special_tokens, strip).encode(written) if written else {}
@@ -213,15 +213,6 @@ def _shifted(spans: Any, blank: int) -> np.ndarray | None:
 
 def _reason(error: BaseException) -> str:
     return " ".join(str(error).split())[:200] or type(error).__name__
-
-
-def _check_length(max_length: int | None) -> None:
-    if max_length is None:
-        return
-    if isinstance(max_length, bool) or not hasattr(max_length, "__index__"):
-        raise WrongType(f"max_length={max_length!r} is not a whole number; pass a number of tokens, 1 or more.")
-    if index(max_length) < 1:
-        raise OutOfRange(f"max_length={max_length} leaves no token; pass 1 or more.")
 
 
 def _check_vocabulary(ids: dict[int, tuple[int, ...]], model: MoEModel) -> None:

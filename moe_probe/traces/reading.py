@@ -21,8 +21,8 @@ from moe_probe.checked import file_digest
 from moe_probe.errors import Damaged, NoSuchName, NothingToRead
 from moe_probe.families import Layer
 from moe_probe.files import shown
-from moe_probe.options import check_type
 from moe_probe.routing import LayerBatch
+from moe_probe.signatures import checked
 from moe_probe.texts.corpus import Corpus, Document, Tokens
 from moe_probe.traces.rows import (
     CARD,
@@ -250,11 +250,13 @@ def _tensor(column: pa.Array | pa.ChunkedArray) -> torch.Tensor:
     return torch.from_numpy(np.array(column.to_numpy(), copy=True))
 
 
+@checked
 def is_trace(folder: str | Path) -> bool:
     """Whether a folder holds a routing trace, finished or not."""
     return any((Path(folder) / name).is_file() for name in (CARD, MANIFEST))
 
 
+@checked
 def read_trace(folder: str | Path) -> Trace:
     """Open a trace that `RoutingTrace` has written; rows are read, and verified, when asked for.
 
@@ -266,7 +268,6 @@ def read_trace(folder: str | Path) -> Trace:
         >>> trace = read_trace("out/trace")  # doctest: +SKIP
         >>> trace.to_dataframe(["expert", "weight"]).head()  # doctest: +SKIP
     """
-    check_type("folder", folder, str | Path)
     folder = Path(folder)
     if not (folder / CARD).is_file():
         unfinished = (folder / MANIFEST).is_file()

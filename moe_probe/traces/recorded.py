@@ -11,6 +11,7 @@ import numpy as np
 
 from moe_probe.errors import NotFitting
 from moe_probe.families import Layer
+from moe_probe.model import whole_numbers
 from moe_probe.routing import ROUTING, LayerBatch, LayerBefore, Need, Source
 from moe_probe.texts.corpus import Corpus
 from moe_probe.traces.reading import Trace
@@ -39,8 +40,9 @@ class Recorded(Source):
 
         Raises:
             NotFitting: the trace does not hold one of them.
+            WrongType: one of them is no number.
         """
-        chosen = list(trace.moe_layers) if layers is None else [layers] if isinstance(layers, int) else list(layers)
+        chosen = list(trace.moe_layers) if layers is None else list(whole_numbers(layers))
         lacking = [layer for layer in chosen if layer not in trace.moe_layers]
         if lacking or not chosen:
             held = ", ".join(map(str, trace.moe_layers))

@@ -236,7 +236,7 @@ def test_layers_made_differently_are_refused_together():
 
 
 def test_parameters_out_of_range_are_refused():
-    with pytest.raises(InputError, match="bins is 0; pass a number from 1 to 1000000"):
+    with pytest.raises(InputError, match="bins is 0; pass a whole number from 1 to 1,000,000"):
         dynamic.RouterScores(bins=0)
     with pytest.raises(InputError, match="min_count is 0"):
         dynamic.TokenSpecialization(min_count=0)

@@ -245,13 +245,13 @@ def test_misspelt_options_have_the_nearest_name():
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        ({"batch_tokens": 0}, "batch_tokens is 0; pass a number at least 1"),
-        ({"batch_tokens": 2.5}, "batch_tokens is 2.5, of type float; pass a whole number"),
-        ({"max_length": -1}, "max_length is -1; pass a number at least 1"),
+        ({"batch_tokens": 0}, "batch_tokens is 0; pass a whole number of at least 1"),
+        ({"batch_tokens": 2.5}, "batch_tokens is 2.5; pass a whole number"),
+        ({"max_length": -1}, "max_length is -1; pass a whole number of at least 1"),
         ({"n_jobs": 0}, "n_jobs is 0"),
         ({"execution": "layer"}, "did you mean 'layerwise'"),
-        ({"progress": "yes"}, "progress is 'yes', of type str; pass True or False"),
-        ({"checkpoint_dir": 3}, "checkpoint_dir is 3, of type int; pass str"),
+        ({"progress": "yes"}, "progress is 'yes'"),
+        ({"checkpoint_dir": 3}, "checkpoint_dir is 3; pass a string or a path"),
     ],
 )
 def test_values_out_of_range_are_refused(options, sentence):

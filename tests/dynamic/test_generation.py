@@ -51,3 +51,19 @@ def test_what_cannot_be_told_apart_is_refused():
         dynamic.generate(model, PROMPTS, [dynamic.GateChoices()], num_beams=2)
     with pytest.raises(InputError, match="needs a dense model"):
         dynamic.generate(model, PROMPTS, [dynamic.OutputSimilarity(baseline=True)])
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"do_sampel": True}, "no option of generate 'do_sampel'; did you mean 'do_sample'"),
+        ({"do_sample": True, "temperature": -1.0}, "does not take do_sample=True, temperature=-1.0"),
+        ({"top_k": object()}, "top_k is an object; pass a value that transformers"),
+        ({"max_length": 2}, "does not take max_length=2"),
+        ({"max_new_tokens": 0}, "max_new_tokens is 0; pass a whole number from 1"),
+        ({"max_new_tokens": True}, "max_new_tokens is True; pass a whole number"),
+    ],
+)
+def test_what_generate_does_not_take_is_said(options, sentence):
+    with pytest.raises(InputError, match=sentence):
+        dynamic.generate("ckpt/tiny-mixtral", [[4, 5, 6, 7]], "gate_choices", progress=False, **options)

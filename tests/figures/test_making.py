@@ -116,7 +116,7 @@ def test_texts_that_can_be_read_once_reach_every_model(tmp_path, unrendered):
         ({"batch_tokens": 0}, OutOfRange, "batch_tokens is 0"),
         ({"max_length": -1}, OutOfRange, "max_length is -1"),
         ({"max_length": "3"}, WrongType, "max_length is '3'"),
-        ({"png": "yes"}, WrongType, "png='yes'"),
+        ({"png": "yes"}, WrongType, "png is 'yes'"),
         ({"baseline": "ckpt/tiny-mixtral"}, NotFitting, "Mixture-of-Experts itself"),
         ({"options": {"output_norm": {}}}, NoSuchName, "did you mean 'output_norms'"),
         ({"options": {"gate_choices": 3}}, WrongType, "not a mapping"),

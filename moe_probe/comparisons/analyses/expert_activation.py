@@ -17,6 +17,7 @@ from moe_probe.model import MoEModel
 from moe_probe.options import RunOptions
 from moe_probe.results import dataset
 from moe_probe.routing import Source
+from moe_probe.signatures import checked
 from moe_probe.texts.reading import Texts
 from moe_probe.traces.reading import Trace
 
@@ -33,6 +34,7 @@ LEGEND = {
 }
 
 
+@checked
 def expert_activation(
     checkpoints: Sources, texts: Texts | None = None, *, threshold: float = 0.0, **options: Unpack[RunOptions]
 ) -> xr.Dataset:

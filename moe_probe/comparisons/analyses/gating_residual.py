@@ -13,6 +13,7 @@ from moe_probe.errors import NotComparable, NotFitting
 from moe_probe.intervene.config import Config
 from moe_probe.model import Openable, load
 from moe_probe.options import RunOptions
+from moe_probe.signatures import checked
 from moe_probe.texts.reading import Texts
 
 SOURCES = (1, 1)
@@ -20,6 +21,7 @@ UNASKED = True
 RESIDUALS = ["with", "without (intervention)"]
 
 
+@checked
 def gating_residual(
     model: Openable | list[Openable] | Mapping[str, Openable],
     texts: Texts,

@@ -9,13 +9,15 @@ import xarray as xr
 from moe_probe.comparisons.side_by_side import Sources, compared_attrs, observe_each, open_sources
 from moe_probe.dynamic.analyses.patch_divergence import PatchDivergence
 from moe_probe.errors import NotComparable
-from moe_probe.options import RunOptions, check_type
+from moe_probe.options import RunOptions
+from moe_probe.signatures import checked
 from moe_probe.texts.reading import Texts
 
 SOURCES = (2, None)
 UNASKED = False  # needs to know the grid
 
 
+@checked
 def patch_divergence_over_steps(
     steps: Sources, texts: Texts | None, patches: PatchDivergence, **options: Unpack[RunOptions]
 ) -> xr.Dataset:
@@ -40,7 +42,6 @@ def patch_divergence_over_steps(
         >>> comparisons.patch_divergence_over_steps(steps, [[5, 6, 7, 8]], patches).divergence_mean.dims
         ('step', 'document', 'row', 'column')
     """
-    check_type("patches", patches, PatchDivergence)
     opened = open_sources(steps)
     found, ids = [], None
     for label, (source, (seen,)) in observe_each(opened, texts, [patches], options).items():

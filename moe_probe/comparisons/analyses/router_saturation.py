@@ -11,6 +11,7 @@ from moe_probe.comparisons.side_by_side import Sources, means, overlap, record_c
 from moe_probe.dynamic.analysis import described, labeled
 from moe_probe.options import RunOptions
 from moe_probe.results import dataset
+from moe_probe.signatures import checked
 from moe_probe.statistics.bootstrap import check_draws
 from moe_probe.texts.reading import Texts
 
@@ -22,6 +23,7 @@ LEGEND = {
 }
 
 
+@checked
 def router_saturation(
     checkpoints: Sources,
     texts: Texts | None = None,

@@ -12,8 +12,9 @@ from moe_probe.comparisons.side_by_side import means, overlap, record_choices, r
 from moe_probe.dynamic.analysis import described, labeled
 from moe_probe.errors import NotComparable
 from moe_probe.model import Openable
-from moe_probe.options import RunOptions, check_number
+from moe_probe.options import RunOptions
 from moe_probe.results import dataset
+from moe_probe.signatures import check_number, checked
 from moe_probe.statistics.bootstrap import check_draws
 from moe_probe.texts.reading import Texts
 from moe_probe.traces.reading import Trace
@@ -29,6 +30,7 @@ LEGEND = {
 One = Openable | Trace | Mapping[str, Openable | Trace]
 
 
+@checked
 def routing_drift(
     before: One,
     after: One,
@@ -70,7 +72,7 @@ def routing_drift(
         0.0
     """
     check_draws(bootstrap)
-    check_number("bins", bins, 1, 10**6)
+    check_number("bins", bins, 1, 1_000_000)
     sides = [one if isinstance(one, Mapping) else {name: one} for name, one in (("before", before), ("after", after))]
     labels = {**sides[0], **sides[1]}
     if len(labels) != 2:

@@ -37,7 +37,7 @@ class ActiveNeurons(Analysis):
     active, rows = Total("expert", "neuron"), Total()
 
     def update(self, batch: LayerBatch) -> None:
-        self.active.add(batch, (batch.activations > self.threshold).sum(dim=1))
+        self.active.add(batch, (batch.activations > float(self.threshold)).sum(dim=1))
         self.rows.add(batch, batch.activations.shape[1])
 
     def variables(self, source: Source) -> Mapping[str, xr.DataArray]:

@@ -13,8 +13,8 @@ import xarray as xr
 from moe_probe.dynamic.analysis import Analysis, labeled
 from moe_probe.errors import NoSuchName, OutOfRange
 from moe_probe.families import Layer
-from moe_probe.options import check_number
 from moe_probe.routing import LayerBatch, Need, Source
+from moe_probe.signatures import check_number
 from moe_probe.statistics.capacity import ORDERS, arrival_ranks, capacity
 from moe_probe.statistics.states import TokenTable
 

@@ -11,8 +11,8 @@ import torch
 import xarray as xr
 
 from moe_probe.dynamic.analysis import Analysis
-from moe_probe.options import check_number
 from moe_probe.routing import LayerBatch, Need, Source
+from moe_probe.signatures import check_number
 from moe_probe.statistics.bootstrap import check_draws
 from moe_probe.statistics.by_label import add_by_label, expert_shares, interval_ends, resampled, stack_labels
 from moe_probe.statistics.states import Same, Total

@@ -12,8 +12,8 @@ import xarray as xr
 
 from moe_probe.dynamic.analysis import Analysis
 from moe_probe.errors import NotFitting
-from moe_probe.options import check_number
 from moe_probe.routing import LayerBatch, Source
+from moe_probe.signatures import check_number
 from moe_probe.statistics.bootstrap import BLOCKS, check_draws, interval
 from moe_probe.statistics.states import TokenTable
 from moe_probe.texts.corpus import Corpus, bin_start, position_bin

@@ -13,8 +13,8 @@ import xarray as xr
 from moe_probe.dynamic.analyses.subtoken_divergence import distinct
 from moe_probe.dynamic.analysis import Analysis, labeled, recorded
 from moe_probe.errors import NoSuchName, NotFitting, OutOfRange
-from moe_probe.options import check_number
 from moe_probe.routing import LayerBatch, Source
+from moe_probe.signatures import check_number
 from moe_probe.statistics.bootstrap import check_draws, interval
 from moe_probe.statistics.states import TokenTable
 from moe_probe.texts.pictures import ENERGIES, patch_energy, read_picture

@@ -11,8 +11,8 @@ import xarray as xr
 from moe_probe.dynamic.analysis import Analysis
 from moe_probe.errors import NoSuchName, NotFitting
 from moe_probe.families import Layer
-from moe_probe.options import check_number
 from moe_probe.routing import LayerBatch, LogitBatch, Need, Source
+from moe_probe.signatures import check_number
 from moe_probe.statistics.states import ALL_LAYERS, TokenTable
 
 Outputs = Literal["none", "selected", "all"]

@@ -11,11 +11,14 @@ import xarray as xr
 
 from moe_probe.dynamic.analysis import Analysis
 from moe_probe.errors import NotFitting, OutOfRange
-from moe_probe.options import check_number
 from moe_probe.routing import LayerBatch, Need, Source
+from moe_probe.signatures import check_number
 from moe_probe.statistics.states import Least, Most, Total
 
 ORDINALS = ["highest", "second"]
+
+
+MOST_BINS = 1_000_000
 
 
 @dataclass
@@ -57,7 +60,7 @@ class RouterScores(Analysis):
     least, most = Least("which"), Most("which")
 
     def __post_init__(self) -> None:
-        check_number("bins", self.bins, 1, 10**6)
+        check_number("bins", self.bins, 1, MOST_BINS)
         if len(self.limits) != 2 or not self.limits[0] < self.limits[1]:
             raise OutOfRange(f"limits is {self.limits}; pass two ascending numbers.")
         self.limits = (self.limits[0], self.limits[1])

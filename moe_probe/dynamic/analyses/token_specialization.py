@@ -13,8 +13,8 @@ import xarray as xr
 from scipy.sparse import csr_array
 
 from moe_probe.dynamic.analysis import Analysis, expert_labels, labeled
-from moe_probe.options import check_number
 from moe_probe.routing import LayerBatch, Need, Source
+from moe_probe.signatures import check_number
 from moe_probe.statistics.bootstrap import BLOCKS, block_sums, check_draws, interval
 from moe_probe.statistics.by_label import interval_ends
 from moe_probe.statistics.states import Counts, Same, Tally, Total

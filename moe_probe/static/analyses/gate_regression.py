@@ -12,9 +12,9 @@ from scipy.stats import linregress
 from moe_probe.errors import NotFitting
 from moe_probe.model import Openable, load
 from moe_probe.results import provenance
+from moe_probe.signatures import checked
 from moe_probe.static.analyses.gate_similarity import gate_similarity
 from moe_probe.static.analyses.similarity import similarity
-from moe_probe.static.checks import check_name
 from moe_probe.static.variables import variable
 
 TITLE = "Gate similarity on expert similarity"
@@ -33,6 +33,7 @@ GATE_ROUNDING = 1e-12
 UNDEFINED = "fewer than 3 pairs of experts have a similarity, or all pairs have the same one"
 
 
+@checked
 def gate_regression(
     model: Openable,
     level: Level = "neuron_mean",
@@ -82,7 +83,6 @@ def gate_regression(
         >>> gate_regression("ckpt/tiny-mixtral").r.dims
         ('layer', 'projection')
     """
-    check_name("level", level, Level)
     model = load(model)
     experts = similarity(model, level, projections=projections, layers=layers, n_jobs=n_jobs)
     labels = experts.expert.values.tolist()

@@ -11,12 +11,14 @@ import xarray as xr
 from moe_probe.errors import NotFinite, NotFitting
 from moe_probe.model import MoEModel, Openable, load
 from moe_probe.results import provenance
+from moe_probe.signatures import checked
 from moe_probe.static.gram import cosine
 from moe_probe.static.variables import variable
 
 TITLE = "Similarity of gate embeddings"
 
 
+@checked
 def gate_similarity(model: Openable, *, layers: Sequence[int] | int | None = None) -> xr.Dataset:
     """Cosine of every pair of gate embeddings (rows of the router's weight), layer by layer.
 

@@ -18,8 +18,8 @@ from moe_probe.errors import NotFitting, OutOfRange, WrongType
 from moe_probe.model import MoEModel, Openable, load
 from moe_probe.parallel import map_items
 from moe_probe.results import provenance
+from moe_probe.signatures import checked
 from moe_probe.static.analyses.similarity import select_layers_and_matrices
-from moe_probe.static.checks import check_flags, check_name, check_workers
 from moe_probe.static.gram import SMALLEST_NORMAL, Matrices, centred_gram, standardized_gram
 from moe_probe.static.selection import left_out, require_same_shape
 from moe_probe.static.variables import variable
@@ -37,6 +37,7 @@ BY_COMPONENT = ("layer", "projection", "component")
 UNDEFINED = "the points are all the same"
 
 
+@checked
 def pca(
     model: Openable,
     level: Level = "matrix",
@@ -131,9 +132,6 @@ def pca(
 
 
 def _check(level: str, n_components: object, standardize: object, outliers: object, n_jobs: object) -> None:
-    check_name("level", level, Level)
-    check_flags(standardize=standardize)
-    check_workers(n_jobs)
     if n_components not in (2, 3):
         raise OutOfRange(f"n_components={n_components!r} is not 2 or 3; pass one of them.")
     if outliers is None:

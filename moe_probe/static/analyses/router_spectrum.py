@@ -9,12 +9,14 @@ import xarray as xr
 
 from moe_probe.model import Openable, load
 from moe_probe.results import provenance
+from moe_probe.signatures import checked
 from moe_probe.static.analyses.gate_similarity import router_matrices
 from moe_probe.static.variables import variable
 
 TITLE = "Spectrum of the routers"
 
 
+@checked
 def router_spectrum(model: Openable, *, layers: Sequence[int] | int | None = None) -> xr.Dataset:
     """Singular values and effective rank of each router's weight.
 

@@ -15,8 +15,8 @@ from moe_probe.errors import NotFitting
 from moe_probe.model import MoEModel, Openable, load
 from moe_probe.parallel import map_items
 from moe_probe.results import provenance
+from moe_probe.signatures import checked
 from moe_probe.static.alignment import align
-from moe_probe.static.checks import check_flags, check_name, check_workers
 from moe_probe.static.gram import Matrices, cosine, flat_gram, kernel_gram, l2_distance, mean_neurons
 from moe_probe.static.selection import left_out, require_same_shape, select_matrices, select_projections
 from moe_probe.static.variables import variable
@@ -33,6 +33,7 @@ LONG_NAMES = {
 }
 
 
+@checked
 def similarity(
     model: Openable,
     level: Level = "matrix",
@@ -126,10 +127,6 @@ def similarity(
 
 
 def _check(level: str, metric: str, shared: object, n_jobs: object) -> None:
-    check_name("level", level, Level)
-    check_name("metric", metric, Metric)
-    check_flags(shared=shared)
-    check_workers(n_jobs)
     if metric != "cosine" and level != "matrix" and (metric, level) != ("l2", "neuron_mean"):
         fits = "level='matrix' or 'neuron_mean'" if metric == "l2" else "level='matrix'"
         raise NotFitting(f"The metric {metric!r} is not defined at level {level!r}; pass {fits}, or metric='cosine'.")

@@ -12,7 +12,7 @@ from moe_probe.errors import NotComparable
 from moe_probe.model import MoEModel, Openable, load
 from moe_probe.parallel import map_items
 from moe_probe.results import provenance
-from moe_probe.static.checks import check_workers
+from moe_probe.signatures import checked
 from moe_probe.static.gram import Matrices, cosine, paired_gram
 from moe_probe.static.selection import left_out, select_matrices, select_projections
 from moe_probe.static.variables import variable
@@ -23,6 +23,7 @@ BY_EXPERT = ("layer", "projection", "expert")
 ZEROS = "an expert of zeros has no direction and no size to compare with"
 
 
+@checked
 def weight_drift(
     before: Openable,
     after: Openable,
@@ -75,7 +76,6 @@ def weight_drift(
         >>> float(ds.relative_change.max())
         0.0
     """
-    check_workers(n_jobs)
     first, second = load(before), load(after)
     indices = first.select_layers(layers)
     _require_alike(first, second, indices)

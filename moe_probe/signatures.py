@@ -1,0 +1,237 @@
+"""Arguments of public functions: taken, or refused in one sentence before any work.
+
+What an argument may be is said once, by its annotation: `check_types` refuses every value that is not of it. Ranges are
+refused by `check_number`.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+import typing
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from functools import cache, wraps
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Any, Literal, ParamSpec, Self, TypeVar, Union, get_args, get_origin
+
+import numpy as np
+import typeguard
+from typeguard import CollectionCheckStrategy, TypeCheckError
+
+from moe_probe.errors import NoSuchName, OutOfRange, WrongType
+
+P = ParamSpec("P")
+Result = TypeVar("Result")
+NOUNS = {
+    int: "a whole number",
+    float: "a number",
+    bool: "True or False",
+    str: "a string",
+    bytes: "bytes",
+    Path: "a path",
+    np.ndarray: "an array",
+    NoneType: "None",
+}
+LONGEST = 80  # characters of a value in a sentence
+
+
+def check_number(name: str, value: Any, least: float, most: float | None = None, whole: bool = True) -> None:
+    """Refuse a number outside its range.
+
+    Raises:
+        WrongType: it is no number, or no whole one.
+        OutOfRange: it is below `least` or above `most`, or is not finite.
+    """
+    if not _is_number(value) or (whole and not _is_whole(value)):
+        raise WrongType(f"{name} is {value_shown(value)}; pass a {'whole ' if whole else ''}number.")
+    if not (least <= value < math.inf) or (most is not None and value > most):
+        span = f"of at least {least:,}" if most is None else f"from {least:,} to {most:,}"
+        raise OutOfRange(f"{name} is {value_shown(value)}; pass a {'whole ' if whole else ''}number {span}.")
+
+
+def check_jobs(n_jobs: object) -> None:
+    """Refuse a number of workers that is none.
+
+    Raises:
+        WrongType: it is no whole number.
+        OutOfRange: it is 0, or less than any machine has cores.
+    """
+    check_number("n_jobs", n_jobs, -(1 << 15), 1 << 15)
+    if n_jobs == 0:
+        raise OutOfRange("n_jobs is 0; pass 1 or more workers, or -1 for one per core.")
+
+
+def check_choice(kind: str, given: object, names: Iterable[str]) -> None:
+    """Refuse a name that is not among those that there are.
+
+    Raises:
+        WrongType: it is no string.
+        NoSuchName: it is not among them.
+    """
+    known = list(names)
+    if not isinstance(given, str):
+        raise WrongType(f"The {kind} is {value_shown(given)}; pass one of {', '.join(known)}.")
+    if given not in known:
+        raise NoSuchName.among(kind, given, known)
+
+
+def check_call(name: str, function: Callable[..., Any], positional: Sequence[Any], named: Mapping[str, Any]) -> None:
+    """Refuse arguments that a function does not take, lacks, or takes as another type.
+
+    Args:
+        name: of the function, as the sentence has it.
+        function: that is called; what it takes is read from its signature.
+        positional: arguments by place.
+        named: arguments by name.
+
+    Raises:
+        NoSuchName: an argument has a name that the function does not take.
+        WrongType: an argument is missing, is one too many, or is of another type.
+    """
+    parameters = inspect.signature(function).parameters
+    if not any(each.kind is each.VAR_KEYWORD for each in parameters.values()):
+        for key in named:
+            if key not in parameters:
+                raise NoSuchName.among(f"option of {name}", key, parameters)
+    by_place = [
+        key for key, each in parameters.items() if each.kind in (each.POSITIONAL_ONLY, each.POSITIONAL_OR_KEYWORD)
+    ]
+    given = {*by_place[: len(positional)], *named}
+    lacking = [key for key, each in parameters.items() if _is_required(each) and key not in given]
+    if lacking:
+        raise WrongType(f"{name} needs {' and '.join(lacking)}; pass {', '.join(f'{key}=' for key in lacking)}.")
+    try:
+        bound = inspect.signature(function).bind(*positional, **named)
+    except TypeError as error:
+        raise WrongType(f"{name} was called with {error}; pass {', '.join(parameters) or 'nothing'}.") from None
+    check_types(function, bound.arguments)
+
+
+def check_types(function: Callable[..., Any], values: Mapping[str, Any]) -> None:
+    """Refuse values that are not of the type of their parameter.
+
+    Args:
+        function: or a dataclass; annotations of its parameters say what they take.
+        values: by parameter.
+
+    Raises:
+        WrongType: a value is of another type.
+        NoSuchName: a name is not one of those that a `Literal` lists.
+    """
+    hints = _hints(function)
+    for name, value in values.items():
+        hint = hints.get(name, Any)
+        if _fits(value, hint):
+            continue
+        if isinstance(value, str) and (names := _names(hint)):
+            raise NoSuchName.among(f"value of {name}" if name.endswith("s") else name, value, names)
+        raise WrongType(f"{name} is {value_shown(value)}; pass {' or '.join(dict.fromkeys(_nouns(hint)))}.")
+
+
+def checked(function: Callable[P, Result]) -> Callable[P, Result]:
+    """The function, which refuses arguments of types that it does not take before it begins."""
+
+    @wraps(function)
+    def checking(*positional: P.args, **named: P.kwargs) -> Result:
+        check_call(function.__name__, function, positional, named)
+        return function(*positional, **named)
+
+    return checking
+
+
+class Checked:
+    """A class whose instances are made of the arguments that its fields take, or not at all."""
+
+    def __new__(cls, *positional: object, **named: object) -> Self:
+        check_call(cls.__name__, cls, positional, named)
+        return super().__new__(cls)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _blank, (type(self),), vars(self).copy()
+
+
+def _blank(kind: type) -> Any:
+    return object.__new__(kind)
+
+
+def value_shown(value: object) -> str:
+    """A value as a sentence shows it: short, on one line; by its type where it has no short text of its own.
+
+    Examples:
+        >>> value_shown("x" * 200)[:5], value_shown(object()), value_shown({})
+        ("'xxxx", 'an object', '{}')
+    """
+    if not isinstance(value, str | bytes | int | float | list | tuple | dict | set | NoneType | Path | np.generic):
+        kind = type(value).__name__
+        return f"{'an' if kind[0].lower() in 'aeiou' else 'a'} {kind}"
+    if isinstance(value, int) and value.bit_length() > 256:  # Python refuses to write very long numbers out
+        return f"a number of {value.bit_length()} bits"
+    text = ascii(value) if isinstance(value, bytes) else repr(value.item() if isinstance(value, np.generic) else value)
+    text = "".join(each if each.isprintable() else ascii(each)[1:-1] for each in text)
+    return text if len(text) <= LONGEST else f"{text[: LONGEST - 30]}...{text[-20:]}"
+
+
+@cache
+def _hints(function: Callable[..., Any]) -> Mapping[str, Any]:
+    """Types by parameter; none where one of them cannot be found."""
+    try:
+        return typing.get_type_hints(function)
+    except (NameError, TypeError, AttributeError):  # annotations of others' analyses may name anything
+        return {}
+
+
+def _is_required(parameter: inspect.Parameter) -> bool:
+    several = parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+    return parameter.default is parameter.empty and not several
+
+
+def _is_number(value: Any) -> bool:
+    scalar = isinstance(value, int | float) or (hasattr(value, "dtype") and getattr(value, "ndim", 1) == 0)
+    return scalar and not isinstance(value, bool | np.bool_) and hasattr(value, "__float__")
+
+
+def _is_whole(value: Any) -> bool:
+    return hasattr(value, "__index__") or (math.isfinite(value) and int(value) == value)
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a value is of a type; numbers and arrays of numpy count as Python's, True and False as no numbers."""
+    if isinstance(value, bool | np.bool_) and bool not in _leaves(hint) and hint is not Any:
+        return False
+    listed = getattr(value, "tolist", None)
+    plain = value if listed is None else listed()
+    for form in (value, plain, tuple(plain) if isinstance(plain, list) else plain):
+        with suppress(TypeCheckError):
+            typeguard.check_type(form, hint, collection_check_strategy=CollectionCheckStrategy.ALL_ITEMS)
+            return True
+    return False
+
+
+def _leaves(hint: Any) -> list[Any]:
+    parts = get_args(hint)
+    return [leaf for part in parts for leaf in _leaves(part)] if parts else [hint]
+
+
+def _names(hint: Any) -> list[str]:
+    if get_origin(hint) is Literal:
+        return [str(part) for part in get_args(hint)]
+    return [name for part in get_args(hint) for name in _names(part)] if get_origin(hint) in (Union, UnionType) else []
+
+
+def _nouns(hint: Any) -> list[str]:
+    """What a type takes, in words."""
+    origin, parts = get_origin(hint), get_args(hint)
+    if origin in (Union, UnionType):
+        return [noun for part in parts for noun in _nouns(part)]
+    if origin is Literal:
+        return [f"one of {', '.join(map(str, parts))}"]
+    if origin is tuple and Ellipsis not in parts:
+        return [f"({', '.join(_nouns(part)[0] for part in parts)})"]
+    if isinstance(origin, type) and issubclass(origin, Mapping):
+        return ["a mapping"]
+    if isinstance(origin, type) and issubclass(origin, Iterable):
+        return [f"a list, each item {' or '.join(_nouns(parts[0]))}" if parts else "a list"]
+    noun = getattr(hint, "__name__", str(hint))
+    return [NOUNS.get(hint, f"{'an' if noun[0] in 'AEIOU' else 'a'} {noun}")]
