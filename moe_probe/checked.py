@@ -15,7 +15,8 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from moe_probe.errors import Damaged, NothingToRead
-from moe_probe.files import shown, whole_file
+from moe_probe.files import whole_file
+from moe_probe.shown import brief
 
 MARK = b"moe-probe "
 SEAL_BYTES = len(MARK) + 64
@@ -91,18 +92,18 @@ def load_arrays(path: str | Path, *, kind: str, schema: int, remedy: str) -> Arr
     try:
         with Path(path).open("rb") as file:
             if not _is_sealed(file):
-                raise Damaged(f"{shown(path)} is cut off or edited, so it is not the {kind} it was; {remedy}.")
+                raise Damaged(f"{brief(path)} is cut off or edited, so it is not the {kind} it was; {remedy}.")
             file.seek(0)
             with np.load(file, allow_pickle=False) as archive:
                 content = dict(archive)
     except (FileNotFoundError, IsADirectoryError) as error:
-        raise NothingToRead(f"{shown(path)} is not a file; it should be {kind}.") from error
+        raise NothingToRead(f"{brief(path)} is not a file; it should be {kind}.") from error
     except OSError as error:
-        raise Damaged(f"{shown(path)} cannot be read ({error.strerror or error}); {remedy}.") from error
+        raise Damaged(f"{brief(path)} cannot be read ({error.strerror or error}); {remedy}.") from error
     about = json.loads(str(content.pop(ABOUT)))
     if about.get("kind") != kind or about.get("schema") != schema:
         what = f"{about.get('kind')} of format {about.get('schema')}"
-        raise Damaged(f"{shown(path)} is {what}, not {kind} of format {schema}; {remedy}.")
+        raise Damaged(f"{brief(path)} is {what}, not {kind} of format {schema}; {remedy}.")
     return Arrays(about, {name.removeprefix("/"): value for name, value in content.items()})
 
 

@@ -8,8 +8,6 @@ from contextlib import suppress
 from pathlib import Path
 
 import torch
-from rich.console import Console
-from rich.progress import track
 from safetensors.torch import _TYPES
 from transformers import PreTrainedTokenizerBase
 
@@ -21,7 +19,7 @@ from moe_probe.families.modules import meta_module
 from moe_probe.families.places import checked_dtype
 from moe_probe.files import refuse_existing, whole_folder
 from moe_probe.model import MoEModel, Openable, load
-from moe_probe.shown import in_markup
+from moe_probe.progress import reporting
 from moe_probe.signatures import check_number, checked
 
 SHARD_BYTES = 5 * 10**9
@@ -95,11 +93,12 @@ def _write(
 ) -> None:
     shards = list(_shards(tensors, dtype, shard_bytes))
     weight_map, total = {}, 0
-    progress = track(shards, in_markup(f"Converting {model.name}"), console=Console(stderr=True), transient=True)
-    for number, names in enumerate(progress, start=1):
-        file = f"model-{number:05}-of-{len(shards):05}.safetensors"
-        total += write_shard(folder / file, {name: tensors[name] for name in names}, dtype)
-        weight_map |= dict.fromkeys(names, file)
+    with reporting(f"Converting {model.name}", len(shards)) as advance:
+        for number, names in enumerate(shards, start=1):
+            file = f"model-{number:05}-of-{len(shards):05}.safetensors"
+            total += write_shard(folder / file, {name: tensors[name] for name in names}, dtype)
+            weight_map |= dict.fromkeys(names, file)
+            advance()
     index = {"metadata": {"total_size": total}, "weight_map": weight_map}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=1))
     config = type(model.config).from_dict(model.config.to_dict())

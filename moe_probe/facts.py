@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Protocol
 
+from rich.filesize import decimal
+
 from moe_probe.checkpoint import Checkpoint, LazyTensor
 from moe_probe.checkpoint.encodings.grouped_int8 import grouped_int8
 from moe_probe.families import Layer
@@ -101,7 +103,7 @@ def _besides(model: Handle) -> str:
 def _on_disk(checkpoint: Checkpoint, published: Mapping[str, LazyTensor]) -> list[tuple[str, str]]:
     tensors = [tensor for key, tensor in published.items() if not key.endswith(BUFFERS)]
     dtypes = {"int8 with scales" if grouped_int8(t) else str(t.dtype).removeprefix("torch.") for t in tensors}
-    size = f"{checkpoint.nbytes / 1e9:.3g} GB in {len(checkpoint.files)} files"
+    size = f"{decimal(checkpoint.nbytes)} in {len(checkpoint.files)} files"
     return [("stored as", ", ".join(sorted(dtypes))), ("on disk", size)]
 
 

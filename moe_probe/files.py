@@ -22,6 +22,7 @@ import psutil
 from filelock import FileLock, Timeout
 
 from moe_probe.errors import AlreadyThere, InputError, MachineError, MoEProbeError, OutOfRange, WrongType
+from moe_probe.shown import brief
 
 LOCK = ".moe-probe.lock"
 NAME_BYTES = 200  # of a file's name; file systems take 255
@@ -129,7 +130,7 @@ def _failure(path: str | Path, error: BaseException, *ours: Path) -> MoEProbeErr
         if isinstance(link, OSError) and link.errno is not None:
             mine = link.filename is None or str(link.filename).startswith(tuple(map(str, ours)))
             if mine and link.errno in (errno.ENOTEMPTY, errno.EEXIST):
-                return AlreadyThere(f"{shown(path)} was made by another run meanwhile; use it, or choose another.")
+                return AlreadyThere(f"{brief(path)} was made by another run meanwhile; use it, or choose another.")
             if link.errno in MACHINE or (mine and link.errno in {*REMEDIES, errno.ENAMETOOLONG}):
                 return _unusable(path, link)
         elif (number := WRAPPED.search(str(link))) and int(number[1]) in MACHINE:
@@ -150,10 +151,10 @@ def refuse_existing(path: str | Path) -> None:
     except (FileNotFoundError, NotADirectoryError):
         return
     except (ValueError, RuntimeError) as error:
-        raise InputError(f"{shown(path)} is not a path ({error}); choose another place.") from error
+        raise InputError(f"{brief(path)} is not a path ({error}); choose another place.") from error
     except OSError as error:
         raise _unusable(path, error) from error
-    raise AlreadyThere(f"{shown(path)} exists already; give a folder that does not.")
+    raise AlreadyThere(f"{brief(path)} exists already; give a folder that does not.")
 
 
 def _partial(target: Path) -> Path:
@@ -164,13 +165,7 @@ def _partial(target: Path) -> Path:
 def cannot_write(path: str | Path, error: OSError) -> MachineError:
     """The sentence for a failure of the machine while `path` was written."""
     remedy = REMEDIES.get(error.errno or 0, "choose another place")
-    return MachineError(f"{shown(path)} cannot be written ({error.strerror or error}); {remedy}.")
-
-
-def shown(path: object) -> str:
-    """A path as a sentence shows it: short, and without characters that a terminal obeys."""
-    text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(path))
-    return text if len(text) <= 300 else f"{text[:150]}...{text[-100:]}"
+    return MachineError(f"{brief(path)} cannot be written ({error.strerror or error}); {remedy}.")
 
 
 def make_folder(path: str | Path) -> Path:
@@ -185,9 +180,9 @@ def make_folder(path: str | Path) -> Path:
         folder = Path(path).expanduser().resolve()
         folder.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:
-        raise AlreadyThere(f"{shown(path)} cannot be a folder: a file is in the way; choose another place.") from error
+        raise AlreadyThere(f"{brief(path)} cannot be a folder: a file is in the way; choose another place.") from error
     except (ValueError, RuntimeError) as error:  # NUL bytes, links in a circle
-        raise InputError(f"{shown(path)} is not a path ({error}); choose another place.") from error
+        raise InputError(f"{brief(path)} is not a path ({error}); choose another place.") from error
     except OSError as error:
         raise _unusable(path, error) from error
     return folder
@@ -203,23 +198,23 @@ def _target(path: Path) -> Path:
         target = (folder / path.name).resolve()
         return target if target.parent == folder else make_folder(target.parent) / target.name
     except (ValueError, RuntimeError) as error:
-        raise InputError(f"{shown(path)} is not a path ({error}); choose another place.") from error
+        raise InputError(f"{brief(path)} is not a path ({error}); choose another place.") from error
     except OSError as error:
         raise _unusable(path, error) from error
     if not stat.S_ISREG(mode):
         kinds = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
         kind = kinds.get(stat.S_IFMT(mode), "a device")
-        raise AlreadyThere(f"{shown(path)} is {kind}, not a file to replace; choose the name of a file.")
+        raise AlreadyThere(f"{brief(path)} is {kind}, not a file to replace; choose the name of a file.")
     return target
 
 
 def _unusable(path: str | Path, error: OSError) -> MoEProbeError:
     if error.errno == errno.ENAMETOOLONG:
         return OutOfRange(
-            f"{shown(path)} is longer than the file system takes: 255 bytes a name, 4,096 in all; choose a shorter one."
+            f"{brief(path)} is longer than the file system takes: 255 bytes a name, 4,096 in all; choose a shorter one."
         )
     if error.errno == errno.ELOOP:
-        return InputError(f"{shown(path)} is a link that leads in a circle; choose another place.")
+        return InputError(f"{brief(path)} is a link that leads in a circle; choose another place.")
     return cannot_write(path, error)
 
 
@@ -275,7 +270,7 @@ def owned_folder(path: str | Path) -> Iterator[Path]:
         lock.acquire(timeout=0)
     except Timeout as error:
         raise AlreadyThere(
-            f"{shown(path)} is being written to by another run; wait for its end, or choose another folder."
+            f"{brief(path)} is being written to by another run; wait for its end, or choose another folder."
         ) from error
     except OSError as error:
         raise _unusable(path, error) from error
@@ -288,23 +283,6 @@ def owned_folder(path: str | Path) -> Iterator[Path]:
         with _GUARD:
             _HELD.pop(folder, None)
         lock.release()
-
-
-def safe_name(label: str) -> str:
-    """A label as the name of a file or folder: one name, never a path, at most 200 bytes, different for each label.
-
-    Ordinary labels stay as they are.
-
-    Examples:
-        >>> safe_name("step-1000"), safe_name("../step/1000")
-        ('step-1000', '-step-1000-e3d41891')
-    """
-    name = re.sub(r"[^\w .,+=@()~%-]+", "-", label).lstrip(".").rstrip(". ")
-    name = _beginning(name, NAME_BYTES - 20)
-    if name and name == label and not name.startswith((" ", "-")):
-        return name
-    mark = hashlib.blake2b(label.encode("utf-8", "surrogatepass"), digest_size=4).hexdigest()
-    return f"{name.lstrip() or '_'}-{mark}"
 
 
 @contextmanager

@@ -10,10 +10,9 @@ from typing import Any, TypeVar
 from joblib import Parallel, delayed
 from joblib.externals.loky.process_executor import BrokenProcessPool
 from joblib.parallel import get_active_backend
-from rich.console import Console
-from rich.progress import track
 
 from moe_probe.errors import InputError, MachineError, MoEProbeError
+from moe_probe.progress import reporting
 from moe_probe.signatures import check_jobs
 
 Item = TypeVar("Item")
@@ -21,7 +20,7 @@ Result = TypeVar("Result")
 
 
 def map_items(
-    function: Callable[[Item], Result], items: Iterable[Item], n_jobs: int, description: str
+    function: Callable[[Item], Result], items: Iterable[Item], n_jobs: int, description: str, progress: bool = True
 ) -> Sequence[Result]:
     """`[function(item) for item in items]`, in order, `n_jobs` at a time.
 
@@ -39,9 +38,12 @@ def map_items(
     backend: Any = get_active_backend()[0]
     one_by_one = backend.supports_return_generator  # Ray gives all results at the end
     parallel = Parallel(n_jobs=n_jobs, return_as="generator" if one_by_one else "list")
-    with _said(description, several=n_jobs != 1):
-        results: Any = parallel(delayed(function)(item) for item in tasks)
-        return list(track(results, description, len(tasks), console=Console(stderr=True), transient=True))
+    with _said(description, several=n_jobs != 1), reporting(description, len(tasks), progress) as advance:
+        done = []
+        for result in parallel(delayed(function)(item) for item in tasks):
+            done.append(result)
+            advance()
+        return done
 
 
 @contextmanager

@@ -16,7 +16,8 @@ import xarray as xr
 
 from moe_probe.checked import digest, seal, unsealed
 from moe_probe.errors import Damaged, NothingToRead
-from moe_probe.files import as_path, shown, whole_file
+from moe_probe.files import as_path, whole_file
+from moe_probe.shown import brief
 from moe_probe.signatures import checked
 
 SCHEMA = 2  # number of the format of saved results
@@ -115,7 +116,7 @@ def load_result(path: str | Path) -> xr.Dataset:
     """
     path = as_path(path)
     if not Path(path).is_file():
-        raise NothingToRead(f"{shown(path)} is not a file; pass a result (.nc) that moe_probe saved.")
+        raise NothingToRead(f"{brief(path)} is not a file; pass a result (.nc) that moe_probe saved.")
     try:
         content = io.BytesIO(unsealed(Path(path).read_bytes()))
         with h5py.File(content), xr.open_dataset(content, engine="h5netcdf") as opened:
@@ -125,19 +126,19 @@ def load_result(path: str | Path) -> xr.Dataset:
         plain = _plain(loaded) if whole else loaded
     except Exception as error:  # HDF5 and its readers raise whatever a damaged file leads them to
         reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise Damaged(f"{shown(path)} is not a result file ({reason}); compute the result again.") from error
+        raise Damaged(f"{brief(path)} is not a result file ({reason}); compute the result again.") from error
     if analysis is None:
         raise Damaged(
-            f"{shown(path)} is a netCDF file, but not a result of moe_probe: it has no attribute 'analysis'; pass a "
+            f"{brief(path)} is a netCDF file, but not a result of moe_probe: it has no attribute 'analysis'; pass a "
             "file that moe_probe saved."
         )
     if schema != SCHEMA:
         raise Damaged(
-            f"{shown(path)} has results in format {schema or 1}, but this version reads format {SCHEMA}; compute the "
+            f"{brief(path)} has results in format {schema or 1}, but this version reads format {SCHEMA}; compute the "
             "result again."
         )
     if not whole:
-        raise Damaged(f"{shown(path)} was changed or cut off after it was saved; compute the result again.")
+        raise Damaged(f"{brief(path)} was changed or cut off after it was saved; compute the result again.")
     return plain
 
 

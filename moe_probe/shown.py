@@ -37,6 +37,18 @@ def printable(text: object, keep: str = "") -> str:
     )
 
 
+def brief(text: object, most: int = 300) -> str:
+    """The printable text as a sentence shows it: on one line, its middle left out where it is long.
+
+    Examples:
+        >>> brief("x" * 50, most=20)
+        'xxxxxxxxx...xxxxxxxx'
+    """
+    shown = printable(text)
+    half = (most - 3) // 2
+    return shown if len(shown) <= most else f"{shown[: most - 3 - half]}...{shown[-half:]}"
+
+
 def _is_visible(character: str) -> bool:
     return character in JOINERS or unicodedata.category(character) not in HIDDEN
 

@@ -21,6 +21,7 @@ import typeguard
 from typeguard import CollectionCheckStrategy, TypeCheckError
 
 from moe_probe.errors import NoSuchName, OutOfRange, WrongType
+from moe_probe.shown import brief
 
 P = ParamSpec("P")
 Result = TypeVar("Result")
@@ -169,8 +170,7 @@ def value_shown(value: object) -> str:
     if isinstance(value, int) and value.bit_length() > 256:  # Python refuses to write very long numbers out
         return f"a number of {value.bit_length()} bits"
     text = ascii(value) if isinstance(value, bytes) else repr(value.item() if isinstance(value, np.generic) else value)
-    text = "".join(each if each.isprintable() else ascii(each)[1:-1] for each in text)
-    return text if len(text) <= LONGEST else f"{text[: LONGEST - 30]}...{text[-20:]}"
+    return brief(text, LONGEST)
 
 
 @cache

@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests run side by side, on tiny models; before torch is imported
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing is fetched; asking and waiting would take minutes
 
 import pytest
 from hypothesis import settings

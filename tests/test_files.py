@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from moe_probe.checked import load_arrays, save_arrays
 from moe_probe.errors import AlreadyThere, Damaged, InputError, MachineError, MoEProbeError, NothingToRead, OutOfRange
-from moe_probe.files import Terminated, owned_folder, safe_name, sigterm_as_interrupt, whole_file, whole_folder
+from moe_probe.files import Terminated, owned_folder, sigterm_as_interrupt, whole_file, whole_folder
 
 FORK = multiprocessing.get_context("fork")
 PROGRESS = {"kind": "saved progress", "schema": 3}
@@ -264,27 +264,6 @@ def test_a_folder_that_is_a_file_cannot_be_owned(tmp_path):
     (tmp_path / "file").write_text("x")
     with pytest.raises(AlreadyThere, match="a file is in the way"), owned_folder(tmp_path / "file"):
         pass
-
-
-@pytest.mark.parametrize("label", ["tiny-mixtral", "step 1000", "a+b=c", "Ωм", "v1.0", "(x)@y,z"])
-def test_ordinary_labels_name_their_files(label):
-    assert safe_name(label) == label
-
-
-@given(st.lists(st.text(), min_size=2, max_size=2, unique=True))
-def test_every_label_becomes_a_name_of_its_own(labels):
-    names = [safe_name(label) for label in labels]
-    assert names[0] != names[1]
-    for name in names:
-        assert 0 < len(os.fsencode(name)) < 200
-        assert name not in (".", "..")
-        assert not set(name) & set("/\\\0\n\x1b")
-        assert not name.startswith((".", " "))
-
-
-def test_labels_that_are_paths_stay_inside():
-    for label in ("../../up", "/absolute", "..", ".", "", "C:\\x", "x" * 5000, "a/../b", "\ud800"):
-        assert (os.path.dirname(safe_name(label)), safe_name(label) in (".", "..", "")) == ("", False)
 
 
 @pytest.fixture

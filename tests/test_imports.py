@@ -4,23 +4,24 @@ import ast
 from pathlib import Path
 
 PACKAGE = Path(__file__).parents[1] / "moe_probe"
-GROUND = {"errors", "shown", "signatures", "files", "checked", "parallel", "registry", "options"}
+GROUND = {"errors", "shown", "signatures", "files", "checked", "progress", "parallel", "registry", "options"}
 WEIGHTS = GROUND | {"checkpoint", "families"}
 HANDLE = WEIGHTS | {"model", "facts", "tokenizer", "results"}
 WORDS = HANDLE | {"texts", "routing"}
 ALLOWED = {
     "errors": set(),
     "moved": set(),
-    "shown": {"errors"},
+    "shown": set(),
     "files": {"errors", "shown"},
-    "checked": {"errors", "files"},
-    "signatures": {"errors"},
-    "parallel": {"errors", "signatures"},
+    "checked": {"errors", "shown", "files"},
+    "signatures": {"errors", "shown"},
+    "progress": {"shown"},
+    "parallel": {"errors", "progress", "signatures"},
     "registry": {"errors"},
     "options": {"errors", "registry", "signatures"},
     "checkpoint": GROUND,
     "families": GROUND | {"checkpoint"},
-    "results": {"errors", "files", "checked", "signatures"},
+    "results": {"errors", "shown", "files", "checked", "signatures"},
     "facts": {"errors", "checkpoint", "families"},
     "tokenizer": {"errors", "files", "checkpoint"},
     "model": WEIGHTS | {"facts", "tokenizer"},

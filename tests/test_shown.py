@@ -63,6 +63,11 @@ def test_an_error_is_one_line_that_cannot_steer_the_terminal(error, code, monkey
     assert "Traceback" not in written
 
 
+@pytest.mark.parametrize("label", ["tiny-mixtral", "step 1000", "a+b=c", "Ωм", "v1.0", "(x)@y,z"])
+def test_ordinary_labels_name_their_files(label):
+    assert file_name(label) == label
+
+
 @given(st.text(st.characters()))
 def test_any_text_makes_the_name_of_one_file(text):
     name = file_name(text)

@@ -12,14 +12,13 @@ import numpy as np
 import torch
 import xarray as xr
 from joblib import effective_n_jobs
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from moe_probe.dynamic.analysis import Analysis
 from moe_probe.dynamic.saved_states import SavedStates
 from moe_probe.errors import InputError, NotFinite, NotFitting
 from moe_probe.files import owned_folder
 from moe_probe.parallel import map_items
+from moe_probe.progress import reporting
 from moe_probe.routing import CHUNKED, PER_EXPERT, LayerBatch, LogitBatch, Need, Source
 from moe_probe.texts.corpus import Tokens
 
@@ -65,14 +64,15 @@ def holding(analyses: Sequence[Analysis], options: Mapping[str, Any]) -> Iterato
 def _observe_parts(source: Source, fresh: Sequence[Analysis], options: Mapping[str, Any]) -> list[Analysis]:
     n_jobs = effective_n_jobs(options.get("n_jobs", 1))
     parts = source.split(n_jobs) if n_jobs > 1 else [source]
+    progress = options.get("progress", True)
     work = partial(
         _observe_part,
         analyses=fresh,
         checkpoint_dir=options.get("checkpoint_dir"),
-        progress=options.get("progress", True) and len(parts) == 1,
+        progress=progress and len(parts) == 1,
     )
     numbered = list(enumerate(parts))
-    done = map_items(work, numbered, n_jobs, "parts") if len(parts) > 1 else [work(numbered[0])]
+    done = [work(numbered[0])] if len(parts) == 1 else map_items(work, numbered, n_jobs, "parts", progress)
     if len(parts) > 1:
         source.absorb([part for part, _ in done])
     (_, first), *others = done
@@ -128,7 +128,7 @@ def _observe_part(
     done = saved.load(source, fresh) if saved else 0
     with (
         torch.no_grad(),
-        reporting(source.num_batches, progress) as advance,
+        reporting("layers x batches", source.num_batches, progress) as advance,
         closing(source.steps(needs, done)) as steps,
     ):
         for step in steps:
@@ -212,19 +212,3 @@ def require_finite(name: str, values: torch.Tensor, tokens: Tokens, where: str =
             f"{where}the {name} are not finite in document {tokens.document[token]}, position "
             f"{tokens.position[token]}; the weights are damaged or overflow in {dtype}."
         )
-
-
-@contextmanager
-def reporting(total: int, show: bool) -> Iterator[Any]:
-    """Within, a progress bar; gives what advances it."""
-    with Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        console=Console(stderr=True),
-        transient=True,
-        disable=not show,
-    ) as progress:
-        task = progress.add_task("layers x batches", total=total)
-        yield lambda: progress.advance(task)

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
+from rich.filesize import decimal
 
 from moe_probe.errors import NotFitting
 from moe_probe.explorer.recorded import RecordedLayer
@@ -51,17 +52,9 @@ def pack(layers: Mapping[int, RecordedLayer], max_size: int) -> Packed:
                 return packed
     rows = sum(len(layer.index) for layer in layers.values())
     raise NotFitting(
-        f"The routing ({rows:,} rows in {len(layers)} layers) does not fit into the {_scaled(max_size)} that max_bytes "
-        "leaves for it; pass fewer texts, layers=, or a larger max_bytes."
+        f"The routing ({rows:,} rows in {len(layers)} layers) does not fit into the {decimal(max(0, max_size))} that "
+        "max_bytes leaves for it; pass fewer texts, layers=, or a larger max_bytes."
     )
-
-
-def _scaled(size: int) -> str:
-    """A number of bytes with its unit."""
-    for unit, one in (("MB", 1e6), ("kB", 1e3)):
-        if size >= one:
-            return f"{size / one:.3g} {unit}"
-    return f"{max(size, 0)} B"
 
 
 def _layers(

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from moe_probe import plotting
 from moe_probe.files import whole_file
 from moe_probe.parallel import map_items
-from moe_probe.shown import file_name, in_markup
+from moe_probe.shown import file_name
 from moe_probe.signatures import check_jobs, checked
 
 
@@ -45,7 +45,7 @@ def draw(dataset: xr.Dataset, folder: Path, n_jobs: int = 1) -> list[Path]:
     """
     check_jobs(n_jobs)
     drawn = [(figure, folder / "figures" / f"{file_name(stem)}.pdf") for stem, figure in plotting.figures(dataset)]
-    return list(map_items(_write, drawn, n_jobs, in_markup(f"Figures of {dataset.attrs['analysis']}")))
+    return list(map_items(_write, drawn, n_jobs, f"Figures of {dataset.attrs['analysis']}"))
 
 
 def _write(drawn: tuple[Figure, Path]) -> Path:

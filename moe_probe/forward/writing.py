@@ -16,7 +16,6 @@ from transformers import GenerationConfig, GenerationMixin
 
 from moe_probe.errors import CannotWatch, MachineError, MoEProbeError, NoSuchName, NotFitting, WrongType
 from moe_probe.families import Layer
-from moe_probe.files import shown
 from moe_probe.forward.capture import Event, capture
 from moe_probe.forward.execution import Runner, borrowed
 from moe_probe.forward.model_source import ModelSource
@@ -25,6 +24,7 @@ from moe_probe.forward.sites import find_sites
 from moe_probe.forward.steps import Forward, hand_over
 from moe_probe.model import MoEModel
 from moe_probe.routing import PER_ROW, PER_TOKEN, LayerBatch, LayerBefore, Need
+from moe_probe.shown import brief
 from moe_probe.signatures import value_shown
 from moe_probe.texts.corpus import Corpus, Document, Tokens, of_ids
 from moe_probe.texts.tokenizing import token_strings
@@ -178,7 +178,7 @@ def said(options: Mapping[str, Any]) -> Iterator[None]:
         raise
     except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         if isinstance(error, RuntimeError) and ("memory" in str(error) or "allocate" in str(error)):
-            raise MachineError(f"The memory is full ({shown(error)}); pass shorter prompts or fewer tokens.") from error
+            raise MachineError(f"The memory is full ({brief(error)}); pass shorter prompts or fewer tokens.") from error
         given = ", ".join(f"{name}={value_shown(value)}" for name, value in options.items())
         raise NotFitting(
             f"The model's own generate does not take {given} with this prompt ({_reason(error)}); correct or omit them."
@@ -186,7 +186,7 @@ def said(options: Mapping[str, Any]) -> Iterator[None]:
 
 
 def _reason(error: Exception) -> str:
-    return " ".join(shown(error).split())[:200].rstrip(".") or type(error).__name__
+    return " ".join(brief(error).split())[:200].rstrip(".") or type(error).__name__
 
 
 def every_place(event: Event) -> torch.Tensor:

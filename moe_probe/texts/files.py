@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from pandas.errors import ParserWarning
 
 from moe_probe.errors import NothingToRead
-from moe_probe.files import shown
+from moe_probe.shown import brief
 
 COMPRESSED = {
     b"\x1f\x8b": "gzip",
@@ -36,23 +36,23 @@ def read_file(path: str | os.PathLike[str]) -> Any:
     place = Path(path).expanduser()
     try:
         if place.is_dir():
-            raise NothingToRead(f"{shown(path)} is a folder, not a file of texts; pass one of the files in it.")
+            raise NothingToRead(f"{brief(path)} is a folder, not a file of texts; pass one of the files in it.")
         if not place.is_file():
-            raise NothingToRead(f"{shown(path)} is not a file of texts; to pass a text itself, write [text].")
+            raise NothingToRead(f"{brief(path)} is not a file of texts; to pass a text itself, write [text].")
         suffix, content = place.suffix.lower(), place.read_bytes()
     except (OSError, ValueError) as error:  # a name that no file can have
-        raise NothingToRead(f"{shown(path)} is not a file of texts; to pass a text itself, write [text].") from error
+        raise NothingToRead(f"{brief(path)} is not a file of texts; to pass a text itself, write [text].") from error
     packed = next((name for magic, name in COMPRESSED.items() if content.startswith(magic)), None)
     if packed is not None:
-        raise NothingToRead(f"{shown(path)} is compressed ({packed}); unpack it first.")
+        raise NothingToRead(f"{brief(path)} is compressed ({packed}); unpack it first.")
     if not content.strip(b"\xef\xbb\xbf \t\r\n"):
-        raise NothingToRead(f"{shown(path)} is empty; pass a file with at least one text.")
+        raise NothingToRead(f"{brief(path)} is empty; pass a file with at least one text.")
     try:
         return READERS.get(suffix, _lines)(content)
     except (ValueError, ParserWarning, RecursionError, pa.ArrowException) as error:
         reason = " ".join(str(error).split())[:200]
         kind = suffix.lstrip(".") if suffix in READERS else "UTF-8 text"
-        raise NothingToRead(f"{shown(path)} cannot be read as {kind} ({reason}); correct it, or its suffix.") from error
+        raise NothingToRead(f"{brief(path)} cannot be read as {kind} ({reason}); correct it, or its suffix.") from error
 
 
 def _text(content: bytes) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from moe_probe.errors import NoSuchName, NothingToRead, OutOfRange, WrongType
-from moe_probe.files import shown
+from moe_probe.shown import brief
 
 ENERGIES = ("gradient", "spectrum")
 LUMA = np.asarray([0.299, 0.587, 0.114])  # ITU-R BT.601
@@ -39,11 +39,11 @@ def _read(path: str | os.PathLike[str]) -> np.ndarray:
 
     try:
         if not Path(path).is_file():
-            raise NothingToRead(f"{shown(path)} is not a file; give a picture such as a PNG.")
+            raise NothingToRead(f"{brief(path)} is not a file; give a picture such as a PNG.")
         return imread(Path(path))
     except (OSError, SyntaxError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise NothingToRead(f"{shown(path)} is not a picture ({reason}); give one such as a PNG.") from error
+        raise NothingToRead(f"{brief(path)} is not a picture ({reason}); give one such as a PNG.") from error
 
 
 def patch_energy(

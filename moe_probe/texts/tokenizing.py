@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import psutil
 import torch
+from rich.filesize import decimal
 
 from moe_probe.errors import InputError, MachineError, NotFitting, NothingToRead, OutOfRange, WrongType
 from moe_probe.families.modules import on_cpu
@@ -270,7 +271,7 @@ def check_fits(corpus: Corpus, model: MoEModel, batch_tokens: int = 4096) -> Non
         remedy = f"max_length={max(1, int((free / pair) ** 0.5)):,}" if rows == 1 else "a smaller batch_tokens="
         raise NotFitting(
             f"Document {batch.documents[-1].number} has {places:,} tokens, whose attention needs "
-            f"{_scaled(needed)} ({rows} at a time); {_scaled(free)} are free; pass {remedy}."
+            f"{decimal(needed)} ({rows} at a time); {decimal(free)} are free; pass {remedy}."
         )
 
 
@@ -279,12 +280,6 @@ def _heads(model: MoEModel) -> int | None:
     fields = model.config.get_text_config(decoder=True).to_dict()
     heads = [fields.get("num_attention_heads"), *(fields.get("num_attention_heads_per_layer") or ())]
     return max((count for count in heads if isinstance(count, int)), default=None)
-
-
-def _scaled(size: int) -> str:
-    """A number of bytes with the unit that suits it."""
-    power = min(4, max(0, (len(str(size)) - 1) // 3))
-    return f"{size / 1000**power:.3g} {('bytes', 'kB', 'MB', 'GB', 'TB')[power]}"
 
 
 def _is_eager(model: MoEModel) -> bool:

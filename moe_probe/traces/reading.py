@@ -20,8 +20,8 @@ import torch
 from moe_probe.checked import file_digest
 from moe_probe.errors import Damaged, NoSuchName, NothingToRead
 from moe_probe.families import Layer
-from moe_probe.files import shown
 from moe_probe.routing import LayerBatch
+from moe_probe.shown import brief
 from moe_probe.signatures import checked
 from moe_probe.texts.corpus import Corpus, Document, Tokens
 from moe_probe.traces.rows import (
@@ -212,7 +212,7 @@ def damage(path: str | Path) -> Iterator[None]:
         raise
     except (OSError, ArithmeticError, LookupError, TypeError, ValueError, RuntimeError, pa.ArrowException) as error:
         reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise Damaged(f"{shown(path)} is damaged ({reason}); {REMEDY}.") from error
+        raise Damaged(f"{brief(path)} is damaged ({reason}); {REMEDY}.") from error
 
 
 def _stands_in_order(rows: pa.Table, layer: Layer) -> bool:
@@ -272,14 +272,14 @@ def read_trace(folder: str | Path) -> Trace:
     if not (folder / CARD).is_file():
         unfinished = (folder / MANIFEST).is_file()
         reason = "its run did not come to its end; run it again" if unfinished else f"it holds no {CARD}"
-        raise NothingToRead(f"{shown(folder)} is no routing trace: {reason}.")
+        raise NothingToRead(f"{brief(folder)} is no routing trace: {reason}.")
     card = _card(folder)
     with damage(folder / CARD):
         trace = _trace(folder, card)
         rows = sum(_num_rows(path, part) for path, part in zip(trace.files, trace.parts, strict=True))
         if rows != card["rows"]:
             raise Damaged(
-                f"{shown(folder)} is a damaged routing trace: it has {rows:,} of {card['rows']:,} rows; {REMEDY}."
+                f"{brief(folder)} is a damaged routing trace: it has {rows:,} of {card['rows']:,} rows; {REMEDY}."
             )
     return trace
 
@@ -294,7 +294,7 @@ def _card(folder: Path) -> dict[str, Any]:
     if card.get("format") != FORMAT:
         version = f"format {card['format']}" if "format" in card else "an older version"
         raise Damaged(
-            f"{shown(folder)} was recorded in {version}, which this one (format {FORMAT}) cannot read; {REMEDY}."
+            f"{brief(folder)} was recorded in {version}, which this one (format {FORMAT}) cannot read; {REMEDY}."
         )
     with damage(path):
         if card.get("digest") != card_digest(card):
@@ -326,7 +326,7 @@ def _trace(folder: Path, card: Mapping[str, Any]) -> Trace:
 def _read_documents(folder: Path, expected: str) -> tuple[Document, ...]:
     path = folder / DOCUMENTS
     if not path.is_file():
-        raise Damaged(f"{shown(folder)} is a damaged routing trace: {DOCUMENTS} is missing; {REMEDY}.")
+        raise Damaged(f"{brief(folder)} is a damaged routing trace: {DOCUMENTS} is missing; {REMEDY}.")
     with damage(path):
         if file_digest(path) != expected:
             raise ValueError("its content is not what was recorded")
@@ -336,7 +336,7 @@ def _read_documents(folder: Path, expected: str) -> tuple[Document, ...]:
 def _num_rows(path: str, part: Part) -> int:
     """Rows of a file, as its footer says."""
     if not Path(path).is_file():
-        raise Damaged(f"{shown(Path(path).parent)} is a damaged routing trace: {part.name} is missing; {REMEDY}.")
+        raise Damaged(f"{brief(Path(path).parent)} is a damaged routing trace: {part.name} is missing; {REMEDY}.")
     with damage(path):
         return pq.read_metadata(path).num_rows
 

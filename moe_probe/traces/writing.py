@@ -21,8 +21,9 @@ import torch
 
 from moe_probe.checked import digest, file_digest
 from moe_probe.errors import AlreadyThere
-from moe_probe.files import cannot_write, shown, whole_file
+from moe_probe.files import cannot_write, whole_file
 from moe_probe.routing import LayerBatch, Source
+from moe_probe.shown import brief
 from moe_probe.texts.corpus import Corpus
 from moe_probe.traces.rows import CARD, DOCUMENTS, FORMAT, MANIFEST, SCHEMA, conform, digests, part_names
 
@@ -179,7 +180,7 @@ def finish(folder: Path, files: Sequence[str], rows: int, source: Source) -> Non
     gone = next((name for name in files if "digests" not in entries.get(name, {})), None)
     gone = gone or next((name for name in files if not (folder / name).is_file()), None)
     if gone is not None:
-        raise AlreadyThere(f"{shown(folder)} has lost {gone} to another run; record again, into another folder.")
+        raise AlreadyThere(f"{brief(folder)} has lost {gone} to another run; record again, into another folder.")
     _write_documents(source.corpus, folder / DOCUMENTS)
     card = _card(source, [entries[name] for name in files])
     card |= {"documents": file_digest(folder / DOCUMENTS), "rows": rows}

@@ -240,7 +240,7 @@ def test_parameters_out_of_range_are_refused():
         dynamic.RouterScores(bins=0)
     with pytest.raises(InputError, match="min_count is 0"):
         dynamic.TokenSpecialization(min_count=0)
-    with pytest.raises(InputError, match="no value of metric 'dot'; there are cosine, angular"):
+    with pytest.raises(InputError, match="no metric 'dot'; there are cosine, angular"):
         dynamic.OutputSimilarity("dot")
     with pytest.raises(InputError, match="no value of outputs 'some'"):
         dynamic.Record(outputs="some")

@@ -231,7 +231,7 @@ def test_the_three_kinds_of_source_refuse_alike(tmp_path):
         with pytest.raises(NotFitting, match="FFN experts only"):
             drive([dynamic.Complexity()])
     for drive in drivers[:2]:
-        with pytest.raises(NotFitting, match="max_bytes is 10 B"):
+        with pytest.raises(NotFitting, match="max_bytes is 10 bytes"):
             drive([dynamic.Record(max_bytes=10)])
 
 

@@ -304,7 +304,7 @@ def test_patches_stand_where_their_tokens_are():
     ("make", "message"),
     [
         (lambda: dynamic.SubtokenDivergence(words=[]), "words is an empty list"),
-        (lambda: dynamic.SubtokenDivergence(words="bank"), "words is 'bank'; pass a list"),
+        (lambda: dynamic.SubtokenDivergence(words="bank"), "words is the text 'bank'; pass a list"),
         (lambda: dynamic.SubtokenDivergence(bootstrap=-1), "bootstrap is -1; pass a whole number from 0"),
         (lambda: dynamic.ExpertCapacity(factors=[]), "factors is \\[\\]; pass positive numbers"),
         (lambda: dynamic.ExpertCapacity(orders=["last"]), "no order of arrival"),

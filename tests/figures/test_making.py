@@ -119,7 +119,7 @@ def test_texts_that_can_be_read_once_reach_every_model(tmp_path, unrendered):
         ({"png": "yes"}, WrongType, "png is 'yes'"),
         ({"baseline": "ckpt/tiny-mixtral"}, NotFitting, "Mixture-of-Experts itself"),
         ({"options": {"output_norm": {}}}, NoSuchName, "did you mean 'output_norms'"),
-        ({"options": {"gate_choices": 3}}, WrongType, "not a mapping"),
+        ({"options": {"gate_choices": 3}}, WrongType, "pass a mapping"),
     ],
 )
 def test_arguments_are_taken_or_refused(tmp_path, options, error, sentence):

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Final, Literal, get_args
 
 import xarray as xr
+from rich.filesize import decimal
 
 from moe_probe.dynamic.analysis import Analysis
 from moe_probe.errors import NoSuchName, NotFitting
@@ -21,7 +22,6 @@ NEEDS: Final[Mapping[str, frozenset[Need]]] = {
     "selected": frozenset({Need.SELECTED}),
     "all": frozenset({Need.OUTPUTS}),
 }
-UNITS = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"), (1, "B"))
 
 
 @dataclass
@@ -78,8 +78,8 @@ class Record(Analysis):
         size, corpus = self.size(source), source.corpus
         if size > self.max_bytes:
             raise NotFitting(
-                f"record needs {scaled(size)} ({corpus.num_tokens:,} tokens, {len(source.layers)} layers); max_bytes "
-                f"is {scaled(self.max_bytes)}. Use RoutingTrace for routing, NormScoreRanks or OutputSimilarity for "
+                f"record needs {decimal(size)} ({corpus.num_tokens:,} tokens, {len(source.layers)} layers); max_bytes "
+                f"is {decimal(self.max_bytes)}. Use RoutingTrace for routing, NormScoreRanks or OutputSimilarity for "
                 "outputs, or fewer layers."
             )
 
@@ -120,9 +120,3 @@ class Record(Analysis):
 
     def coords(self, source: Source) -> Mapping[str, Any]:
         return {"kind": ("expert", list(source.first_layer.expert_kinds))}
-
-
-def scaled(size: int) -> str:
-    """A number of bytes with its unit."""
-    factor, unit = next((pair for pair in UNITS if size >= pair[0]), UNITS[-1])
-    return f"{size / factor:,.0f} {unit}" if factor == 1 or size / factor >= 10 else f"{size / factor:,.1f} {unit}"
