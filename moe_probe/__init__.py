@@ -1,26 +1,30 @@
 """Interpretability toolkit for pretrained Mixture-of-Experts language models."""
 
 from importlib import import_module
-from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
-from moe_probe import dynamic, moved, static
-from moe_probe.model import MoEModel, load
+from moe_probe import moved
 
-__version__ = "0.1.0"
+if TYPE_CHECKING:
+    from moe_probe import comparisons, dynamic, explorer, figures, intervene, plotting, static
+    from moe_probe.model import MoEModel, load
+
+__version__ = "0.2.0"
 __all__ = ["MoEModel", "comparisons", "dynamic", "explorer", "figures", "intervene", "load", "plotting", "static"]
 
-ON_FIRST_USE = (
-    "comparisons",
-    "explorer",
-    "figures",
-    "intervene",
-    "plotting",
-)  # scripts that only compute do without matplotlib and Bokeh
+OF_MODEL = ("MoEModel", "load")
 
 moved.install()
 
 
-def __getattr__(name: str) -> ModuleType:
-    if name in ON_FIRST_USE:
+def __getattr__(name: str) -> Any:
+    """Parts are imported on first use: `import moe_probe` alone takes no time, and loads no torch."""
+    if name in OF_MODEL:
+        return getattr(import_module("moe_probe.model"), name)
+    if name in __all__:
         return import_module(f"moe_probe.{name}")
     raise AttributeError(f"module 'moe_probe' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

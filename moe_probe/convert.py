@@ -19,10 +19,10 @@ from moe_probe.families.modules import meta_module
 from moe_probe.families.places import checked_dtype
 from moe_probe.files import refuse_existing, whole_folder
 from moe_probe.model import MoEModel, Openable, load
+from moe_probe.options import SHARD_BYTES
 from moe_probe.progress import reporting
 from moe_probe.signatures import check_number, checked
 
-SHARD_BYTES = 5 * 10**9
 TYPE_NAMES = {dtype: name for name, dtype in {**_TYPES, "F8_E8M0": torch.float8_e8m0fnu}.items()}
 
 

@@ -108,6 +108,13 @@ HELP: Final[Mapping[str, str]] = {
 }
 TEXT_OPTIONS: Final = tuple(TextOptions.__annotations__)
 OBSERVE_OPTIONS: Final = tuple(ObserveOptions.__annotations__)
+WRITING_OPTIONS: Final = (*(name for name in TEXT_OPTIONS if name not in ("labels", "max_length")), *OBSERVE_OPTIONS)
+EXPLORE_OPTIONS: Final = tuple(name for name in DEFAULTS if name not in ("baseline", "checkpoint_dir"))
+REPRODUCE_OPTIONS: Final = tuple(name for name in DEFAULTS if name != "checkpoint_dir")
+COMPARE_OPTIONS: Final = tuple(name for name in DEFAULTS if name != "baseline")
+STATIC_OPTIONS: Final = ("layers", "baseline", "n_jobs")
+SHARD_BYTES: Final = 5 * 10**9  # of a converted checkpoint's file
+PAGE_BYTES: Final = 30_000_000  # of the explorer's page
 POSITIVE: Final = ("batch_tokens", "max_length")  # None stays where it is the default
 READ_ELSEWHERE: Final = ("labels", "layers", "baseline")  # with the texts or the model that they belong to
 

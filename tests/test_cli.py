@@ -78,7 +78,7 @@ def test_bad_input_ends_with_one_sentence_and_code_2(arguments, words):
     "error", [MemoryError(), RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory")]
 )
 def test_full_memory_is_one_sentence_and_code_1(error, monkeypatch):
-    monkeypatch.setattr("moe_probe.cli.info.info_table", Mock(side_effect=error))
+    monkeypatch.setattr("moe_probe.cli.tables.info_table", Mock(side_effect=error))
     done = run("info", "ckpt/tiny-mixtral")
     assert done.returncode == 1
     assert done.stderr.startswith("moe-probe: The memory of this machine is full;")

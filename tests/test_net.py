@@ -26,10 +26,8 @@ import moe_probe
 from moe_probe import comparisons, dynamic, explorer, figures, intervene, plotting, results, static
 from moe_probe.cli import app, main
 from moe_probe.convert import convert
-from moe_probe.dynamic.sources import WRITING_OPTIONS
 from moe_probe.errors import MoEProbeError, NoSuchName
-from moe_probe.explorer.building import TAKES as OF_EXPLORE
-from moe_probe.options import DEFAULTS, OBSERVE_OPTIONS
+from moe_probe.options import DEFAULTS, EXPLORE_OPTIONS, OBSERVE_OPTIONS, WRITING_OPTIONS
 
 CHECKPOINT, DENSE = FIXTURES / "moe_plus_plus" / "checkpoint", FIXTURES / "mistral" / "checkpoint"
 TEXTS = [[4, 9, 5, 9, 7, 11], [8, 9, 4, 12, 6]]
@@ -202,7 +200,7 @@ def functions(folder):
         "explore": (
             explorer.explore,
             {"source": model(), "texts": TEXTS, "similar": None, **RUN},
-            OF_EXPLORE,
+            EXPLORE_OPTIONS,
         ),
         "load_result": (results.load_result, {"path": results.save(results_of("gate_similarity"), "kept.nc")}, ()),
         "save": (results.save, {"dataset": results_of("gate_similarity"), "path": "a.nc"}, ()),
@@ -387,7 +385,7 @@ def line(command, given):
 
 def execute(arguments):
     out, err = StringIO(), StringIO()
-    quiet = patch("moe_probe.cli.common.draw", lambda *_: []), patch("moe_probe.cli.figures.draw", lambda *_: [])
+    quiet = patch("moe_probe.figures.saving.draw", lambda *_: []), patch("moe_probe.figures.draw", lambda *_: [])
     argv = patch.object(sys, "argv", ["moe-probe", *arguments])
     with argv, quiet[0], quiet[1], redirect_stdout(out), redirect_stderr(err), pytest.raises(SystemExit) as ended:
         main()

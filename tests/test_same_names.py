@@ -8,10 +8,7 @@ import typer.main
 from moe_probe import dynamic, explorer, figures, load, static
 from moe_probe.cli import app
 from moe_probe.convert import convert
-from moe_probe.dynamic.sources import WRITING_OPTIONS
-from moe_probe.explorer import building
-from moe_probe.figures import making
-from moe_probe.options import DEFAULTS
+from moe_probe.options import DEFAULTS, EXPLORE_OPTIONS, REPRODUCE_OPTIONS, WRITING_OPTIONS
 
 COMMANDS = typer.main.get_command(app).commands
 ANALYSES = [getattr(static, name) for name in ("similarity", "gate_similarity", "gate_regression", "pca")]
@@ -69,8 +66,8 @@ def options(command):
     [
         ("dynamic", DEFAULTS),
         ("compare", set(DEFAULTS) - NOT_FOR_COMPARE),
-        ("reproduce", making.TAKES),
-        ("explore", building.TAKES),
+        ("reproduce", REPRODUCE_OPTIONS),
+        ("explore", EXPLORE_OPTIONS),
         ("generate", WRITING_OPTIONS),
     ],
 )
@@ -108,4 +105,4 @@ def test_models_are_loaded_as_in_python(command):
 def test_every_command_has_an_example_or_needs_none():
     for name, command in COMMANDS.items():
         assert command.help
-        assert name == "demo" or "moe-probe" in command.epilog
+        assert name == "demo" or "moe-probe" in command.epilog()

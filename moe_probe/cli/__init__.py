@@ -1,18 +1,123 @@
-"""`moe-probe`: the analyses from the command line; one file per command, found by scanning this folder."""
+"""`moe-probe`: the analyses from the command line; each file of `commands/` is one, imported when it is called."""
 
 from __future__ import annotations
 
-import importlib
+import ast
 import pkgutil
 import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import cached_property
+from importlib import import_module
+from importlib.metadata import version as version_of
+from pathlib import Path
+from typing import Annotated, Any
 
-from moe_probe.cli.common import app
+import typer
+import typer.core
+import typer.main
+
+from moe_probe.cli import commands
 from moe_probe.errors import MachineError, MoEProbeError
 from moe_probe.files import sigterm_as_interrupt
 from moe_probe.shown import PlainConsole, printable
 
-for _command in pkgutil.iter_modules(__path__):
-    importlib.import_module(f"{__name__}.{_command.name}")
+FUNCTION = "command"  # of a command's module; beside it `epilog()`, what follows its help
+
+
+class Commands(Mapping[str, Any]):
+    """The commands by name; a module is imported when its command is asked for."""
+
+    def __init__(self) -> None:
+        self._made: dict[str, Any] = {}
+
+    @cached_property
+    def _paths(self) -> dict[str, Path]:
+        folder = Path(commands.__path__[0])
+        return {each.name: folder / f"{each.name}.py" for each in pkgutil.iter_modules([str(folder)])}
+
+    def __getitem__(self, name: str) -> Any:
+        if name not in self._paths:
+            raise KeyError(name)
+        if name not in self._made:
+            module = import_module(f"{commands.__name__}.{name}")
+            alone = typer.Typer(rich_markup_mode="markdown", add_completion=False)
+            alone.command(name, cls=Command, epilog=getattr(module, "epilog", None))(getattr(module, FUNCTION))
+            self._made[name] = typer.main.get_command(alone)
+        return self._made[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._paths)
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def listed(self) -> dict[str, typer.core.TyperCommand]:
+        """The commands with their help alone, read from the sources: nothing is imported."""
+        return {name: typer.core.TyperCommand(name, help=_help(path)) for name, path in self._paths.items()}
+
+
+def _help(path: Path) -> str | None:
+    functions = (node for node in ast.parse(path.read_text("utf-8")).body if isinstance(node, ast.FunctionDef))
+    return next((ast.get_docstring(node) for node in functions if node.name == FUNCTION), None)
+
+
+class Command(typer.core.TyperCommand):
+    """A command whose epilog is made when its help is asked for."""
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """As typer's."""
+        if callable(self.epilog):
+            self.epilog = self.epilog()
+        super().format_help(ctx, formatter)
+
+
+class Group(typer.core.TyperGroup):
+    """The program: it lists its commands without importing them."""
+
+    commands: Any
+
+    def __init__(self, **options: Any):
+        super().__init__(**options)
+        self.commands = Commands()
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """As typer's."""
+        with _listing(self):
+            super().format_help(ctx, formatter)
+
+    def shell_complete(self, ctx: Any, incomplete: str) -> list[Any]:
+        """As typer's."""
+        with _listing(self):
+            return super().shell_complete(ctx, incomplete)
+
+
+@contextmanager
+def _listing(group: Group) -> Iterator[None]:
+    every = group.commands
+    group.commands = every.listed()
+    try:
+        yield
+    finally:
+        group.commands = every
+
+
+app = typer.Typer(cls=Group, no_args_is_help=True, rich_markup_mode="markdown", pretty_exceptions_enable=False)
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"moe-probe {version_of('moe-probe')}")
+        raise typer.Exit
+
+
+@app.callback()
+def program(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and exit.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Look into pretrained Mixture-of-Experts language models."""
 
 
 def main() -> None:

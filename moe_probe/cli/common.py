@@ -1,27 +1,18 @@
-"""What the commands share: the app, arguments that several take, and how results are written."""
+"""What the commands share: arguments that several take, and how results are written."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-import xarray as xr
 
-from moe_probe import plotting
-from moe_probe.cli.tables import summary
-from moe_probe.figures import draw, result_stem
-from moe_probe.results import save
 from moe_probe.shown import PlainConsole
 
-app = typer.Typer(
-    help="Look into pretrained Mixture-of-Experts language models.",
-    no_args_is_help=True,
-    add_completion=False,
-    rich_markup_mode="markdown",
-    pretty_exceptions_enable=False,
-)
+if TYPE_CHECKING:
+    import xarray as xr
+
 console = PlainConsole()
 
 Ckpt = Annotated[str, typer.Argument(metavar="CKPT", help="A checkpoint folder, or a hub id.")]
@@ -38,6 +29,11 @@ Texts = Annotated[
 
 def write(results: Iterable[xr.Dataset], out: Path, n_jobs: int = 1) -> None:
     """Save results, then draw their figures and print short tables, and what was written."""
+    from moe_probe import plotting
+    from moe_probe.cli.tables import summary
+    from moe_probe.figures import draw, result_stem
+    from moe_probe.results import save
+
     saved = []
     for dataset in results:
         save(dataset, out / f"{result_stem(dataset)}.nc")

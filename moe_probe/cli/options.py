@@ -6,14 +6,15 @@ import inspect
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from moe_probe import intervene
 from moe_probe.errors import InputError, NoSuchName, OutOfRange
-from moe_probe.model import MoEModel, load
 from moe_probe.options import DEFAULTS, HELP, construct
+
+if TYPE_CHECKING:
+    from moe_probe.model import MoEModel
 
 MODEL_HELP: Final[Mapping[str, str]] = {
     "revision": "Branch, tag or commit of a hub id.",
@@ -89,6 +90,8 @@ def of_run(options: Mapping[str, Any], names: Iterable[str] = tuple(DEFAULTS)) -
     if isinstance(found.get("layers"), str):
         found["layers"] = parse_layers(found["layers"])
     if isinstance(found.get("baseline"), str):
+        from moe_probe.model import load
+
         how = {name: options[name] for name in ("device", "dtype") if name in options}
         found["baseline"] = load(found["baseline"], **how)
     return found
@@ -96,13 +99,13 @@ def of_run(options: Mapping[str, Any], names: Iterable[str] = tuple(DEFAULTS)) -
 
 def open_model(source: str, options: Mapping[str, Any]) -> MoEModel:
     """`load` with the options that say how, under the interventions asked for."""
+    from moe_probe import intervene
+    from moe_probe.model import load
+
     model = load(source, **{name: options[name] for name in MODEL_OPTIONS if name in options and name != "under"})
     asked = parse_options(options.get("under"))
-    return (
-        model.under(*(construct(name, intervene.names()[name], fields) for name, fields in asked.items()))
-        if asked
-        else model
-    )
+    kinds = intervene.names()
+    return model.under(*(construct(name, kinds[name], fields) for name, fields in asked.items())) if asked else model
 
 
 def parse_layers(text: str | None) -> list[int] | None:

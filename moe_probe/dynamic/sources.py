@@ -11,7 +11,7 @@ from moe_probe.forward.execution import is_layerwise
 from moe_probe.forward.running import Running
 from moe_probe.forward.writing import Writing
 from moe_probe.model import MoEModel, Openable, load
-from moe_probe.options import OBSERVE_OPTIONS, TEXT_OPTIONS, completed
+from moe_probe.options import TEXT_OPTIONS, WRITING_OPTIONS, completed
 from moe_probe.routing import Source
 from moe_probe.signatures import check_number
 from moe_probe.texts.corpus import Corpus
@@ -20,7 +20,6 @@ from moe_probe.texts.tokenizing import check_fits, make_corpus
 from moe_probe.traces.reading import Trace, is_trace, read_trace
 from moe_probe.traces.recorded import Recorded
 
-WRITING_OPTIONS = (*(name for name in TEXT_OPTIONS if name not in ("labels", "max_length")), *OBSERVE_OPTIONS)
 NEW_TOKENS = 32
 MOST_NEW_TOKENS = 1 << 24
 

@@ -1,5 +1,5 @@
 """One page to look into a model's routing, token by token: `explorer.explore(model, texts).save("page.html")`."""
 
-from moe_probe.explorer.building import MAX_BYTES, Explorer, explore
+from moe_probe.explorer.building import Explorer, explore
 
-__all__ = ["MAX_BYTES", "Explorer", "explore"]
+__all__ = ["Explorer", "explore"]

@@ -18,14 +18,12 @@ from moe_probe.explorer.page import page_html
 from moe_probe.explorer.recorded import recorded_layers
 from moe_probe.files import whole_file
 from moe_probe.model import MoEModel, Openable
-from moe_probe.options import DEFAULTS, TEXT_OPTIONS, RunOptions, completed
+from moe_probe.options import EXPLORE_OPTIONS, PAGE_BYTES, TEXT_OPTIONS, RunOptions, completed
 from moe_probe.texts.reading import Texts
 from moe_probe.traces.reading import Trace, read_trace
 
 Similar = Literal["neuron_mean", "matrix", "gate"]
 SIMILAR: tuple[str, ...] = get_args(Similar)
-TAKES = tuple(name for name in DEFAULTS if name not in ("baseline", "checkpoint_dir"))
-MAX_BYTES = 30_000_000
 
 
 class Explorer:
@@ -59,7 +57,7 @@ def explore(
     texts: Texts | None = None,
     *,
     similar: Similar | xr.Dataset | None = "neuron_mean",
-    max_bytes: int = MAX_BYTES,
+    max_bytes: int = PAGE_BYTES,
     **options: Unpack[RunOptions],
 ) -> Explorer:
     """A page with every token of the texts colored by its expert, and all that its routing is made of.
@@ -89,7 +87,7 @@ def explore(
         >>> page.save("page.html")  # doctest: +SKIP
     """
     _check(similar, max_bytes)
-    asked = completed(options, TAKES, "explore")
+    asked = completed(options, EXPLORE_OPTIONS, "explore")
     opened = opened_source(source)
     if isinstance(opened, Trace):
         _refuse_for_trace({"texts": texts, **{name: asked[name] for name in ("layers", *TEXT_OPTIONS)}})
@@ -112,9 +110,9 @@ def _check(similar: object, max_bytes: object) -> None:
         name = similar.attrs.get("analysis")
         raise NotFitting(f"similar is a result of {name} without cosines; pass one of similarity or gate_similarity.")
     if not isinstance(max_bytes, int) or isinstance(max_bytes, bool):
-        raise WrongType(f"max_bytes={max_bytes!r} is not a whole number of bytes; the default is {MAX_BYTES:,}.")
+        raise WrongType(f"max_bytes={max_bytes!r} is not a whole number of bytes; the default is {PAGE_BYTES:,}.")
     if max_bytes < 1:
-        raise OutOfRange(f"max_bytes={max_bytes} leaves no page; pass a size above 0, such as {MAX_BYTES:,}.")
+        raise OutOfRange(f"max_bytes={max_bytes} leaves no page; pass a size above 0, such as {PAGE_BYTES:,}.")
 
 
 def _refuse_for_trace(given: Mapping[str, object]) -> None:

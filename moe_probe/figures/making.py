@@ -21,14 +21,13 @@ from moe_probe.figures.papers import find_paper
 from moe_probe.figures.recipes import FromModel, FromModels, FromTexts, FromWeights, Recipe, Subject
 from moe_probe.forward.running import Running
 from moe_probe.model import MoEModel, Openable, load
-from moe_probe.options import DEFAULTS, TEXT_OPTIONS, RunOptions, check_arguments, completed
+from moe_probe.options import REPRODUCE_OPTIONS, TEXT_OPTIONS, RunOptions, check_arguments, completed
 from moe_probe.results import load_result, save
 from moe_probe.shown import PlainConsole, file_name
 from moe_probe.signatures import checked
 from moe_probe.texts.corpus import Corpus
 from moe_probe.texts.reading import Texts, read_rows
 
-TAKES = tuple(name for name in DEFAULTS if name != "checkpoint_dir")
 OF_ROWS = ("labels", "column", "split")
 TOGETHER = "compared"  # the folder of figures that show several models
 NO_TEXTS = "This figure needs texts; pass texts."
@@ -77,7 +76,7 @@ def reproduce(
         >>> [entry["file"] for entry in made.figures][:1]  # doctest: +SKIP
         ['figures/tiny-moe-plus-plus/table1_complexity.pdf']
     """
-    plan, options, asked = find_paper(paper), options or {}, completed(run_options, TAKES, "reproduce")
+    plan, options, asked = find_paper(paper), options or {}, completed(run_options, REPRODUCE_OPTIONS, "reproduce")
     _check_options(options, plan.recipes)
     opened = named(models)
     layers, reading = asked.pop("layers"), {name: asked.pop(name) for name in TEXT_OPTIONS}

@@ -56,5 +56,5 @@ def test_more_room_gives_finer_numbers_and_the_size_is_kept():
 
 
 def test_what_does_not_fit_is_refused():
-    with pytest.raises(InputError, match="does not fit into the 1.0 kB that max_bytes leaves"):
+    with pytest.raises(InputError, match=r"does not fit into the 1\.0 kB that max_bytes leaves"):
         pack(layers(), 1000)

@@ -133,7 +133,7 @@ def test_attention_that_does_not_fit_is_said_before_the_pass(model, monkeypatch)
     free = psutil.virtual_memory()._replace(available=4 * 2 * 4 * 250**2)
     monkeypatch.setattr(psutil, "virtual_memory", lambda: free)
     words = (
-        r"Document 0 has 500 tokens, whose attention needs 8.0 MB \(1 at a time\); 2.0 MB are free; pass max_length=250\."
+        r"Document 0 has 500 tokens, whose attention needs 8.0 MB \(1 at a time\); 2.0 MB are free; pass max_length=250"
     )
     with pytest.raises(NotFitting, match=words):
         check_fits(corpus, model, batch_tokens=1)

@@ -5,29 +5,36 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator, Mapping
 from importlib import import_module
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-import xarray as xr
 
-from moe_probe import comparisons, dynamic
-from moe_probe.cli.common import Options, Out, app, console, write
+from moe_probe.cli.common import Options, Out, console, write
 from moe_probe.cli.options import MODEL_OPTIONS, of_run, open_model, parse_options, takes
-from moe_probe.comparisons.side_by_side import Opened, open_sources
 from moe_probe.errors import InputError, NotComparable
-from moe_probe.options import DEFAULTS, check_arguments, completed
+from moe_probe.options import COMPARE_OPTIONS, DEFAULTS, check_arguments, completed
 from moe_probe.shown import printable
 
-OPTIONS = [name for name in DEFAULTS if name != "baseline"]
+if TYPE_CHECKING:
+    import xarray as xr
+
+    from moe_probe.comparisons.side_by_side import Opened
+
 SOURCES = ("checkpoints", "before", "after", "model", "steps", "texts", "options", *DEFAULTS)  # not told as --option
 
 
-@app.command(
-    epilog=f"Comparisons: {', '.join(comparisons.names())}\n\n"
-    "Example: `moe-probe compare ckpt/base ckpt/instruct --label base --label instruct --texts wiki.txt -o out`",
-)
-@takes(*OPTIONS, *(name for name in MODEL_OPTIONS if name != "revision"))
-def compare(
+def epilog() -> str:
+    """The comparisons, and an example."""
+    from moe_probe import comparisons
+
+    return (
+        f"Comparisons: {', '.join(comparisons.names())}\n\n"
+        "Example: `moe-probe compare ckpt/base ckpt/instruct --label base --label instruct --texts wiki.txt -o out`"
+    )
+
+
+@takes(*COMPARE_OPTIONS, *(name for name in MODEL_OPTIONS if name != "revision"))
+def command(
     sources: Annotated[list[str], typer.Argument(metavar="CKPT...", help="Checkpoints or traces, in their order.")],
     out: Out,
     texts: Annotated[str | None, typer.Option(metavar="FILE", help="Texts, as for dynamic; none for traces.")] = None,
@@ -42,6 +49,9 @@ def compare(
     **options: Any,
 ) -> None:
     """Compare checkpoints: how they use their experts, and how routing and weights moved from one to the next."""
+    from moe_probe import comparisons, dynamic
+    from moe_probe.comparisons.side_by_side import open_sources
+
     if label is not None and len(set(label)) != len(sources):
         raise InputError(f"There are {len(sources)} checkpoints and {len(set(label))} labels; give one label for each.")
     given = parse_options(option)
@@ -50,7 +60,7 @@ def compare(
         check_arguments(name, known[name], given.get(name, ()), besides=SOURCES)
     models = [source if dynamic.is_trace(source) else open_model(source, options) for source in sources]
     opened = open_sources(models if label is None else dict(zip(label, models, strict=True)), least=1)
-    asked = completed(of_run(options, OPTIONS), OPTIONS, "compare")
+    asked = completed(of_run(options, COMPARE_OPTIONS), COMPARE_OPTIONS, "compare")
 
     def results() -> Iterator[xr.Dataset]:
         for name in analysis or unasked(len(opened)):
@@ -66,6 +76,8 @@ def compare(
 
 def unasked(sources: int) -> list[str]:
     """Comparisons of so many sources that are made when none is asked for."""
+    from moe_probe import comparisons
+
     found = []
     for name, function in comparisons.names().items():
         module = import_module(f"{comparisons.__name__}.analyses.{name}") if in_package(function) else function
@@ -88,6 +100,8 @@ def comparison(
     Raises:
         InputError: it cannot be made of these.
     """
+    from moe_probe import comparisons
+
     function = comparisons.names()[name]
     takes_names = inspect.signature(function).parameters
     positional = [each for each in takes_names if takes_names[each].kind is inspect.Parameter.POSITIONAL_OR_KEYWORD]

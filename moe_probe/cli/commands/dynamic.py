@@ -5,28 +5,32 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from moe_probe import dynamic
-from moe_probe.cli.common import CkptOrTrace, Options, Out, Texts, app, write
+from moe_probe.cli.common import CkptOrTrace, Options, Out, Texts, write
 from moe_probe.cli.options import MODEL_OPTIONS, check_names, of_run, open_model, parse_options, takes
-from moe_probe.dynamic.asking import make_analyses
-from moe_probe.dynamic.driver import applicable, results
-from moe_probe.dynamic.sources import open_source
 from moe_probe.options import DEFAULTS, completed
-from moe_probe.routing import Source
+
+if TYPE_CHECKING:
+    from moe_probe.dynamic import Analysis
+    from moe_probe.routing import Source
 
 
-@app.command(
-    "dynamic",
-    epilog=f"Analyses: {', '.join(name + '*' * each.unasked for name, each in dynamic.names().items())}\n\n"
-    "Examples: `moe-probe dynamic ckpt/Mixtral-8x7B-v0.1 --texts wiki.txt -o out`, then without the model "
-    "`moe-probe dynamic out/trace --analysis expert_load -o out`",
-)
+def epilog() -> str:
+    """The analyses, and two examples."""
+    from moe_probe import dynamic
+
+    return (
+        f"Analyses: {', '.join(name + '*' * each.unasked for name, each in dynamic.names().items())}\n\n"
+        "Examples: `moe-probe dynamic ckpt/Mixtral-8x7B-v0.1 --texts wiki.txt -o out`, then without the model "
+        "`moe-probe dynamic out/trace --analysis expert_load -o out`"
+    )
+
+
 @takes(*DEFAULTS, *MODEL_OPTIONS)
-def dynamic_command(
+def command(
     source: CkptOrTrace,
     out: Out,
     texts: Texts = None,
@@ -38,6 +42,10 @@ def dynamic_command(
     **options: Any,
 ) -> None:
     """Run the model over texts, once for all analyses: netCDF results and PDF figures in DIR."""
+    from moe_probe import dynamic
+    from moe_probe.dynamic.driver import results
+    from moe_probe.dynamic.sources import open_source
+
     asked = completed(of_run(options))
     given = parse_options(option)
     check_names(given, dynamic.names(), "analysis")
@@ -47,8 +55,12 @@ def dynamic_command(
     write(results(seen, analyses, asked).values(), out, asked["n_jobs"])
 
 
-def chosen(source: Source, names: list[str] | None, options: Mapping[str, Mapping[str, Any]]) -> list[dynamic.Analysis]:
+def chosen(source: Source, names: list[str] | None, options: Mapping[str, Mapping[str, Any]]) -> list[Analysis]:
     """The analyses that are asked for; else those that run unasked, as far as the source has what it takes."""
+    from moe_probe import dynamic
+    from moe_probe.dynamic.asking import make_analyses
+    from moe_probe.dynamic.driver import applicable
+
     if names:
         return make_analyses(names, options)
     unasked = [name for name, each in dynamic.names().items() if each.unasked]
@@ -59,6 +71,8 @@ def with_defaults(
     given: Mapping[str, Mapping[str, Any]], options: Mapping[str, Any], out: Path
 ) -> dict[str, dict[str, Any]]:
     """Arguments of every analysis: a baseline takes part where one is given, files go below `out`."""
+    from moe_probe import dynamic
+
     found = {}
     for name, analysis in dynamic.names().items():
         takes_fields = {field.name for field in fields(analysis)}

@@ -6,19 +6,18 @@ from typing import Annotated, Any
 
 import typer
 
-from moe_probe import dynamic
-from moe_probe.cli.common import Ckpt, Options, Out, app, write
-from moe_probe.cli.dynamic import with_defaults
+from moe_probe.cli.common import Ckpt, Options, Out, write
 from moe_probe.cli.options import MODEL_OPTIONS, check_names, of_run, open_model, parse_options, takes
-from moe_probe.dynamic.asking import make_analyses
-from moe_probe.dynamic.sources import WRITING_OPTIONS
+from moe_probe.options import WRITING_OPTIONS
 
 
-@app.command(
-    epilog="Example: `moe-probe generate ckpt/Mixtral-8x7B-v0.1 --texts prompts.txt --analysis gate_choices -o out`",
-)
+def epilog() -> str:
+    """An example."""
+    return "Example: `moe-probe generate ckpt/Mixtral-8x7B-v0.1 --texts prompts.txt --analysis gate_choices -o out`"
+
+
 @takes(*WRITING_OPTIONS, *MODEL_OPTIONS)
-def generate(
+def command(
     ckpt: Ckpt,
     out: Out,
     texts: Annotated[str, typer.Option(metavar="FILE", help="What is to be continued, as for dynamic.")],
@@ -28,6 +27,10 @@ def generate(
     **options: Any,
 ) -> None:
     """Analyze routing during greedy generation, with prompt and generated tokens labeled."""
+    from moe_probe import dynamic
+    from moe_probe.cli.commands.dynamic import with_defaults
+    from moe_probe.dynamic.asking import make_analyses
+
     given = parse_options(option)
     check_names(given, dynamic.names(), "analysis")
     analyses = make_analyses(analysis, with_defaults(given, {"baseline": None}, out))

@@ -4,29 +4,31 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator, Sequence
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-import xarray as xr
 
-from moe_probe import static
-from moe_probe.cli.common import Ckpt, Options, Out, app, write
+from moe_probe.cli.common import Ckpt, Options, Out, write
 from moe_probe.cli.options import check_names, of_run, open_model, parse_options, takes
 from moe_probe.errors import NoSuchName
-from moe_probe.options import check_arguments, completed
+from moe_probe.options import STATIC_OPTIONS, check_arguments, completed
 
-OF_RUN = ("layers", "baseline", "n_jobs")
-GIVEN = ("model", "level", *OF_RUN)  # told by the command's other options
-OF_ONE = [name for name in static.names() if static.models(name) == 1]
+if TYPE_CHECKING:
+    import xarray as xr
+
+GIVEN = ("model", "level", *STATIC_OPTIONS)  # told by the command's other options
 
 
-@app.command(
-    "static",
-    epilog=f"Analyses: {', '.join(OF_ONE)}\n\n"
-    "Example: `moe-probe static ckpt/Mixtral-8x7B-v0.1 --baseline ckpt/Mistral-7B-v0.1 --n-jobs 4 -o out`",
-)
-@takes(*OF_RUN, "revision")
-def static_command(
+def epilog() -> str:
+    """The analyses of one model, and an example."""
+    return (
+        f"Analyses: {', '.join(of_one())}\n\n"
+        "Example: `moe-probe static ckpt/Mixtral-8x7B-v0.1 --baseline ckpt/Mistral-7B-v0.1 --n-jobs 4 -o out`"
+    )
+
+
+@takes(*STATIC_OPTIONS, "revision")
+def command(
     ckpt: Ckpt,
     out: Out,
     analysis: Annotated[
@@ -40,11 +42,13 @@ def static_command(
     **options: Any,
 ) -> None:
     """Analyze the weights: netCDF results and PDF figures in DIR, a short table on screen."""
+    from moe_probe import static
+
     given = parse_options(option)
-    check_names(given, OF_ONE, "static analysis")
+    check_names(given, of_one(), "static analysis")
     for name, arguments in given.items():
         check_arguments(name, static.names()[name], arguments, besides=GIVEN)
-    asked = completed(of_run(options, OF_RUN), OF_RUN, "static")
+    asked = completed(of_run(options, STATIC_OPTIONS), STATIC_OPTIONS, "static")
     model = open_model(ckpt, options)
     asked["layers"] = model.select_layers(asked["layers"])
 
@@ -59,19 +63,29 @@ def static_command(
     write(results(), out, asked["n_jobs"])
 
 
+def of_one() -> list[str]:
+    """The analyses of one model."""
+    from moe_probe import static
+
+    return [name for name in static.names() if static.models(name) == 1]
+
+
 def requests(names: Sequence[str] | None, level: str | None) -> list[tuple[str, str | None]]:
     """The analyses to run, each with its level.
 
     Raises:
         NoSuchName: an analysis is not known, or has no such level.
     """
+    from moe_probe import static
+
+    known = of_one()
     for name in names or ():
-        if name not in OF_ONE:
-            raise NoSuchName.among("static analysis", name, OF_ONE)
+        if name not in known:
+            raise NoSuchName.among("static analysis", name, known)
     if level is None:
-        return [(name, at) for name in names or OF_ONE for at in static.unasked(name)]
-    wanted = list(names or (name for name in OF_ONE if level in static.levels(name)))
+        return [(name, at) for name in names or known for at in static.unasked(name)]
+    wanted = list(names or (name for name in known if level in static.levels(name)))
     if not wanted or any(level not in static.levels(name) for name in wanted):
-        known = "; ".join(f"{name} has {', '.join(static.levels(name)) or 'no levels'}" for name in names or OF_ONE)
-        raise NoSuchName(f"There is no level {level!r}: {known}.")
+        levels = "; ".join(f"{name} has {', '.join(static.levels(name)) or 'no levels'}" for name in names or known)
+        raise NoSuchName(f"There is no level {level!r}: {levels}.")
     return [(name, level) for name in wanted]

@@ -7,14 +7,18 @@ from typing import Annotated, Any
 
 import typer
 
-from moe_probe.cli.common import app, console
+from moe_probe.cli.common import console
 from moe_probe.cli.options import open_model, takes
-from moe_probe.convert import SHARD_BYTES, convert
+from moe_probe.options import SHARD_BYTES
 
 
-@app.command("convert", epilog="Example: `moe-probe convert ckpt/grok-1 ckpt/grok-1-int8 --keep-int8`")
+def epilog() -> str:
+    """An example."""
+    return "Example: `moe-probe convert ckpt/grok-1 ckpt/grok-1-int8 --keep-int8`"
+
+
 @takes("revision")
-def convert_command(
+def command(
     source: Annotated[str, typer.Argument(metavar="SRC", help="A checkpoint folder in any format, or a hub id.")],
     destination: Annotated[Path, typer.Argument(metavar="DST", help="A folder that does not exist yet.")],
     dtype: Annotated[
@@ -27,6 +31,8 @@ def convert_command(
     **options: Any,
 ) -> None:
     """Write a checkpoint as a safetensors folder that opens fast, shard by shard."""
+    from moe_probe.convert import convert
+
     model = open_model(source, options)
     folder = convert(model, destination, dtype=dtype, keep_int8=keep_int8, shard_bytes=shard_bytes)
     console.print(f"Wrote {folder}")

@@ -5,24 +5,27 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 import typer
-from rich.table import Table
-from rich.text import Text
 
-from moe_probe import figures
-from moe_probe.cli.common import Options, Out, Texts, app, console
+from moe_probe.cli.common import Options, Out, Texts, console
 from moe_probe.cli.options import MODEL_OPTIONS, of_run, open_model, parse_options, takes
-from moe_probe.figures.making import TAKES
-from moe_probe.shown import printable
+from moe_probe.options import REPRODUCE_OPTIONS
 
 
-@app.command(
-    epilog=f"Papers: {', '.join(f'{name} (arXiv {paper.arxiv})' for name, paper in figures.papers().items())}\n\n"
-    "Example: `moe-probe reproduce look-into-moes --model ckpt/Mixtral-8x7B-v0.1 --baseline ckpt/Mistral-7B-v0.1 "
-    "--texts wiki.txt -o out`",
-)
-@takes(*TAKES, *(name for name in MODEL_OPTIONS if name != "revision"))
-def reproduce(
-    paper: Annotated[str, typer.Argument(metavar="PAPER", help=f"One of {', '.join(figures.papers())}.")],
+def epilog() -> str:
+    """The papers, and an example."""
+    from moe_probe import figures
+
+    papers = ", ".join(f"{name} (arXiv {paper.arxiv})" for name, paper in figures.papers().items())
+    return (
+        f"Papers: {papers}\n\n"
+        "Example: `moe-probe reproduce look-into-moes --model ckpt/Mixtral-8x7B-v0.1 --baseline ckpt/Mistral-7B-v0.1 "
+        "--texts wiki.txt -o out`"
+    )
+
+
+@takes(*REPRODUCE_OPTIONS, *(name for name in MODEL_OPTIONS if name != "revision"))
+def command(
+    paper: Annotated[str, typer.Argument(metavar="PAPER", help="A paper, of those below.")],
     model: Annotated[list[str], typer.Option(metavar="CKPT", help="A checkpoint folder or hub id; may be repeated.")],
     out: Out,
     texts: Texts = None,
@@ -31,6 +34,12 @@ def reproduce(
     **options: Any,
 ) -> None:
     """Draw a paper's figures for any models, from results that are computed once and kept in DIR."""
+    from rich.table import Table
+    from rich.text import Text
+
+    from moe_probe import figures
+    from moe_probe.shown import printable
+
     made = figures.reproduce(
         paper,
         [open_model(source, options) for source in model],
@@ -38,7 +47,7 @@ def reproduce(
         texts,
         options=parse_options(option),
         png=png,
-        **of_run(options, TAKES),
+        **of_run(options, REPRODUCE_OPTIONS),
     )
     if made.missing:
         table = Table("figure", "model", "why there is none", title="Not made", title_justify="left")

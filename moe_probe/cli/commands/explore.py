@@ -7,17 +7,18 @@ from typing import Annotated, Any
 
 import typer
 
-from moe_probe import explorer
-from moe_probe.cli.common import CkptOrTrace, Texts, app, console
+from moe_probe.cli.common import CkptOrTrace, Texts, console
 from moe_probe.cli.options import MODEL_OPTIONS, of_run, open_model, takes
-from moe_probe.dynamic import is_trace
-from moe_probe.explorer.building import TAKES
-from moe_probe.results import load_result
+from moe_probe.options import EXPLORE_OPTIONS, PAGE_BYTES
 
 
-@app.command(epilog="Example: `moe-probe explore ckpt/Mixtral-8x7B-v0.1 --texts wiki.txt -o mixtral.html`")
-@takes(*TAKES, *MODEL_OPTIONS)
-def explore(
+def epilog() -> str:
+    """An example."""
+    return "Example: `moe-probe explore ckpt/Mixtral-8x7B-v0.1 --texts wiki.txt -o mixtral.html`"
+
+
+@takes(*EXPLORE_OPTIONS, *MODEL_OPTIONS)
+def command(
     source: CkptOrTrace,
     out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="The page.")] = Path("explorer.html"),
     texts: Texts = None,
@@ -29,16 +30,20 @@ def explore(
     ] = "neuron_mean",
     max_bytes: Annotated[
         int, typer.Option(metavar="N", help="Size limit of the page; numbers are rounded to fit.")
-    ] = explorer.MAX_BYTES,
+    ] = PAGE_BYTES,
     **options: Any,
 ) -> None:
     """Write one page of HTML to look into the routing of every token; it needs no network."""
+    from moe_probe import explorer
+    from moe_probe.dynamic import is_trace
+    from moe_probe.results import load_result
+
     near: Any = load_result(similar) if similar.endswith(".nc") else None if similar == "none" else similar
     page = explorer.explore(
         source if is_trace(source) else open_model(source, options),
         texts,
         similar=near,
         max_bytes=max_bytes,
-        **of_run(options, TAKES),
+        **of_run(options, EXPLORE_OPTIONS),
     )
     console.print(f"Wrote {page.save(out)} ({len(page.html) / 1e6:.1f} MB); open it in a browser")

@@ -7,21 +7,26 @@ from typing import Annotated, Any
 
 import typer
 
-from moe_probe import plotting
-from moe_probe.cli.common import app, console
+from moe_probe.cli.common import console
 from moe_probe.cli.options import takes
 from moe_probe.errors import NothingToRead
-from moe_probe.figures import draw
 from moe_probe.options import completed
-from moe_probe.results import load_result
 
 
-@app.command(epilog="Example: `moe-probe figures out`")
+def epilog() -> str:
+    """An example."""
+    return "Example: `moe-probe figures out`"
+
+
 @takes("n_jobs")
-def figures(
+def command(
     results: Annotated[Path, typer.Argument(metavar="DIR", help="A folder with results (.nc).")], **options: Any
 ) -> None:
     """Draw the figures of saved results again."""
+    from moe_probe import plotting
+    from moe_probe.figures import draw
+    from moe_probe.results import load_result
+
     n_jobs = completed(options, ["n_jobs"], "figures")["n_jobs"]
     found = sorted(results.glob("*.nc"))
     if not found:
