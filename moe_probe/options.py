@@ -110,6 +110,7 @@ TEXT_OPTIONS: Final = tuple(TextOptions.__annotations__)
 OBSERVE_OPTIONS: Final = tuple(ObserveOptions.__annotations__)
 WRITING_OPTIONS: Final = (*(name for name in TEXT_OPTIONS if name not in ("labels", "max_length")), *OBSERVE_OPTIONS)
 EXPLORE_OPTIONS: Final = tuple(name for name in DEFAULTS if name not in ("baseline", "checkpoint_dir"))
+REPORT_OPTIONS: Final = EXPLORE_OPTIONS
 REPRODUCE_OPTIONS: Final = tuple(name for name in DEFAULTS if name != "checkpoint_dir")
 COMPARE_OPTIONS: Final = tuple(name for name in DEFAULTS if name != "baseline")
 STATIC_OPTIONS: Final = ("layers", "baseline", "n_jobs")

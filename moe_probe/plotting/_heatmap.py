@@ -45,6 +45,7 @@ def limits(values: xr.DataArray, layer: int, scale: str, diagonal: bool = False)
 
 def ratio_colors(values: Any, even: float) -> dict[str, Any]:
     """Colors of a ratio: white where it is `even`, as far from white for twice as much as for half; gray: no value."""
+    even = even if even > 0 else 1.0  # chance is 0 or undefined where a token chooses one expert
     known = np.asarray(values, float)
     known = known[np.isfinite(known) & (known > 0)]
     spread = float(np.exp2(np.abs(np.log2(known / even)).max())) if len(known) else 1.0

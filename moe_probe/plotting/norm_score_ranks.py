@@ -64,7 +64,7 @@ def _bars(count: np.ndarray, title: str) -> Figure:
         axes.set_xticks(ranks + 1)
         axes.set_xlim(ranks[0] + 0.4, ranks[-1] + 1.6)
         axes.yaxis.set_major_locator(MaxNLocator(3 if lines > 1 else 6, integer=True))
-    all_axes[0].set_ylim(0, 1.05 * count.max())
+    all_axes[0].set_ylim(0, 1.05 * np.nan_to_num(count).max() or 1.0)
     all_axes[-1].set_xlabel(f"rank of the norm ({experts}: largest)")
     figure.supylabel("count", fontsize=8)
     scale = ScalarMappable(Normalize(1, experts), COLORMAP)

@@ -229,7 +229,8 @@ def _check_vocabulary(ids: dict[int, tuple[int, ...]], model: MoEModel) -> None:
 
 def window(model: MoEModel) -> int | None:
     """Tokens that a model was made for; None where its configuration does not say."""
-    return getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
+    stated = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
+    return stated if isinstance(stated, int) and stated > 0 else None
 
 
 def _truncated(ids: dict[int, tuple[int, ...]], model: MoEModel, max_length: int | None) -> dict[int, tuple[int, ...]]:

@@ -22,6 +22,15 @@ def test_no_map_is_interpolated(make):
             assert {image.get_interpolation() for image in axes.images} <= {"nearest"}
 
 
+@pytest.mark.parametrize("chance", [0.0, np.nan])
+def test_a_lift_without_chance_is_drawn_around_one(chance):
+    ds = by_hand.coactivation()
+    ds["chance_lift"] = ds.chance_lift * 0 + chance
+    image = plotting.plot(ds).axes[0].images[0]
+    low, high = image.get_clim()
+    assert low * high == pytest.approx(1)
+
+
 @pytest.mark.parametrize("count", [64, 256])
 def test_two_values_give_two_colours(count):
     ds = by_hand.expert_load(count, 1, ["a", "b", "c"]).drop_vars("label_share_low")

@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.resources import files
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
 
 from moe_probe.cli.commands import compare, dynamic, explore, reproduce, static
 from moe_probe.cli.common import Out, console
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+    from moe_probe.model import MoEModel
+    from moe_probe.report import Section
 
 PAPERS = {
     "look-into-moes": ["tiny-mixtral"],
@@ -15,32 +27,100 @@ PAPERS = {
 }
 
 
-def command(out: Out = Path("out/demo")) -> None:
-    """Analyze the last layer of each bundled checkpoint, draw the papers' figures, and write an explorer page."""
+def command(
+    out: Out = Path("out/demo"),
+    every: Annotated[
+        bool, typer.Option("--all", help="All figures of all layers, comparisons, and the papers' figures too.")
+    ] = False,
+) -> None:
+    """Analyze each bundled checkpoint in one pass over bundled texts: a page of the main figures, and an explorer."""
+    from moe_probe.model import load
+    from moe_probe.report.page import write_page, write_section
+
+    root = bundled()
+    texts, sections = str(root / "texts.jsonl"), []
+    models = [load(folder) for folder in sorted(root.glob("tiny-*"))]
+    for model in (model for model in models if model.moe_layers):
+        with timed(model.name):
+            sections.append(section(model, root, texts, out))
+            write_section(out, sections[-1])
+    with timed("page"):
+        page = write_page(out, "moe_probe demo", "The main figure of every analysis, by checkpoint.", sections)
+    with timed("explorer"):
+        explorer = out / "explorer.html"
+        explore.command(str(root / "tiny-mixtral"), explorer, texts, labels="domain", progress=False)
+    if every:
+        with timed("all figures"):
+            draw_everything(root, texts, out / "all")
+    console.print(f"\nThe main figures:\n  {page}\nThe explorer, for any browser:\n  {explorer}", soft_wrap=True)
+
+
+def bundled() -> Path:
+    """The folder of the tiny checkpoints and their texts."""
+    package = Path(str(files("moe_probe")))
+    return next(folder for folder in (package / "ckpt", package.parent / "ckpt") if folder.is_dir())
+
+
+@contextmanager
+def timed(step: str) -> Iterator[None]:
+    """Within, a step whose name and time are printed at its end."""
+    began = time.monotonic()
+    yield
+    console.print(f"{step:24} {time.monotonic() - began:5.1f} s")
+
+
+def section(model: MoEModel, root: Path, texts: str, out: Path) -> Section:
+    """The main figure of every analysis of a checkpoint, its results saved beside."""
+    from moe_probe import plotting
+    from moe_probe.facts import facts
+    from moe_probe.figures import result_stem
+    from moe_probe.report import Measure, Section
+    from moe_probe.results import save
+
+    figures = []
+    for ds in results(model, root, texts):
+        stem = f"{model.name}/{result_stem(ds)}"
+        save(ds, out / f"{stem}.nc")
+        if ds.attrs["analysis"] in plotting.names():
+            figures.append((stem, ds.attrs["analysis"].replace("_", " "), plotting.plot(ds)))
+    return Section(model.name, [Measure(name, value, value, "") for name, value in facts(model)], None, figures)
+
+
+def results(model: MoEModel, root: Path, texts: str) -> Iterator[xr.Dataset]:
+    """Static analyses of the last layer, then what one pass over the texts gives."""
+    from moe_probe import dynamic as analyses
+    from moe_probe import static as of_weights
+    from moe_probe.dynamic.driver import applicable
+    from moe_probe.dynamic.driver import results as observed
+    from moe_probe.dynamic.sources import open_source
+    from moe_probe.options import completed
+
+    layers = [model.moe_layers[-1]]
+    yield of_weights.similarity(model, level="neuron_mean", layers=layers)
+    yield of_weights.gate_similarity(model)
+    baseline = root / "tiny-mistral" if model.family == "mixtral" else None
+    asked = completed({"labels": "domain", "layers": layers, "baseline": baseline, "progress": False})
+    source = open_source(model, texts, asked)
+    unasked = [kind() for kind in analyses.names().values() if kind.unasked]
+    yield from observed(source, applicable(source, unasked), asked).values()
+
+
+def draw_everything(root: Path, texts: str, out: Path) -> None:
+    """Every figure of the last layers, comparisons, and the papers' figures."""
     from joblib import cpu_count
 
-    from moe_probe.cli.tables import info_table
     from moe_probe.model import load
 
-    root = Path(str(files("moe_probe"))).parent / "ckpt"
-    texts, folders = str(root / "texts.jsonl"), sorted(root.glob("tiny-*"))
     baseline, n_jobs = str(root / "tiny-mistral"), cpu_count()
-    mixtures = [folder for folder in folders if load(folder).moe_layers]
-    for folder in mixtures:
-        model = load(folder)
-        console.print(info_table(model))
+    mixtures = [model for model in map(load, sorted(root.glob("tiny-*"))) if model.moe_layers]
+    for model in mixtures:
         dense = baseline if model.family == "mixtral" else None
         options = {"baseline": dense, "layers": str(model.moe_layers[-1]), "n_jobs": n_jobs}
-        static.command(str(folder), out / folder.name, **options)
-        dynamic.command(str(folder), out / folder.name, texts, labels="domain", **options)
-    compare.command([str(folder) for folder in mixtures], out / "compared", texts, analysis=["expert_activation"])
+        static.command(str(root / model.name), out / model.name, **options)
+        dynamic.command(str(root / model.name), out / model.name, texts, labels="domain", **options)
+    compare.command(
+        [str(root / model.name) for model in mixtures], out / "compared", texts, analysis=["expert_activation"]
+    )
     for paper, names in PAPERS.items():
         models = [str(root / name) for name in names]
         reproduce.command(paper, models, out / paper, texts, baseline=baseline, labels="domain", n_jobs=n_jobs)
-    page = out / "explorer.html"
-    explore.command(str(root / "tiny-mixtral"), page, texts, labels="domain")
-    count = len(list(out.rglob("*.pdf")))
-    console.print(f"\n{count} files of figures are in {out}; the papers' figures at a glance:")
-    for paper in PAPERS:
-        console.print(f"  {out / paper / 'contact_sheet.pdf'}", soft_wrap=True)
-    console.print(f"The explorer, for any browser:\n  {page}", soft_wrap=True)

@@ -1,0 +1,123 @@
+"""The report: one pass over the texts, every section, and the files that it becomes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Unpack
+
+from moe_probe import comparisons, dynamic
+from moe_probe.errors import DenseModel, NotFitting
+from moe_probe.files import make_folder, whole_file
+from moe_probe.model import MoEModel, Openable, load
+from moe_probe.options import REPORT_OPTIONS, RunOptions, completed
+from moe_probe.registry import Registry
+from moe_probe.report.page import render, write_page, write_section
+from moe_probe.report.section import Section, Subject
+from moe_probe.signatures import checked
+from moe_probe.texts.reading import Texts
+
+SECTIONS: Registry[ModuleType] = Registry("moe_probe.report.sections", "report", "section of the report")
+
+
+@checked
+def report(
+    model: Openable, texts: Texts | None = None, *, base: Openable | None = None, **options: Unpack[RunOptions]
+) -> Report:
+    """What one page says of a checkpoint: structure, load, similarity, specialization by label, and what moved.
+
+    Args:
+        model: a checkpoint folder, a hub id, or a model.
+        texts: what it runs on, once for all sections; without them the page tells of the weights alone.
+        base: the checkpoint that this one was tuned, pruned or merged from.
+        options: those of `dynamic.run`, without `baseline` and `checkpoint_dir`; `labels` for specialization by label.
+
+    Raises:
+        InputError: the texts, layers or options do not fit the model.
+        NotFitting: labels are given without texts.
+        DenseModel: the model has no experts.
+
+    Examples:
+        >>> from moe_probe.report import report
+        >>> page = report("ckpt/tiny-mixtral", ["A short text."], progress=False)
+        >>> [section.title for section in page.sections]
+        ['Structure', 'Load of the experts', 'Similarity of the experts']
+    """
+    asked = completed(options, REPORT_OPTIONS, "report")
+    opened, before = load(model), None if base is None else load(base)
+    if not opened.moe_layers:
+        raise DenseModel(f"{opened.name} is dense; a report tells of experts. Pass a Mixture-of-Experts model.")
+    if texts is None and asked["labels"] is not None:
+        raise NotFitting("labels= are given without texts; pass the texts that they belong to.")
+    return Report(opened, tuple(_sections(_subject(opened, before, texts, asked))))
+
+
+def _subject(model: MoEModel, base: MoEModel | None, texts: Texts | None, asked: Mapping[str, Any]) -> Subject:
+    layers = model.select_layers(asked["layers"])
+    if texts is None:
+        return Subject(model, base, {}, {}, None, layers)
+    needed = list(dict.fromkeys(name for module in SECTIONS.values() for name in module.NEEDS))
+    results, before = ({} if one is None else dynamic.run(one, texts, needed, **asked) for one in (model, base))
+    drift = None
+    if base is not None:
+        drift = comparisons.routing_drift({f"{base.name} (base)": base}, {model.name: model}, texts, **asked)
+    return Subject(model, base, results, before, drift, layers)
+
+
+def _sections(subject: Subject) -> Iterator[Section]:
+    for module in sorted(SECTIONS.values(), key=lambda each: each.PLACE):
+        if (section := module.section(subject)) is not None:
+            yield section
+
+
+@dataclass(frozen=True)
+class Report:
+    """A report of one checkpoint.
+
+    Attributes:
+        model: that it is about.
+        sections: in their order.
+    """
+
+    model: MoEModel
+    sections: tuple[Section, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """All numbers, and where they come from, as JSON can hold them."""
+        return {
+            "model": self.model.name,
+            "fingerprint": self.model.fingerprint,
+            "moe_probe": version("moe-probe"),
+            "sections": {
+                each.title: {measure.name: measure.value for measure in each.measures} for each in self.sections
+            },
+        }
+
+    @property
+    def html(self) -> str:
+        """The page, complete in itself."""
+        return render(self.model.name, self._note, self.sections)
+
+    @property
+    def _note(self) -> str:
+        return f"Fingerprint {self.model.fingerprint}. The numbers are in report.json, the tables beside it as CSV."
+
+    def _repr_html_(self) -> str:
+        return self.html
+
+    def save(self, folder: str | Path) -> Path:
+        """Write `index.html`, `report.json`, a CSV of every table and a PDF of every figure; returns the page's path.
+
+        Raises:
+            MachineError: the disk is full, or cannot be written to.
+        """
+        target = make_folder(folder)
+        with whole_file(target / "report.json") as partial:
+            partial.write_text(json.dumps(self.to_dict(), indent=1, default=str), encoding="utf-8")
+        for section in self.sections:
+            write_section(target, section)
+        return write_page(target, self.model.name, self._note, self.sections)
