@@ -13,6 +13,7 @@ import typer
 
 from moe_probe.cli.commands import compare, dynamic, explore, reproduce, static
 from moe_probe.cli.common import Out, console
+from moe_probe.errors import NoSuchName
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -29,18 +30,19 @@ PAPERS = {
 
 def command(
     out: Out = Path("out/demo"),
+    only: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="Of the bundled checkpoints; repeated. Default: all.")
+    ] = None,
     every: Annotated[
         bool, typer.Option("--all", help="All figures of all layers, comparisons, and the papers' figures too.")
     ] = False,
 ) -> None:
     """Analyze each bundled checkpoint in one pass over bundled texts: a page of the main figures, and an explorer."""
-    from moe_probe.model import load
     from moe_probe.report.page import write_page, write_section
 
     root = bundled()
     texts, sections = str(root / "texts.jsonl"), []
-    models = [load(folder) for folder in sorted(root.glob("tiny-*"))]
-    for model in (model for model in models if model.moe_layers):
+    for model in mixtures(root, only):
         with timed(model.name):
             sections.append(section(model, root, texts, out))
             write_section(out, sections[-1])
@@ -59,6 +61,22 @@ def bundled() -> Path:
     """The folder of the tiny checkpoints and their texts."""
     package = Path(str(files("moe_probe")))
     return next(folder for folder in (package / "ckpt", package.parent / "ckpt") if folder.is_dir())
+
+
+def mixtures(root: Path, only: list[str] | None = None) -> list[MoEModel]:
+    """The bundled checkpoints that have experts.
+
+    Raises:
+        NoSuchName: one of those asked for is not among them.
+    """
+    from moe_probe.model import load
+
+    models = {path.name: load(path) for path in sorted(root.glob("tiny-*"))}
+    models = {name: model for name, model in models.items() if model.moe_layers}
+    for name in only or ():
+        if name not in models:
+            raise NoSuchName.among("bundled checkpoint", name, models)
+    return [models[name] for name in only or models]
 
 
 @contextmanager
@@ -109,18 +127,15 @@ def draw_everything(root: Path, texts: str, out: Path) -> None:
     """Every figure of the last layers, comparisons, and the papers' figures."""
     from joblib import cpu_count
 
-    from moe_probe.model import load
-
     baseline, n_jobs = str(root / "tiny-mistral"), cpu_count()
-    mixtures = [model for model in map(load, sorted(root.glob("tiny-*"))) if model.moe_layers]
-    for model in mixtures:
+    for model in mixtures(root):
         dense = baseline if model.family == "mixtral" else None
         options = {"baseline": dense, "layers": str(model.moe_layers[-1]), "n_jobs": n_jobs}
         static.command(str(root / model.name), out / model.name, **options)
         dynamic.command(str(root / model.name), out / model.name, texts, labels="domain", **options)
     compare.command(
-        [str(root / model.name) for model in mixtures], out / "compared", texts, analysis=["expert_activation"]
+        [str(root / model.name) for model in mixtures(root)], out / "compared", texts, analysis=["expert_activation"]
     )
     for paper, names in PAPERS.items():
-        models = [str(root / name) for name in names]
+        models = [str(root / name) for name in names if (root / name).is_dir()]
         reproduce.command(paper, models, out / paper, texts, baseline=baseline, labels="domain", n_jobs=n_jobs)
