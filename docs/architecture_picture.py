@@ -21,6 +21,7 @@ APART = ("moved", "__init__", "__main__")  # old names, and what users import
 # place of each room: column, floor counted from the top; and what it is for
 ROOMS = {
     "cli": (0, 0, "commands"),
+    "callbacks": (3.3, 1, "routing while a model trains"),
     "report": (1.1, 0.45, "a page about a checkpoint"),
     "figures": (2.2, 1, "papers' figures"),
     "explorer": (1, 2.7, "one page of HTML"),

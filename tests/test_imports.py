@@ -39,6 +39,7 @@ ALLOWED = {
     "figures": WORDS | {"static", "forward", "dynamic", "comparisons", "plotting"},
     "explorer": WORDS | {"traces", "static", "dynamic"},
 }
+ALLOWED["callbacks"] = WORDS | {"dynamic", "comparisons"}
 ALLOWED["report"] = WORDS | {"static", "dynamic", "comparisons", "plotting", "figures"}
 ALLOWED["cli"] = set(ALLOWED) | {"cli"}
 ALLOWED["__init__"] = ALLOWED["__main__"] = set(ALLOWED)
