@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import Protocol
+from typing import Any, Protocol
 
 from rich.filesize import decimal
 
@@ -19,6 +19,7 @@ BUFFERS = ("inv_freq", "masked_bias")  # endings of stored keys
 class Handle(Protocol):
     """What is asked of a model here."""
 
+    name: str
     family: str
     num_layers: int
     hidden_size: int
@@ -67,6 +68,41 @@ def facts(model: Handle) -> list[tuple[str, str]]:
     if besides:
         lines.append(("also in the module" if model.checkpoint is None else "also on disk", besides))
     return lines + (_on_disk(model.checkpoint, model.published) if model.checkpoint is not None else [])
+
+
+def numbers(model: Handle) -> dict[str, Any]:
+    """What `facts` says, for programs.
+
+    Returns:
+        Strings, whole numbers and lists: `name`, `family`, `layers`, `hidden_size`, `parameters`, `active_parameters`
+        (at most, where experts without matrices can be chosen), `unused_parameters`, `bytes` (None for a live model),
+        `stored_as`, and of every MoE layer its `layer`, `experts`, `kinds`, `shared_experts`, `intermediate_size`,
+        `top_k` and `subtokens`.
+    """
+    checkpoint = model.checkpoint
+    return {
+        "name": model.name,
+        "family": model.family,
+        "layers": model.num_layers,
+        "hidden_size": model.hidden_size,
+        "parameters": total_parameters(model),
+        "active_parameters": active_parameters(model),
+        "unused_parameters": sum(tensor.numel() for key, tensor in model.unused.items() if not key.endswith(BUFFERS)),
+        "bytes": None if checkpoint is None else checkpoint.nbytes,
+        "stored_as": None if checkpoint is None else dict(_on_disk(checkpoint, model.published))["stored as"],
+        "moe_layers": [
+            {
+                "layer": layer.index,
+                "experts": layer.num_experts,
+                "kinds": list(layer.expert_kinds),
+                "shared_experts": layer.num_shared,
+                "intermediate_size": layer.intermediate_size,
+                "top_k": layer.top_k,
+                "subtokens": layer.subtokens,
+            }
+            for layer in map(model.layer, model.moe_layers)
+        ],
+    }
 
 
 def active_parameters(model: Handle) -> int:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from moe_probe.errors import NoSuchName
 from moe_probe.shown import PlainConsole
 
 if TYPE_CHECKING:
@@ -25,23 +26,29 @@ Out = Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="Where res
 Texts = Annotated[
     str | None, typer.Option(metavar="FILE", help="Texts: .txt (one a line), .jsonl, .json, .csv, .tsv or .parquet.")
 ]
+Table = Annotated[str | None, typer.Option(metavar="FORMAT", help="Tables of the results too: csv, json or latex.")]
 
 
-def write(results: Iterable[xr.Dataset], out: Path, n_jobs: int = 1) -> None:
-    """Save results, then draw their figures and print short tables, and what was written."""
+def write(results: Iterable[xr.Dataset], out: Path, n_jobs: int = 1, table: str | None = None) -> None:
+    """Save results, then their tables, draw their figures and print short tables, and what was written."""
     from moe_probe import plotting
     from moe_probe.cli.tables import summary
     from moe_probe.figures import draw, result_stem
     from moe_probe.results import save
+    from moe_probe.tables import SUFFIXES, write_tables
 
+    if table is not None and table not in SUFFIXES:
+        raise NoSuchName.among("format of tables", table, SUFFIXES)
     saved = []
     for dataset in results:
         save(dataset, out / f"{result_stem(dataset)}.nc")
         saved.append(dataset)
+        if table is not None:
+            write_tables(dataset, out / result_stem(dataset), table)
     figures = 0
     for dataset in saved:
         if dataset.attrs["analysis"] in plotting.names():
             figures += len(draw(dataset, out, n_jobs))
-        if (table := summary(dataset)) is not None:
-            console.print(table)
+        if (short := summary(dataset)) is not None:
+            console.print(short)
     console.print(f"Wrote {len(saved)} results (.nc) and {figures} figures (.pdf) to {out}")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from moe_probe.cli.common import Options, Out, console, write
+from moe_probe.cli.common import Options, Out, Table, console, write
 from moe_probe.cli.options import MODEL_OPTIONS, of_run, open_model, parse_options, takes
 from moe_probe.errors import InputError, NotComparable
 from moe_probe.options import COMPARE_OPTIONS, DEFAULTS, check_arguments, completed
@@ -46,6 +46,7 @@ def command(
         typer.Option(metavar="NAME", help="A comparison, of those below; repeated. Default: all that can be made."),
     ] = None,
     option: Options = None,
+    table: Table = None,
     **options: Any,
 ) -> None:
     """Compare checkpoints: how they use their experts, and how routing and weights moved from one to the next."""
@@ -71,7 +72,7 @@ def command(
                     raise
                 console.print(f"No {name}: {printable(error)}", markup=False, highlight=False)
 
-    write(results(), out, asked["n_jobs"])
+    write(results(), out, asked["n_jobs"], table)
 
 
 def unasked(sources: int) -> list[str]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from moe_probe.cli.common import CkptOrTrace, Options, Out, Texts, write
+from moe_probe.cli.common import CkptOrTrace, Options, Out, Table, Texts, write
 from moe_probe.cli.options import MODEL_OPTIONS, check_names, of_run, open_model, parse_options, takes
 from moe_probe.options import DEFAULTS, completed
 
@@ -39,6 +39,7 @@ def command(
         typer.Option(metavar="NAME", help="An analysis, of those below; may be repeated. Default: those with a star."),
     ] = None,
     option: Options = None,
+    table: Table = None,
     **options: Any,
 ) -> None:
     """Run the model over texts, once for all analyses: netCDF results and PDF figures in DIR."""
@@ -52,7 +53,7 @@ def command(
     opened = dynamic.read_trace(source) if dynamic.is_trace(source) else open_model(source, options)
     seen = open_source(opened, texts, asked)
     analyses = chosen(seen, analysis, with_defaults(given, asked, out))
-    write(results(seen, analyses, asked).values(), out, asked["n_jobs"])
+    write(results(seen, analyses, asked).values(), out, asked["n_jobs"], table)
 
 
 def chosen(source: Source, names: list[str] | None, options: Mapping[str, Mapping[str, Any]]) -> list[Analysis]:

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from moe_probe.cli.common import Ckpt, Options, Out, write
+from moe_probe.cli.common import Ckpt, Options, Out, Table, write
 from moe_probe.cli.options import MODEL_OPTIONS, check_names, of_run, open_model, parse_options, takes
 from moe_probe.options import WRITING_OPTIONS
 
@@ -23,6 +23,7 @@ def command(
     texts: Annotated[str, typer.Option(metavar="FILE", help="What is to be continued, as for dynamic.")],
     analysis: Annotated[list[str], typer.Option(metavar="NAME", help="An analysis, as for dynamic; may be repeated.")],
     option: Options = None,
+    table: Table = None,
     max_new_tokens: Annotated[int | None, typer.Option(metavar="N", help="Tokens to write per text.")] = None,
     **options: Any,
 ) -> None:
@@ -36,4 +37,4 @@ def command(
     analyses = make_analyses(analysis, with_defaults(given, {"baseline": None}, out))
     asked = of_run(options, WRITING_OPTIONS)
     found = dynamic.generate(open_model(ckpt, options), texts, analyses, max_new_tokens=max_new_tokens, **asked)
-    write(found.values(), out)
+    write(found.values(), out, table=table)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+import json
+from typing import Annotated, Any
+
+import typer
 
 from moe_probe.cli.common import Ckpt, console
 from moe_probe.cli.options import open_model, takes
@@ -14,8 +17,17 @@ def epilog() -> str:
 
 
 @takes("revision")
-def command(ckpt: Ckpt, **options: Any) -> None:
+def command(
+    ckpt: Ckpt,
+    as_json: Annotated[bool, typer.Option("--json", help="For other programs: numbers, as JSON.")] = False,
+    **options: Any,
+) -> None:
     """Describe a checkpoint without reading its weights."""
     from moe_probe.cli.tables import info_table
+    from moe_probe.facts import numbers
 
-    console.print(info_table(open_model(ckpt, options)))
+    model = open_model(ckpt, options)
+    if as_json:
+        typer.echo(json.dumps(numbers(model), indent=1))
+    else:
+        console.print(info_table(model))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from moe_probe.cli.common import Ckpt, Options, Out, write
+from moe_probe.cli.common import Ckpt, Options, Out, Table, write
 from moe_probe.cli.options import check_names, of_run, open_model, parse_options, takes
 from moe_probe.errors import NoSuchName
 from moe_probe.options import STATIC_OPTIONS, check_arguments, completed
@@ -39,6 +39,7 @@ def command(
         str | None, typer.Option(metavar="NAME", help="matrix, neuron_mean, neuron_aligned or neuron.")
     ] = None,
     option: Options = None,
+    table: Table = None,
     **options: Any,
 ) -> None:
     """Analyze the weights: netCDF results and PDF figures in DIR, a short table on screen."""
@@ -60,7 +61,7 @@ def command(
             own = {key: value for key, value in arguments.items() if key in known}
             yield function(model, **own, **given.get(name, {}))
 
-    write(results(), out, asked["n_jobs"])
+    write(results(), out, asked["n_jobs"], table)
 
 
 def of_one() -> list[str]:
