@@ -48,7 +48,7 @@ def _table(part: xr.Dataset, dims: tuple[str, ...]) -> pd.DataFrame:
     known = part.reset_coords([name for name in part.coords if name not in dims])
     frame = known.to_dataframe(dim_order=list(dims)).reset_index()
     besides = [name for name in frame.columns if name not in dims and name not in part.data_vars]
-    return frame[[*dims, *besides, *part.data_vars]]
+    return frame.reindex(columns=[*dims, *besides, *part.data_vars])
 
 
 @checked

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
@@ -35,7 +35,7 @@ def write(results: Iterable[xr.Dataset], out: Path, n_jobs: int = 1, table: str 
     from moe_probe.cli.tables import summary
     from moe_probe.figures import draw, result_stem
     from moe_probe.results import save
-    from moe_probe.tables import SUFFIXES, write_tables
+    from moe_probe.tables import SUFFIXES, Format, write_tables
 
     if table is not None and table not in SUFFIXES:
         raise NoSuchName.among("format of tables", table, SUFFIXES)
@@ -44,7 +44,7 @@ def write(results: Iterable[xr.Dataset], out: Path, n_jobs: int = 1, table: str 
         save(dataset, out / f"{result_stem(dataset)}.nc")
         saved.append(dataset)
         if table is not None:
-            write_tables(dataset, out / result_stem(dataset), table)
+            write_tables(dataset, out / result_stem(dataset), cast(Format, table))
     figures = 0
     for dataset in saved:
         if dataset.attrs["analysis"] in plotting.names():
