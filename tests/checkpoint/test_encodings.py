@@ -94,5 +94,5 @@ def test_fp8_without_scales_and_unknown_methods_are_refused():
         stored({"w": weight.expand(2, 4, 8), "w_scale_inv": torch.rand(3, 1, 1)}, FP8)
     with pytest.raises(CheckpointError, match="expected a matrix"):
         stored({"w": weight[0], "w_scale_inv": torch.rand(1)}, FP8)
-    with pytest.raises(CheckpointError, match="gptq"):
-        stored({}, {"quantization_config": {"quant_method": "gptq"}})
+    with pytest.raises(CheckpointError, match="vptq"):
+        stored({}, {"quantization_config": {"quant_method": "vptq"}})

@@ -6,16 +6,44 @@ theirs through the entry points `moe_probe.encodings`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any, Protocol
 
+import torch
+
+from moe_probe.checkpoint.encodings._quantization import Quantization
 from moe_probe.checkpoint.lazy import LazyTensor
-from moe_probe.errors import CheckpointError, DamagedFile
+from moe_probe.errors import CheckpointError
 from moe_probe.registry import Registry
+
+# what only packed layers have beside a weight, or in place of it: endings of keys
+PACKED = re.compile(
+    r"(\.|_)(qweight|qzeros|g_idx|weight_packed|weight_shape|weight_zero_point|weight_global_scale|weight_scale(_inv|_2)?|"
+    r"absmax|quant_map|quant_state\.\S+|SCB|W_q|qscale_weight|scale_inv|scales?_and_zeros?)$"
+)
+MATRICES = {torch.int8, torch.uint8, torch.int32, torch.uint32, torch.int16, torch.uint16}  # types of codes
+FLOAT8 = {torch.float8_e4m3fn, torch.float8_e5m2}
+
+
+@dataclass(frozen=True)
+class Packed:
+    """One matrix that is stored in another form.
+
+    Attributes:
+        name: its key, as if it were stored plainly.
+        parts: keys of the stored tensors that stand for it, or that belong to it (scales of activations).
+        values: what they stand for, unread.
+    """
+
+    name: str
+    parts: tuple[str, ...]
+    values: LazyTensor
 
 
 class Encoding(Protocol):
-    """One way of storing tensors in fewer bytes.
+    """One way of storing matrices in fewer bytes.
 
     Attributes:
         methods: values of `quant_method` in config.json that it reads.
@@ -28,12 +56,12 @@ class Encoding(Protocol):
     @property
     def title(self) -> str: ...
 
-    def decoded(self, tensors: Mapping[str, LazyTensor], quantization: Mapping[str, Any]) -> dict[str, LazyTensor]:
-        """`tensors` with the encoded ones replaced by lazy plain ones, under the plain names.
+    def packed(self, tensors: Mapping[str, LazyTensor], quantization: Quantization) -> Iterator[Packed]:
+        """The matrices among `tensors` that are stored in this way.
 
         Args:
             tensors: every tensor of the checkpoint, as stored.
-            quantization: the `quantization_config` of config.json; empty where there is none.
+            quantization: what the configuration says of it.
         """
         ...
 
@@ -48,19 +76,51 @@ def decoded(tensors: Mapping[str, LazyTensor], config: Mapping[str, Any]) -> dic
         DamagedFile: scales are missing or do not fit, or the configuration is not one.
         CheckpointError: the checkpoint is quantized in a way that is not read.
     """
-    quantization = config.get("quantization_config") or {}
-    if not isinstance(quantization, dict):
-        raise DamagedFile(
-            f"quantization_config in config.json is {quantization!r}, expected an object; use the published file."
-        )
-    method = quantization.get("quant_method")
-    if method is not None and not any(method in encoding.methods for encoding in ENCODINGS.values()):
+    quantization = Quantization.of(config)
+    _require_known(quantization.method)
+    plain = dict(tensors)
+    for encoding in ENCODINGS.values():
+        if quantization.method in (None, *encoding.methods) or not encoding.methods:
+            plain = _replaced(plain, list(encoding.packed(plain, quantization)))
+    require_decoded(plain)
+    return plain
+
+
+def _replaced(tensors: Mapping[str, LazyTensor], found: list[Packed]) -> dict[str, LazyTensor]:
+    """Each matrix at the place of the first tensor that it is made of."""
+    gone = {key for each in found for key in each.parts}
+    places = {each.parts[0]: each for each in found}
+    plain: dict[str, LazyTensor] = {}
+    for key, tensor in tensors.items():
+        if key in places:
+            plain[places[key].name] = places[key].values
+        elif key not in gone:
+            plain[key] = tensor
+    return plain
+
+
+def _require_known(method: str | None) -> None:
+    known = {name for encoding in ENCODINGS.values() for name in encoding.methods}
+    if method is not None and method not in known:
         titles = ", ".join(encoding.title for encoding in ENCODINGS.values() if encoding.methods)
         raise CheckpointError(
             f"The checkpoint is quantized with {method!r}; {titles} can be read. Use the unquantized release, or "
             "dequantize it with transformers and save it."
         )
-    plain = dict(tensors)
-    for encoding in ENCODINGS.values():
-        plain = encoding.decoded(plain, quantization)
-    return plain
+
+
+def require_decoded(tensors: Mapping[str, LazyTensor]) -> None:
+    """Refuse codes that no encoding explains: nothing computed from them would be right.
+
+    Raises:
+        CheckpointError: naming the first of them.
+    """
+    for key, tensor in tensors.items():
+        codes = tensor.dtype in FLOAT8 or (tensor.ndim > 1 and tensor.dtype in MATRICES and key.endswith("weight"))
+        if codes or PACKED.search(key):
+            kind = str(tensor.dtype).removeprefix("torch.")
+            raise CheckpointError(
+                f"{key!r} ({kind}, {tuple(tensor.shape)}) is part of a packed matrix, but the configuration does not "
+                "say how it is packed, or says something else; use the published config.json, with its "
+                "quantization_config, or pass that: config={'quantization_config': {...}}."
+            )

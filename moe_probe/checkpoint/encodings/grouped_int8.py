@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
+from moe_probe.checkpoint.encodings import Packed
+from moe_probe.checkpoint.encodings._quantization import Quantization
 from moe_probe.checkpoint.lazy import Index, LazyTensor, Permuted, Stored
 from moe_probe.checkpoint.slices import as_slice, covering
 from moe_probe.errors import DamagedFile
@@ -22,10 +23,11 @@ class GroupScaled:
 
     Attributes:
         weight, scales: the stored tensors.
+        form: what it is stored as, in words.
     """
 
     def __init__(self, weight: LazyTensor, scales: LazyTensor):
-        self.weight, self.scales = weight, scales
+        self.weight, self.scales, self.form = weight, scales, "int8 with scales"
         self.parts = (weight, scales)
         self.shape, self.dtype = weight.shape, scales.dtype
         self.rows_per_group = weight.shape[-2] // scales.shape[-2]
@@ -64,19 +66,16 @@ class GroupedInt8:
     methods: tuple[str, ...] = ()
     title: str = "int8 with grouped scales"
 
-    def decoded(self, tensors: Mapping[str, LazyTensor], quantization: Mapping[str, Any]) -> dict[str, LazyTensor]:
-        """`tensors` with the int8 matrices as the products that they stand for.
+    def packed(self, tensors: Mapping[str, LazyTensor], quantization: Quantization) -> Iterator[Packed]:
+        """The int8 matrices as the products that they stand for.
 
         Raises:
             DamagedFile: the scales do not fit.
         """
-        scaled = {key for key, t in tensors.items() if t.dtype is torch.int8 and key + SCALES_SUFFIX in tensors}
-        gone = {key + SCALES_SUFFIX for key in scaled}
-        return {
-            key: _product(key, tensor, tensors[key + SCALES_SUFFIX]) if key in scaled else tensor
-            for key, tensor in tensors.items()
-            if key not in gone
-        }
+        for key, tensor in tensors.items():
+            if tensor.dtype is torch.int8 and key + SCALES_SUFFIX in tensors:
+                values = _product(key, tensor, tensors[key + SCALES_SUFFIX])
+                yield Packed(key, (key, key + SCALES_SUFFIX), values)
 
 
 def _product(key: str, weight: LazyTensor, scales: LazyTensor) -> LazyTensor:

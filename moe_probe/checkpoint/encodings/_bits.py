@@ -1,0 +1,40 @@
+"""Codes of a few bits in 32-bit words."""
+
+from __future__ import annotations
+
+import torch
+
+WORD = 32
+
+
+def unpacked(words: torch.Tensor, bits: int, dim: int) -> torch.Tensor:
+    """Codes, int32, of words in which they follow each other from the lowest bit on, across words too.
+
+    Args:
+        words: 32-bit; along `dim` a multiple of `period(bits)` of them.
+        bits: of a code, 1 to 8.
+        dim: the dimension that grows by 32 / bits.
+    """
+    words = words.view(torch.int32).movedim(dim, -1)
+    if WORD % bits == 0:
+        shifts = torch.arange(0, WORD, bits, dtype=torch.int32)
+        codes = (words.unsqueeze(-1) >> shifts) & (2**bits - 1)
+        return codes.flatten(-2).movedim(-1, dim)
+    groups = words.unflatten(-1, (-1, bits)).to(torch.int64) & 0xFFFFFFFF  # 32 codes in as many words as bits
+    following = torch.cat([groups[..., 1:], torch.zeros_like(groups[..., :1])], -1)
+    starts = torch.arange(WORD) * bits
+    word, offset = starts // WORD, starts % WORD
+    codes = (groups[..., word] >> offset) | (following[..., word] << (WORD - offset))
+    return (codes & (2**bits - 1)).to(torch.int32).flatten(-2).movedim(-1, dim)
+
+
+def padded(words: torch.Tensor, bits: int, dim: int) -> torch.Tensor:
+    """Codes, int32, of words that hold `32 // bits` whole codes each; the highest bits may be unused."""
+    words = words.view(torch.int32).movedim(dim, -1)
+    shifts = torch.arange(WORD // bits, dtype=torch.int32) * bits
+    return ((words.unsqueeze(-1) >> shifts) & (2**bits - 1)).flatten(-2).movedim(-1, dim)
+
+
+def period(bits: int) -> tuple[int, int]:
+    """After how many codes a new word begins, and how many words that is."""
+    return (WORD // bits, 1) if WORD % bits == 0 else (WORD, bits)

@@ -1,0 +1,49 @@
+"""A matrix that is stored in another form, and is decoded in whole blocks."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+import torch
+
+from moe_probe.checkpoint.lazy import Index, LazyTensor
+from moe_probe.checkpoint.slices import aligned, as_slice, within
+
+
+class PackedMatrix(ABC):
+    """The source of a matrix (..., rows, columns) that other tensors stand for.
+
+    Attributes:
+        form: what it is stored as, in words: `int4 in groups of 128 (GPTQ)`.
+        parts: the stored tensors that the values are made of.
+        unit: rows and columns that are decoded together; a slice decodes the blocks that it touches, no more.
+    """
+
+    def __init__(
+        self,
+        form: str,
+        parts: Sequence[LazyTensor],
+        shape: Sequence[int],
+        dtype: torch.dtype,
+        unit: tuple[int, int] = (1, 1),
+    ):
+        self.form, self.parts, self.unit = form, tuple(parts), unit
+        self.shape, self.dtype = torch.Size(shape), dtype
+
+    @abstractmethod
+    def decode(self, lead: Index, rows: slice, columns: slice) -> torch.Tensor:
+        """The values of whole blocks (the last one may be cut), in `dtype`; `lead` are slices of leading dimensions."""
+
+    def read(self, index: Index) -> torch.Tensor:
+        *lead, rows, columns = index
+        row_blocks = aligned(rows, self.unit[0], self.shape[-2])
+        column_blocks = aligned(columns, self.unit[1], self.shape[-1])
+        values = self.decode(tuple(as_slice(part) for part in lead), row_blocks, column_blocks)
+        outer = (0 if isinstance(part, int) else slice(None) for part in lead)
+        return values[(*outer, within(rows, row_blocks), within(columns, column_blocks))]
+
+
+def bits_per_weight(source: PackedMatrix) -> float:
+    """Stored bits for each value that they stand for."""
+    return sum(8 * part.nbytes for part in source.parts) / source.shape.numel()

@@ -1,0 +1,166 @@
+"""Codes of 8 bits times scales: of the whole matrix, of rows, columns, groups or blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+
+from moe_probe.checkpoint.encodings._matrix import PackedMatrix
+from moe_probe.checkpoint.lazy import Index, LazyTensor, Stored
+from moe_probe.checkpoint.slices import covering
+from moe_probe.errors import DamagedFile
+
+FP8 = {torch.float8_e4m3fn: "fp8 e4m3", torch.float8_e5m2: "fp8 e5m2"}
+CODES = {**FP8, torch.int8: "int8"}
+
+
+class Scaled(PackedMatrix):
+    """A matrix of 8-bit codes times one scale per block of rows x columns, less a zero point where there is one.
+
+    The values are `(code[i, j] - zero[i // rows, j // columns]) * scale[i // rows, j // columns]`, in float32, rounded
+    to the scales' type, or to bfloat16 where scales are wider: the type that DeepSeek's own conversion writes. Leading
+    dimensions (fused experts) have their own scales.
+    """
+
+    def __init__(
+        self,
+        form: str,
+        codes: LazyTensor,
+        scale: LazyTensor,
+        block: tuple[int, int],
+        zero: LazyTensor | None = None,
+        factor: float = 1.0,
+    ):
+        self.codes, self.scale, self.zero, self.block, self.factor = codes, scale, zero, block, factor
+        narrow = scale.dtype in (torch.bfloat16, torch.float16)
+        parts = [codes, scale, *([] if zero is None else [zero])]
+        super().__init__(form, parts, codes.shape, scale.dtype if narrow else torch.bfloat16, block)
+
+    def decode(self, lead: Index, rows: slice, columns: slice) -> torch.Tensor:
+        place = (*lead, covering(rows, self.block[0]), covering(columns, self.block[1]))
+        values = self.codes[(*lead, rows, columns)].read().to(torch.float32)
+        scale = as_float32(self.scale[place].read())
+        if self.factor != 1.0:
+            scale = scale * self.factor
+        if self.zero is not None:
+            by_block(values, as_float32(self.zero[place].read()), self.block, torch.Tensor.sub_)
+        return by_block(values, scale, self.block, torch.Tensor.mul_).to(self.dtype)
+
+
+def as_float32(scale: torch.Tensor) -> torch.Tensor:
+    """Scales as numbers; bytes are exponents (E8M0)."""
+    return (scale.view(torch.float8_e8m0fnu) if scale.dtype == torch.uint8 else scale).to(torch.float32)
+
+
+def by_block(values: torch.Tensor, of_blocks: torch.Tensor, block: tuple[int, int], act) -> torch.Tensor:  # noqa: ANN001
+    """`act` on each block of values, in place, with the block's number; values begin where a block does."""
+    rows, columns = values.shape[-2:]
+    if of_blocks.shape[-1] > 1:
+        of_blocks = of_blocks.repeat_interleave(block[1], -1)[..., :columns]
+    whole = rows // block[0] * block[0] if 1 < of_blocks.shape[-2] < rows else 0
+    if whole:
+        act(values[..., :whole, :].unflatten(-2, (-1, block[0])), of_blocks[..., : whole // block[0], None, :])
+        if whole < rows:
+            act(values[..., whole:, :], of_blocks[..., -1:, :])
+    else:
+        act(values, of_blocks)
+    return values
+
+
+def scaled(
+    name: str,
+    codes: LazyTensor,
+    scale: LazyTensor,
+    *,
+    block: Sequence[int] | None = None,
+    zero: LazyTensor | None = None,
+    method: str = "",
+    factor: float = 1.0,
+) -> LazyTensor:
+    """`codes` times `scale`, whatever the scales belong to: that follows from their shape.
+
+    Args:
+        name: of the matrix, for errors.
+        codes: fp8 or int8, (..., rows, columns).
+        scale: one; or (rows,), (rows, 1), (1, columns), (rows, groups); or one per block of the size `block`.
+        block: rows and columns of a block, where the configuration states it.
+        zero: of the same shape as `scale`.
+        method: what is added to the form in brackets.
+        factor: multiplies every scale.
+
+    Raises:
+        DamagedFile: the codes are no matrix, or the scales do not fit.
+    """
+    if codes.ndim < 2 or codes.dtype not in CODES:
+        raise DamagedFile(
+            f"{name!r} is stored as {codes.dtype} of shape {tuple(codes.shape)} with scales, expected a matrix of fp8 "
+            "or int8; download the file again."
+        )
+    *lead, rows, columns = codes.shape
+    fit = _fit(codes.shape, scale.shape, block)
+    if fit is None or (zero is not None and zero.shape != scale.shape):
+        wanted = (*lead, -(-rows // block[0]), -(-columns // block[1])) if block else f"{(*lead, rows, 1)} or one number"
+        stated = f" for blocks of {block[0]} x {block[1]}" if block else ""
+        raise DamagedFile(
+            f"{name!r} of shape {tuple(codes.shape)} has scales of shape {tuple(scale.shape)}, expected {wanted}"
+            f"{stated}; download the file again."
+        )
+    size, words = fit
+    shape = (*lead, -(-rows // size[0]), -(-columns // size[1]))
+    spread = [1] * len(lead) if scale.numel() == 1 else lead
+    shape = (*spread, *shape[len(lead) :])
+    form = f"{CODES[codes.dtype]} with {words} scales" + (f" ({method})" if method else "")
+    tensors = [None if part is None else _shaped(part, shape, lead) for part in (scale, zero)]
+    assert tensors[0] is not None
+    return Stored(Scaled(form, codes, tensors[0], size, tensors[1], factor))
+
+
+def _shaped(scale: LazyTensor, shape: Sequence[int], lead: Sequence[int]) -> LazyTensor:
+    if tuple(scale.shape) == tuple(shape):
+        return scale
+    one = scale.numel() == 1 and lead and list(shape[: len(lead)]) != list(lead)
+    return Stored(Everywhere(scale, (*lead, 1, 1))) if one else Stored(Same(scale, shape))
+
+
+class Same:
+    """A small tensor under another shape."""
+
+    def __init__(self, base: LazyTensor, shape: Sequence[int]):
+        self.base, self.parts = base, (base,)
+        self.shape, self.dtype = torch.Size(shape), base.dtype
+
+    def read(self, index: Index) -> torch.Tensor:
+        return self.base.read().reshape(self.shape)[index]
+
+
+class Everywhere(Same):
+    """One number, at every place of a shape."""
+
+    def read(self, index: Index) -> torch.Tensor:
+        return self.base.read().reshape(()).expand(self.shape)[index]
+
+
+def _fit(
+    codes: torch.Size, scale: torch.Size, block: Sequence[int] | None
+) -> tuple[tuple[int, int], str] | None:
+    """Size of the block that each scale belongs to, and what such scales are called; None where they do not fit."""
+    *lead, rows, columns = codes
+    numbers = torch.Size(lead).numel()
+    if block is not None:
+        if tuple(scale) == (*lead, -(-rows // block[0]), -(-columns // block[1])):
+            return (block[0], block[1]), "block"
+    elif scale.numel() == 1 or (scale.numel() == numbers and list(scale)[: len(lead)] == lead):
+        return (rows, columns), "tensor" if scale.numel() == 1 else "matrix"
+    elif tuple(scale) in ((*lead, rows), (*lead, rows, 1)):
+        return (1, columns), "row"
+    elif tuple(scale) == (*lead, 1, columns):
+        return (rows, 1), "column"
+    elif list(scale[:-1]) == [*lead, rows] and columns % scale[-1] == 0:
+        return (1, columns // scale[-1]), "group"
+    return None
+
+
+def first(tensors: Mapping[str, LazyTensor], names: Sequence[str]) -> str | None:
+    """The first of some keys that there is."""
+    return next((name for name in names if name in tensors), None)

@@ -1,0 +1,157 @@
+"""bitsandbytes: NF4 and FP4 (`X.weight` and `X.weight.absmax`, ...), and 8 bits by rows (`X.weight` and `X.SCB`).
+
+Each 4-bit layer brings its own table and state, so that files open without a configuration too.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from moe_probe.checkpoint.encodings import Packed
+from moe_probe.checkpoint.encodings._matrix import PackedMatrix
+from moe_probe.checkpoint.encodings._quantization import Quantization
+from moe_probe.checkpoint.encodings._scaled import Same, Scaled
+from moe_probe.checkpoint.lazy import Index, LazyTensor, Stored
+from moe_probe.checkpoint.slices import covering
+from moe_probe.errors import DamagedFile
+
+STATE = ".quant_state.bitsandbytes__"
+DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+INT8_MAX = 127
+
+
+class FourBits(PackedMatrix):
+    """Codes of 4 bits, row after row, two in a byte, the first one high; a table of 16 values; a factor per block.
+
+    Values are `table[code] * absmax[block]` in float32, rounded to the type that the state names. Where the factors
+    are quantized too, they are `nested_table[byte] * nested_absmax[block of blocks] + offset`.
+    """
+
+    def __init__(self, parts: Mapping[str, LazyTensor], state: Mapping[str, Any]):
+        self.tensors, self.blocksize, self.state = parts, int(state["blocksize"]), state
+        rows, columns = state["shape"]
+        super().__init__(
+            f"{state['quant_type'].upper()} in blocks of {self.blocksize} (bitsandbytes)", list(parts.values()),
+            (rows, columns), DTYPES[state["dtype"]],
+        )  # fmt: skip
+        # blocks run on from row to row: whole rows are decoded, of a row only what is asked for
+        self.unit = (1, columns if columns % 2 else 2)
+
+    def decode(self, lead: Index, rows: slice, columns: slice) -> torch.Tensor:
+        width = self.shape[1]
+        count = columns.stop - columns.start
+        if count == width:
+            return self._run(rows.start * width, rows.stop * width).view(-1, width)
+        starts = range(rows.start * width + columns.start, rows.stop * width, width)
+        return torch.stack([self._run(start, start + count) for start in starts])
+
+    def _run(self, start: int, stop: int) -> torch.Tensor:
+        """Values of a run of places, counted row after row."""
+        bytes_ = covering(slice(start, stop), 2)
+        packed = self.tensors["weight"][bytes_, 0].read().view(torch.uint8)
+        table = self.tensors["quant_map"].read().to(torch.float32)
+        pairs = torch.stack([table[(packed >> 4).int()], table[(packed & 15).int()]], -1).flatten()
+        pairs = pairs[start - 2 * bytes_.start :][: stop - start]
+        blocks = covering(slice(start, stop), self.blocksize)
+        factors = self._factors(blocks)
+        lead = start - blocks.start * self.blocksize
+        if lead == 0 and (stop - start) % self.blocksize == 0:
+            return (pairs.view(-1, self.blocksize) * factors.unsqueeze(1)).flatten().to(self.dtype)
+        return (pairs * factors.repeat_interleave(self.blocksize)[lead : lead + stop - start]).to(self.dtype)
+
+    def _factors(self, blocks: slice) -> torch.Tensor:
+        absmax = self.tensors["absmax"][blocks].read()
+        if "nested_absmax" not in self.tensors:
+            return absmax.to(torch.float32)
+        size = int(self.state["nested_blocksize"])
+        outer = covering(blocks, size)
+        nested = self.tensors["nested_absmax"][outer].read().to(torch.float32).repeat_interleave(size)
+        nested = nested[blocks.start - outer.start * size :][: len(absmax)]
+        table = self.tensors["nested_quant_map"].read().to(torch.float32)
+        return table[absmax.int()] * nested + float(self.state["nested_offset"])
+
+
+@dataclass(frozen=True)
+class BitsAndBytes:
+    """The encoding: codes with tables, or with a scale per row, as one matrix each."""
+
+    methods: tuple[str, ...] = ("bitsandbytes",)
+    title: str = "bitsandbytes"
+
+    def packed(self, tensors: Mapping[str, LazyTensor], quantization: Quantization) -> Iterator[Packed]:
+        """The layers as the values that they stand for.
+
+        Raises:
+            DamagedFile: a part is missing or does not fit.
+        """
+        for key in tensors:
+            if STATE in key:
+                yield _four_bits(key, tensors)
+            elif key.endswith(".SCB"):
+                yield _eight_bits(key.removesuffix("SCB"), tensors)
+
+
+ENCODING = BitsAndBytes()
+
+
+def _four_bits(key: str, tensors: Mapping[str, LazyTensor]) -> Packed:
+    name = key.partition(STATE)[0]
+    state = _state(key, tensors[key])
+    roles = ["absmax", "quant_map", *(["nested_absmax", "nested_quant_map"] if "nested_blocksize" in state else [])]
+    keys = {"weight": name} | {role: f"{name}.{role}" for role in roles}
+    missing = next((each for each in keys.values() if each not in tensors), None)
+    if missing is not None:
+        raise DamagedFile(f"{key!r} belongs to {missing!r}, which is missing; download the checkpoint again.")
+    parts = {role: tensors[each] for role, each in keys.items()}
+    values = torch.Size(state["shape"]).numel()
+    blocks = -(-values // int(state["blocksize"]))
+    codes = parts["weight"]
+    if codes.shape != (-(-values // 2), 1) or codes.dtype.itemsize != 1 or parts["absmax"].numel() != blocks:
+        raise DamagedFile(
+            f"{name!r} is stated as {tuple(state['shape'])} in blocks of {state['blocksize']}, but holds "
+            f"{tuple(codes.shape)} bytes and {parts['absmax'].numel()} blocks; download the checkpoint again."
+        )
+    return Packed(name, (*keys.values(), key), Stored(FourBits(parts, state)))
+
+
+def _state(key: str, tensor: LazyTensor) -> dict[str, Any]:
+    """The JSON that a tensor of bytes holds.
+
+    Raises:
+        DamagedFile: it holds something else.
+    """
+    try:
+        state = json.loads(bytes(tensor.read().tolist()))
+        rows, columns = (int(size) for size in state["shape"])
+        fits = state["quant_type"] in ("nf4", "fp4") and state["dtype"] in DTYPES and int(state["blocksize"]) > 0
+        if not fits or rows < 1 or columns < 1:
+            raise ValueError(f"{state['quant_type']} as {state['dtype']}")
+        return state
+    except (ValueError, KeyError, TypeError) as error:
+        reason = " ".join(str(error).split())[:100]
+        raise DamagedFile(f"{key!r} is no state of a 4-bit layer ({reason}); download the checkpoint again.") from error
+
+
+def _eight_bits(module: str, tensors: Mapping[str, LazyTensor]) -> Packed:
+    name, scale = module + "weight", tensors[module + "SCB"]
+    codes = tensors.get(name)
+    if codes is None or codes.dtype is not torch.int8 or codes.ndim != 2 or scale.shape != codes.shape[:1]:
+        raise DamagedFile(f"{module + 'SCB'!r} has no int8 matrix {name!r} that it fits; download the checkpoint again.")
+    extra = [key for key in (module + "weight_format",) if key in tensors]
+    if extra and int(tensors[extra[0]].read().flatten()[0]) != 0:
+        raise DamagedFile(f"{extra[0]!r} says that {name!r} is stored in tiles, which is not read; save it row-major.")
+    values = ByRow("int8 with row scales (bitsandbytes)", codes, Stored(Same(scale, (*scale.shape, 1))))
+    return Packed(name, (name, module + "SCB", *extra), Stored(values))
+
+
+class ByRow(Scaled):
+    """int8 times the largest absolute value of the row over 127; float32, as bitsandbytes gives it."""
+
+    def __init__(self, form: str, codes: LazyTensor, scale: LazyTensor):
+        super().__init__(form, codes, scale, (1, codes.shape[1]), factor=1 / INT8_MAX)
+        self.dtype = torch.float32

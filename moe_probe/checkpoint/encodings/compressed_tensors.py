@@ -1,0 +1,211 @@
+"""compressed-tensors (llm-compressor, Red Hat): int codes packed with groups, fp8, int8 and NVFP4.
+
+The tensors beside a layer say which of its forms it has; the configuration says how many bits codes have, and whether
+groups follow the order of activations. Layers of the `ignore` list are stored plainly, so that the list needs no
+reading.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from moe_probe.checkpoint.encodings import Packed
+from moe_probe.checkpoint.encodings._bits import WORD, padded
+from moe_probe.checkpoint.encodings._fp4 import Fp4
+from moe_probe.checkpoint.encodings._matrix import PackedMatrix
+from moe_probe.checkpoint.encodings._quantization import Quantization, block_size, matches
+from moe_probe.checkpoint.encodings._scaled import CODES, Same, scaled
+from moe_probe.checkpoint.lazy import Index, LazyTensor, Stored
+from moe_probe.checkpoint.slices import covering
+from moe_probe.errors import CheckpointError, DamagedFile
+
+TITLE = "compressed-tensors"
+
+
+class PackedIntegers(PackedMatrix):
+    """`X_packed` (out, words): codes along each row, the first one lowest, offset by half of their range.
+
+    The values are `(code - zero) * scale` in the scales' type, as compressed-tensors computes them: both factors are
+    exact in it. Zero points are packed along the rows (`out`). `order` gives the group of every column; without it,
+    groups are runs of columns.
+    """
+
+    def __init__(
+        self, bits: int, codes: LazyTensor, scale: LazyTensor, shape: tuple[int, ...], zero: LazyTensor | None = None,
+        order: LazyTensor | None = None,
+    ):  # fmt: skip
+        self.bits, self.codes, self.scale, self.zero, self.order = bits, codes, scale, zero, order
+        self.group = -(-shape[-1] // scale.shape[-1])
+        per_word = WORD // bits
+        groups = "rows" if scale.shape[-1] == 1 else f"groups of {self.group}"
+        parts = [codes, scale, *(part for part in (zero, order) if part is not None)]
+        rows = 1 if zero is None else per_word
+        super().__init__(f"int{bits} in {groups} ({TITLE})", parts, shape, scale.dtype, (rows, per_word))
+
+    def decode(self, lead: Index, rows: slice, columns: slice) -> torch.Tensor:
+        words = self.codes[(*lead, rows, covering(columns, self.unit[1]))].read()
+        codes = padded(words, self.bits, -1)[..., : columns.stop - columns.start]
+        group = self._groups(columns)
+        first, last = int(group.min()), int(group.max()) + 1
+        scale = self.scale[(*lead, rows, slice(first, last))].read()
+        zero = self._zero(lead, rows, slice(first, last))
+        values = (codes - zero[..., group - first]).to(self.dtype)
+        return values.mul_(scale[..., group - first])
+
+    def _groups(self, columns: slice) -> torch.Tensor:
+        if self.order is not None:
+            return self.order[columns].read().long()
+        return torch.arange(columns.start, columns.stop) // self.group
+
+    def _zero(self, lead: Index, rows: slice, groups: slice) -> torch.Tensor:
+        if self.zero is None:
+            return torch.full((1, groups.stop - groups.start), 2 ** (self.bits - 1), dtype=torch.int32)
+        words = self.zero[(*lead, covering(rows, WORD // self.bits), groups)].read()
+        return padded(words, self.bits, -2)[..., : rows.stop - rows.start, :]
+
+
+@dataclass(frozen=True)
+class CompressedTensors:
+    """The encoding: layers of every form, as one tensor each."""
+
+    methods: tuple[str, ...] = (TITLE,)
+    title: str = TITLE
+
+    def packed(self, tensors: Mapping[str, LazyTensor], quantization: Quantization) -> Iterator[Packed]:
+        """The packed layers as the values that they stand for.
+
+        Raises:
+            DamagedFile: a part is missing or does not fit.
+            CheckpointError: a form that is not read.
+        """
+        if quantization.method is None:
+            return
+        for key, tensor in tensors.items():
+            if key.endswith("_packed"):
+                yield _packed(key.removesuffix("_packed"), tensors, quantization)
+            elif tensor.dtype in CODES and key + "_scale" in tensors:
+                yield _scaled(key, tensors, quantization)
+
+
+ENCODING = CompressedTensors()
+
+
+def _packed(name: str, tensors: Mapping[str, LazyTensor], quantization: Quantization) -> Packed:
+    parts = _parts(name, tensors, "_packed", "_scale", "_shape", "_zero_point", "_g_idx", "_global_scale")
+    if "_scale" not in parts:
+        raise DamagedFile(f"{name + '_packed'!r} has no scales {name + '_scale'!r}; download the checkpoint again.")
+    weights = _weights(name, quantization)
+    if tensors[parts["_packed"]].dtype is torch.uint8:
+        values = _fp4(name, tensors, parts)
+    else:
+        values = _integers(name, tensors, parts, weights)
+    return Packed(name, _with_activations(name, parts, tensors), values)
+
+
+def _parts(name: str, tensors: Mapping[str, LazyTensor], *suffixes: str) -> dict[str, str]:
+    return {suffix: name + suffix for suffix in suffixes if name + suffix in tensors}
+
+
+def _with_activations(name: str, parts: Mapping[str, str], tensors: Mapping[str, LazyTensor]) -> tuple[str, ...]:
+    """Keys of a layer, those of its activations too: they change no weight."""
+    stem = name.removesuffix("weight")
+    of_inputs = [f"{stem}{side}_{what}" for side in ("input", "output") for what in ("scale", "zero_point", "global_scale")]
+    return (*parts.values(), *(key for key in of_inputs if key in tensors))
+
+
+def _weights(name: str, quantization: Quantization) -> Mapping[str, Any]:
+    """How the weights of a layer are quantized: those of the group whose targets mean it, else of the first one."""
+    groups = quantization.fields.get("config_groups")
+    if not isinstance(groups, dict) or not groups or not all(isinstance(group, dict) for group in groups.values()):
+        raise DamagedFile("quantization_config in config.json has no config_groups; use the published file.")
+    module = name.removesuffix(".weight")
+    for group in groups.values():
+        if any(isinstance(target, str) and matches(target, module) for target in group.get("targets") or ()):
+            return group.get("weights") or {}
+    return next(iter(groups.values())).get("weights") or {}
+
+
+def _fp4(name: str, tensors: Mapping[str, LazyTensor], parts: Mapping[str, str]) -> LazyTensor:
+    codes, scale = tensors[parts["_packed"]], tensors[parts["_scale"]]
+    overall = tensors[parts["_global_scale"]] if "_global_scale" in parts else None
+    exponents = scale.dtype in (torch.uint8, torch.float8_e8m0fnu)
+    columns = codes.shape[-1] * 2
+    group = columns // scale.shape[-1] if scale.ndim == codes.ndim and scale.shape[-1] else 0
+    fits = scale.shape[:-1] == codes.shape[:-1] and group * scale.shape[-1] == columns and group % 2 == 0
+    if not group or not fits or (overall is None) is not exponents:
+        raise DamagedFile(
+            f"{name!r} is packed as 4-bit floats of shape {tuple(codes.shape)} with scales of shape "
+            f"{tuple(scale.shape)}, which do not fit; download the checkpoint again."
+        )
+    form = f"MXFP4 ({TITLE})" if exponents else f"NVFP4 ({TITLE})"
+    return Stored(Fp4(form, codes, scale, overall, divided=True))
+
+
+def _integers(
+    name: str, tensors: Mapping[str, LazyTensor], parts: Mapping[str, str], weights: Mapping[str, Any]
+) -> LazyTensor:
+    codes, scale = tensors[parts["_packed"]], tensors[parts["_scale"]]
+    bits, kind = weights.get("num_bits"), weights.get("type", "int")
+    if codes.dtype is not torch.int32 or not isinstance(bits, int) or not 1 < bits <= 8 or kind != "int":
+        raise CheckpointError(
+            f"{name!r} is packed as {codes.dtype} with num_bits={bits!r} and type={kind!r}, expected int32 words of "
+            "integers of 2 to 8 bits; use the unquantized release."
+        )
+    shape = _shape(name, tensors, parts, codes, bits)
+    *lead, rows, columns = shape
+    zero = tensors.get(parts.get("_zero_point", ""))
+    order = tensors.get(parts.get("_g_idx", ""))
+    if scale.ndim < len(shape):
+        scale = Stored(Same(scale, (*shape[:-1], scale.numel() // torch.Size(shape[:-1]).numel())))
+    groups = scale.shape[-1]
+    group = weights.get("group_size") or columns
+    wanted = -(-columns // group) if isinstance(group, int) and group > 0 else 1
+    per_word = WORD // bits
+    problems = {
+        "scales": scale.shape != (*lead, rows, groups) or groups != wanted,
+        "words": codes.shape != (*lead, rows, -(-columns // per_word)),
+        "zero points": zero is not None and zero.shape != (*lead, -(-rows // per_word), groups),
+        "the order of groups": order is not None and (order.shape != (columns,) or bool(lead)),
+    }
+    wrong = [what for what, is_wrong in problems.items() if is_wrong]
+    if wrong:
+        raise DamagedFile(
+            f"{name!r} is stated as {tuple(shape)} in int{bits} with groups of {group}, which its {wrong[0]} do not "
+            "fit; use the config.json that was published with the files."
+        )
+    if zero is None and weights.get("symmetric") is False:
+        raise DamagedFile(f"{name!r} is quantized asymmetrically, but has no {name + '_zero_point'!r}.")
+    if zero is not None and zero.dtype is not torch.int32:
+        raise DamagedFile(f"{name + '_zero_point'!r} is stored as {zero.dtype}, expected int32 words.")
+    return Stored(PackedIntegers(bits, codes, scale, shape, zero, order if _by_activation(order) else None))
+
+
+def _by_activation(order: LazyTensor | None) -> bool:
+    """Whether an order of groups is one: files may hold -1 in place of it."""
+    return order is not None and int(order[0].read()) >= 0
+
+
+def _shape(
+    name: str, tensors: Mapping[str, LazyTensor], parts: Mapping[str, str], codes: LazyTensor, bits: int
+) -> tuple[int, ...]:
+    if "_shape" not in parts:
+        return (*codes.shape[:-1], codes.shape[-1] * (WORD // bits))
+    stated = tensors[parts["_shape"]].read().flatten().tolist()
+    if len(stated) == 2 and codes.ndim == 3:
+        stated = [codes.shape[0], *stated]
+    return tuple(int(size) for size in stated)
+
+
+def _scaled(key: str, tensors: Mapping[str, LazyTensor], quantization: Quantization) -> Packed:
+    parts = _parts(key, tensors, "", "_scale", "_zero_point")
+    if key + "_g_idx" in tensors:
+        raise CheckpointError(f"{key!r} has an order of activations {key + '_g_idx'!r}, which is not read for 8 bits.")
+    weights = _weights(key, quantization)
+    blocks = block_size(weights.get("block_structure"), "block_structure") if weights.get("strategy") == "block" else None
+    zero = tensors.get(parts.get("_zero_point", ""))
+    values = scaled(key, tensors[key], tensors[parts["_scale"]], block=blocks, zero=zero, method=TITLE)
+    return Packed(key, _with_activations(key, parts, tensors), values)

@@ -1,0 +1,127 @@
+"""GPTQ (AutoGPTQ, GPTQModel): `X.qweight`, `X.qzeros`, `X.scales`, `X.g_idx` stand for `X.weight`.
+
+Codes are packed along the inputs, zero points along the outputs; both in words of 32 bits. Sizes and bits follow from
+the shapes, so that layers with bits of their own (GPTQModel's `dynamic`) need no reading. Format 1 stores each zero
+point less 1, format 2 as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+
+from moe_probe.checkpoint.encodings import Packed
+from moe_probe.checkpoint.encodings._bits import WORD, period, unpacked
+from moe_probe.checkpoint.encodings._matrix import PackedMatrix
+from moe_probe.checkpoint.encodings._quantization import Quantization
+from moe_probe.checkpoint.lazy import Index, LazyTensor, Stored
+from moe_probe.checkpoint.slices import covering
+from moe_probe.errors import CheckpointError, DamagedFile
+
+BITS = (2, 3, 4, 8)
+LESS = {"gptq": 1, "gptq_v2": 0}  # what the stored zero points lack, by `checkpoint_format`
+
+
+class Gptq(PackedMatrix):
+    """`qweight` (in bits / 32, out), `qzeros` (groups, out bits / 32), `scales` (groups, out), `g_idx` (in).
+
+    The value at (o, i) is `scales[g_idx[i], o] * (code - zero)`, in the scales' type, as AutoGPTQ computes it.
+    """
+
+    def __init__(self, parts: list[LazyTensor], bits: int, less: int, columns: int, group: int, order: LazyTensor | None):
+        self.codes, self.zeros, self.scales = parts
+        self.bits, self.less, self.group, self.order = bits, less, group, order
+        per_period, _ = period(bits)
+        words = f"int{bits} in groups of {group}{', act order' if order else ''} (GPTQ)"
+        stored = [*parts, *([] if order is None else [order])]
+        super().__init__(words, stored, (self.scales.shape[1], columns), self.scales.dtype, (per_period, per_period))
+
+    def decode(self, lead: Index, rows: slice, columns: slice) -> torch.Tensor:
+        codes = unpacked(self.codes[_words(columns, self.bits), rows].read(), self.bits, 0)
+        group = self._groups(columns)
+        first, last = int(group.min()), int(group.max()) + 1
+        scales = self.scales[first:last, rows].read()
+        zeros = unpacked(self.zeros[first:last, _words(rows, self.bits)].read(), self.bits, 1)[:, : scales.shape[1]]
+        zeros = (zeros + self.less) & (2**self.bits - 1)
+        group = group - first
+        values = (codes[: len(group)] - zeros[group]).to(self.dtype)
+        return values.mul_(scales[group]).T
+
+    def _groups(self, columns: slice) -> torch.Tensor:
+        if self.order is not None:
+            return self.order[columns].read().long()
+        return torch.arange(columns.start, columns.stop) // self.group
+
+
+def _words(part: slice, bits: int) -> slice:
+    """The words that whole periods of codes lie in."""
+    codes, words = period(bits)
+    periods = covering(part, codes)
+    return slice(periods.start * words, periods.stop * words)
+
+
+@dataclass(frozen=True)
+class GptqLayers:
+    """The encoding: four tensors a layer, as its weight (out, in)."""
+
+    methods: tuple[str, ...] = ("gptq",)
+    title: str = "GPTQ"
+
+    def packed(self, tensors: Mapping[str, LazyTensor], quantization: Quantization) -> Iterator[Packed]:
+        """The layers as the values that they stand for.
+
+        Raises:
+            DamagedFile: a part is missing or does not fit.
+            CheckpointError: a format that is not read.
+        """
+        names = [key.removesuffix("qweight") for key in tensors if key.endswith(".qweight")]
+        if quantization.method is None or not names:
+            return
+        written = quantization.fields.get("checkpoint_format") or "gptq"
+        if written not in LESS:
+            raise CheckpointError(
+                f"The checkpoint is in GPTQ's format {written!r}; {', '.join(LESS)} can be read. Use another release."
+            )
+        for name in names:
+            yield _layer(name, tensors, LESS[written], quantization.number("group_size", -1))
+
+
+ENCODING = GptqLayers()
+
+
+def _layer(name: str, tensors: Mapping[str, LazyTensor], less: int, group: int) -> Packed:
+    keys = [name + part for part in ("qweight", "qzeros", "scales")]
+    missing = next((key for key in keys if key not in tensors), None)
+    if missing is not None:
+        raise DamagedFile(f"{keys[0]!r} has no {missing!r} beside it; download the checkpoint again.")
+    codes, zeros, scales = parts = [tensors[key] for key in keys]
+    bits = zeros.shape[-1] * WORD / scales.shape[-1] if zeros.ndim == scales.ndim == codes.ndim == 2 else 0
+    columns = int(codes.shape[0] * WORD / bits) if bits else 0
+    order = tensors.get(name + "g_idx")
+    fits = bits in BITS and codes.shape[1] == scales.shape[1] and zeros.shape[0] == scales.shape[0]
+    if not fits or codes.dtype is not torch.int32 or zeros.dtype is not torch.int32 or (order and order.shape != (columns,)):
+        raise DamagedFile(
+            f"{keys[0]!r}, {keys[1]!r} and {keys[2]!r} have shapes {[tuple(part.shape) for part in parts]}, which no "
+            f"layer of {', '.join(map(str, BITS))} bits has; download the checkpoint again."
+        )
+    groups = scales.shape[0]
+    size = columns if group < 1 else group
+    if -(-columns // size) != groups:
+        raise DamagedFile(
+            f"{keys[2]!r} has {groups} groups of {columns} inputs, but quantization_config states group_size={group}; "
+            "use the config.json that was published with the files."
+        )
+    apart = None if order is None or _in_runs(order, size, groups, name) else order
+    extra = [] if order is None else [name + "g_idx"]
+    values = Stored(Gptq(parts, int(bits), less, columns, size, apart))
+    return Packed(name + "weight", (*keys, *extra), values)
+
+
+def _in_runs(order: LazyTensor, size: int, groups: int, name: str) -> bool:
+    """Whether the inputs of a group lie together, in order."""
+    stated = order.read().long()
+    if int(stated.min()) < 0 or int(stated.max()) >= groups:
+        raise DamagedFile(f"{name + 'g_idx'!r} names a group that {name + 'scales'!r} lacks; download it again.")
+    return torch.equal(stated, torch.arange(len(stated)) // size)

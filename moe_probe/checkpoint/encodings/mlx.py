@@ -1,0 +1,107 @@
+"""MLX: `X.weight` uint32 (..., out, in bits / 32), `X.scales` and `X.biases` (..., out, groups).
+
+Codes follow each other from the lowest bit on. The configuration states the size of a group and the bits of most
+layers, and of some under their names; bits follow from the shapes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from moe_probe.checkpoint.encodings import Packed
+from moe_probe.checkpoint.encodings._bits import WORD, period, unpacked
+from moe_probe.checkpoint.encodings._fp4 import Fp4
+from moe_probe.checkpoint.encodings._matrix import PackedMatrix
+from moe_probe.checkpoint.encodings._quantization import Quantization
+from moe_probe.checkpoint.lazy import Index, LazyTensor, Stored
+from moe_probe.checkpoint.slices import covering
+from moe_probe.errors import CheckpointError, DamagedFile
+
+BITS = (2, 3, 4, 5, 6, 8)
+
+
+class Affine(PackedMatrix):
+    """Values `scale * code + bias` per group, in float32, rounded to the scales' type."""
+
+    def __init__(self, codes: LazyTensor, scales: LazyTensor, biases: LazyTensor, bits: int, group: int):
+        self.codes, self.scales, self.biases, self.bits, self.group = codes, scales, biases, bits, group
+        shape = (*codes.shape[:-1], scales.shape[-1] * group)
+        super().__init__(
+            f"int{bits} in groups of {group} (MLX)", [codes, scales, biases], shape, scales.dtype, (1, group)
+        )
+
+    def decode(self, lead: Index, rows: slice, columns: slice) -> torch.Tensor:
+        codes_each, words_each = period(self.bits)
+        periods = covering(columns, codes_each)
+        words = slice(periods.start * words_each, periods.stop * words_each)
+        codes = unpacked(self.codes[(*lead, rows, words)].read(), self.bits, -1)
+        start = columns.start - periods.start * codes_each
+        codes = codes[..., start : start + columns.stop - columns.start].unflatten(-1, (-1, self.group))
+        place = (*lead, rows, covering(columns, self.group))
+        scales, biases = (part[place].read().to(torch.float32).unsqueeze(-1) for part in (self.scales, self.biases))
+        return codes.to(torch.float32).mul_(scales).add_(biases).flatten(-2).to(self.dtype)
+
+
+@dataclass(frozen=True)
+class MlxLayers:
+    """The encoding: codes, scales and biases, as one tensor each."""
+
+    methods: tuple[str, ...] = ("mlx",)
+    title: str = "MLX"
+
+    def packed(self, tensors: Mapping[str, LazyTensor], quantization: Quantization) -> Iterator[Packed]:
+        """The layers as the values that they stand for.
+
+        Raises:
+            DamagedFile: a part is missing or does not fit.
+            CheckpointError: a mode that is not read.
+        """
+        if quantization.method is None:
+            return
+        for key, tensor in tensors.items():
+            module = key.removesuffix(".weight")
+            if module != key and tensor.dtype is torch.uint32 and module + ".scales" in tensors:
+                stated = quantization.fields.get(module)
+                yield _layer(module, tensors, {**quantization.fields, **(stated if isinstance(stated, dict) else {})})
+
+
+ENCODING = MlxLayers()
+
+
+def _layer(module: str, tensors: Mapping[str, LazyTensor], fields: Mapping[str, Any]) -> Packed:
+    key, mode = module + ".weight", fields.get("mode", "affine")
+    codes, scales, biases = tensors[key], tensors[module + ".scales"], tensors.get(module + ".biases")
+    if mode == "affine" and biases is not None:
+        group = fields.get("group_size")
+        columns = scales.shape[-1] * group if isinstance(group, int) else 0
+        bits = codes.shape[-1] * WORD / columns if columns else 0
+        if bits not in BITS or codes.shape[:-1] != scales.shape[:-1] or scales.shape != biases.shape:
+            raise DamagedFile(
+                f"{key!r}, its scales and biases have shapes {tuple(codes.shape)}, {tuple(scales.shape)} and "
+                f"{tuple(biases.shape)}, which do not fit groups of {group}; use the published config.json."
+            )
+        values = Stored(Affine(codes, scales, biases, int(bits), group))
+        return Packed(key, (key, module + ".scales", module + ".biases"), values)
+    group = {"mxfp4": 32}.get(str(mode))
+    if group is None or biases is not None or scales.shape != (*codes.shape[:-1], codes.shape[-1] * 8 // group):
+        raise CheckpointError(f"{key!r} is packed by MLX in the mode {mode!r}; affine and mxfp4 can be read.")
+    return Packed(key, (key, module + ".scales"), Stored(Fp4("MXFP4 (MLX)", Stored(Bytes(codes)), scales)))
+
+
+class Bytes:
+    """Words of 32 bits as four bytes each, the lowest first."""
+
+    def __init__(self, base: LazyTensor):
+        self.base, self.parts, self.dtype = base, (base,), torch.uint8
+        self.shape = torch.Size([*base.shape[:-1], base.shape[-1] * 4])
+
+    def read(self, index: Index) -> torch.Tensor:
+        *lead, columns = index
+        assert isinstance(columns, slice)
+        words = covering(columns, 4)
+        values = self.base[(*lead, words)].read().contiguous().view(torch.uint8)
+        return values[..., columns.start - 4 * words.start :][..., : columns.stop - columns.start]
