@@ -69,6 +69,7 @@ def convert(
     asked = checked_dtype(dtype)
     target = asked if isinstance(asked, torch.dtype) else None
     refuse_existing(folder)
+    model.require_module()
     tensors = Converted(meta_module(model.config), model.published)
     tensors.check()
     chosen = _quantized(model) if keep_int8 else tensors

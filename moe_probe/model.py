@@ -23,14 +23,16 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from moe_probe.checkpoint import Checkpoint, LazyTensor, open_checkpoint
 from moe_probe.checkpoint.folder import present
 from moe_probe.checkpoint.identity import digest
+from moe_probe.checkpoint.store import opens_alone
 from moe_probe.errors import DenseModel, MissingFiles, NotFitting, NothingToRead, OutOfRange, WrongType
 from moe_probe.facts import facts, ranges
 from moe_probe.families import Architecture, Layer, find_family
-from moe_probe.families.counting import Counts, count_parameters
+from moe_probe.families.counting import Counts
 from moe_probe.families.live import LiveTensors, signature, unwrapped_model
 from moe_probe.families.modules import Device, default_dtype, load_module, reason, stored_dtype, with_config
 from moe_probe.families.places import checked_device, checked_dtype
 from moe_probe.families.places import device_name as _device_name
+from moe_probe.families.releases import as_family
 from moe_probe.families.transformers_moe import live_architecture
 from moe_probe.signatures import check_types, value_shown
 from moe_probe.tokenizer import Tokenizer, check_tokenizer, open_tokenizer, tokenizer_folder
@@ -113,7 +115,7 @@ class MoEModel:
     def _with_config(self, changes: Mapping[str, Any]) -> MoEModel:
         """The checkpoint opened with some fields of its configuration changed."""
         assert self.checkpoint is not None
-        config = {**self.checkpoint.config, **changes}
+        config = {**self.checkpoint.given, **changes}
         options = {"device": self._device, "dtype": self._dtype, "tokenizer": self._tokenizer}
         return load(self.checkpoint.path, config=config, **options)
 
@@ -221,10 +223,19 @@ class MoEModel:
         if self._weights_of is not None:
             other, changes = self._weights_of
             return with_config(other.module, changes) if changes else other.module
+        self.require_module()
         identity = "" if self.checkpoint is None else self.checkpoint.identity
         module = load_module(self.config, self.published, self._device, self._dtype)
         self._loaded = identity, _signatures(module)
         return module
+
+    def require_module(self) -> None:
+        """Refuse a model that cannot run.
+
+        Raises:
+            CannotWatch: its family is a declaration of where the matrices are, without a torch module.
+        """
+        _ = self._architecture.skeleton
 
     @property
     def published(self) -> Mapping[str, LazyTensor]:
@@ -234,7 +245,7 @@ class MoEModel:
     @cached_property
     def counts(self) -> Counts:
         """Parameters of the language model, and of the module's other parts."""
-        return count_parameters(self._architecture.skeleton)
+        return self._architecture.counts
 
     @property
     def unused(self) -> Mapping[str, LazyTensor]:
@@ -329,7 +340,7 @@ class MoEModel:
     def __reduce__(self) -> str | tuple[Any, ...]:
         if self.checkpoint is None:
             return super().__reduce__()
-        options = {"config": self.checkpoint.config, "device": self._device, "dtype": self._dtype}
+        options = {"config": self.checkpoint.given, "device": self._device, "dtype": self._dtype}
         options["tokenizer"] = self._tokenizer
         return partial(_reopened, self.name, self.interventions, self.checkpoint.path, **options), ()
 
@@ -444,14 +455,15 @@ class Options:
 
 def _open_files(source: str | Path, revision: str | None, options: Options) -> MoEModel:
     checkpoint = _open_checkpoint(source, revision, options.config)
-    family = find_family(checkpoint)
-    architecture = family.open(checkpoint)
+    spelled = as_family(checkpoint)
+    family = find_family(spelled)
+    architecture = family.open(spelled)
     architecture.check()
     dtype = options.dtype
     if dtype == "auto":
         dtype = stored_dtype(architecture.config, architecture.published)
     return MoEModel(
-        name=str(source) if not Path(source).expanduser().is_dir() else checkpoint.path.resolve().name,
+        name=checkpoint.path.resolve().name if Path(source).expanduser().exists() else str(source),
         family=architecture.config.model_type if family.name == "transformers" else family.name,
         architecture=architecture,
         checkpoint=checkpoint,
@@ -506,7 +518,7 @@ def _reconfigured(model: MoEModel, options: Options) -> MoEModel:
         tokenizer=options.tokenizer or model.tokenizer_source,
         device=options.device or model.device,
         dtype=options.dtype or model.stated_dtype,
-        config={**model.checkpoint.config, **(options.config or {})},
+        config={**model.checkpoint.given, **(options.config or {})},
     )
     other.name, other.interventions = model.name, model.interventions
     return other
@@ -540,11 +552,10 @@ def _is_hub_id(source: str | Path, path: Path) -> bool:
 
 
 def _require_folder(path: Path) -> None:
-    if path.is_dir():
+    if path.is_dir() or opens_alone(path):
         return
     if path.is_file():
-        hint = "GGUF files are not read" if path.suffix == ".gguf" else f"give its folder, {path.parent}"
-        raise MissingFiles(f"{path} is a file, not a folder; {hint}.")
+        raise MissingFiles(f"{path} is a file, not a folder; give its folder, {path.parent}.")
     if present(path.parent, "config.json"):
         raise MissingFiles(f"{path} does not exist; give the folder of the checkpoint, {path.parent}.")
     raise MissingFiles(f"{path} is not a folder{nearest(path)}; give the folder that holds the checkpoint's files.")

@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Protocol
 from moe_probe.checkpoint.lazy import LazyTensor
 from moe_probe.errors import DamagedFile, MissingFiles, UnsafeFile
 
+MODELOPT = "hf_quant_config.json"  # where NVIDIA's modelopt says how the weights are quantized
 SNAPSHOTS, BLOBS = "snapshots", "blobs"  # of huggingface_hub's cache
 
 
@@ -150,13 +151,23 @@ class FilesOfOneKind:
             return Opened(_config(folder), container(path).tensors(), [path])
         if not present(folder, container.INDEX):
             return None
-        config, shards = _config(folder), _indexed_shards(folder, container.INDEX)
-        tensors: dict[str, LazyTensor] = {}
-        for path, promised in shards.items():
-            stored = container(path).tensors()
-            _check_shard(container.INDEX, path, promised, set(stored))
-            tensors.update(stored)
-        return Opened(config, tensors, list(shards))
+        return Opened(_config(folder), *indexed(folder, container))
+
+
+def indexed(folder: Path, container: type[ContainerFile]) -> tuple[dict[str, LazyTensor], list[Path]]:
+    """The tensors of all shards that the index names, and the shards.
+
+    Raises:
+        MissingFiles: a shard is missing.
+        DamagedFile: a file is damaged, or disagrees with the index.
+    """
+    shards = _indexed_shards(folder, container.INDEX)
+    tensors: dict[str, LazyTensor] = {}
+    for path, promised in shards.items():
+        stored = container(path).tensors()
+        _check_shard(container.INDEX, path, promised, set(stored))
+        tensors.update(stored)
+    return tensors, list(shards)
 
 
 def present(folder: Path, name: str) -> bool:
@@ -168,7 +179,11 @@ def _config(folder: Path) -> dict[str, Any]:
     path = inside(folder, "config.json")
     if not path.exists():
         raise MissingFiles(f"{folder} has no config.json, so the model cannot be recognized; download it too.")
-    return read_json(path)
+    config = read_json(path)
+    if present(folder, MODELOPT) and not config.get("quantization_config"):
+        stated = read_json(inside(folder, MODELOPT)).get("quantization")
+        config["quantization_config"] = {"quant_method": "modelopt", **(stated if isinstance(stated, dict) else {})}
+    return config
 
 
 def _indexed_shards(folder: Path, index_name: str) -> dict[Path, set[str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
@@ -21,6 +22,8 @@ FORMATS: Registry[Format] = Registry(
 # what trainers and compilers put before every key
 WRAPPERS = ("_orig_mod.", "module.", "base_model.model.", "language_model.")
 
+SPELLING = {"model_type", "architectures"}  # fields that say how the others are spelled
+
 
 class Checkpoint(Mapping[str, LazyTensor]):
     """A folder of published files: a mapping from key to `LazyTensor`.
@@ -30,6 +33,7 @@ class Checkpoint(Mapping[str, LazyTensor]):
         config: what the files say of the model (`config.json`), as a dict.
         files: the weight files.
         stored: the tensors as the files have them, where some are encoded.
+        given: the fields of `config` that a person gave, in place of those in the files.
 
     Examples:
         >>> checkpoint = open_checkpoint("ckpt/tiny-mixtral")
@@ -37,8 +41,15 @@ class Checkpoint(Mapping[str, LazyTensor]):
         torch.bfloat16
     """
 
-    def __init__(self, path: Path, config: dict[str, Any], tensors: dict[str, LazyTensor], files: list[Path]):
-        self.path, self.config, self.files = path, config, files
+    def __init__(
+        self,
+        path: Path,
+        config: dict[str, Any],
+        tensors: dict[str, LazyTensor],
+        files: list[Path],
+        given: Mapping[str, Any] | None = None,
+    ):
+        self.path, self.config, self.files, self.given = path, config, files, dict(given or {})
         self.stored = tensors
         self._tensors = decoded(tensors, config)
         self._identity: tuple[list[FileState], str] | None = None
@@ -64,6 +75,13 @@ class Checkpoint(Mapping[str, LazyTensor]):
 
     def __contains__(self, key: object) -> bool:
         return key in self._tensors
+
+    def respelled(self, config: Mapping[str, Any], tensors: Mapping[str, LazyTensor]) -> Checkpoint:
+        """The same files under other names: fields and keys of another publisher's."""
+        other = copy.copy(self)
+        given = {name: value for name, value in self.given.items() if name not in SPELLING}
+        other.config, other._tensors = {**config, **given}, dict(tensors)
+        return other
 
     @cached_property
     def nbytes(self) -> int:
@@ -97,16 +115,26 @@ def open_checkpoint(path: str | Path, config: Mapping[str, Any] | None = None) -
         True
     """
     folder = Path(path).expanduser()
-    if not folder.is_dir():
+    if not folder.is_dir() and not opens_alone(folder):
         raise MissingFiles(f"{folder} is not a folder; give the folder that holds the checkpoint's files.")
     formats = sorted(FORMATS.values(), key=lambda each: each.preference)
-    for each in formats:
+    for each in formats if folder.is_dir() else [each for each in formats if folder.suffix in _suffixes(each)]:
         opened = each.open(folder)
         if opened is not None:
             fields = {**opened.config, **(config or {})}
-            return Checkpoint(folder, fields, unwrapped(opened.tensors, fields), opened.files)
+            tensors = unwrapped(opened.tensors, fields)
+            return Checkpoint(folder, fields, tensors, opened.files, given=config or {})
     expected = ", ".join(each.expects for each in formats)
     raise MissingFiles(f"{folder} holds no checkpoint; {_hint(folder)}expected {expected}.")
+
+
+def opens_alone(path: Path) -> bool:
+    """Whether a path is a file that is a checkpoint by itself, or part of one."""
+    return path.is_file() and any(path.suffix in _suffixes(each) for each in FORMATS.values())
+
+
+def _suffixes(each: Format) -> tuple[str, ...]:
+    return getattr(each, "suffixes", ())
 
 
 def unwrapped(tensors: dict[str, LazyTensor], config: Mapping[str, Any]) -> dict[str, LazyTensor]:
@@ -122,8 +150,6 @@ def _hint(folder: Path) -> str:
     """What the folder holds instead, where that is known."""
     if (folder / "adapter_config.json").exists():
         return "the folder holds a PEFT adapter: load its base model, add the adapter, and pass the live model; "
-    if next(folder.glob("*.gguf"), None):
-        return "GGUF files are not read: use the release in safetensors; "
     if (folder / "snapshots").is_dir():
         return f"the checkpoint is one of the folders in {folder / 'snapshots'}; "
     below = sorted(path.parent.name for path in folder.glob("*/config.json"))

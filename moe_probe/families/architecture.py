@@ -5,11 +5,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from moe_probe.checkpoint import LazyTensor
 from moe_probe.errors import DamagedFile, DenseModel, NoSuchName, WeightError, WrongShape
+from moe_probe.families.counting import Counts, count_parameters
 
 PROJECTIONS = ("up", "gate", "down")
 SHARED = "S"
@@ -87,6 +89,11 @@ class Architecture(ABC):
     @abstractmethod
     def skeleton(self) -> PreTrainedModel:
         """The torch module, live or on the meta device."""
+
+    @cached_property
+    def counts(self) -> Counts:
+        """Parameters of the language model, and of the module's other parts."""
+        return count_parameters(self.skeleton)
 
     @abstractmethod
     def unused(self) -> Mapping[str, LazyTensor]:

@@ -20,6 +20,9 @@ from transformers.core_model_loading import WeightConverter, WeightRenaming, dot
 from moe_probe.checkpoint import LazyTensor
 from moe_probe.errors import MissingWeight, WeightError, WrongShape
 
+# buffers that modules compute of their configuration, and that no published file holds: MiniMax's attention
+COMPUTED = re.compile(r"\.(slope_rate|(query|key|diagonal)_decay)$")
+
 
 class Converted(Mapping[str, LazyTensor]):
     """The parameters of a module (on the meta device), by name, made of published tensors.
@@ -117,6 +120,8 @@ class Converted(Mapping[str, LazyTensor]):
         optional = set(self.module.all_tied_weights_keys)
         ignored = self.module._keys_to_ignore_on_load_missing or ()
         for name in self._shapes:
+            if name not in self._first and COMPUTED.search(name):
+                continue
             if name in self._first or not (name in optional or any(re.search(pattern, name) for pattern in ignored)):
                 self[name]
         if unexpected:
@@ -128,6 +133,11 @@ class Converted(Mapping[str, LazyTensor]):
                         f"The checkpoint's tensor {key!r} belongs to no parameter of {type(self.module).__name__}; its "
                         "configuration is that of another model."
                     )
+
+    def used(self) -> dict[str, LazyTensor]:
+        """The tensors that parameters are made of."""
+        unused = self.unused()
+        return {key: tensor for key, tensor in self.tensors.items() if key not in unused}
 
     def unused(self) -> dict[str, LazyTensor]:
         """The tensors that no parameter is made of: layers that predict several tokens ahead, stored buffers."""

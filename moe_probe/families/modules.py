@@ -16,8 +16,9 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from moe_probe.checkpoint import LazyTensor
 from moe_probe.errors import DamagedFile, MissingWeight, UnknownModel
-from moe_probe.families.conversion import Converted
+from moe_probe.families.conversion import COMPUTED, Converted
 from moe_probe.families.live import offloaded
+from moe_probe.families.repair import repaired
 
 # fields of config.json that say how files are stored, or which code should run
 NOT_DESCRIBING = {
@@ -45,7 +46,7 @@ def make_config(fields: Mapping[str, Any]) -> PreTrainedConfig:
     kept = {key: value for key, value in fields.items() if key not in NOT_DESCRIBING}
     model_type = fields["model_type"]
     try:
-        config = CONFIG_MAPPING[model_type].from_dict(kept)
+        config = repaired(CONFIG_MAPPING[model_type].from_dict, kept)
         config.get_text_config(decoder=True)
     except UNDESCRIBED as error:
         raise DamagedFile(f"config.json does not describe a {model_type} model ({reason(error)}).") from error
@@ -131,12 +132,13 @@ def load_module(
         WeightError: a parameter is missing or has another shape than the configuration calls for.
     """
     config = copy.deepcopy(config)
-    Converted(meta_module(config), tensors).check()
+    converted = Converted(meta_module(config), tensors)
+    converted.check()
     chosen: Any = model_class(config)  # with output_loading_info it returns two, which its annotation does not say
     module, info = chosen.from_pretrained(
         None,
         config=config,
-        state_dict=dict(tensors),
+        state_dict=converted.used(),
         dtype=dtype or default_dtype(config, tensors, device),
         device_map=device,
         output_loading_info=True,
@@ -153,7 +155,7 @@ def require_values(module: PreTrainedModel, missing: Collection[str] = ()) -> No
         MissingWeight: naming a parameter or buffer that is on the meta device without offloaded values, or that was
             initialized because no file holds it.
     """
-    unread = sorted(set(missing) - module.all_tied_weights_keys.keys())
+    unread = sorted(name for name in set(missing) - module.all_tied_weights_keys.keys() if not COMPUTED.search(name))
     ignored = module._keys_to_ignore_on_load_missing or ()
     unread = [name for name in unread if not any(re.search(pattern, name) for pattern in ignored)]
     tensors = (*module.named_parameters(), *module.named_buffers())

@@ -109,6 +109,7 @@ class StreamedModule:
 
 def empty_module(model: MoEModel) -> PreTrainedModel:
     """The model's module with its parameters on the meta device; buffers that no file holds are computed."""
+    model.require_module()
     config = copy.deepcopy(model.config)
     if on_cpu(model.device):
         config._attn_implementation = EXACT_ON_CPU["attn_implementation"]

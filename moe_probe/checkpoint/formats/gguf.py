@@ -1,0 +1,270 @@
+"""GGUF (llama.cpp): one file, or `NAME-00001-of-0000N.gguf`; memory-mapped, dequantized as it is read.
+
+Tensors have the names of the file. `config` is the file's metadata, lists of strings (the tokenizer) apart. Values are
+what the `gguf` package dequantizes, float32.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from moe_probe.checkpoint.encodings._matrix import PackedMatrix
+from moe_probe.checkpoint.folder import Opened, inside
+from moe_probe.checkpoint.lazy import Index, LazyTensor, Stored
+from moe_probe.checkpoint.mapped import FileState, map_file
+from moe_probe.checkpoint.slices import covering
+from moe_probe.errors import CheckpointError, DamagedFile, MissingFiles, MissingPackage
+
+if TYPE_CHECKING:
+    from gguf import GGUFReader
+
+NAME = "gguf"
+SUFFIX = ".gguf"
+PART = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf")
+BESIDE = re.compile(r"(mmproj|imatrix)", re.IGNORECASE)  # files of towers and of statistics, beside those of weights
+PLAIN = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F64": torch.float64, "I8": torch.int8,
+         "I16": torch.int16, "I32": torch.int32, "I64": torch.int64}  # fmt: skip
+DAMAGE = (ValueError, KeyError, IndexError, TypeError, OverflowError, struct.error, OSError, UnicodeDecodeError)
+
+
+def package() -> Any:
+    """The `gguf` package.
+
+    Raises:
+        MissingPackage: it is not installed.
+    """
+    try:
+        import gguf
+    except ImportError as error:
+        raise MissingPackage("GGUF files are read with the gguf package; install it: pip install gguf.") from error
+    return gguf
+
+
+def reader(path: Path) -> GGUFReader:
+    """The package's reader of a file; arrays are stepped over, because a tokenizer's take it seconds.
+
+    Raises:
+        DamagedFile: the file is truncated, or no GGUF file.
+    """
+    gguf = package()
+
+    class Stepping(gguf.GGUFReader):
+        def _get_field_parts(self, orig_offs: int, raw_type: int) -> tuple:
+            if gguf.GGUFValueType(raw_type) != gguf.GGUFValueType.ARRAY:
+                return super()._get_field_parts(orig_offs, raw_type)
+            kind, count = int(self._get(orig_offs, np.uint32)[0]), int(self._get(orig_offs + 4, np.uint64)[0])
+            inner, start = gguf.GGUFValueType(kind), orig_offs + 12
+            if inner == gguf.GGUFValueType.STRING:
+                values = self._get(start, np.uint8, _length_of_strings(self.data, start, count))
+            elif inner in self.gguf_scalar_to_np:
+                values = self._get(start, self.gguf_scalar_to_np[inner], count)
+            else:
+                return super()._get_field_parts(orig_offs, raw_type)
+            types = [gguf.GGUFValueType.ARRAY, inner]
+            return 12 + values.nbytes, [np.array([kind]), np.array([count]), values], [2], types
+
+    try:
+        opened = Stepping(path)
+        if opened.byte_order != "I" or opened.endianess != gguf.GGUFEndian.LITTLE:
+            raise CheckpointError(f"{path} is written for big-endian machines, which is not read; convert it again.")
+        return opened
+    except DAMAGE as error:
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise DamagedFile(f"{path} is truncated, damaged or no GGUF file ({reason}); download it again.") from error
+
+
+def _length_of_strings(data: np.ndarray, start: int, count: int) -> int:
+    buffer, place = memoryview(data), start
+    for _ in range(count):
+        place += 8 + struct.unpack_from("<Q", buffer, place)[0]
+    if place > len(buffer):
+        raise ValueError("a list of strings goes on behind the end")
+    return place - start
+
+
+def metadata(opened: GGUFReader) -> dict[str, Any]:
+    """Key to value, lists of strings apart."""
+    gguf = package()
+    values: dict[str, Any] = {}
+    for name, field in opened.fields.items():
+        if field.types[:1] != [gguf.GGUFValueType.ARRAY]:
+            values[name] = field.contents()
+        elif field.types[1] != gguf.GGUFValueType.STRING:
+            values[name] = field.parts[-1].tolist()
+    return values
+
+
+def strings(path: Path, name: str) -> list[str]:
+    """A list of strings in the metadata of a file; empty where there is none."""
+    field = reader(path).fields.get(name)
+    if field is None:
+        return []
+    data, place, found = memoryview(np.ascontiguousarray(field.parts[-1])), 0, []
+    while place < len(data):
+        length = struct.unpack_from("<Q", data, place)[0]
+        found.append(bytes(data[place + 8 : place + 8 + length]).decode("utf-8", errors="replace"))
+        place += 8 + length
+    return found
+
+
+class GgufFile:
+    """One file, mapped on first use, and again after being sent to another process."""
+
+    def __init__(self, path: Path):
+        self.path, self.opened = path, FileState.of(path)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"path": self.path, "opened": self.opened}
+
+    @cached_property
+    def _mapped(self) -> torch.Tensor:
+        return torch.frombuffer(map_file(self.path), dtype=torch.uint8)
+
+    @property
+    def data(self) -> torch.Tensor:
+        """Its bytes.
+
+        Raises:
+            DamagedFile: the file was written to or replaced since it was opened.
+        """
+        self.opened.check(self.path)
+        return self._mapped
+
+
+class Entry:
+    """A tensor of a file as it is stored; of quantized ones the bytes, row by row."""
+
+    def __init__(self, file: GgufFile, start: int, shape: tuple[int, ...], dtype: torch.dtype):
+        self.file, self.start, self.shape, self.dtype = file, start, torch.Size(shape), dtype
+
+    @property
+    def span(self) -> tuple[Path, int, int]:
+        """The file, and where in it the bytes are: start and length."""
+        return self.file.path, self.start, self.shape.numel() * self.dtype.itemsize
+
+    def read(self, index: Index) -> torch.Tensor:
+        _, start, length = self.span
+        return self.file.data[start : start + length].view(self.dtype).view(self.shape)[index]
+
+
+class Blocks(PackedMatrix):
+    """Rows of blocks of a type that the package dequantizes, float32."""
+
+    def __init__(self, entry: LazyTensor, kind: str, size: int, length: int):
+        self.entry, self.kind, self.length = entry, kind, length
+        shape = (*entry.shape[:-1], entry.shape[-1] // length * size)
+        super().__init__(f"{kind} (GGUF)", [entry], shape, torch.float32, (1, size))
+
+    def decode(self, lead: Index, rows: slice, columns: slice) -> torch.Tensor:
+        blocks = covering(columns, self.unit[1])
+        place = (*lead, rows, slice(blocks.start * self.length, blocks.stop * self.length))
+        stored = np.ascontiguousarray(self.entry[place].read().numpy())
+        gguf = package()
+        return torch.from_numpy(gguf.quants.dequantize(stored, gguf.GGMLQuantizationType[self.kind]))
+
+
+def _tensor(file: GgufFile, stored: Any) -> LazyTensor:
+    """The lazy tensor of an entry.
+
+    Raises:
+        CheckpointError: the package does not dequantize its type.
+    """
+    gguf, kind = package(), stored.tensor_type.name
+    shape = tuple(reversed([int(size) for size in stored.shape]))
+    if kind in PLAIN:
+        return Stored(Entry(file, int(stored.data_offset), shape, PLAIN[kind]))
+    if stored.tensor_type not in gguf.quants._type_traits or len(shape) < 2:
+        raise CheckpointError(
+            f"{file.path} stores {stored.name!r} as {kind} of shape {shape}, which the gguf package does not dequantize; "
+            "use another file of the model."
+        )
+    size, length = gguf.GGML_QUANT_SIZES[stored.tensor_type]
+    rows = Stored(Entry(file, int(stored.data_offset), (*shape[:-1], shape[-1] // size * length), torch.uint8))
+    return Stored(Blocks(rows, kind, size, length))
+
+
+def open_gguf(path: Path) -> Opened | None:
+    """The model in a file or in the only ones of a folder; None where there are none.
+
+    Raises:
+        MissingFiles: a part is missing, or there are several models.
+        DamagedFile: a file is truncated, or holds tensors of another one too.
+        CheckpointError: a type that is not read, or a file that holds no model.
+    """
+    names = _parts_of(path) if path.is_file() else _only_model(path)
+    if not names:
+        return None
+    folder = path.parent if path.is_file() else path
+    files = [inside(folder, name) for name in names]
+    tensors: dict[str, LazyTensor] = {}
+    fields: dict[str, Any] = {}
+    for place in files:
+        opened, file = reader(place), GgufFile(place)
+        for stored in opened.tensors:
+            if stored.name in tensors:
+                raise DamagedFile(f"{place} holds {stored.name!r}, which another part holds too; download it again.")
+            tensors[stored.name] = _tensor(file, stored)
+        fields = fields or metadata(opened)
+    _check(files, fields, tensors)
+    return Opened({"format": NAME, **fields}, tensors, files)
+
+
+def _check(files: list[Path], fields: Mapping[str, Any], tensors: Mapping[str, LazyTensor]) -> None:
+    kind = fields.get("general.type", "model")
+    if kind != "model" or "general.architecture" not in fields:
+        raise CheckpointError(f"{files[0]} holds no model (general.type is {kind!r}); give the file of the model.")
+    parts, stated = fields.get("split.count", 1) or 1, fields.get("split.tensors.count")
+    if parts != len(files):
+        raise MissingFiles(f"{files[0]} is one of {parts} parts, but {len(files)} are there; download the others too.")
+    if stated is not None and stated != len(tensors):
+        raise DamagedFile(f"The parts of {files[0]} hold {len(tensors)} tensors, not {stated}; download them again.")
+
+
+def _parts_of(path: Path) -> list[str]:
+    """The names of a file and of the other parts of its model."""
+    match = PART.fullmatch(path.name)
+    if match is None:
+        return [path.name]
+    stem, count = match[1], int(match[3])
+    names = [f"{stem}-{number:05}-of-{count:05}{SUFFIX}" for number in range(1, count + 1)]
+    missing = next((name for name in names if not (path.parent / name).exists()), None)
+    if missing is not None:
+        raise MissingFiles(f"{path.parent / missing} is missing, one of {count} parts; download it too.")
+    return names
+
+
+def _only_model(folder: Path) -> list[str]:
+    names = sorted(place.name for place in folder.iterdir() if place.suffix == SUFFIX and not BESIDE.search(place.name))
+    models: dict[str, str] = {}
+    for name in names:
+        match = PART.fullmatch(name)
+        models.setdefault(name if match is None else f"{match[1]} of {int(match[3])}", name)
+    if len(models) > 1:
+        listed = ", ".join(list(models.values())[:6])
+        raise MissingFiles(f"{folder} holds {len(models)} GGUF models ({listed}); give the file of one of them.")
+    return _parts_of(folder / next(iter(models.values()))) if models else []
+
+
+@dataclass(frozen=True)
+class GgufFiles:
+    """The format of GGUF files."""
+
+    preference: int = 4
+    expects: str = "one GGUF model"
+    suffixes: tuple[str, ...] = (SUFFIX,)
+
+    def open(self, folder: Path) -> Opened | None:
+        """`open_gguf`."""
+        return open_gguf(folder)
+
+
+FORMAT = GgufFiles()

@@ -1,0 +1,237 @@
+"""Families that are a declaration only: where the matrices are. There is no torch module, so static analyses alone work.
+
+Most sizes are read off the tensors; the configuration says how many experts a token chooses. Ten lines are enough for
+a model of one's own, see docs/add_a_family.md.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import torch
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from moe_probe.checkpoint import Checkpoint, LazyTensor
+from moe_probe.errors import CannotWatch, DamagedFile, MissingWeight, NoSuchName
+from moe_probe.families.architecture import DENSE, PROJECTIONS, SHARED, Architecture, Layer
+from moe_probe.families.counting import Counts
+from moe_probe.families.sizes import positive
+
+LAYERS = ("num_hidden_layers", "num_layers", "n_layers", "block_count")
+WIDTH = ("hidden_size", "d_model", "dim", "embedding_length")
+TOP_K = ("num_experts_per_tok", "num_experts_per_token", "moe_top_k", "moe_topk", "top_k", "topk", "expert_used_count")
+SHARED_COUNT = ("num_shared_experts", "n_shared_experts", "num_shared_expert", "moe_num_shared_experts")
+# keys of what no layer of the language model is: predictors of several tokens, towers
+APART = re.compile(r"(^|\.)(mtp\w*|nextn|visual|vision\w*|vit\w*|audio\w*|mm_projector|multi_modal\w*)\.")
+
+
+@dataclass(frozen=True)
+class At:
+    """Where a matrix is, when its key alone does not say it.
+
+    Attributes:
+        key: with `{layer}` and `{expert}`; without `{expert}`, the first dimension of the tensor counts the experts.
+        transposed: stored as (in, out).
+        part: `(i, n)`: the i-th of n equal parts of the rows.
+    """
+
+    key: str
+    transposed: bool = False
+    part: tuple[int, int] | None = None
+
+    def matrix(self, tensors: Mapping[str, LazyTensor], layer: int, expert: str) -> tuple[str, LazyTensor]:
+        """Its key, and the matrix."""
+        key = self.key.format(layer=layer, expert=expert)
+        tensor = tensors[key]
+        if "{expert}" not in self.key and tensor.ndim == 3 and expert.isdigit():
+            tensor = tensor[int(expert)]
+        tensor = tensor.T if self.transposed else tensor
+        if self.part is None:
+            return key, tensor
+        rows = tensor.shape[0] // self.part[1]
+        return key, tensor[self.part[0] * rows : (self.part[0] + 1) * rows]
+
+
+Keys = Mapping[str, str | At]  # projection to key
+
+
+@dataclass(frozen=True)
+class Declared:
+    """A family without a module: keys of its matrices, by role.
+
+    A layer has experts where the checkpoint has the first expert's matrix.
+
+    Attributes:
+        name: the family's name.
+        model_types: values of `model_type` that belong to it.
+        experts: of a routed expert, by projection; `{layer}` and `{expert}` are filled in.
+        router: key of the gate embeddings; None where the router is no matrix with a row per expert.
+        shared, dense: of the shared block and of a dense layer's FFN; keys that a layer lacks are no fault.
+        top_k: the field that says how many experts a token chooses, where it has a name of its own (`object.field`).
+        because: why no dynamic analysis works, as errors end.
+        fields: values of fields that the configuration leaves out.
+    """
+
+    name: str
+    model_types: tuple[str, ...]
+    experts: Keys
+    router: str | None = None
+    shared: Keys | None = None
+    dense: Keys | None = None
+    top_k: str | None = None
+    because: str = "transformers has no code for it"
+    fields: Mapping[str, Any] = field(default_factory=dict)
+
+    def recognises(self, checkpoint: Checkpoint) -> bool:
+        """Whether the model type is one of the family's, and some layer has experts under its keys."""
+        return checkpoint.config.get("model_type") in self.model_types and self._has_experts(checkpoint)
+
+    def _has_experts(self, checkpoint: Mapping[str, LazyTensor]) -> bool:
+        key = at(next(iter(self.experts.values()))).key
+        pattern = re.escape(key).replace(r"\{layer\}", r"\d+").replace(r"\{expert\}", "0")
+        return any(re.fullmatch(pattern, name) for name in checkpoint)
+
+    def open(self, checkpoint: Checkpoint) -> Architecture:
+        """The declaration applied to a checkpoint."""
+        return DeclaredArchitecture(self, checkpoint)
+
+
+def at(place: str | At) -> At:
+    """Where a matrix is, of a key alone too."""
+    return At(place) if isinstance(place, str) else place
+
+
+class DeclaredArchitecture(Architecture):
+    """A `Declared` family with the tensors of one checkpoint."""
+
+    def __init__(self, family: Declared, checkpoint: Checkpoint):
+        self.family, self.fields = family, {**family.fields, **_flat(checkpoint.config)}
+        super().__init__(_config(self.fields), checkpoint)
+        self.num_layers = self._number(LAYERS)
+        self.hidden_size = self._number(WIDTH)
+
+    def _number(self, names: Sequence[str]) -> int:
+        name = next((name for name in names if name in self.fields), None)
+        if name is None:
+            raise DamagedFile(
+                f"config.json of this {self.family.name!r} model has none of the fields {', '.join(names)}; use the "
+                "published file, or pass the field: config={...}."
+            )
+        return positive(self.fields, name)
+
+    @property
+    def skeleton(self) -> PreTrainedModel:
+        raise CannotWatch(
+            f"{self.family.name} models open for static analyses only, because {self.family.because}; for dynamic ones, "
+            "load the model with its publisher's code and pass the live module."
+        )
+
+    @cached_property
+    def counts(self) -> Counts:
+        apart = {id(tensor) for tensor in self.unused().values()}
+        return Counts(sum(t.numel() for t in self.published.values() if id(t) not in apart), {})
+
+    def unused(self) -> Mapping[str, LazyTensor]:
+        behind = re.compile(r"(?:^|\.)(?:layers|blocks|blk|h)\.(\d+)\.")
+
+        def apart(key: str) -> bool:
+            layer = behind.search(key)
+            return bool(APART.search(key)) or (layer is not None and int(layer[1]) >= self.num_layers)
+
+        return {key: tensor for key, tensor in self.published.items() if apart(key)}
+
+    def check(self) -> None:
+        """Compare every matrix with the sizes; nothing is read.
+
+        Raises:
+            WeightError: a matrix is missing, or has another shape than its neighbors.
+        """
+        layers = [self.layer(index) for index in range(self.num_layers)]
+        for layer in layers:
+            labels = [*layer.weighted_experts, *([SHARED] if layer.num_shared else [])]
+            for label in labels if layer.is_moe else [DENSE] if layer.projections else []:
+                for projection in layer.projections:
+                    self.expert(layer.index, label, projection)
+            if layer.is_moe and self.family.router is not None:
+                self.router(layer.index)
+
+    def layer(self, index: int) -> Layer:
+        family = self.family
+        first = self._find(family.experts, "down", index, "0")
+        if first is None:
+            return self._dense_layer(index)
+        experts = self._count(index)
+        top_k = self._number([family.top_k] if family.top_k else TOP_K)
+        shared = family.shared is not None and self._find(family.shared, "down", index, SHARED) is not None
+        stated = [self.fields.get(name) for name in SHARED_COUNT]
+        number = next((count for count in stated if isinstance(count, int) and count), 1)
+        return Layer(
+            index=index,
+            hidden_size=self.hidden_size,
+            intermediate_size=first.shape[1],
+            num_experts=experts,
+            top_k=top_k,
+            expert_kinds=("ffn",) * experts,
+            num_shared=number if shared else 0,
+            projections=_projections(family.experts),
+        )
+
+    def _dense_layer(self, index: int) -> Layer:
+        found = None if self.family.dense is None else self._find(self.family.dense, "down", index, DENSE)
+        if self.family.dense is None or found is None:
+            return Layer(index, self.hidden_size, 0, projections=())
+        return Layer(index, self.hidden_size, found.shape[1], projections=_projections(self.family.dense))
+
+    def _count(self, index: int) -> int:
+        """Experts of a layer."""
+        place = at(self.family.experts["down"])
+        if "{expert}" not in place.key:
+            return self.published[place.key.format(layer=index)].shape[0]
+        count = 0
+        while place.key.format(layer=index, expert=count) in self.published:
+            count += 1
+        return count
+
+    def _find(self, keys: Keys, projection: str, layer: int, label: str) -> LazyTensor | None:
+        place = at(keys[projection])
+        present = place.key.format(layer=layer, expert=label) in self.published
+        return place.matrix(self.published, layer, label)[1] if present else None
+
+    def _router(self, layer: Layer) -> tuple[str, LazyTensor]:
+        if self.family.router is None:
+            raise NoSuchName(f"The router of {self.family.name} is no matrix with one row per expert; omit its analyses.")
+        key = self.family.router.format(layer=layer.index)
+        return key, self.published[key]
+
+    def _expert(self, layer: Layer, label: str, projection: str) -> tuple[str, LazyTensor]:
+        keys = {SHARED: self.family.shared, DENSE: self.family.dense}.get(label, self.family.experts)
+        if keys is None:
+            raise MissingWeight(f"{self.family.name} has no {label!r} in layer {layer.index}; choose another label.")
+        return at(keys[projection]).matrix(self.published, layer.index, label)
+
+
+def _projections(keys: Keys) -> tuple[str, ...]:
+    return tuple(projection for projection in PROJECTIONS if projection in keys)
+
+
+def _flat(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields, those of nested objects also as `object.field`."""
+    nested = [(name, value) for name, value in config.items() if isinstance(value, dict)]
+    return {**config, **{f"{name}.{inner}": each for name, value in nested for inner, each in value.items()}}
+
+
+def _config(fields: Mapping[str, Any]) -> PreTrainedConfig:
+    config = PreTrainedConfig()
+    config.model_type = str(fields.get("model_type"))  # pyright: ignore[reportAttributeAccessIssue]
+    stated = getattr(torch, str(fields.get("torch_dtype", fields.get("dtype"))), None)
+    config.dtype = stated if isinstance(stated, torch.dtype) else None
+    return config
+
+
+def named(block: str, names: str = "up_proj gate_proj down_proj", suffix: str = ".weight") -> dict[str, str]:
+    """Keys of up, gate and down below a block."""
+    return {role: f"{block}.{name}{suffix}" for role, name in zip(PROJECTIONS, names.split(), strict=True)}

@@ -1,0 +1,61 @@
+"""Releases that spell a family's model in another way, one file each: other fields, other names of tensors.
+
+Each file has a `RELEASE`; other packages add theirs through the entry points `moe_probe.releases`. What a release is
+brought to may be a release again: Kimi-K2.5 to its language model, that to DeepSeek-V3.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from moe_probe.checkpoint import Checkpoint, LazyTensor
+from moe_probe.errors import DamagedFile
+from moe_probe.registry import Registry
+
+Spelled = tuple[Mapping[str, Any], Mapping[str, LazyTensor]]
+LONGEST = 8  # steps from a release to its family
+
+
+class Release(Protocol):
+    """One way of spelling a model.
+
+    Attributes:
+        preference: releases are asked from the lowest on.
+        title: the releases that it means, as the documentation lists them.
+    """
+
+    @property
+    def preference(self) -> int: ...
+
+    @property
+    def title(self) -> str: ...
+
+    def recognises(self, checkpoint: Checkpoint) -> bool:
+        """Whether a checkpoint is spelled so."""
+        ...
+
+    def respelled(self, checkpoint: Checkpoint) -> Spelled:
+        """Configuration and tensors as a family, or another release, has them."""
+        ...
+
+
+RELEASES: Registry[Release] = Registry(__name__, "releases", "release", lambda module, _: module.RELEASE)
+
+
+def as_family(checkpoint: Checkpoint) -> Checkpoint:
+    """A checkpoint as its family spells it; the same one where it does already.
+
+    Raises:
+        CheckpointError: its configuration or tensors are not those of the release that it claims to be.
+    """
+    ordered = sorted(RELEASES.values(), key=lambda release: release.preference)
+    for _ in range(LONGEST):
+        release = next((each for each in ordered if each.recognises(checkpoint)), None)
+        if release is None:
+            return checkpoint
+        checkpoint = checkpoint.respelled(*release.respelled(checkpoint))
+    raise DamagedFile(
+        f"config.json of {checkpoint.path} has a model_type and nested configurations that lead to each other; use the "
+        "published file."
+    )
