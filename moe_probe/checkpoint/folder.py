@@ -148,10 +148,10 @@ class FilesOfOneKind:
         container = self.container
         if present(folder, container.SINGLE):
             path = inside(folder, container.SINGLE)
-            return Opened(_config(folder), container(path).tensors(), [path])
+            return Opened(configuration(folder), container(path).tensors(), [path])
         if not present(folder, container.INDEX):
             return None
-        return Opened(_config(folder), *indexed(folder, container))
+        return Opened(configuration(folder), *indexed(folder, container))
 
 
 def indexed(folder: Path, container: type[ContainerFile]) -> tuple[dict[str, LazyTensor], list[Path]]:
@@ -175,7 +175,13 @@ def present(folder: Path, name: str) -> bool:
     return (folder / name).is_symlink() or (folder / name).exists()
 
 
-def _config(folder: Path) -> dict[str, Any]:
+def configuration(folder: Path) -> dict[str, Any]:
+    """config.json of a folder, with how its weights are quantized where another file says so.
+
+    Raises:
+        MissingFiles: there is none.
+        DamagedFile: it is no JSON object.
+    """
     path = inside(folder, "config.json")
     if not path.exists():
         raise MissingFiles(f"{folder} has no config.json, so the model cannot be recognized; download it too.")

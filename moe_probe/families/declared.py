@@ -25,6 +25,7 @@ LAYERS = ("num_hidden_layers", "num_layers", "n_layers", "block_count")
 WIDTH = ("hidden_size", "d_model", "dim", "embedding_length")
 TOP_K = ("num_experts_per_tok", "num_experts_per_token", "moe_top_k", "moe_topk", "top_k", "topk", "expert_used_count")
 SHARED_COUNT = ("num_shared_experts", "n_shared_experts", "num_shared_expert", "moe_num_shared_experts")
+EMBEDDINGS = re.compile(r"(embed_tokens|tok_embeddings|token_embd|word_embeddings|wte)\.weight$")
 # keys of what no layer of the language model is: predictors of several tokens, towers
 APART = re.compile(r"(^|\.)(mtp\w*|nextn|visual|vision\w*|vit\w*|audio\w*|mm_projector|multi_modal\w*)\.")
 
@@ -110,7 +111,7 @@ class DeclaredArchitecture(Architecture):
 
     def __init__(self, family: Declared, checkpoint: Checkpoint):
         self.family, self.fields = family, {**family.fields, **_flat(checkpoint.config)}
-        super().__init__(_config(self.fields), checkpoint)
+        super().__init__(_config(self.fields, checkpoint), checkpoint)
         self.num_layers = self._number(LAYERS)
         self.hidden_size = self._number(WIDTH)
 
@@ -224,8 +225,11 @@ def _flat(config: Mapping[str, Any]) -> dict[str, Any]:
     return {**config, **{f"{name}.{inner}": each for name, value in nested for inner, each in value.items()}}
 
 
-def _config(fields: Mapping[str, Any]) -> PreTrainedConfig:
+def _config(fields: Mapping[str, Any], tensors: Mapping[str, LazyTensor]) -> PreTrainedConfig:
     config = PreTrainedConfig()
+    embeddings = next((tensor for key, tensor in tensors.items() if EMBEDDINGS.search(key)), None)
+    rows = 0 if embeddings is None else embeddings.shape[0]
+    config.vocab_size = fields.get("vocab_size", rows)  # pyright: ignore[reportAttributeAccessIssue]
     config.model_type = str(fields.get("model_type"))  # pyright: ignore[reportAttributeAccessIssue]
     stated = getattr(torch, str(fields.get("torch_dtype", fields.get("dtype"))), None)
     config.dtype = stated if isinstance(stated, torch.dtype) else None

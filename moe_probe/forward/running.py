@@ -52,6 +52,7 @@ class Running(ModelSource):
     kind = "a running model"
 
     def __post_init__(self) -> None:
+        self.model.require_module()
         self.holds = frozenset(Need) - ({Need.BASELINE} if self.baseline is None else set())
         self.vocab_size = self.model.config.get_text_config(decoder=True).vocab_size
 

@@ -67,6 +67,7 @@ class Writing(ModelSource):
     holds = frozenset(Need) - {Need.BASELINE, Need.LOGITS}
 
     def __post_init__(self) -> None:
+        self.model.require_module()
         self.corpus = self.prompts
 
     @property

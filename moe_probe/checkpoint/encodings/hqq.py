@@ -1,0 +1,121 @@
+"""HQQ: codes `X.W_q` packed along the rows of groups, `X.scale` and `X.zero`, with what a layer's `meta` says of them.
+
+A matrix is cut into groups along one axis: (groups, size) for axis 1, (size, groups) for axis 0. Several rows share a
+byte: the first part of the rows has the highest bits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from moe_probe.checkpoint.encodings import Packed
+from moe_probe.checkpoint.encodings._matrix import PackedMatrix
+from moe_probe.checkpoint.encodings._quantization import Quantization
+from moe_probe.checkpoint.lazy import Index, LazyTensor, Stored
+from moe_probe.checkpoint.slices import covering
+from moe_probe.errors import CheckpointError, DamagedFile
+
+# packing to how many rows share a word, and the bits of each
+PACKINGS = {"8bit_u8": (1, 8), "4bit_u8": (2, 4), "3bit_32": (10, 3), "2bit_u8": (4, 2), "1bit_u8": (8, 1)}
+
+
+class Hqq(PackedMatrix):
+    """Values `(code - zero) * scale` in the scales' type, as HQQ computes them."""
+
+    def __init__(self, codes: LazyTensor, scale: LazyTensor, zero: LazyTensor, meta: Mapping[str, Any]):
+        self.codes, self.scale, self.zero, self.axis = codes, scale, zero, meta["axis"]
+        self.sharing, self.bits = PACKINGS[meta["packing"]]
+        shape = tuple(meta["shape"])
+        self.width = codes.shape[1]
+        form = f"int{meta.get('nbits')} in groups of {meta.get('group_size')} (HQQ)"
+        super().__init__(form, [codes, scale, zero], shape, scale.dtype)
+        self.unit = (1, shape[1])
+
+    def decode(self, lead: Index, rows: slice, columns: slice) -> torch.Tensor:
+        width = self.shape[1]
+        start, stop = rows.start * width, rows.stop * width
+        groups = covering(slice(start, stop), self.width)
+        codes = self._codes(groups.start, groups.stop).to(self.dtype)
+        values = ((codes - self._of_groups(self.zero, groups)) * self._of_groups(self.scale, groups)).flatten()
+        start -= groups.start * self.width
+        return values[start : start + (rows.stop - rows.start) * width].view(-1, width)
+
+    def _of_groups(self, factor: LazyTensor, groups: slice) -> torch.Tensor:
+        """One number per group, or one for all."""
+        if factor.numel() == 1:
+            return factor.read().reshape(1, 1).to(self.dtype)
+        return (factor[groups] if self.axis == 1 else factor).read().to(self.dtype)
+
+    def _codes(self, first: int, last: int) -> torch.Tensor:
+        """Rows of groups."""
+        step = self.codes.shape[0]
+        found = []
+        for part in range(first // step, -(-last // step)):
+            low, high = max(first - part * step, 0), min(last - part * step, step)
+            words = self.codes[low:high].read().to(torch.int32)
+            found.append((words >> ((self.sharing - 1 - part) * self.bits)) & (2**self.bits - 1))
+        return torch.cat(found)
+
+
+@dataclass(frozen=True)
+class HqqLayers:
+    """The encoding: codes, scales and zeros, as one matrix each."""
+
+    methods: tuple[str, ...] = ("hqq",)
+    title: str = "HQQ (qmodel.pt)"
+
+    def packed(self, tensors: Mapping[str, LazyTensor], quantization: Quantization) -> Iterator[Packed]:
+        """The layers as the values that they stand for.
+
+        Raises:
+            DamagedFile: a part is missing or does not fit.
+            CheckpointError: a packing that is not read.
+        """
+        layers = quantization.fields.get("layers")
+        if quantization.method not in self.methods or not isinstance(layers, dict):
+            return
+        for module, meta in layers.items():
+            parts = [key for key in tensors if key.startswith(module + ".") and not key.endswith((".bias", ".weight"))]
+            yield Packed(f"{module}.weight", tuple(parts), _matrix(module, tensors, meta))
+
+
+ENCODING = HqqLayers()
+
+
+def _matrix(module: str, tensors: Mapping[str, LazyTensor], meta: Mapping[str, Any]) -> LazyTensor:
+    packing, axis = meta.get("packing"), meta.get("axis")
+    if packing not in PACKINGS or axis not in (0, 1) or meta.get("view_as_float"):
+        raise CheckpointError(
+            f"{module}.W_q is packed as {packing!r} along axis {axis!r}; {', '.join(PACKINGS)} along 0 or 1 can be "
+            "read. Use another release."
+        )
+    scale, zero = (_factor(module, tensors, meta, name) for name in ("scale", "zero"))
+    words, shape = tensors.get(f"{module}.W_q"), meta.get("shape")
+    if words is None or scale is None or zero is None or not isinstance(shape, list) or len(shape) != 2:
+        raise DamagedFile(f"{module} has no W_q, scale, zero or shape; download the file again.")
+    values = shape[0] * shape[1]
+    rows, width = words.shape[0] * PACKINGS[packing][0], words.shape[-1]
+    groups = values // width
+    slack = PACKINGS[packing][0] if packing == "3bit_32" else 1  # its rows are filled up to whole words
+    fits = words.ndim == 2 and 0 <= rows - groups < slack and values == groups * width
+    one_each = (groups, 1) if axis == 1 else (1, width)
+    if not fits or any(part.numel() != 1 and part.shape != one_each for part in (scale, zero)):
+        raise DamagedFile(
+            f"{module} is stated as {tuple(shape)}, but has codes, scales and zeros of the shapes {tuple(words.shape)}, "
+            f"{tuple(scale.shape)} and {tuple(zero.shape)}; download the file again."
+        )
+    return Stored(Hqq(words, scale, zero, meta))
+
+
+def _factor(module: str, tensors: Mapping[str, LazyTensor], meta: Mapping[str, Any], name: str) -> LazyTensor | None:
+    """Scales or zeros of a layer, which may be quantized themselves."""
+    nested = meta.get(f"meta_{name}")
+    if not isinstance(nested, dict):
+        return tensors.get(f"{module}.{name}")
+    inner = {"W_q": f"{module}.{name}_q", "scale": f"{module}.meta_{name}.scale", "zero": f"{module}.meta_{name}.zero"}
+    parts = {f"{module}.{role}": tensors[key] for role, key in inner.items() if key in tensors}
+    return _matrix(module, parts, nested)

@@ -1,0 +1,88 @@
+"""HQQ's `qmodel.pt` beside a config.json: a dict from module to its codes and what they mean, or to a plain weight.
+
+Codes keep their names (`X.W_q`, `X.scale`, `X.zero`); what is said of a layer goes to `quantization_config`, where the
+encoding `hqq` finds it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from moe_probe.checkpoint.folder import Opened, configuration, inside, present
+from moe_probe.checkpoint.formats.torch import TorchFile
+from moe_probe.errors import DamagedFile
+
+NAME = "qmodel.pt"
+METHOD = "hqq"
+
+
+class HqqFile(TorchFile):
+    """The file; its tensors by `module.role`, and what is said of each module."""
+
+    @cached_property
+    def modules(self) -> Mapping[str, Mapping[str, Any]]:
+        value = self.unpickle()
+        if not isinstance(value, dict) or not value or not all(isinstance(part, dict) for part in value.values()):
+            raise DamagedFile(f"{self.path} holds no modules, which every model of HQQ has; download it again.")
+        return value
+
+    @cached_property
+    def state(self) -> dict[str, torch.Tensor]:
+        found = dict(pair for name, module in self.modules.items() for pair in _tensors(str(name), module))
+        return self.as_state(found)
+
+    def layers(self) -> dict[str, dict[str, Any]]:
+        """What is said of each packed layer, in numbers and words."""
+        metas = ((name, module.get("meta")) for name, module in self.modules.items() if "W_q" in module)
+        return {str(name): _said(meta) for name, meta in metas if isinstance(meta, Mapping)}
+
+
+def _tensors(prefix: str, parts: Mapping[str, Any]) -> Iterator[tuple[str, torch.Tensor]]:
+    for name, value in parts.items():
+        if isinstance(value, torch.Tensor):
+            yield f"{prefix}.{name}", value
+        elif isinstance(value, Mapping):
+            yield from _tensors(prefix if name == "meta" else f"{prefix}.{name}", value)
+
+
+def _said(meta: Mapping[str, Any]) -> dict[str, Any]:
+    said: dict[str, Any] = {}
+    for name, value in meta.items():
+        if isinstance(value, Mapping):
+            said[name] = _said(value)
+        elif isinstance(value, tuple | list):
+            said[name] = [int(size) for size in value]
+        elif isinstance(value, str | int | float | None):
+            said[name] = value
+    return said
+
+
+@dataclass(frozen=True)
+class Hqq:
+    """The format of `qmodel.pt`."""
+
+    preference: int = 6
+    expects: str = f"config.json with HQQ's {NAME}"
+
+    def open(self, folder: Path) -> Opened | None:
+        """The model of a folder; None where it has no such file.
+
+        Raises:
+            MissingFiles: config.json is missing.
+            DamagedFile: the file is damaged, or holds something else.
+            UnsafeFile: the file names code to run.
+        """
+        if not present(folder, NAME):
+            return None
+        config, file = configuration(folder), HqqFile(inside(folder, NAME))
+        config["quantization_config"] = {"quant_method": METHOD, "layers": file.layers()}
+        return Opened(config, file.tensors(), [file.path])
+
+
+FORMAT = Hqq()

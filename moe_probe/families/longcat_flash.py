@@ -1,0 +1,61 @@
+"""LongCat-Flash as released: its files hold no rows for the experts that return their input.
+
+transformers' module has parameters for them in `gate_up_proj`, which it never multiplies by; here it has none, so that
+the released files fit and their parameters are counted once. Files that transformers wrote have those rows, which are
+left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import nn
+from transformers import LongcatFlashConfig, LongcatFlashForCausalLM
+from transformers.conversion_mapping import get_checkpoint_conversion_mapping
+
+from moe_probe.checkpoint import Checkpoint, LazyTensor
+from moe_probe.families.registered import Published, Registered
+
+FUSED = ".experts.gate_up_proj"
+
+
+class ReleasedLongcatFlashForCausalLM(LongcatFlashForCausalLM):
+    """transformers' model with parameters for the experts that have some."""
+
+    config_class = LongcatFlashConfig
+
+    def __init__(self, config: LongcatFlashConfig):
+        super().__init__(config)
+        for layer in self.model.layers:
+            experts = layer.mlp.experts
+            rows = experts.gate_up_proj
+            if rows is not None and len(rows) > experts.num_routed_experts:
+                kept = torch.empty(experts.num_routed_experts, *rows.shape[1:], device=rows.device, dtype=rows.dtype)
+                experts.gate_up_proj = nn.Parameter(kept)
+
+
+def published(checkpoint: Checkpoint) -> Published:
+    """Configuration and tensors, without rows for experts that have no weights, and without the class that has them.
+
+    `head_dim`, which the release leaves out, is that of rotary positions.
+    """
+    fields = {name: value for name, value in checkpoint.config.items() if name != "architectures"}
+    if "qk_rope_head_dim" in fields:
+        fields.setdefault("head_dim", fields["qk_rope_head_dim"])
+    return fields, dict(_with_weights(checkpoint))
+
+
+def _with_weights(checkpoint: Checkpoint) -> Iterator[tuple[str, LazyTensor]]:
+    experts = checkpoint.config.get("n_routed_experts")
+    for key, tensor in checkpoint.items():
+        too_many = key.endswith(FUSED) and isinstance(experts, int) and tensor.shape[0] > experts
+        yield key, tensor[:experts] if too_many else tensor
+
+
+FAMILY = Registered(
+    name="longcat_flash",
+    model_class=ReleasedLongcatFlashForCausalLM,
+    conversion=get_checkpoint_conversion_mapping("longcat_flash") or [],
+    published=published,
+)
