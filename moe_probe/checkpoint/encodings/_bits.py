@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
+
+from moe_probe.checkpoint.slices import covering
 
 WORD = 32
 
@@ -38,3 +42,28 @@ def padded(words: torch.Tensor, bits: int, dim: int) -> torch.Tensor:
 def period(bits: int) -> tuple[int, int]:
     """After how many codes a new word begins, and how many words that is."""
     return (WORD // bits, 1) if WORD % bits == 0 else (WORD, bits)
+
+
+def read_codes(
+    read: Callable[[slice], torch.Tensor], part: slice, bits: int, dim: int, total: int, dense: bool = True
+) -> torch.Tensor:
+    """Codes of some entries of a dimension, int32.
+
+    Args:
+        read: gives some of the words along `dim`.
+        part: the entries.
+        bits: of a code.
+        dim: the dimension, counted from the end.
+        total: words along it; the last codes may be missing.
+        dense: codes follow each other across words, else each word has whole codes.
+    """
+    codes, words = period(bits) if dense else (WORD // bits, 1)
+    blocks = covering(part, codes)
+    found = read(slice(blocks.start * words, min(blocks.stop * words, total)))
+    lacking = -found.shape[dim] % words
+    if lacking:
+        filled = list(found.shape)
+        filled[dim] = lacking
+        found = torch.cat([found, found.new_zeros(filled)], dim)
+    values = (unpacked if dense else padded)(found, bits, dim)
+    return values.narrow(dim, part.start - blocks.start * codes, part.stop - part.start)

@@ -14,13 +14,12 @@ from typing import Any
 import torch
 
 from moe_probe.checkpoint.encodings import Packed
-from moe_probe.checkpoint.encodings._bits import WORD, padded
+from moe_probe.checkpoint.encodings._bits import WORD, read_codes
 from moe_probe.checkpoint.encodings._fp4 import Fp4
 from moe_probe.checkpoint.encodings._matrix import PackedMatrix
 from moe_probe.checkpoint.encodings._quantization import Quantization, block_size, matches
 from moe_probe.checkpoint.encodings._scaled import CODES, Same, scaled
 from moe_probe.checkpoint.lazy import Index, LazyTensor, Stored
-from moe_probe.checkpoint.slices import covering
 from moe_probe.errors import CheckpointError, DamagedFile
 
 TITLE = "compressed-tensors"
@@ -29,6 +28,9 @@ TITLE = "compressed-tensors"
 class PackedIntegers(PackedMatrix):
     """`X_packed` (out, words): codes along each row, the first one lowest, offset by half of their range.
 
+    Newer files have codes of 3, 5, 6 or 7 bits across words, older ones whole codes in each word: the number of words
+    says which.
+
     The values are `(code - zero) * scale` in the scales' type, as compressed-tensors computes them: both factors are
     exact in it. Zero points are packed along the rows (`out`). `order` gives the group of every column; without it,
     groups are runs of columns.
@@ -36,19 +38,20 @@ class PackedIntegers(PackedMatrix):
 
     def __init__(
         self, bits: int, codes: LazyTensor, scale: LazyTensor, shape: tuple[int, ...], zero: LazyTensor | None = None,
-        order: LazyTensor | None = None,
+        order: LazyTensor | None = None, dense: bool = True,
     ):  # fmt: skip
+        self.dense = dense
         self.bits, self.codes, self.scale, self.zero, self.order = bits, codes, scale, zero, order
         self.group = -(-shape[-1] // scale.shape[-1])
-        per_word = WORD // bits
         groups = "rows" if scale.shape[-1] == 1 else f"groups of {self.group}"
         parts = [codes, scale, *(part for part in (zero, order) if part is not None)]
-        rows = 1 if zero is None else per_word
-        super().__init__(f"int{bits} in {groups} ({TITLE})", parts, shape, scale.dtype, (rows, per_word))
+        super().__init__(f"int{bits} in {groups} ({TITLE})", parts, shape, scale.dtype)
 
     def decode(self, lead: Index, rows: slice, columns: slice) -> torch.Tensor:
-        words = self.codes[(*lead, rows, covering(columns, self.unit[1]))].read()
-        codes = padded(words, self.bits, -1)[..., : columns.stop - columns.start]
+        def words(part: slice) -> torch.Tensor:
+            return self.codes[(*lead, rows, part)].read()
+
+        codes = read_codes(words, columns, self.bits, -1, self.codes.shape[-1], self.dense)
         group = self._groups(columns)
         first, last = int(group.min()), int(group.max()) + 1
         scale = self.scale[(*lead, rows, slice(first, last))].read()
@@ -64,8 +67,12 @@ class PackedIntegers(PackedMatrix):
     def _zero(self, lead: Index, rows: slice, groups: slice) -> torch.Tensor:
         if self.zero is None:
             return torch.full((1, groups.stop - groups.start), 2 ** (self.bits - 1), dtype=torch.int32)
-        words = self.zero[(*lead, covering(rows, WORD // self.bits), groups)].read()
-        return padded(words, self.bits, -2)[..., : rows.stop - rows.start, :]
+        zero = self.zero
+
+        def words(part: slice) -> torch.Tensor:
+            return zero[(*lead, part, groups)].read()
+
+        return read_codes(words, rows, self.bits, -2, zero.shape[-2], self.dense)
 
 
 @dataclass(frozen=True)
@@ -164,11 +171,12 @@ def _integers(
     groups = scale.shape[-1]
     group = weights.get("group_size") or columns
     wanted = -(-columns // group) if isinstance(group, int) and group > 0 else 1
-    per_word = WORD // bits
+    dense, words = _packing(name, columns, bits, codes.shape[-1])
+    zeros = -(-rows * bits // WORD) if dense else -(-rows // (WORD // bits))
     problems = {
         "scales": scale.shape != (*lead, rows, groups) or groups != wanted,
-        "words": codes.shape != (*lead, rows, -(-columns // per_word)),
-        "zero points": zero is not None and zero.shape != (*lead, -(-rows // per_word), groups),
+        "words": codes.shape != (*lead, rows, words),
+        "zero points": zero is not None and zero.shape != (*lead, zeros, groups),
         "the order of groups": order is not None and (order.shape != (columns,) or bool(lead)),
     }
     wrong = [what for what, is_wrong in problems.items() if is_wrong]
@@ -181,7 +189,22 @@ def _integers(
         raise DamagedFile(f"{name!r} is quantized asymmetrically, but has no {name + '_zero_point'!r}.")
     if zero is not None and zero.dtype is not torch.int32:
         raise DamagedFile(f"{name + '_zero_point'!r} is stored as {zero.dtype}, expected int32 words.")
-    return Stored(PackedIntegers(bits, codes, scale, shape, zero, order if _by_activation(order) else None))
+    order = order if _by_activation(order) else None
+    return Stored(PackedIntegers(bits, codes, scale, shape, zero, order, dense))
+
+
+def _packing(name: str, columns: int, bits: int, words: int) -> tuple[bool, int]:
+    """Whether codes go on across words, and the words of a row.
+
+    Raises:
+        DamagedFile: both ways need as many words and are not the same.
+    """
+    dense, whole = -(-columns * bits // WORD), -(-columns // (WORD // bits))
+    if WORD % bits and dense == whole == words > 1:
+        raise DamagedFile(
+            f"{name!r} has {columns} codes of {bits} bits in {words} words, which both ways of packing give; repack it."
+        )
+    return WORD % bits == 0 or words != whole, dense if WORD % bits == 0 or words != whole else whole
 
 
 def _by_activation(order: LazyTensor | None) -> bool:
@@ -193,7 +216,7 @@ def _shape(
     name: str, tensors: Mapping[str, LazyTensor], parts: Mapping[str, str], codes: LazyTensor, bits: int
 ) -> tuple[int, ...]:
     if "_shape" not in parts:
-        return (*codes.shape[:-1], codes.shape[-1] * (WORD // bits))
+        return (*codes.shape[:-1], codes.shape[-1] * WORD // bits)
     stated = tensors[parts["_shape"]].read().flatten().tolist()
     if len(stated) == 2 and codes.ndim == 3:
         stated = [codes.shape[0], *stated]

@@ -85,10 +85,23 @@ class GptqLayers:
                 f"The checkpoint is in GPTQ's format {written!r}; {', '.join(LESS)} can be read. Use another release."
             )
         for name in names:
-            yield _layer(name, tensors, LESS[written], quantization.number("group_size", -1))
+            layer = _layer(name, tensors, LESS[written], quantization.number("group_size", -1))
+            _require_bits(layer, quantization)
+            yield layer
 
 
 ENCODING = GptqLayers()
+
+
+def _require_bits(layer: Packed, quantization: Quantization) -> None:
+    """Refuse bits that differ from the stated ones; layers with their own ones (`dynamic`) are known by their shapes."""
+    assert isinstance(layer.values, Stored) and isinstance(layer.values.source, Gptq)
+    bits = layer.values.source.bits
+    if bits != quantization.number("bits", bits) and not quantization.fields.get("dynamic"):
+        raise DamagedFile(
+            f"{layer.name!r} is packed with {bits} bits, but quantization_config states {quantization.fields['bits']}; "
+            "use the config.json that was published with the files."
+        )
 
 
 def _layer(name: str, tensors: Mapping[str, LazyTensor], less: int, group: int) -> Packed:

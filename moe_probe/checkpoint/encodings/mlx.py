@@ -1,7 +1,7 @@
 """MLX: `X.weight` uint32 (..., out, in bits / 32), `X.scales` and `X.biases` (..., out, groups).
 
 Codes follow each other from the lowest bit on. The configuration states the size of a group and the bits of most
-layers, and of some under their names; bits follow from the shapes.
+layers, and of some under their names.
 """
 
 from __future__ import annotations
@@ -79,10 +79,10 @@ def _layer(module: str, tensors: Mapping[str, LazyTensor], fields: Mapping[str, 
         group = fields.get("group_size")
         columns = scales.shape[-1] * group if isinstance(group, int) else 0
         bits = codes.shape[-1] * WORD / columns if columns else 0
-        if bits not in BITS or codes.shape[:-1] != scales.shape[:-1] or scales.shape != biases.shape:
+        if bits not in BITS or bits != fields.get("bits", bits) or codes.shape[:-1] != scales.shape[:-1] or scales.shape != biases.shape:
             raise DamagedFile(
                 f"{key!r}, its scales and biases have shapes {tuple(codes.shape)}, {tuple(scales.shape)} and "
-                f"{tuple(biases.shape)}, which do not fit groups of {group}; use the published config.json."
+                f"{tuple(biases.shape)}, which do not fit {fields.get('bits')} bits in groups of {group}; use the published config.json."
             )
         values = Stored(Affine(codes, scales, biases, int(bits), group))
         return Packed(key, (key, module + ".scales", module + ".biases"), values)

@@ -1,0 +1,318 @@
+"""Packed layers against float64 of their definitions, and against the formats' own packages where those are installed."""
+
+import numpy as np
+import packing
+import pytest
+import torch
+
+from moe_probe.checkpoint import InMemory, Stored
+from moe_probe.checkpoint.encodings import decoded
+from moe_probe.errors import CheckpointError
+
+SLICES = [(...,), (slice(3, 9),), (5,), (slice(None), slice(5, 21)), (slice(1, 6), 9), (slice(7, 8), slice(32, 33))]
+ROUNDING = {torch.float16: 2.0**-10, torch.bfloat16: 2.0**-7, torch.float32: 2.0**-22}  # of one or two operations
+
+
+class Counting(InMemory):
+    """A tensor in memory that counts the values that are read of it."""
+
+    def __init__(self, tensor):
+        super().__init__(tensor)
+        self.count = 0
+
+    def read(self, index):
+        values = super().read(index)
+        self.count += values.numel()
+        return values
+
+
+def plain(stored, quantization, prefix="m.", name=None):
+    """The only matrix that stored tensors stand for."""
+    tensors = {prefix + key: Stored(InMemory(tensor)) for key, tensor in stored.items()}
+    found = decoded(tensors, {"quantization_config": quantization})
+    assert list(found) == [name or prefix + "weight"]
+    return found[name or prefix + "weight"]
+
+
+def assert_values(lazy, expected):
+    values = lazy.read()
+    assert values.dtype == lazy.dtype
+    assert tuple(values.shape) == tuple(lazy.shape) == expected.shape
+    np.testing.assert_allclose(
+        packing.float64(values), expected, rtol=ROUNDING[lazy.dtype], atol=1e-6 * np.abs(expected).max()
+    )
+    for index in SLICES:
+        index = index if lazy.ndim == 2 else (1, *index)
+        assert torch.equal(lazy[index].read(), values[index]), index
+
+
+def reads_only_its_bytes(stored, quantization):
+    """A slice of 1/4 of the rows reads about 1/4 of what all rows do."""
+    sources = {"m." + key: Counting(tensor) for key, tensor in stored.items()}
+    lazy = decoded({key: Stored(source) for key, source in sources.items()}, {"quantization_config": quantization})
+    matrix = lazy["m.weight"]
+    for source in sources.values():
+        source.count = 0
+    matrix[: matrix.shape[0] // 4].read()
+    part = sum(source.count for source in sources.values())
+    matrix.read()
+    whole = sum(source.count for source in sources.values()) - part
+    assert part < 0.4 * whole
+
+
+@pytest.mark.parametrize("version", [1, 2])
+@pytest.mark.parametrize("order", [False, True])
+@pytest.mark.parametrize(("bits", "group"), [(2, 32), (3, 32), (4, 16), (4, 96), (8, 48)])
+def test_gptq(bits, group, order, version):
+    stored, expected = packing.gptq(bits, group, order=order, version=version)
+    config = {"quant_method": "gptq", "bits": bits, "group_size": -1 if group == 96 else group, "desc_act": order}
+    config["checkpoint_format"] = "gptq" if version == 1 else "gptq_v2"
+    assert_values(plain(stored, config), expected)
+    reads_only_its_bytes(stored, config)
+
+
+def test_gptq_without_a_format_is_the_first_one_and_needs_no_order():
+    stored, expected = packing.gptq(4, 32, version=1)
+    del stored["g_idx"]
+    assert_values(plain(stored, {"quant_method": "gptq", "group_size": 32}), expected)
+
+
+@pytest.mark.parametrize("group", [16, 64])
+def test_awq(group):
+    stored, expected = packing.awq(group)
+    config = {"quant_method": "awq", "bits": 4, "group_size": group, "version": "gemm", "zero_point": True}
+    assert_values(plain(stored, config), expected)
+    reads_only_its_bytes(stored, config)
+
+
+@pytest.mark.parametrize("lead", [(), (3,)])
+@pytest.mark.parametrize(("bits", "group"), [(2, 64), (3, 64), (4, 32), (5, 64), (6, 128), (8, 64)])
+def test_mlx(bits, group, lead):
+    stored, expected = packing.mlx(bits, group, *lead)
+    assert_values(plain(stored, {"bits": 4, "group_size": 64, "m": {"bits": bits, "group_size": group}}), expected)
+
+
+def test_mlx_is_what_its_package_dequantizes():
+    mx = pytest.importorskip("mlx.core")
+    for bits, group in ((2, 32), (3, 64), (4, 64), (6, 32), (8, 128)):
+        stored, _ = packing.mlx(bits, group)
+        arrays = [mx.array(np.array(part.view(torch.uint32) if n == 0 else part.float()))
+                  for n, part in enumerate(stored.values())]  # fmt: skip
+        expected = np.array(mx.dequantize(*arrays, group_size=group, bits=bits))
+        exact = {key: part if key == "weight" else part.float() for key, part in stored.items()}
+        values = plain(exact, {"bits": bits, "group_size": group}).read()
+        np.testing.assert_allclose(values.numpy(), expected, rtol=1e-6)
+
+
+def compressed(**weights):
+    groups = {"group_0": {"targets": ["Linear"], "weights": {"type": "int", "symmetric": True, **weights}}}
+    return {"quant_method": "compressed-tensors", "config_groups": groups, "ignore": ["lm_head", "re:.*gate$"]}
+
+
+@pytest.mark.parametrize("lead", [(), (3,)])
+@pytest.mark.parametrize("zero", [False, True])
+@pytest.mark.parametrize(("bits", "group"), [(4, 16), (8, 32), (4, 64), (3, 32), (5, 64), (2, 32)])
+def test_compressed_tensors_packed_integers(bits, group, zero, lead):
+    stored, expected = packing.packed_integers(bits, group, *lead, zero=zero)
+    assert_values(plain(stored, compressed(num_bits=bits, group_size=group, symmetric=not zero)), expected)
+
+
+def test_compressed_tensors_whole_codes_in_each_word():
+    stored, expected = packing.packed_integers(3, 32, pack=packing.whole)
+    assert_values(plain(stored, compressed(num_bits=3, group_size=32)), expected)
+
+
+def test_compressed_tensors_groups_in_the_order_of_activations():
+    stored, expected = packing.packed_integers(4, 16, rows=80, order=True)
+    config = compressed(num_bits=4, group_size=16, actorder="group")
+    assert_values(plain(stored, config), expected)
+    reads_only_its_bytes(stored, config)
+
+
+def test_compressed_tensors_takes_the_group_that_targets_a_layer():
+    stored, expected = packing.packed_integers(8, 16)
+    config = compressed(num_bits=4, group_size=32)
+    config["config_groups"]["group_1"] = {"targets": ["re:m.*"], "weights": {"num_bits": 8, "group_size": 16}}
+    assert_values(plain(stored, config), expected)
+
+
+def scheme(**arguments):
+    quantization = pytest.importorskip("compressed_tensors.quantization")
+    return quantization.QuantizationScheme(targets=["Linear"], weights=quantization.QuantizationArgs(**arguments))
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_packed_integers_are_what_the_package_decompresses(bits, symmetric):
+    args = scheme(num_bits=bits, type="int", strategy="group", group_size=32, symmetric=symmetric)
+    from compressed_tensors.compressors.pack_quantized.base import PackedQuantizationCompressor
+
+    stored, _ = packing.packed_integers(bits, 32, zero=not symmetric)
+    expected = PackedQuantizationCompressor.decompress(dict(stored), args)["weight"]
+    values = plain(stored, compressed(num_bits=bits, group_size=32, symmetric=symmetric)).read()
+    assert torch.equal(values, expected)
+
+
+def test_nvfp4_is_what_the_package_decompresses():
+    args = scheme(num_bits=4, type="float", strategy="tensor_group", group_size=16, symmetric=True)
+    from compressed_tensors.compressors.nvfp4.base import NVFP4PackedCompressor
+
+    packed, scale, overall, _ = packing.nvfp4()
+    stored = {"weight_packed": packed, "weight_scale": scale, "weight_global_scale": overall}
+    expected = NVFP4PackedCompressor.decompress(dict(stored), args)["weight"]
+    assert torch.equal(plain(stored, compressed(num_bits=4, type="float", group_size=16)).read(), expected.bfloat16())
+
+
+@pytest.mark.parametrize("lead", [(), (3,)])
+def test_nvfp4_of_both_packages_divides_by_one_scale_and_multiplies_by_the_other(lead):
+    packed, scale, overall, expected = packing.nvfp4(*lead)
+    stored = {"weight_packed": packed, "weight_scale": scale, "weight_global_scale": overall}
+    stored["input_global_scale"] = torch.tensor([5.0])
+    assert_values(plain(stored, compressed(num_bits=4, type="float", group_size=16)), expected)
+    packed, scale, overall, expected = packing.nvfp4(*lead, dividing=False)
+    stored = {"weight": packed, "weight_scale": scale, "weight_scale_2": overall, "input_scale": torch.tensor(0.1)}
+    assert_values(plain(stored, {"quant_algo": "NVFP4"}), expected)
+
+
+SCALES = {"channel": (12, 1), "tensor": (1,), "one": (), "block": (3, 4)}
+
+
+@pytest.mark.parametrize("kind", [torch.float8_e4m3fn, torch.int8])
+@pytest.mark.parametrize("strategy", SCALES)
+def test_codes_of_eight_bits_times_scales(strategy, kind):
+    codes = torch.from_numpy(packing.RNG.integers(-100, 100, (12, 64))).to(kind)
+    scale = packing.scales_of(torch.bfloat16, *SCALES[strategy])
+    spread = packing.float64(scale)
+    spread = spread.repeat(4, 0).repeat(16, 1) if strategy == "block" else spread
+    blocks = {"block_structure": [4, 16]} if strategy == "block" else {}
+    config = compressed(num_bits=8, strategy=strategy, **blocks)
+    expected = packing.float64(codes) * spread
+    assert_values(plain({"weight": codes, "weight_scale": scale}, config), expected)
+    if strategy != "block" and kind is not torch.int8:
+        stored = {"weight": codes, "weight_scale": scale, "input_scale": torch.tensor(0.5)}
+        assert_values(plain(stored, {"quant_method": "fp8", "activation_scheme": "static"}), expected)
+        assert_values(plain(stored, {"quant_method": "modelopt", "quant_algo": "FP8"}), expected)
+
+
+def test_int8_with_zero_points():
+    codes = torch.from_numpy(packing.RNG.integers(-128, 128, (12, 64))).to(torch.int8)
+    zero = torch.from_numpy(packing.RNG.integers(-128, 128, (12, 1))).to(torch.int8)
+    scale = packing.scales_of(torch.bfloat16, 12, 1)
+    stored = {"weight": codes, "weight_scale": scale, "weight_zero_point": zero}
+    expected = (packing.float64(codes) - packing.float64(zero)) * packing.float64(scale)
+    assert_values(plain(stored, compressed(num_bits=8, strategy="channel", symmetric=False)), expected)
+
+
+def test_fp8_of_mistral_and_of_fbgemm():
+    codes = torch.from_numpy(packing.RNG.integers(-100, 100, (12, 64))).to(torch.float8_e4m3fn)
+    stored = {"weight": codes, "qscale_weight": torch.tensor(0.5), "qscale_act": torch.tensor(2.0)}
+    assert_values(plain(stored, {"qformat_weight": "fp8_e4m3", "qscheme_act": "TENSOR"}), packing.float64(codes) / 2)
+    fused = codes.view(3, 16, 16)
+    outputs = packing.scales_of(torch.float32, 3, 16, 1)
+    stored = {"down_proj": fused, "down_proj_scale": outputs}
+    expected = packing.float64(fused) * packing.float64(outputs).swapaxes(1, 2)  # outputs are the stored columns
+    assert_values(plain(stored, {"quant_method": "fbgemm_fp8"}, name="m.down_proj"), expected)
+    stored = {"gate_up_proj": fused, "gate_up_proj_scale": outputs.transpose(1, 2)}
+    assert_values(plain(stored, {"quant_method": "fbgemm_fp8"}, name="m.gate_up_proj"), expected)
+
+
+def test_deepseek_v4s_exponents_and_fp4():
+    codes = packing.codes_of(4, 12, 64)
+    exponent = torch.from_numpy(packing.RNG.integers(120, 130, (12, 2)).astype(np.uint8)).view(torch.float8_e8m0fnu)
+    packed = torch.from_numpy((codes[:, 0::2] | codes[:, 1::2] << 4).astype(np.uint8)).view(torch.int8)
+    config = {"quant_method": "fp8", "scale_fmt": "ue8m0", "weight_block_size": [128, 128]}
+    expected = packing.FP4[codes] * packing.float64(exponent.float()).repeat(32, 1)
+    assert_values(plain({"weight": packed, "scale": exponent}, config), expected)
+    weight = torch.from_numpy(packing.RNG.integers(-8, 8, (12, 64))).to(torch.float8_e4m3fn)
+    expected = packing.float64(weight) * float(exponent[0, 0].float())
+    assert_values(plain({"weight": weight, "scale": exponent[:1, :1].contiguous()}, config), expected)
+
+
+@pytest.mark.parametrize("nested", [False, True])
+@pytest.mark.parametrize("shape", [(16, 128), (6, 40), (5, 7)])
+def test_bitsandbytes_four_bits(shape, nested):
+    rows, columns = shape
+    values = rows * columns
+    blocks = -(-values // 16)
+    table = np.sort(packing.RNG.normal(size=16))
+    codes = packing.codes_of(4, values + values % 2)
+    factors, stored = packing.RNG.uniform(1, 2, blocks), {}
+    more = {}
+    if nested:
+        bytes_, inner = packing.codes_of(8, blocks), packing.RNG.uniform(1, 2, -(-blocks // 8))
+        wide = packing.RNG.normal(size=256)
+        factors = wide.astype(np.float32)[bytes_] * inner.astype(np.float32).repeat(8)[:blocks] + 0.25
+        stored["weight.nested_absmax"] = torch.from_numpy(inner).float()
+        stored["weight.nested_quant_map"] = torch.from_numpy(wide).float()
+        more = {"nested_blocksize": 8, "nested_offset": 0.25, "nested_dtype": "float32"}
+    absmax = torch.from_numpy(bytes_.astype(np.uint8)) if nested else torch.from_numpy(factors).float()
+    stored |= {
+        "weight": torch.from_numpy((codes[0::2] << 4 | codes[1::2]).astype(np.uint8)).unsqueeze(1),
+        "weight.absmax": absmax,
+        "weight.quant_map": torch.from_numpy(table).float(),
+        "weight.quant_state.bitsandbytes__nf4": packing.state("nf4", shape, 16, **more),
+    }
+    expected = (table[codes[:values]] * factors.repeat(16)[:values]).reshape(shape)
+    lazy = plain(stored, {"quant_method": "bitsandbytes", "load_in_4bit": True})
+    np.testing.assert_allclose(packing.float64(lazy.read()), expected, rtol=1e-5, atol=1e-6)
+    for part in (slice(1, 3), slice(2, 5)):
+        assert torch.equal(lazy[part].read(), lazy.read()[part])
+        assert torch.equal(lazy[part, 1:4].read(), lazy.read()[part, 1:4])
+
+
+@pytest.mark.parametrize("kind", ["nf4", "fp4"])
+@pytest.mark.parametrize("twice", [False, True])
+def test_bitsandbytes_is_what_its_package_dequantizes(kind, twice):
+    functional = pytest.importorskip("bitsandbytes.functional")
+    weight = torch.from_numpy(packing.RNG.normal(size=(96, 256))).float()
+    codes, state = functional.quantize_4bit(weight, quant_type=kind, compress_statistics=twice)
+    stored = {"weight": codes} | {f"weight.{key}": value for key, value in state.as_dict(packed=True).items()}
+    values = plain(stored, {"quant_method": "bitsandbytes", "load_in_4bit": True}).read()
+    np.testing.assert_allclose(values, functional.dequantize_4bit(codes, state), rtol=1e-6, atol=1e-7)
+
+
+def test_bitsandbytes_eight_bits():
+    codes = torch.from_numpy(packing.RNG.integers(-127, 128, (12, 64))).to(torch.int8)
+    scale = packing.scales_of(torch.float32, 12)
+    stored = {"weight": codes, "SCB": scale, "weight_format": torch.tensor(0, dtype=torch.uint8)}
+    config = {"quant_method": "bitsandbytes", "load_in_8bit": True}
+    assert_values(plain(stored, config), packing.float64(codes) * packing.float64(scale)[:, None] / 127)
+
+
+@pytest.mark.parametrize(
+    ("stored", "config", "words"),
+    [
+        (packing.gptq(4, 32)[0], {"quant_method": "gptq", "group_size": 16}, "group_size=16"),
+        (packing.gptq(4, 32)[0], {"quant_method": "gptq", "group_size": 32, "checkpoint_format": "marlin"}, "'marlin'"),
+        (packing.gptq(4, 32)[0], {"quant_method": "gptq", "group_size": 32, "bits": 8}, "states 8"),
+        (packing.awq(16)[0], {"quant_method": "awq", "bits": 4, "group_size": 16, "version": "gemv"}, "'gemv'"),
+        (packing.awq(16)[0], {"quant_method": "awq", "bits": 4, "group_size": 32}, "groups of 32"),
+        (packing.mlx(4, 64)[0], {"bits": 4, "group_size": 128}, "groups of 128"),
+        (packing.mlx(4, 64)[0], {"bits": 4, "group_size": 64, "mode": "nvfp4"}, "'nvfp4'"),
+        (packing.packed_integers(4, 16)[0], compressed(num_bits=8, group_size=16), "int8"),
+        (packing.packed_integers(4, 16)[0], compressed(num_bits=4, group_size=32), "groups of 32"),
+        (packing.packed_integers(4, 16)[0], compressed(num_bits=4, group_size=16, symmetric=False), "zero_point"),
+    ],
+)
+def test_what_does_not_fit_its_configuration_is_refused_by_name(stored, config, words):
+    with pytest.raises(CheckpointError, match=words):
+        plain(stored, config)
+
+
+@pytest.mark.parametrize(
+    "stored",
+    [
+        packing.gptq(4, 32)[0],
+        packing.awq(16)[0],
+        packing.packed_integers(4, 16)[0],
+        packing.mlx(4, 64)[0],
+        {"weight": torch.ones(4, 8, dtype=torch.int8), "weight_scale": torch.ones(4, 1)},
+        {"weight": torch.ones(4, 8, dtype=torch.int8)},
+        {"weight": torch.ones(4, 8).to(torch.float8_e4m3fn), "weight_scale": torch.ones(4, 1)},
+        {"W_q": torch.ones(4, 8, dtype=torch.uint8)},
+    ],
+    ids=lambda stored: "+".join(stored),
+)
+def test_packed_layers_without_a_configuration_are_refused(stored):
+    with pytest.raises(CheckpointError, match="m.*packed matrix"):
+        decoded({"m." + key: Stored(InMemory(tensor)) for key, tensor in stored.items()}, {})
