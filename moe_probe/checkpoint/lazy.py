@@ -191,8 +191,12 @@ class Stored(LazyTensor):
 
     def __init__(self, source: TensorSource, index: Index | None = None):
         self.source = source
-        self.index = index or tuple(slice(0, size) for size in source.shape)
-        super().__init__([part.stop - part.start for part in self.index if isinstance(part, slice)], source.dtype)
+        if index is None:
+            self.index = tuple([slice(0, size) for size in source.shape])
+            super().__init__(source.shape, source.dtype)
+        else:
+            self.index = index
+            super().__init__([part.stop - part.start for part in index if isinstance(part, slice)], source.dtype)
 
     def read(self) -> torch.Tensor:
         return self.source.read(self.index)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import gc
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -100,6 +102,19 @@ class Checkpoint(Mapping[str, LazyTensor]):
         return self._identity[1]
 
 
+@contextmanager
+def without_collection() -> Iterator[None]:
+    """No search for garbage meanwhile: it takes most of the time where a hundred thousand tensors come to be."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
+@without_collection()
 def open_checkpoint(path: str | Path, config: Mapping[str, Any] | None = None) -> Checkpoint:
     """Open a checkpoint folder; reads its configuration, index and headers, and no weight.
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from moe_probe.checkpoint import Checkpoint
 from moe_probe.errors import DamagedFile, UnknownModel
@@ -47,17 +50,41 @@ def find_family(checkpoint: Checkpoint) -> Family:
         DamagedFile: the configuration states sizes that no file has.
     """
     require_sizes(checkpoint.config, checkpoint)
-    model_type = checkpoint.config.get("model_type")
-    if not isinstance(model_type, str | None):
-        raise DamagedFile(f"config.json has model_type={model_type!r}, expected a name; use the published file.")
-    names = checkpoint.config.get("architectures") or []
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise DamagedFile(f"config.json has architectures={names!r}, expected class names; use the published file.")
+    require_names(checkpoint.config)
     for family in families():
         if family.recognises(checkpoint):
             return family
+    raise UnknownModel(_unknown(checkpoint))
+
+
+def require_names(config: Mapping[str, Any]) -> None:
+    """Refuse a configuration whose names are none.
+
+    Raises:
+        DamagedFile: the model type, or the names of classes, are something else.
+    """
+    model_type = config.get("model_type")
+    if not isinstance(model_type, str | None):
+        raise DamagedFile(f"config.json has model_type={model_type!r}, expected a name; use the published file.")
+    names = config.get("architectures") or []
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise DamagedFile(f"config.json has architectures={names!r}, expected class names; use the published file.")
+
+
+def _unknown(checkpoint: Checkpoint) -> str:
+    """What to say of a model type that is not known, with the known one that the classes named beside it are of."""
+    model_type = checkpoint.config.get("model_type")
+    classes = set(checkpoint.config.get("architectures") or [])
+    same = [kind for kind, name in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.items() if name in classes]
     known = ", ".join(family.name for family in families()[:-1])
-    raise UnknownModel(
+    hint = (
+        f"its class {min(classes)!r} is that of {same[0]!r}: pass config={{'model_type': {same[0]!r}}} "
+        f"(--config model_type={same[0]})"
+        if same
+        else "if it is a known model under another name, pass that: config={'model_type': 'mixtral'} "
+        "(--config model_type=mixtral)"
+    )
+    return (
         f"The model type {model_type!r} in config.json is not known; moe_probe reads {known}, and every model type of "
-        "transformers."
+        f"transformers; {hint}."
     )

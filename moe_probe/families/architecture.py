@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from moe_probe.checkpoint import LazyTensor
-from moe_probe.errors import DamagedFile, DenseModel, NoSuchName, WeightError, WrongShape
+from moe_probe.errors import CheckpointError, DamagedFile, DenseModel, NoSuchName, WeightError, WrongShape
 from moe_probe.families.counting import Counts, count_parameters
 
+# keys of tensors that change what a weight means: `X.scales`, `X.weight_scale`, `X.lora_A.weight`; and those of inputs
+COMPANION = re.compile(
+    r"(.+?)(?:\.weight)?[._](?:\w*(?:scales?(?:_inv|_\d)?|zeros?|zero_points?|biases|codes|codebooks?|absmax|g_idx|perm|SCB)|"
+    r"(?:quant|lora)_\w+)(?:\.(?:\w+\.)?(?:weight|default))?"
+)
+OF_ACTIVATIONS = re.compile(r"(^|[._])(input|output|activation|act|[qkv]|kv)_(scale|zero_point|global_scale)(_inv|_ub)?$")
 PROJECTIONS = ("up", "gate", "down")
 SHARED = "S"
 DENSE = "F"
@@ -84,6 +91,20 @@ class Architecture(ABC):
     def check(self) -> None:
         """Refuse a model that would be described wrongly."""
         self.layer(0)
+
+    def check_matrices(self, router: bool = True) -> None:
+        """Compare every matrix of every layer with the sizes; nothing is read.
+
+        Raises:
+            WeightError: a matrix is missing, has another shape than its neighbors, or is no floating-point numbers.
+        """
+        for layer in map(self.layer, range(self.num_layers)):
+            routed = [*layer.weighted_experts, *([SHARED] if layer.num_shared else [])]
+            for label in routed if layer.is_moe else [DENSE] if layer.projections else []:
+                for projection in layer.projections:
+                    self.expert(layer.index, label, projection)
+            if layer.is_moe and router:
+                self.router(layer.index)
 
     @property
     @abstractmethod
@@ -158,6 +179,24 @@ class Architecture(ABC):
                 f"expert {label}, {projection} projection)."
             )
         return tensor
+
+
+def require_explained(used: Collection[str], unused: Collection[str]) -> None:
+    """Refuse tensors beside a weight that change what it means, and that nothing reads.
+
+    Raises:
+        CheckpointError: naming the first of them.
+    """
+    for key in unused:
+        match = COMPANION.fullmatch(key)
+        if match is not None and not OF_ACTIVATIONS.search(key):
+            stem = match[1]
+            weight = next((name for name in (stem, f"{stem}.weight", f"{stem}.base_layer.weight") if name in used), None)
+            if weight is not None:
+                raise CheckpointError(
+                    f"{key!r} stands beside {weight!r} and changes what it means, but the configuration does not say how; "
+                    "use the published config.json, or the unquantized release."
+                )
 
 
 def _require_floating(name: str, tensor: LazyTensor) -> None:

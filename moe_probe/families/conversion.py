@@ -8,20 +8,29 @@ made of, and a slice of it (one expert, its up projection) reads only the bytes 
 from __future__ import annotations
 
 import re
-from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterator, Mapping
 from copy import deepcopy
+from functools import cached_property
 from typing import Any, cast
 
 from transformers import PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
-from transformers.core_model_loading import WeightConverter, WeightRenaming, dot_natural_key, rename_source_key
+from transformers.core_model_loading import (
+    Transpose,
+    WeightConverter,
+    WeightRenaming,
+    dot_natural_key,
+    rename_source_key,
+)
 
 from moe_probe.checkpoint import LazyTensor
 from moe_probe.errors import MissingWeight, WeightError, WrongShape
 
 # buffers that modules compute of their configuration, and that no published file holds: MiniMax's attention
 COMPUTED = re.compile(r"\.(slope_rate|(query|key|diagonal)_decay)$")
+
+NUMBER = re.compile(r"\d+")
 
 
 class Converted(Mapping[str, LazyTensor]):
@@ -43,6 +52,7 @@ class Converted(Mapping[str, LazyTensor]):
         self._floating = {name for name, tensor in state.items() if tensor.is_floating_point()}
         self._sources: dict[str, list[tuple[str | None, str]]] = defaultdict(list)
         self._first: dict[str, str] = {}
+        self._published = tensors
         prefix = module.base_model_prefix
         for key in sorted(tensors, key=dot_natural_key):
             name, pattern = rename_source_key(key, renamings, converters, prefix, self._shapes)
@@ -54,6 +64,45 @@ class Converted(Mapping[str, LazyTensor]):
                 first, *others = self._converters[pattern].target_patterns
                 targets += [name.replace(first, other) for other in others]
             self._first.update((target, name) for target in targets if target in self._shapes)
+        self.tensors = {**tensors, **self._turned()}
+
+    def _turned(self) -> dict[str, LazyTensor]:
+        """Square stacks that are stored the other way round, turned.
+
+        transformers turns a stack whose shape is not the expected one, which says nothing of a square. The other stack
+        of the same experts tells: only one of both can be square.
+
+        Raises:
+            WrongShape: there is no other stack.
+        """
+        turned: dict[str, LazyTensor] = {}
+        for name, operation in self._by_shape.items():
+            key = self._sources[name][0][1]
+            rows, columns = (self._published[key].shape[dim] for dim in (operation.dim0, operation.dim1))
+            if rows == columns and self._is_turned(name):
+                turned[key] = self._published[key].transpose(operation.dim0, operation.dim1)
+        return turned
+
+    @cached_property
+    def _by_shape(self) -> dict[str, Transpose]:
+        """Parameters that transformers turns or not by their shape, with the operation."""
+        found = {}
+        for name, sources in self._sources.items():
+            converter = self._converters.get(sources[0][0] or "")
+            for operation in () if converter is None or name not in self._shapes else converter.operations:
+                if isinstance(operation, Transpose) and operation.check_dims:
+                    found[name] = operation
+        return found
+
+    def _is_turned(self, name: str) -> bool:
+        place = name.rpartition(".")[0] + "."
+        for other in self._by_shape:
+            stored, wanted = self._published[self._sources[other][0][1]].shape, self._shapes[other]
+            if other != name and other.startswith(place) and stored[-1] != stored[-2]:
+                return stored != wanted
+        raise WrongShape(
+            f"{name!r} is square, and no other tensor of its experts says whether it is stored (in, out) or (out, in)."
+        )
 
     def __getitem__(self, name: str) -> LazyTensor:
         if name not in self._first:
@@ -107,6 +156,25 @@ class Converted(Mapping[str, LazyTensor]):
                     f"{name!r} is stacked of {pattern.replace('*', 'N')!r}, but number {min(missing)} is missing among "
                     f"{found[0]} to {found[-1]}; the download is incomplete."
                 )
+
+    def check_kinds(self, prefixes: Collection[str]) -> None:
+        """Compare the parameters below some modules with the files: one of each kind whole, of all others what differs.
+
+        Layers whose tensors are alike in names, shapes and dtypes are made alike, so that one of them is enough.
+
+        Raises:
+            WeightError: naming the first parameter that is missing, mis-shaped or no floating-point numbers.
+        """
+        seen: set[tuple] = set()
+        for name in self._shapes:
+            if not name.startswith(tuple(prefixes)):
+                continue
+            sources = self._sources.get(self._first.get(name, ""), [])
+            parts = Counter((pattern, self.tensors[key].shape, self.tensors[key].dtype) for pattern, key in sources)
+            kind = (NUMBER.sub("N", name), self._shapes[name], frozenset(parts.items()))
+            if kind not in seen:
+                seen.add(kind)
+                self[name]
 
     def check(self, unexpected: bool = False) -> None:
         """Compare keys and shapes with the module's; nothing is read.

@@ -17,7 +17,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from moe_probe.checkpoint import Checkpoint, LazyTensor
 from moe_probe.errors import CannotWatch, DamagedFile, MissingWeight, NoSuchName
-from moe_probe.families.architecture import DENSE, PROJECTIONS, SHARED, Architecture, Layer
+from moe_probe.families.architecture import DENSE, PROJECTIONS, SHARED, Architecture, Layer, require_explained
 from moe_probe.families.counting import Counts
 from moe_probe.families.sizes import positive
 
@@ -151,14 +151,8 @@ class DeclaredArchitecture(Architecture):
         Raises:
             WeightError: a matrix is missing, or has another shape than its neighbors.
         """
-        layers = [self.layer(index) for index in range(self.num_layers)]
-        for layer in layers:
-            labels = [*layer.weighted_experts, *([SHARED] if layer.num_shared else [])]
-            for label in labels if layer.is_moe else [DENSE] if layer.projections else []:
-                for projection in layer.projections:
-                    self.expert(layer.index, label, projection)
-            if layer.is_moe and self.family.router is not None:
-                self.router(layer.index)
+        self.check_matrices(router=self.family.router is not None)
+        require_explained(self.published, self.published)
 
     def layer(self, index: int) -> Layer:
         family = self.family

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from moe_probe.checkpoint import Checkpoint, LazyTensor
 from moe_probe.errors import DamagedFile, NoSuchName
-from moe_probe.families.architecture import DENSE, SHARED, Architecture, Layer
+from moe_probe.families.architecture import DENSE, SHARED, Architecture, Layer, require_explained
 from moe_probe.families.conversion import Converted
 from moe_probe.families.modules import make_config, meta_module
 from moe_probe.families.sizes import positive
@@ -66,6 +66,12 @@ class DescribedArchitecture(Architecture):
 
     def unused(self) -> Mapping[str, LazyTensor]:
         return Converted(self.skeleton, self.published).unused()
+
+    def check(self) -> None:
+        """Compare every matrix of every layer with the configuration; nothing is read."""
+        self.check_matrices()
+        unused = self.unused()
+        require_explained([key for key in self.published if key not in unused], unused)
 
     def layer(self, index: int) -> Layer:
         return self.family.make_layer(self.fields, index)

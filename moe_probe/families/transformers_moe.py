@@ -20,7 +20,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from moe_probe.checkpoint import Checkpoint, LazyTensor
 from moe_probe.errors import NoSuchName, UnknownModel
-from moe_probe.families.architecture import SHARED, Architecture, Layer
+from moe_probe.families.architecture import SHARED, Architecture, Layer, require_explained
 from moe_probe.families.conversion import Converted
 from moe_probe.families.decoder import layers_path, require_known_blocks, text_config
 from moe_probe.families.experts_layout import FfnLayout, FlatExperts, FusedExperts, experts_layout, ffn_layout
@@ -90,14 +90,19 @@ class ModuleArchitecture(Architecture):
         return self.tensors.unused() if isinstance(self.tensors, Converted) else {}
 
     def check(self) -> None:
-        """Refuse a mixture of experts that is not recognized.
+        """Refuse a mixture of experts that is not recognized, or whose files do not fit.
 
         Raises:
             UnknownModel: naming the block.
+            WeightError: naming a parameter of a block that the files lack or hold in another shape.
+            CheckpointError: naming a tensor that changes what a weight means and is not read.
         """
         if not self.blocks:
             require_known_blocks(self.module)
         self.layer(min(self.blocks, default=0))
+        if isinstance(self.tensors, Converted):
+            self.tensors.check_kinds([path + "." for path in self.blocks.values()])
+            require_explained(self.tensors.used(), self.tensors.unused())
 
     @cached_property
     def layers_path(self) -> str:

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 from moe_probe.checkpoint import Checkpoint, LazyTensor
 from moe_probe.errors import DamagedFile
+from moe_probe.families import require_names
 from moe_probe.registry import Registry
 
 Spelled = tuple[Mapping[str, Any], Mapping[str, LazyTensor]]
@@ -49,6 +50,7 @@ def as_family(checkpoint: Checkpoint) -> Checkpoint:
     Raises:
         CheckpointError: its configuration or tensors are not those of the release that it claims to be.
     """
+    require_names(checkpoint.config)
     ordered = sorted(RELEASES.values(), key=lambda release: release.preference)
     for _ in range(LONGEST):
         release = next((each for each in ordered if each.recognises(checkpoint)), None)
