@@ -96,7 +96,9 @@ def metadata(opened: GGUFReader) -> dict[str, Any]:
     gguf = package()
     values: dict[str, Any] = {}
     for name, field in opened.fields.items():
-        if field.types[:1] != [gguf.GGUFValueType.ARRAY]:
+        if field.types[:1] == [gguf.GGUFValueType.FLOAT32]:
+            values[name] = float(str(field.parts[-1][0]))  # the shortest decimal: 1e-05
+        elif field.types[:1] != [gguf.GGUFValueType.ARRAY]:
             values[name] = field.contents()
         elif field.types[1] != gguf.GGUFValueType.STRING:
             values[name] = field.parts[-1].tolist()
