@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any, Protocol
 
+import torch
 from rich.filesize import decimal
 
 from moe_probe.checkpoint import Checkpoint, LazyTensor
-from moe_probe.checkpoint.encodings.grouped_int8 import grouped_int8
 from moe_probe.families import Layer
 from moe_probe.families.counting import Counts
 
@@ -67,7 +68,7 @@ def facts(model: Handle) -> list[tuple[str, str]]:
     besides = _besides(model)
     if besides:
         lines.append(("also in the module" if model.checkpoint is None else "also on disk", besides))
-    return lines + (_on_disk(model.checkpoint, model.published) if model.checkpoint is not None else [])
+    return lines + (_on_disk(model.checkpoint) if model.checkpoint is not None else [])
 
 
 def numbers(model: Handle) -> dict[str, Any]:
@@ -89,7 +90,7 @@ def numbers(model: Handle) -> dict[str, Any]:
         "active_parameters": active_parameters(model),
         "unused_parameters": sum(tensor.numel() for key, tensor in model.unused.items() if not key.endswith(BUFFERS)),
         "bytes": None if checkpoint is None else checkpoint.nbytes,
-        "stored_as": None if checkpoint is None else dict(_on_disk(checkpoint, model.published))["stored as"],
+        "stored_as": None if checkpoint is None else stored_as(checkpoint),
         "moe_layers": [
             {
                 "layer": layer.index,
@@ -136,11 +137,35 @@ def _besides(model: Handle) -> str:
     return ", ".join([*parts, f"{unused:,} that the module does not use"] if unused else parts)
 
 
-def _on_disk(checkpoint: Checkpoint, published: Mapping[str, LazyTensor]) -> list[tuple[str, str]]:
-    tensors = [tensor for key, tensor in published.items() if not key.endswith(BUFFERS)]
-    dtypes = {"int8 with scales" if grouped_int8(t) else str(t.dtype).removeprefix("torch.") for t in tensors}
+def _on_disk(checkpoint: Checkpoint) -> list[tuple[str, str]]:
     size = f"{decimal(checkpoint.nbytes)} in {len(checkpoint.files)} files"
-    return [("stored as", ", ".join(sorted(dtypes))), ("on disk", size)]
+    return [("stored as", stored_as(checkpoint)), ("on disk", size)]
+
+
+def stored_as(tensors: Mapping[str, LazyTensor]) -> str:
+    """The forms that tensors are stored in, with the bits per weight of those that are packed."""
+    bits: Counter[str] = Counter()
+    values: Counter[str] = Counter()
+    for key, tensor in tensors.items():
+        if not key.endswith(BUFFERS):
+            form, stored = form_of(tensor)
+            bits[form] += stored
+            values[form] += tensor.numel()
+    packed = {form for form in values if not hasattr(torch, form)}
+    words = (f"{form}, {bits[form] / values[form]:.3g} bits per weight" if form in packed else form for form in values)
+    return ("; " if packed else ", ").join(sorted(words))
+
+
+def form_of(tensor: LazyTensor) -> tuple[str, int]:
+    """What a tensor is stored as, in words, and its stored bits."""
+    inner: Any = tensor
+    while hasattr(inner, "base") or hasattr(getattr(inner, "source", None), "base"):
+        inner = inner.base if hasattr(inner, "base") else inner.source.base
+    source = getattr(inner, "source", None)
+    form = getattr(source, "form", None)
+    if source is None or form is None:
+        return str(tensor.dtype).removeprefix("torch."), 8 * tensor.nbytes
+    return form, 8 * sum(part.nbytes for part in source.parts) * tensor.numel() // source.shape.numel()
 
 
 def ranges(numbers: Sequence[int]) -> str:

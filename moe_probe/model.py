@@ -21,6 +21,7 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from moe_probe.checkpoint import Checkpoint, LazyTensor, open_checkpoint
+from moe_probe.checkpoint.adapter import base_of, is_adapter, with_adapter
 from moe_probe.checkpoint.folder import present
 from moe_probe.checkpoint.identity import digest
 from moe_probe.checkpoint.store import opens_alone
@@ -210,6 +211,9 @@ class MoEModel:
         if self.checkpoint is None:
             raise NothingToRead("A live model has no tokenizer; pass one: load(model, tokenizer=...).")
         folder = tokenizer_folder(self.checkpoint.path, above=TOKENIZER_ABOVE.get(self.family, 0))
+        first = self.checkpoint.files[0]
+        if folder is None and opens_alone(first):
+            return open_tokenizer(first)
         if folder is None:
             raise NothingToRead(
                 f"{self.checkpoint.path} has no tokenizer.json or tokenizer.model; pass one, load(..., tokenizer=...), "
@@ -534,6 +538,8 @@ def _open_checkpoint(source: str | Path, revision: str | None, config: Mapping[s
     if not _is_hub_id(source, path):
         _refuse_revision(revision, f"the folder {path}")
         _require_folder(path)
+        if is_adapter(path):
+            return with_adapter(_open_checkpoint(base_of(path), None, config), path)
         return open_checkpoint(path, config)
     folder = _snapshot(str(source), revision, local_only=True)
     if folder is not None:

@@ -52,7 +52,10 @@ def open_tokenizer(source: str | Path | PreTrainedTokenizerBase) -> PreTrainedTo
     if folder.is_dir():
         check_files(folder)
     try:
-        tokenizer = _from_folder(folder) if folder.is_dir() else AutoTokenizer.from_pretrained(str(source))
+        if path.suffix == ".gguf":
+            tokenizer = _from_gguf(path)
+        else:
+            tokenizer = _from_folder(folder) if folder.is_dir() else AutoTokenizer.from_pretrained(str(source))
         tokenizer.decode(tokenizer("a")["input_ids"])  # some fields are looked at only now
         return tokenizer
     except Exception as error:  # tokenizers' Rust code raises plain exceptions, others whatever a field leads to
@@ -69,6 +72,11 @@ def check_files(folder: Path) -> None:
     for place in sorted(folder.iterdir()):
         if place.suffix in READ and (place.name in FILES or not place.is_dir()):
             inside(folder, place.name)
+
+
+def _from_gguf(path: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer in the metadata of a GGUF file, as transformers reads it."""
+    return AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name, local_files_only=True)
 
 
 def _from_folder(folder: Path) -> PreTrainedTokenizerBase:

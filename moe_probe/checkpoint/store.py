@@ -163,9 +163,15 @@ def unwrapped(tensors: dict[str, LazyTensor], config: Mapping[str, Any]) -> dict
 
 def _hint(folder: Path) -> str:
     """What the folder holds instead, where that is known."""
-    if (folder / "adapter_config.json").exists():
-        return "the folder holds a PEFT adapter: load its base model, add the adapter, and pass the live model; "
     if (folder / "snapshots").is_dir():
         return f"the checkpoint is one of the folders in {folder / 'snapshots'}; "
+    steps = sorted((path.name for path in folder.glob("checkpoint-*") if path.is_dir()), key=dot_natural)
+    if steps:
+        return f"the folder is a trainer's output: give one of its checkpoints, such as {folder / steps[-1]}; "
     below = sorted(path.parent.name for path in folder.glob("*/config.json"))
     return f"give one of its subfolders {', '.join(below[:5])}; " if below else ""
+
+
+def dot_natural(name: str) -> tuple[int, str]:
+    """A key to sort `checkpoint-500` before `checkpoint-1000`."""
+    return len(name), name

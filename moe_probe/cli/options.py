@@ -21,6 +21,7 @@ MODEL_HELP: Final[Mapping[str, str]] = {
     "tokenizer": "A tokenizer in place of the checkpoint's own.",
     "device": "Where the model runs, such as cuda. Default: cpu.",
     "dtype": "float32, float16, bfloat16 or auto. Default: float32 on the CPU, else as stored.",
+    "config": "A field in place of that of config.json, such as model_type=mixtral; repeated.",
     "under": "An intervention, such as zero.layer=5 and zero.experts=[3]; repeated.",
 }
 MODEL_OPTIONS: Final = tuple(MODEL_HELP)
@@ -35,6 +36,7 @@ METAVARS: Final[Mapping[str, str]] = {
     "checkpoint_dir": "DIR",
     "n_jobs": "N",
     "tokenizer": "PATH",
+    "config": "KEY=VALUE",
     "under": "NAME.KEY=VALUE",
 }
 # what is written otherwise than in Python
@@ -46,6 +48,7 @@ WRITTEN: Final[Mapping[str, Any]] = {
     "checkpoint_dir": Path | None,
     "execution": str,
     "progress": bool,
+    "config": list[str] | None,
     "under": list[str] | None,
 }
 MOST_LAYERS = 1 << 16
@@ -102,7 +105,8 @@ def open_model(source: str, options: Mapping[str, Any]) -> MoEModel:
     from moe_probe import intervene
     from moe_probe.model import load
 
-    model = load(source, **{name: options[name] for name in MODEL_OPTIONS if name in options and name != "under"})
+    how = {name: options[name] for name in MODEL_OPTIONS if name in options and name not in ("under", "config")}
+    model = load(source, **how, config=parse_fields(options.get("config")))
     asked = parse_options(options.get("under"))
     kinds = intervene.names()
     return model.under(*(construct(name, kinds[name], fields) for name, fields in asked.items())) if asked else model
@@ -126,6 +130,24 @@ def parse_layers(text: str | None) -> list[int] | None:
         if not 0 <= last - first < MOST_LAYERS:
             raise OutOfRange(f"{first}-{last} is no range of layers; write it like 0,5,10-12.")
     return [layer for first, last in ranges for layer in range(first, last + 1)]
+
+
+def parse_fields(texts: Sequence[str] | None) -> dict[str, Any] | None:
+    """`["model_type=mixtral", "num_experts_per_tok=2"]` as a mapping; values are JSON where they can be.
+
+    Raises:
+        InputError: a text is not of that form.
+    """
+    fields: dict[str, Any] = {}
+    for text in texts or ():
+        name, equals, value = text.partition("=")
+        if not equals or not name:
+            raise InputError(f"{text!r} is no field; write it like model_type=mixtral.")
+        try:
+            fields[name] = json.loads(value)
+        except ValueError:
+            fields[name] = value
+    return fields or None
 
 
 def parse_options(texts: Sequence[str] | None) -> dict[str, dict[str, Any]]:

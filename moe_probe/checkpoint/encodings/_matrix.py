@@ -43,7 +43,3 @@ class PackedMatrix(ABC):
         outer = (0 if isinstance(part, int) else slice(None) for part in lead)
         return values[(*outer, within(rows, row_blocks), within(columns, column_blocks))]
 
-
-def bits_per_weight(source: PackedMatrix) -> float:
-    """Stored bits for each value that they stand for."""
-    return sum(8 * part.nbytes for part in source.parts) / source.shape.numel()

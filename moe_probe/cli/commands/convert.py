@@ -17,7 +17,7 @@ def epilog() -> str:
     return "Example: `moe-probe convert ckpt/grok-1 ckpt/grok-1-int8 --keep-int8`"
 
 
-@takes("revision")
+@takes("revision", "config")
 def command(
     source: Annotated[str, typer.Argument(metavar="SRC", help="A checkpoint folder in any format, or a hub id.")],
     destination: Annotated[Path, typer.Argument(metavar="DST", help="A folder that does not exist yet.")],

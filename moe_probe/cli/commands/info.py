@@ -16,7 +16,7 @@ def epilog() -> str:
     return "Example: `moe-probe info ckpt/Mixtral-8x7B-v0.1`"
 
 
-@takes("revision")
+@takes("revision", "config")
 def command(
     ckpt: Ckpt,
     as_json: Annotated[bool, typer.Option("--json", help="For other programs: numbers, as JSON.")] = False,

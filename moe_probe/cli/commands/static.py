@@ -27,7 +27,7 @@ def epilog() -> str:
     )
 
 
-@takes(*STATIC_OPTIONS, "revision")
+@takes(*STATIC_OPTIONS, "revision", "config")
 def command(
     ckpt: Ckpt,
     out: Out,

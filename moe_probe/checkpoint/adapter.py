@@ -1,0 +1,140 @@
+"""A folder with a LoRA adapter of PEFT, opened together with its base: every matrix is W + scale B A, read in slices."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from moe_probe.checkpoint.folder import inside, present, read_json
+from moe_probe.checkpoint.formats.safetensors import SafetensorsFile
+from moe_probe.checkpoint.formats.torch import TorchFile
+from moe_probe.checkpoint.lazy import Index, LazyTensor, Stored
+from moe_probe.checkpoint.slices import as_slice
+from moe_probe.checkpoint.store import Checkpoint
+from moe_probe.errors import CheckpointError, DamagedFile, MissingFiles
+
+CONFIG = "adapter_config.json"
+WEIGHTS = {"adapter_model.safetensors": SafetensorsFile, "adapter_model.bin": TorchFile}
+PREFIX = "base_model.model."
+FACTOR = re.compile(r"(.+)\.lora_([AB])(?:\.default)?\.weight")
+# what other adapters, and variants of LoRA, are configured with: their arithmetic is another one
+VARIANTS = ("use_dora", "fan_in_fan_out", "target_parameters", "trainable_token_indices", "eva_config", "corda_config",
+            "arrow_config", "alora_invocation_tokens", "use_qalora", "layer_replication")  # fmt: skip
+
+
+class LowRank:
+    """W (out, in) + scale B (out, r) A (r, in), computed in float32 and rounded to the type of W."""
+
+    def __init__(self, weight: LazyTensor, down: LazyTensor, up: LazyTensor, scale: float):
+        self.weight, self.down, self.up, self.scale = weight, down, up, scale
+        self.parts = (weight, down, up)
+        self.shape, self.dtype = weight.shape, weight.dtype
+        self.form = f"{str(weight.dtype).removeprefix('torch.')} with LoRA of rank {down.shape[0]}"
+
+    def read(self, index: Index) -> torch.Tensor:
+        rows, columns = (as_slice(part) for part in index)
+        product = self.up[rows].read().to(torch.float32) @ self.down[:, columns].read().to(torch.float32)
+        values = (self.weight[rows, columns].read().to(torch.float32) + self.scale * product).to(self.dtype)
+        return values[tuple(0 if isinstance(part, int) else slice(None) for part in index)]
+
+
+def is_adapter(path: Path) -> bool:
+    """Whether a path is a folder of an adapter alone."""
+    return path.is_dir() and present(path, CONFIG) and not present(path, "config.json")
+
+
+def base_of(folder: Path) -> str:
+    """Folder or hub id of the model that an adapter belongs to.
+
+    Raises:
+        DamagedFile: its configuration names none.
+    """
+    named = read_json(inside(folder, CONFIG)).get("base_model_name_or_path")
+    if not isinstance(named, str) or not named:
+        raise DamagedFile(
+            f"{folder / CONFIG} names no base_model_name_or_path; add the folder or hub id of the model that the adapter "
+            "belongs to."
+        )
+    beside = folder / named
+    return str(beside) if not Path(named).is_absolute() and beside.is_dir() else named
+
+
+def with_adapter(base: Checkpoint, folder: Path) -> Checkpoint:
+    """The base with the adapter's changes, under the base's keys; nothing is computed before a slice is read.
+
+    Raises:
+        MissingFiles: the adapter's weights are missing.
+        CheckpointError: the adapter is of another kind, or changes what the base does not have.
+    """
+    config = read_json(inside(folder, CONFIG))
+    _require_plain(folder, config)
+    name = next((name for name in WEIGHTS if present(folder, name)), None)
+    if name is None:
+        raise MissingFiles(f"{folder} has {CONFIG}, but no {' or '.join(WEIGHTS)}; download it too.")
+    path = inside(folder, name)
+    stored = WEIGHTS[name](path).tensors()
+    tensors = {**base, **dict(_changed(base, stored, config, path))}
+    together = Checkpoint(folder, base.config, tensors, [*base.files, path], base.given)
+    together.stored = {**base.stored, **{f"adapter {key}": tensor for key, tensor in stored.items()}}
+    return together
+
+
+def _require_plain(folder: Path, config: Mapping[str, Any]) -> None:
+    kind = config.get("peft_type")
+    variant = next((name for name in VARIANTS if config.get(name)), None)
+    if kind != "LORA" or variant is not None:
+        what = f"of the type {kind!r}" if kind != "LORA" else f"with {variant}={config.get(variant)!r}"
+        raise CheckpointError(
+            f"{folder} holds an adapter {what}, and plain LoRA can be read; merge it into its base with PEFT "
+            "(merge_and_unload) and save the model, or pass the live model."
+        )
+
+
+def _changed(
+    base: Mapping[str, LazyTensor], stored: Mapping[str, LazyTensor], config: Mapping[str, Any], path: Path
+) -> Iterator[tuple[str, LazyTensor]]:
+    """Keys of the base, and what the adapter makes of them."""
+    for key, tensor in stored.items():
+        match = FACTOR.fullmatch(key)
+        target = f"{match[1]}.weight" if match else re.sub(r"\.(modules_to_save|original_module)(\.default)?", "", key)
+        target = target.removeprefix(PREFIX)
+        if target not in base:
+            raise CheckpointError(
+                f"{path} changes {target!r} ({key!r}), which the base model does not have; merge the adapter with PEFT and "
+                "save the model, or pass the live model."
+            )
+        if match is None:
+            _require_shape(path, key, tensor, base[target].shape)
+            yield target, tensor
+        elif match[2] == "A":
+            yield target, _sum(base[target], key, stored, match[1].removeprefix(PREFIX), config, path)
+
+
+def _require_shape(path: Path, key: str, tensor: LazyTensor, shape: torch.Size) -> None:
+    if tensor.shape != shape:
+        raise DamagedFile(f"{path} holds {key!r} of shape {tuple(tensor.shape)}, but the base has {tuple(shape)}.")
+
+
+def _sum(
+    weight: LazyTensor, key: str, stored: Mapping[str, LazyTensor], module: str, config: Mapping[str, Any], path: Path
+) -> LazyTensor:
+    down, up = stored[key], stored.get(key.replace(".lora_A", ".lora_B"))
+    if up is None or weight.ndim != 2 or down.ndim != 2:
+        raise DamagedFile(f"{path} holds {key!r}, which has no lora_B, or belongs to no matrix; save the adapter again.")
+    rank = down.shape[0]
+    _require_shape(path, key, down, torch.Size([rank, weight.shape[1]]))
+    _require_shape(path, key.replace(".lora_A", ".lora_B"), up, torch.Size([weight.shape[0], rank]))
+    alpha = _of_module(config.get("alpha_pattern"), module, config.get("lora_alpha"))
+    if not isinstance(alpha, int | float):
+        raise DamagedFile(f"{path.parent / CONFIG} has lora_alpha={alpha!r}, expected a number; save the adapter again.")
+    return Stored(LowRank(weight, down, up, alpha / (rank**0.5 if config.get("use_rslora") else rank)))
+
+
+def _of_module(pattern: Any, module: str, default: Any) -> Any:
+    """A number that the configuration states for some modules by the ends of their names."""
+    found = (value for name, value in (pattern or {}).items() if re.match(rf"(.*\.)?({name})$", module))
+    return next(found, default)
