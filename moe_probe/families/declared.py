@@ -182,10 +182,12 @@ class DeclaredArchitecture(Architecture):
         return Layer(index, self.hidden_size, found.shape[1], projections=_projections(self.family.dense))
 
     def _count(self, index: int) -> int:
-        """Experts of a layer."""
+        """Experts of a layer: rows of the router, else of the stack, else those whose matrices there are."""
+        router = None if self.family.router is None else self.published.get(self.family.router.format(layer=index))
         place = at(self.family.experts["down"])
-        if "{expert}" not in place.key:
-            return self.published[place.key.format(layer=index)].shape[0]
+        if router is not None or "{expert}" not in place.key:
+            rows = self.published[place.key.format(layer=index)] if router is None else router
+            return rows.shape[0]
         count = 0
         while place.key.format(layer=index, expert=count) in self.published:
             count += 1
