@@ -15,14 +15,15 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from huggingface_hub import snapshot_download, try_to_load_from_cache
+from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from moe_probe.checkpoint import Checkpoint, LazyTensor, open_checkpoint
 from moe_probe.checkpoint.adapter import base_of, is_adapter, with_adapter
 from moe_probe.checkpoint.folder import present
+from moe_probe.checkpoint.hub import open_hub
 from moe_probe.checkpoint.identity import digest
 from moe_probe.checkpoint.store import opens_alone
 from moe_probe.errors import DenseModel, MissingFiles, NotFitting, NothingToRead, OutOfRange, WrongType
@@ -118,7 +119,7 @@ class MoEModel:
         assert self.checkpoint is not None
         config = {**self.checkpoint.given, **changes}
         options = {"device": self._device, "dtype": self._dtype, "tokenizer": self._tokenizer}
-        return load(self.checkpoint.path, config=config, **options)
+        return load(**self.checkpoint.address, config=config, **options)
 
     @cached_property
     def layers(self) -> tuple[Layer, ...]:
@@ -346,7 +347,7 @@ class MoEModel:
             return super().__reduce__()
         options = {"config": self.checkpoint.given, "device": self._device, "dtype": self._dtype}
         options["tokenizer"] = self._tokenizer
-        return partial(_reopened, self.name, self.interventions, self.checkpoint.path, **options), ()
+        return partial(_reopened, self.name, self.interventions, **self.checkpoint.address, **options), ()
 
     def __repr__(self) -> str:
         moe = f", MoE layers {ranges(self.moe_layers)}" if self.moe_layers else ", dense"
@@ -370,8 +371,8 @@ class Edit(Protocol):
         ...
 
 
-def _reopened(name: str, interventions: tuple[Edit, ...], path: Path, **options: Any) -> MoEModel:
-    model = load(path, **options)
+def _reopened(name: str, interventions: tuple[Edit, ...], source: str | Path, **options: Any) -> MoEModel:
+    model = load(source, **options)
     model.name, model.interventions = name, interventions
     return model
 
@@ -395,7 +396,6 @@ def whole_numbers(layers: Iterable[int] | int) -> tuple[int, ...]:
 
 
 Source = MoEModel | PreTrainedModel | nn.Module | str | Path  # what `load` opens
-NOT_READ = ["consolidated*", "original/*", "metal/*", "onnx/*", "*.gguf", "*.onnx", "*.h5", "*.msgpack", "*.pth"]
 
 
 def load(
@@ -518,7 +518,7 @@ def _reopen(model: MoEModel, options: Options) -> MoEModel:
 def _reconfigured(model: MoEModel, options: Options) -> MoEModel:
     assert model.checkpoint is not None
     other = load(
-        model.checkpoint.path,
+        **model.checkpoint.address,
         tokenizer=options.tokenizer or model.tokenizer_source,
         device=options.device or model.device,
         dtype=options.dtype or model.stated_dtype,
@@ -541,20 +541,24 @@ def _open_checkpoint(source: str | Path, revision: str | None, config: Mapping[s
         if is_adapter(path):
             return with_adapter(_open_checkpoint(base_of(path), None, config), path)
         return open_checkpoint(path, config)
-    folder = _snapshot(str(source), revision, local_only=True)
+    folder = _snapshot(str(source), revision)
     if folder is not None:
         with suppress(MissingFiles):  # the hub has what the cache lacks
             return open_checkpoint(folder, config)
-    folder = _snapshot(str(source), revision, local_only=False) or folder
-    if folder is None:
+    try:
+        return open_hub(str(source), revision, config)
+    except MissingFiles as error:
+        cached = "only in part in" if folder is not None else "not in"
         raise MissingFiles(
-            f"{source} is no folder{nearest(path)}, is not in the hub's local cache, and the hub cannot be reached."
-        )
-    return open_checkpoint(folder, config)
+            f"{source} is no folder{nearest(path)}, is {cached} the hub's local cache, and cannot be had from the hub: "
+            f"{error}"
+        ) from error
 
 
 def _is_hub_id(source: str | Path, path: Path) -> bool:
-    return isinstance(source, str) and not path.exists() and source.count("/") == 1 and not source.startswith(".")
+    """Whether a text is a hub id: `owner/name`, where no such path and no folder `owner` is here."""
+    named = isinstance(source, str) and source.count("/") == 1 and not source.startswith((".", "~", "/"))
+    return named and not path.exists() and not path.parent.is_dir()
 
 
 def _require_folder(path: Path) -> None:
@@ -577,13 +581,15 @@ def nearest(path: Path) -> str:
     return f" (did you mean {path.parent / close[0]}?)" if close else ""
 
 
-def _snapshot(name: str, revision: str | None, local_only: bool) -> Path | None:
-    """The folder of a hub id; None where it is not in the cache, or the hub cannot be reached."""
+def _snapshot(name: str, revision: str | None) -> Path | None:
+    """The folder of a hub id in the local cache; None where it is not there."""
     try:
-        return Path(snapshot_download(name, revision=revision, local_files_only=local_only, ignore_patterns=NOT_READ))
+        for file in ("config.json", "params.json"):  # of a snapshot that may lack what is not used
+            found = try_to_load_from_cache(name, file, revision=revision)
+            if isinstance(found, str):
+                return Path(found).parent
+        return Path(snapshot_download(name, revision=revision, local_files_only=True))
     except LocalEntryNotFoundError:
         return None
-    except (HfHubHTTPError, HFValidationError, OSError) as error:
-        raise MissingFiles(
-            f"{name} is neither a folder{nearest(Path(name))} nor a model on the hub that can be had ({reason(error)})."
-        ) from error
+    except (HFValidationError, OSError) as error:
+        raise MissingFiles(f"{name} is neither a folder{nearest(Path(name))} nor a hub id ({reason(error)}).") from error

@@ -108,38 +108,9 @@ def test_misspelt_folders_are_pointed_out(source, words):
         moe_probe.load(source)
 
 
-@pytest.fixture
-def hub(monkeypatch):
-    """A cache, a hub, and what was asked of them."""
-    places, asked = {}, []
-
-    def download(name, **options):
-        asked.append(options)
-        folder = places.get("cache" if options["local_files_only"] else "hub")
-        if folder is None:
-            raise LocalEntryNotFoundError("nothing")
-        return str(folder)
-
-    monkeypatch.setattr("moe_probe.model.snapshot_download", download)
-    return places, asked
-
-
-def test_a_hub_id_misspelt_for_a_folder_is_pointed_out(hub):
+def test_a_hub_id_misspelt_for_a_folder_is_pointed_out():
     with pytest.raises(MissingFiles, match="did you mean ckpt/tiny-mixtral"):
         moe_probe.load("ckpt/tiny-mixtrall")
-
-
-def test_the_hub_has_what_the_cache_lacks(hub, tmp_path):
-    places, asked = hub
-    places |= {"cache": shutil.copytree(SOURCE, tmp_path / "c"), "hub": SOURCE}
-    moe_probe.load("a/b")
-    assert len(asked) == 1
-    assert asked[0]["ignore_patterns"]
-    (tmp_path / "c" / "model-00002-of-00002.safetensors").unlink()
-    assert moe_probe.load("a/b").checkpoint.path.name == "tiny-mixtral"
-    del places["hub"]
-    with pytest.raises(MissingFiles, match="model-00002-of-00002"):
-        moe_probe.load("a/b")
 
 
 @pytest.mark.parametrize(

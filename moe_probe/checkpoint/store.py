@@ -85,6 +85,11 @@ class Checkpoint(Mapping[str, LazyTensor]):
         other.config, other._tensors = {**config, **given}, dict(tensors)
         return other
 
+    @property
+    def address(self) -> dict[str, Any]:
+        """What `load` opens it with again, in another process too."""
+        return {"source": self.path}
+
     @cached_property
     def nbytes(self) -> int:
         """Size of the weight files on disk, in bytes."""

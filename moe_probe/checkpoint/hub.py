@@ -1,0 +1,209 @@
+"""A model on the Hugging Face hub: configuration and headers are read at once, weights file by file when they are asked.
+
+Of what a repository holds, the files of one format are used: safetensors, whose headers are read by range; else torch's
+`.bin`, or one GGUF model, which are downloaded whole. Files come to the cache of huggingface_hub and stay there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import HfApi, hf_hub_download, snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+from huggingface_hub.hf_api import RepoSibling
+from rich.console import Console
+
+from moe_probe.checkpoint.folder import configuration, read_json
+from moe_probe.checkpoint.formats.safetensors import TORCH_DTYPES, SafetensorsFile
+from moe_probe.checkpoint.identity import digest, hash_of_names
+from moe_probe.checkpoint.lazy import Index, LazyTensor, Stored
+from moe_probe.checkpoint.store import Checkpoint, open_checkpoint, unwrapped
+from moe_probe.errors import CheckpointError, DamagedFile, MissingFiles
+
+SMALL = (".json", ".model", ".txt", ".jinja", ".tiktoken", ".bpe", ".vocab", ".spm")  # what describes a model
+INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json", "consolidated.safetensors.index.json")
+SINGLES = ("model.safetensors", "pytorch_model.bin", "consolidated.safetensors", "qmodel.pt")
+READERS = 8  # headers that are read at a time
+
+
+@dataclass(frozen=True)
+class Repository:
+    """A revision of a repository.
+
+    Attributes:
+        name, commit: which.
+        files: those at its top, by name.
+        folder: of the cache, with the small files.
+    """
+
+    name: str
+    commit: str
+    files: Mapping[str, RepoSibling]
+    folder: Path
+    announced: list[bool] = field(default_factory=list)
+
+    def download(self, name: str) -> Path:
+        """A file, from the cache or the hub; before the first one, how much there is to come is said.
+
+        Raises:
+            MissingFiles: the hub cannot be reached.
+        """
+        try:
+            return Path(hf_hub_download(self.name, name, revision=self.commit, local_files_only=True))
+        except LocalEntryNotFoundError:
+            self._announce()
+        try:
+            return Path(hf_hub_download(self.name, name, revision=self.commit))
+        except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+            raise MissingFiles(f"{name} of {self.name} cannot be downloaded ({_reason(error)}); try again.") from error
+
+    def _announce(self) -> None:
+        if not self.announced:
+            self.announced.append(True)
+            sizes = [self.size(name) for name in self.weights]
+            Console(stderr=True).print(
+                f"{self.name}: {sum(sizes) / 1e9:.3g} GB in {len(sizes)} files; each is downloaded when it is needed."
+            )
+
+    def size(self, name: str) -> int:
+        """Bytes of a file."""
+        return self.files[name].size or 0
+
+    @cached_property
+    def weights(self) -> list[str]:
+        """The weight files of one format.
+
+        Raises:
+            MissingFiles: there are none, or the index names one that there is not.
+        """
+        index = next((name for name in INDEXES if name in self.files), None)
+        single = next((name for name in SINGLES if name in self.files), None)
+        if single is not None and (index is None or single == index.removesuffix(".index.json")):
+            return [single]
+        if index is None:
+            names = [name for name in self.files if name.endswith(".gguf")]
+            if not names:
+                raise MissingFiles(f"{self.name} holds no weights at its top; give a repository that does.")
+            return names
+        named = read_json(self.folder / index).get("weight_map")
+        names = sorted(set(named.values())) if isinstance(named, dict) else []
+        missing = next((name for name in names if name not in self.files), None)
+        if not names or missing is not None:
+            raise MissingFiles(f"{index} of {self.name} names {missing or 'no file'}, which the repository lacks.")
+        return names
+
+
+def open_hub(name: str, revision: str | None, config: Mapping[str, Any] | None = None) -> Checkpoint:
+    """A model of the hub; reads its configuration, and headers by range where it has safetensors.
+
+    Raises:
+        MissingFiles: the hub cannot be reached, or has no such model or no weights of it.
+        CheckpointError: a file is damaged.
+    """
+    repository = _repository(name, revision)
+    weights = repository.weights
+    if not all(file.endswith(".safetensors") for file in weights) or weights[0].startswith("consolidated"):
+        for file in weights:
+            repository.download(file)
+        return open_checkpoint(repository.folder, config)
+    fields = {**configuration(repository.folder), **(config or {})}
+    with ThreadPoolExecutor(READERS) as pool:
+        found = list(pool.map(lambda file: HubFile(repository, file).tensors(), weights))
+    tensors = {key: tensor for part in found for key, tensor in part.items()}
+    return HubCheckpoint(repository, fields, unwrapped(tensors, fields), config)
+
+
+def _repository(name: str, revision: str | None) -> Repository:
+    try:
+        info = HfApi().model_info(name, revision=revision, files_metadata=True)
+        top = {each.rfilename: each for each in info.siblings or () if "/" not in each.rfilename}
+        small = [file for file in top if file.endswith(SMALL)]
+        folder = snapshot_download(name, revision=revision, allow_patterns=small)  # which notes the revision
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise MissingFiles(f"{name} cannot be had from the hub ({_reason(error)}).") from error
+    return Repository(name, str(info.sha), top, Path(folder))
+
+
+def _reason(error: BaseException) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__
+
+
+class HubFile:
+    """A safetensors file of a repository: its header is read by range, its values once it is downloaded."""
+
+    def __init__(self, repository: Repository, name: str):
+        self.repository, self.name = repository, name
+
+    def tensors(self) -> dict[str, LazyTensor]:
+        """Every entry of the header, unread.
+
+        Raises:
+            DamagedFile: the header is none.
+        """
+        try:
+            header = HfApi().parse_safetensors_file_metadata(
+                self.repository.name, self.name, revision=self.repository.commit
+            )
+        except HfHubHTTPError as error:
+            raise MissingFiles(f"{self.name} of {self.repository.name} cannot be read ({_reason(error)}).") from error
+        except Exception as error:  # the hub's library raises what its parser meets
+            raise DamagedFile(f"{self.name} of {self.repository.name} has no header ({_reason(error)}).") from error
+        odd = next((info.dtype for info in header.tensors.values() if info.dtype not in TORCH_DTYPES), None)
+        if odd is not None:
+            raise CheckpointError(f"{self.name} of {self.repository.name} stores {odd}, a type that torch lacks.")
+        return {
+            key: Stored(HubEntry(self, key, torch.Size(info.shape), TORCH_DTYPES[info.dtype]))
+            for key, info in header.tensors.items()
+        }
+
+    @cached_property
+    def local(self) -> Mapping[str, LazyTensor]:
+        """The tensors of the downloaded file."""
+        return SafetensorsFile(self.repository.download(self.name)).tensors()
+
+
+class HubEntry:
+    """One tensor of a file of the hub."""
+
+    def __init__(self, file: HubFile, key: str, shape: torch.Size, dtype: torch.dtype):
+        self.file, self.key, self.shape, self.dtype = file, key, shape, dtype
+
+    def read(self, index: Index) -> torch.Tensor:
+        return self.file.local[self.key][index].read()
+
+
+class HubCheckpoint(Checkpoint):
+    """A checkpoint whose weight files come when they are asked for."""
+
+    def __init__(
+        self,
+        repository: Repository,
+        config: dict[str, Any],
+        tensors: dict[str, LazyTensor],
+        given: Mapping[str, Any] | None,
+    ):
+        files = [repository.folder / name for name in repository.weights]
+        super().__init__(repository.folder, config, tensors, files, given)
+        self.repository = repository
+
+    @property
+    def address(self) -> dict[str, Any]:
+        return {"source": self.repository.name, "revision": self.repository.commit}
+
+    @cached_property
+    def nbytes(self) -> int:
+        """Size of the weight files, in bytes, downloaded or not."""
+        return sum(map(self.repository.size, self.repository.weights))
+
+    @property
+    def identity(self) -> str:
+        """That of the same files in the cache: the hub knows their hashes."""
+        stated = (self.repository.files[name] for name in self.repository.weights)
+        hashes = sorted(str(each.lfs.sha256 if each.lfs else each.blob_id) for each in stated)
+        return digest([hash_of_names(self.stored), *hashes])
