@@ -2,23 +2,21 @@
 
 import json
 import os
+import pickle
 import shutil
 import subprocess
 import sys
 
 import pytest
-from hub_server import COMMIT, serving
+from hub_server import serving
+from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 
-NAME = "someone/tiny"
-PROGRAM = """
-import json, moe_probe
+import moe_probe
+from moe_probe.errors import MissingFiles
 from moe_probe.facts import facts
-model = moe_probe.load("someone/tiny")
-said = dict(facts(model)), model.fingerprint
-{work}
-print(json.dumps(said))
-"""
+
+NAME = "someone/tiny"
 
 
 @pytest.fixture
@@ -43,57 +41,89 @@ def repository(tmp_path):
     return folder
 
 
-def run(tmp_path, endpoint, work, **more):
-    environment = {**os.environ, "HF_ENDPOINT": endpoint, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "0",
-                   "NO_PROXY": "127.0.0.1", "HF_HUB_DISABLE_XET": "1", **more}  # fmt: skip
-    done = subprocess.run([sys.executable, "-c", PROGRAM.format(work=work)], capture_output=True, text=True, env=environment)
-    return (json.loads(done.stdout) if done.returncode == 0 else None), done.stderr
-
-
-def test_headers_are_read_by_range_and_weights_when_they_are_asked_for(tmp_path, repository):
+@pytest.fixture
+def hub(tmp_path, repository, monkeypatch):
+    """The hub of this test, with a cache of its own: what was asked of it."""
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     with serving(NAME, repository) as (endpoint, requests):
-        said, errors = run(tmp_path, endpoint, "")
-        assert said is not None, errors
-        assert {file for _, file, span in requests if file.endswith(".safetensors") and span is None} == set()
-        assert not any("pytorch_model" in file or "original" in file for _, file, _ in requests)
-        requests.clear()
-        read, errors = run(tmp_path, endpoint, "model.expert_weight(1, '3', 'up'), model.router_weight(1)")
-        assert read == said
-        fetched = {file for method, file, span in requests if method == "GET" and file.endswith("s") and span is None}
-        assert fetched == {"model-1.safetensors"}
-        assert "GB in 5 files" in errors
-        requests.clear()
-        again, errors = run(tmp_path, endpoint, "model.expert_weight(1, '3', 'up')")
-        assert again == said
-        assert "GB in" not in errors
-        whole, _ = run(tmp_path, endpoint, "model.module")
-        assert whole == said
-        offline, errors = run(tmp_path, "http://127.0.0.1:9", "model.module", HF_HUB_OFFLINE="1")
-        assert offline == said, errors
-    local, _ = run(tmp_path, endpoint, "", HF_HUB_OFFLINE="1")
-    assert local == said
+        monkeypatch.setattr(constants, "ENDPOINT", endpoint)
+        template = endpoint + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        yield requests
 
 
-def test_a_missing_shard_without_the_hub_is_one_sentence(tmp_path, repository):
+def fetched(requests):
+    """Weight files of which more than the header was read."""
+    whole = {file for method, file, span in requests if method == "GET" and span is None}
+    requests.clear()
+    return {file for file in whole if file.endswith((".safetensors", ".bin", ".pth"))}
+
+
+def test_headers_are_read_by_range_and_weights_when_they_are_asked_for(hub, monkeypatch):
+    local = moe_probe.load("ckpt/tiny-mixtral")
+    model = moe_probe.load(NAME)
+    assert dict(facts(model))["parameters"] == dict(facts(local))["parameters"]
+    assert not any("pytorch_model" in file or "original" in file for _, file, _ in hub)
+    assert fetched(hub) == set()
+    weight = model.expert_weight(1, "3", "up")
+    assert fetched(hub) == {"model-1.safetensors"}
+    assert weight.equal(local.expert_weight(1, "3", "up"))
+    again = moe_probe.load(NAME)
+    assert again.expert_weight(1, "3", "up").equal(weight)
+    assert fetched(hub) == set()
+    fingerprint = model.fingerprint
+    assert sum(p.sum() for p in model.module.parameters()) == sum(p.sum() for p in local.module.parameters())
+    assert fetched(hub) == {f"model-{part}.safetensors" for part in ("ends", 0, 2, 3)}
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert moe_probe.load(NAME).fingerprint == fingerprint
+
+
+def test_how_much_is_to_come_is_said_before_the_first_file(hub, repository, capfd):
+    model = moe_probe.load(NAME)
+    assert "GB" not in capfd.readouterr().err
+    model.router_weight(0)
+    model.router_weight(1)
+    size = sum(path.stat().st_size for path in repository.glob("*.safetensors")) / 1e9
+    said = " ".join(capfd.readouterr().err.split())
+    assert said.count(f"someone/tiny: {size:.3g} GB in 5 files; each is downloaded when it is needed.") == 1
+
+
+def test_a_missing_shard_without_the_hub_is_one_sentence(hub, monkeypatch):
+    moe_probe.load(NAME).expert_weight(1, "3", "up")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(MissingFiles, match="is only in part in the hub's local cache, and cannot be had"):
+        moe_probe.load(NAME)
+
+
+def test_a_model_goes_to_workers_and_under_another_configuration(hub):
+    model = moe_probe.load(NAME)
+    assert pickle.loads(pickle.dumps(model)).fingerprint == model.fingerprint
+    assert moe_probe.load(model, config={"num_experts_per_tok": 1}).layer(0).top_k == 1
+    assert fetched(hub) == set()
+
+
+def test_only_other_formats_are_downloaded_whole(hub, repository):
+    for path in repository.glob("model*"):
+        path.unlink()
+    with pytest.raises(moe_probe.errors.CheckpointError, match="pytorch_model.bin"):
+        moe_probe.load(NAME)
+    assert fetched(hub) == {"pytorch_model.bin"}
+
+
+def test_the_endpoint_of_the_environment_counts(tmp_path, repository):
+    program = "import moe_probe; print(moe_probe.load('someone/tiny').router_weight(1).shape[0])"
     with serving(NAME, repository) as (endpoint, _):
-        run(tmp_path, endpoint, "model.expert_weight(1, '3', 'up')")
-    said, errors = run(tmp_path, endpoint, "", HF_HUB_OFFLINE="1")
-    assert said is None
-    assert "someone/tiny is no folder, is only in part in the hub's local cache, and cannot be had" in errors
-
-
-def test_a_model_goes_to_workers(tmp_path, repository):
-    work = "import pickle; again = pickle.loads(pickle.dumps(model)); assert again.fingerprint == model.fingerprint"
-    with serving(NAME, repository) as (endpoint, _):
-        said, errors = run(tmp_path, endpoint, work)
-    assert said is not None, errors
-    assert COMMIT not in said[0]
+        environment = {**os.environ, "HF_ENDPOINT": endpoint, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "0",
+                       "NO_PROXY": "127.0.0.1", "HF_HUB_DISABLE_XET": "1"}  # fmt: skip
+        done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment)
+    assert done.stdout == "8\n", done.stderr
 
 
 def test_a_path_whose_first_part_is_a_folder_here_is_a_path(tmp_path, monkeypatch):
-    import moe_probe
-
     (tmp_path / "someone").mkdir()
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(moe_probe.errors.MissingFiles, match="someone/tiny is not a folder"):
+    with pytest.raises(MissingFiles, match="someone/tiny is not a folder"):
         moe_probe.load(NAME)
