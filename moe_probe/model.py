@@ -592,4 +592,6 @@ def _snapshot(name: str, revision: str | None) -> Path | None:
     except LocalEntryNotFoundError:
         return None
     except (HFValidationError, OSError) as error:
-        raise MissingFiles(f"{name} is neither a folder{nearest(Path(name))} nor a hub id ({reason(error)}).") from error
+        raise MissingFiles(
+            f"{name} is neither a folder{nearest(Path(name))} nor a hub id ({reason(error)})."
+        ) from error

@@ -19,14 +19,30 @@ def facts(name, folder):
             if path.suffix in (".safetensors", ".bin", ".gguf"):
                 each["lfs"] = {"sha256": hashlib.sha256(data).hexdigest(), "size": len(data), "pointerSize": 134}
             siblings.append(each)
-    return {"id": name, "modelId": name, "sha": COMMIT, "siblings": siblings, "private": False, "tags": [], "downloads": 0,
-            "likes": 0}  # fmt: skip
+    return {
+        "id": name,
+        "modelId": name,
+        "sha": COMMIT,
+        "siblings": siblings,
+        "private": False,
+        "tags": [],
+        "downloads": 0,
+        "likes": 0,
+    }
 
 
 def tree(folder):
     listed = facts("", folder)["siblings"]
-    return [{"type": "file", "path": each["rfilename"], "size": each["size"], "oid": each["blobId"],
-             **({"lfs": {"oid": each["lfs"]["sha256"], **each["lfs"]}} if "lfs" in each else {})} for each in listed]  # fmt: skip
+    return [
+        {
+            "type": "file",
+            "path": each["rfilename"],
+            "size": each["size"],
+            "oid": each["blobId"],
+            **({"lfs": {"oid": each["lfs"]["sha256"], **each["lfs"]}} if "lfs" in each else {}),
+        }
+        for each in listed
+    ]
 
 
 @contextmanager
@@ -55,7 +71,11 @@ def serving(name, folder):
                 data, headers = json.dumps(tree(folder)).encode(), {"Content-Type": "application/json"}
             elif file and (folder / file[1]).is_file():
                 data = (folder / file[1]).read_bytes()
-                headers = {"ETag": f'"{hashlib.sha256(data).hexdigest()}"', "X-Repo-Commit": COMMIT, "Accept-Ranges": "bytes"}
+                headers = {
+                    "ETag": f'"{hashlib.sha256(data).hexdigest()}"',
+                    "X-Repo-Commit": COMMIT,
+                    "Accept-Ranges": "bytes",
+                }
             else:
                 self.send_error(404)
                 return

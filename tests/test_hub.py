@@ -108,7 +108,7 @@ def test_a_model_goes_to_workers_and_under_another_configuration(hub):
 def test_only_other_formats_are_downloaded_whole(hub, repository):
     for path in repository.glob("model*"):
         path.unlink()
-    with pytest.raises(moe_probe.errors.CheckpointError, match="pytorch_model.bin"):
+    with pytest.raises(moe_probe.errors.CheckpointError, match=r"pytorch_model.bin"):
         moe_probe.load(NAME)
     assert fetched(hub) == {"pytorch_model.bin"}
 

@@ -5,7 +5,6 @@ import shutil
 
 import pytest
 import torch
-from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors.torch import load_file, save_file
 from transformers import MixtralForCausalLM
 

@@ -1,4 +1,4 @@
-"""A folder with a LoRA adapter of PEFT, opened together with its base: every matrix is W + scale B A, read in slices."""
+"""A folder with a LoRA adapter of PEFT, opened together with its base: W + scale B A, read in slices."""
 
 from __future__ import annotations
 
@@ -22,8 +22,18 @@ WEIGHTS = {"adapter_model.safetensors": SafetensorsFile, "adapter_model.bin": To
 PREFIX = "base_model.model."
 FACTOR = re.compile(r"(.+)\.lora_([AB])(?:\.default)?\.weight")
 # what other adapters, and variants of LoRA, are configured with: their arithmetic is another one
-VARIANTS = ("use_dora", "fan_in_fan_out", "target_parameters", "trainable_token_indices", "eva_config", "corda_config",
-            "arrow_config", "alora_invocation_tokens", "use_qalora", "layer_replication")  # fmt: skip
+VARIANTS = (
+    "use_dora",
+    "fan_in_fan_out",
+    "target_parameters",
+    "trainable_token_indices",
+    "eva_config",
+    "corda_config",
+    "arrow_config",
+    "alora_invocation_tokens",
+    "use_qalora",
+    "layer_replication",
+)
 
 
 class LowRank:
@@ -56,8 +66,7 @@ def base_of(folder: Path) -> str:
     named = read_json(inside(folder, CONFIG)).get("base_model_name_or_path")
     if not isinstance(named, str) or not named:
         raise DamagedFile(
-            f"{folder / CONFIG} names no base_model_name_or_path; add the folder or hub id of the model that the adapter "
-            "belongs to."
+            f"{folder / CONFIG} names no base_model_name_or_path; add the folder or hub id of its base model."
         )
     beside = folder / named
     return str(beside) if not Path(named).is_absolute() and beside.is_dir() else named
@@ -104,14 +113,14 @@ def _changed(
         target = target.removeprefix(PREFIX)
         if target not in base:
             raise CheckpointError(
-                f"{path} changes {target!r} ({key!r}), which the base model does not have; merge the adapter with PEFT and "
-                "save the model, or pass the live model."
+                f"{path} changes {target!r} ({key!r}), which the base model does not have; merge the adapter with PEFT "
+                "and save the model, or pass the live model."
             )
         if match is None:
             _require_shape(path, key, tensor, base[target].shape)
             yield target, tensor
         elif match[2] == "A":
-            yield target, _sum(base[target], key, stored, match[1].removeprefix(PREFIX), config, path)
+            yield target, _sum(base[target], key, stored, str(match[1]).removeprefix(PREFIX), config, path)
 
 
 def _require_shape(path: Path, key: str, tensor: LazyTensor, shape: torch.Size) -> None:
@@ -124,13 +133,17 @@ def _sum(
 ) -> LazyTensor:
     down, up = stored[key], stored.get(key.replace(".lora_A", ".lora_B"))
     if up is None or weight.ndim != 2 or down.ndim != 2:
-        raise DamagedFile(f"{path} holds {key!r}, which has no lora_B, or belongs to no matrix; save the adapter again.")
+        raise DamagedFile(
+            f"{path} holds {key!r}, which has no lora_B, or belongs to no matrix; save the adapter again."
+        )
     rank = down.shape[0]
     _require_shape(path, key, down, torch.Size([rank, weight.shape[1]]))
     _require_shape(path, key.replace(".lora_A", ".lora_B"), up, torch.Size([weight.shape[0], rank]))
     alpha = _of_module(config.get("alpha_pattern"), module, config.get("lora_alpha"))
     if not isinstance(alpha, int | float):
-        raise DamagedFile(f"{path.parent / CONFIG} has lora_alpha={alpha!r}, expected a number; save the adapter again.")
+        raise DamagedFile(
+            f"{path.parent / CONFIG} has lora_alpha={alpha!r}, expected a number; save the adapter again."
+        )
     return Stored(LowRank(weight, down, up, alpha / (rank**0.5 if config.get("use_rslora") else rank)))
 
 

@@ -19,7 +19,9 @@ COMPANION = re.compile(
     r"(.+?)(?:\.weight)?[._](?:\w*(?:scales?(?:_inv|_\d)?|zeros?|zero_points?|biases|codes|codebooks?|absmax|g_idx|perm|SCB)|"
     r"(?:quant|lora)_\w+)(?:\.(?:\w+\.)?(?:weight|default))?"
 )
-OF_ACTIVATIONS = re.compile(r"(^|[._])(input|output|activation|act|[qkv]|kv)_(scale|zero_point|global_scale)(_inv|_ub)?$")
+OF_ACTIVATIONS = re.compile(
+    r"(^|[._])(input|output|activation|act|[qkv]|kv)_(scale|zero_point|global_scale)(_inv|_ub)?$"
+)
 PROJECTIONS = ("up", "gate", "down")
 SHARED = "S"
 DENSE = "F"
@@ -191,11 +193,13 @@ def require_explained(used: Collection[str], unused: Collection[str]) -> None:
         match = COMPANION.fullmatch(key)
         if match is not None and not OF_ACTIVATIONS.search(key):
             stem = match[1]
-            weight = next((name for name in (stem, f"{stem}.weight", f"{stem}.base_layer.weight") if name in used), None)
+            weight = next(
+                (name for name in (stem, f"{stem}.weight", f"{stem}.base_layer.weight") if name in used), None
+            )
             if weight is not None:
                 raise CheckpointError(
-                    f"{key!r} stands beside {weight!r} and changes what it means, but the configuration does not say how; "
-                    "use the published config.json, or the unquantized release."
+                    f"{key!r} stands beside {weight!r} and changes what it means, but the configuration does not say "
+                    "how; use the published config.json, or the unquantized release."
                 )
 
 

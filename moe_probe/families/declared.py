@@ -1,4 +1,4 @@
-"""Families that are a declaration only: where the matrices are. There is no torch module, so static analyses alone work.
+"""Families that are a declaration only: where the matrices are. Without a torch module, static analyses alone work.
 
 Most sizes are read off the tensors; the configuration says how many experts a token chooses. Ten lines are enough for
 a model of one's own, see docs/add_a_family.md.
@@ -127,8 +127,8 @@ class DeclaredArchitecture(Architecture):
     @property
     def skeleton(self) -> PreTrainedModel:
         raise CannotWatch(
-            f"{self.family.name} models open for static analyses only, because {self.family.because}; for dynamic ones, "
-            "load the model with its publisher's code and pass the live module."
+            f"{self.family.name} models open for static analyses only, because {self.family.because}; for dynamic "
+            "ones, load the model with its publisher's code and pass the live module."
         )
 
     @cached_property
@@ -200,7 +200,9 @@ class DeclaredArchitecture(Architecture):
 
     def _router(self, layer: Layer) -> tuple[str, LazyTensor]:
         if self.family.router is None:
-            raise NoSuchName(f"The router of {self.family.name} is no matrix with one row per expert; omit its analyses.")
+            raise NoSuchName(
+                f"The router of {self.family.name} is no matrix with one row per expert; omit its analyses."
+            )
         key = self.family.router.format(layer=layer.index)
         return key, self.published[key]
 

@@ -53,7 +53,7 @@ class Gguf:
         )
 
 
-def _has(keys: dict, checkpoint: Checkpoint) -> bool:  # noqa: ANN001
+def _has(keys: dict, checkpoint: Checkpoint) -> bool:
     place = keys["up"] if isinstance(keys["up"], At) else At(keys["up"])
     ending = place.key.partition("{layer}")[2].replace("{expert}", "0")
     return any(key.endswith(ending) for key in checkpoint)

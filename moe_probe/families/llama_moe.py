@@ -1,4 +1,4 @@
-"""LLaMA-MoE, static analyses only. Its gate is a small network, whose last matrix (E, E) is the router's weight here."""
+"""LLaMA-MoE, static analyses only. Of its gate, a small network, the last matrix (E, E) is the router's weight."""
 
 from moe_probe.families.declared import Declared
 
@@ -9,7 +9,8 @@ FAMILY = Declared(
     model_types=("llama_moe",),
     router=f"{_BLOCK}.gate.gate_network.2.weight",
     experts={
-        projection: f"{_BLOCK}.calculator.experts.weight_{projection}.{{expert}}" for projection in ("up", "gate", "down")
+        projection: f"{_BLOCK}.calculator.experts.weight_{projection}.{{expert}}"
+        for projection in ("up", "gate", "down")
     },
     top_k="num_selects",
 )

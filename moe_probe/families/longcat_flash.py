@@ -8,6 +8,7 @@ left out.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import nn
@@ -28,7 +29,7 @@ class ReleasedLongcatFlashForCausalLM(LongcatFlashForCausalLM):
     def __init__(self, config: LongcatFlashConfig):
         super().__init__(config)
         for layer in self.model.layers:
-            experts = layer.mlp.experts
+            experts: Any = layer.get_submodule("mlp.experts")
             rows = experts.gate_up_proj
             if rows is not None and len(rows) > experts.num_routed_experts:
                 kept = torch.empty(experts.num_routed_experts, *rows.shape[1:], device=rows.device, dtype=rows.dtype)

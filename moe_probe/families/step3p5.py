@@ -1,4 +1,4 @@
-"""Step-3.5-Flash: the language model of transformers' Step3p7 with a head, because transformers has it with a tower only.
+"""Step-3.5-Flash: the language model of transformers' Step3p7 with a head, which transformers has with a tower only.
 
 Names are those of `step3p7` in transformers' conversion mapping, without what is put before them for the tower.
 """
@@ -27,7 +27,7 @@ class Step3p5ForCausalLM(Step3p7PreTrainedModel, GenerationMixin):
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
 
-    def forward(self, input_ids=None, logits_to_keep=0, **kwargs) -> MoeCausalLMOutputWithPast:  # noqa: ANN001
+    def forward(self, input_ids=None, logits_to_keep=0, **kwargs) -> MoeCausalLMOutputWithPast:
         """Logits of every position, or of the last `logits_to_keep`."""
         outputs = self.model(input_ids=input_ids, **kwargs)
         hidden = outputs.last_hidden_state

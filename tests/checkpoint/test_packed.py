@@ -1,4 +1,4 @@
-"""Packed layers against float64 of their definitions, and against the formats' own packages where those are installed."""
+"""Packed layers against float64 of their definitions, and against the formats' own packages where installed."""
 
 import numpy as np
 import packing
@@ -96,8 +96,10 @@ def test_mlx_is_what_its_package_dequantizes():
     mx = pytest.importorskip("mlx.core")
     for bits, group in ((2, 32), (3, 64), (4, 64), (6, 32), (8, 128)):
         stored, _ = packing.mlx(bits, group)
-        arrays = [mx.array(np.array(part.view(torch.uint32) if n == 0 else part.float()))
-                  for n, part in enumerate(stored.values())]  # fmt: skip
+        arrays = [
+            mx.array(np.array(part.view(torch.uint32) if n == 0 else part.float()))
+            for n, part in enumerate(stored.values())
+        ]
         expected = np.array(mx.dequantize(*arrays, group_size=group, bits=bits))
         exact = {key: part if key == "weight" else part.float() for key, part in stored.items()}
         values = plain(exact, {"bits": bits, "group_size": group}).read()
@@ -314,5 +316,5 @@ def test_what_does_not_fit_its_configuration_is_refused_by_name(stored, config, 
     ids=lambda stored: "+".join(stored),
 )
 def test_packed_layers_without_a_configuration_are_refused(stored):
-    with pytest.raises(CheckpointError, match="m.*packed matrix"):
+    with pytest.raises(CheckpointError, match=r"m.*packed matrix"):
         decoded({"m." + key: Stored(InMemory(tensor)) for key, tensor in stored.items()}, {})

@@ -1,4 +1,4 @@
-"""Releases that spell a model otherwise give the numbers of the layout that transformers publishes; all written by hand."""
+"""Releases that spell a model otherwise give the numbers of the layout that transformers has; all by hand."""
 
 import json
 import re
@@ -17,9 +17,19 @@ from moe_probe.model import MoEModel
 
 D, FF, E, L, H, KV, HD, V = 32, 24, 4, 2, 4, 2, 8, 48
 IDS = torch.tensor([[5, 9, 3, 7, 11, 2, 40, 8]])
-SMALL = {"hidden_size": D, "num_hidden_layers": L, "num_attention_heads": H, "num_key_value_heads": KV, "vocab_size": V,
-         "rms_norm_eps": 1e-5, "rope_theta": 1e4, "tie_word_embeddings": False, "num_experts_per_tok": 2,
-         "torch_dtype": "float32", "max_position_embeddings": 64}  # fmt: skip
+SMALL = {
+    "hidden_size": D,
+    "num_hidden_layers": L,
+    "num_attention_heads": H,
+    "num_key_value_heads": KV,
+    "vocab_size": V,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 1e4,
+    "tie_word_embeddings": False,
+    "num_experts_per_tok": 2,
+    "torch_dtype": "float32",
+    "max_position_embeddings": 64,
+}
 
 
 class Made(dict):
@@ -30,7 +40,9 @@ class Made(dict):
         self.generator = torch.Generator().manual_seed(3)
 
     def new(self, name, *shape):
-        self[name] = torch.randn(*shape, generator=self.generator) * (0.3 if len(shape) > 1 else 0.1) + (len(shape) == 1)
+        self[name] = torch.randn(*shape, generator=self.generator) * (0.3 if len(shape) > 1 else 0.1) + (
+            len(shape) == 1
+        )
         return self[name]
 
 
@@ -52,10 +64,26 @@ def mixtral():
     return made
 
 
-MIXTRAL = {**SMALL, "model_type": "mixtral", "architectures": ["MixtralForCausalLM"], "intermediate_size": FF,
-           "num_local_experts": E, "sliding_window": None}  # fmt: skip
-PARAMS = {"dim": D, "n_layers": L, "head_dim": HD, "hidden_dim": FF, "n_heads": H, "n_kv_heads": KV, "rope_theta": 1e4,
-          "norm_eps": 1e-5, "vocab_size": V, "moe": {"num_experts_per_tok": 2, "num_experts": E}}  # fmt: skip
+MIXTRAL = {
+    **SMALL,
+    "model_type": "mixtral",
+    "architectures": ["MixtralForCausalLM"],
+    "intermediate_size": FF,
+    "num_local_experts": E,
+    "sliding_window": None,
+}
+PARAMS = {
+    "dim": D,
+    "n_layers": L,
+    "head_dim": HD,
+    "hidden_dim": FF,
+    "n_heads": H,
+    "n_kv_heads": KV,
+    "rope_theta": 1e4,
+    "norm_eps": 1e-5,
+    "vocab_size": V,
+    "moe": {"num_experts_per_tok": 2, "num_experts": E},
+}
 
 
 def write(folder, tensors, config, name="model.safetensors", config_name="config.json"):
@@ -93,8 +121,14 @@ def neighbors(rows, heads):
 
 def consolidated(made, flat):
     ends = {"model.embed_tokens": "tok_embeddings", "model.norm": "norm", "lm_head": "output"}
-    parts = {"input_layernorm": "attention_norm", "post_attention_layernorm": "ffn_norm", "self_attn.v_proj": "attention.wv",
-             "self_attn.q_proj": "attention.wq", "self_attn.k_proj": "attention.wk", "self_attn.o_proj": "attention.wo"}  # fmt: skip
+    parts = {
+        "input_layernorm": "attention_norm",
+        "post_attention_layernorm": "ffn_norm",
+        "self_attn.v_proj": "attention.wv",
+        "self_attn.q_proj": "attention.wq",
+        "self_attn.k_proj": "attention.wk",
+        "self_attn.o_proj": "attention.wo",
+    }
     out = {}
     for key, value in made.items():
         key = key.removesuffix(".weight")
@@ -135,7 +169,7 @@ def test_mistrals_pickles_hold_all_experts_below_each_other(tmp_path, plain):
         torch.save({key: tensors[key] for key in keys[number::3]}, folder / f"consolidated.{number:02}.pt")
     assert_same(moe_probe.load(folder), plain)
     (folder / "consolidated.01.pt").unlink()
-    with pytest.raises(CheckpointError, match="consolidated.01.pt is missing"):
+    with pytest.raises(CheckpointError, match=r"consolidated.01.pt is missing"):
         moe_probe.load(folder)
 
 
@@ -151,10 +185,26 @@ def test_mlx_stacks_experts(tmp_path, plain):
         moe_probe.load(write(tmp_path / "n", tensors, {**MIXTRAL, "model_type": "qwen3_next"}))
 
 
-DEEPSEEK = {**SMALL, "model_type": "deepseek_v3", "architectures": ["DeepseekV3ForCausalLM"], "intermediate_size": 40,
-            "moe_intermediate_size": FF, "n_routed_experts": E, "n_shared_experts": 1, "first_k_dense_replace": 1,
-            "q_lora_rank": 12, "kv_lora_rank": 12, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 8,
-            "num_key_value_heads": H, "n_group": 1, "topk_group": 1, "norm_topk_prob": True, "routed_scaling_factor": 2.0}  # fmt: skip
+DEEPSEEK = {
+    **SMALL,
+    "model_type": "deepseek_v3",
+    "architectures": ["DeepseekV3ForCausalLM"],
+    "intermediate_size": 40,
+    "moe_intermediate_size": FF,
+    "n_routed_experts": E,
+    "n_shared_experts": 1,
+    "first_k_dense_replace": 1,
+    "q_lora_rank": 12,
+    "kv_lora_rank": 12,
+    "qk_rope_head_dim": 8,
+    "qk_nope_head_dim": 8,
+    "v_head_dim": 8,
+    "num_key_value_heads": H,
+    "n_group": 1,
+    "topk_group": 1,
+    "norm_topk_prob": True,
+    "routed_scaling_factor": 2.0,
+}
 
 
 def deepseek(prefix=""):
@@ -164,8 +214,15 @@ def deepseek(prefix=""):
     made.new(f"{prefix}lm_head.weight", V, D)
     for layer in range(L):
         at = f"{prefix}model.layers.{layer}."
-        shapes = {"q_a_proj": (12, D), "q_a_layernorm": (12,), "q_b_proj": (H * 16, 12), "kv_a_proj_with_mqa": (20, D),
-                  "kv_a_layernorm": (12,), "kv_b_proj": (H * 16, 12), "o_proj": (D, H * 8)}  # fmt: skip
+        shapes = {
+            "q_a_proj": (12, D),
+            "q_a_layernorm": (12,),
+            "q_b_proj": (H * 16, 12),
+            "kv_a_proj_with_mqa": (20, D),
+            "kv_a_layernorm": (12,),
+            "kv_b_proj": (H * 16, 12),
+            "o_proj": (D, H * 8),
+        }
         for name in ("input_layernorm", "post_attention_layernorm"):
             made.new(f"{at}{name}.weight", D)
         for name, shape in shapes.items():
@@ -186,8 +243,13 @@ def deepseek(prefix=""):
 def test_a_language_model_inside_of_another_model(tmp_path, whole, inner):
     plain = moe_probe.load(write(tmp_path / "plain", deepseek(), DEEPSEEK))
     text = {key: value for key, value in DEEPSEEK.items() if key != "architectures"} | {"model_type": inner}
-    config = {"model_type": whole, "architectures": ["SomeForConditionalGeneration"], "text_config": text,
-              "vision_config": {"model_type": "moonvit"}, "tie_word_embeddings": False}  # fmt: skip
+    config = {
+        "model_type": whole,
+        "architectures": ["SomeForConditionalGeneration"],
+        "text_config": text,
+        "vision_config": {"model_type": "moonvit"},
+        "tie_word_embeddings": False,
+    }
     tensors = {**deepseek("language_model."), "vision_tower.blocks.0.wqkv.weight": torch.ones(6, 4)}
     model = moe_probe.load(write(tmp_path / "m", tensors, config))
     assert_same(model, plain)
@@ -236,19 +298,46 @@ def gpt_oss():
 
 
 def test_gpt_oss_as_openais_program_has_it(tmp_path):
-    scaling = {"rope_type": "yarn", "factor": 4.0, "beta_fast": 32.0, "beta_slow": 1.0, "truncate": False,
-               "original_max_position_embeddings": 16}  # fmt: skip
-    config = {**SMALL, "model_type": "gpt_oss", "architectures": ["GptOssForCausalLM"], "intermediate_size": FF,
-              "num_local_experts": E, "head_dim": HD, "sliding_window": 4, "rope_scaling": scaling, "attention_bias": True,
-              "layer_types": ["sliding_attention", "full_attention"]}  # fmt: skip
+    scaling = {
+        "rope_type": "yarn",
+        "factor": 4.0,
+        "beta_fast": 32.0,
+        "beta_slow": 1.0,
+        "truncate": False,
+        "original_max_position_embeddings": 16,
+    }
+    config = {
+        **SMALL,
+        "model_type": "gpt_oss",
+        "architectures": ["GptOssForCausalLM"],
+        "intermediate_size": FF,
+        "num_local_experts": E,
+        "head_dim": HD,
+        "sliding_window": 4,
+        "rope_scaling": scaling,
+        "attention_bias": True,
+        "layer_types": ["sliding_attention", "full_attention"],
+    }
     plain = moe_probe.load(write(tmp_path / "plain", gpt_oss(), config))
-    names = {"input_layernorm.weight": "attn.norm.scale", "post_attention_layernorm.weight": "mlp.norm.scale",
-             "self_attn.o_proj.weight": "attn.out.weight", "self_attn.o_proj.bias": "attn.out.bias",
-             "self_attn.sinks": "attn.sinks", "mlp.router.weight": "mlp.gate.weight", "mlp.router.bias": "mlp.gate.bias",
-             "mlp.experts.gate_up_proj_bias": "mlp.mlp1_bias", "mlp.experts.down_proj_bias": "mlp.mlp2_bias",
-             "mlp.experts.gate_up_proj": "mlp.mlp1_weight", "mlp.experts.down_proj": "mlp.mlp2_weight"}  # fmt: skip
+    names = {
+        "input_layernorm.weight": "attn.norm.scale",
+        "post_attention_layernorm.weight": "mlp.norm.scale",
+        "self_attn.o_proj.weight": "attn.out.weight",
+        "self_attn.o_proj.bias": "attn.out.bias",
+        "self_attn.sinks": "attn.sinks",
+        "mlp.router.weight": "mlp.gate.weight",
+        "mlp.router.bias": "mlp.gate.bias",
+        "mlp.experts.gate_up_proj_bias": "mlp.mlp1_bias",
+        "mlp.experts.down_proj_bias": "mlp.mlp2_bias",
+        "mlp.experts.gate_up_proj": "mlp.mlp1_weight",
+        "mlp.experts.down_proj": "mlp.mlp2_weight",
+    }
     made, tensors = gpt_oss(), {}
-    ends = {"model.embed_tokens.weight": "embedding.weight", "model.norm.weight": "norm.scale", "lm_head.weight": "unembedding.weight"}
+    ends = {
+        "model.embed_tokens.weight": "embedding.weight",
+        "model.norm.weight": "norm.scale",
+        "lm_head.weight": "unembedding.weight",
+    }
     for key, value in made.items():
         layer, _, name = key.removeprefix("model.layers.").partition(".")
         if key in ends:
@@ -259,18 +348,49 @@ def test_gpt_oss_as_openais_program_has_it(tmp_path):
         for kind in ("weight", "bias"):
             rows = [made[f"model.layers.{layer}.self_attn.{name}_proj.{kind}"] for name in "qkv"]
             tensors[f"block.{layer}.attn.qkv.{kind}"] = torch.cat(rows)
-    original = {"num_hidden_layers": L, "num_experts": E, "experts_per_token": 2, "vocab_size": V, "hidden_size": D,
-                "intermediate_size": FF, "swiglu_limit": 7.0, "head_dim": HD, "num_attention_heads": H,
-                "num_key_value_heads": KV, "sliding_window": 4, "initial_context_length": 16, "rope_theta": 10000,
-                "rope_scaling_factor": 4.0, "rope_ntk_alpha": 1, "rope_ntk_beta": 32}  # fmt: skip
+    original = {
+        "num_hidden_layers": L,
+        "num_experts": E,
+        "experts_per_token": 2,
+        "vocab_size": V,
+        "hidden_size": D,
+        "intermediate_size": FF,
+        "swiglu_limit": 7.0,
+        "head_dim": HD,
+        "num_attention_heads": H,
+        "num_key_value_heads": KV,
+        "sliding_window": 4,
+        "initial_context_length": 16,
+        "rope_theta": 10000,
+        "rope_scaling_factor": 4.0,
+        "rope_ntk_alpha": 1,
+        "rope_ntk_beta": 32,
+    }
     assert_same(moe_probe.load(write(tmp_path / "m", tensors, original)), plain)
 
 
-LONGCAT = {"model_type": "longcat_flash", "architectures": ["LongcatFlashForCausalLM"], "hidden_size": D,
-           "ffn_hidden_size": 40, "expert_ffn_hidden_size": FF, "moe_topk": 2, "n_routed_experts": E, "zero_expert_num": 2,
-           "zero_expert_type": "identity", "num_attention_heads": H, "num_layers": 1, "q_lora_rank": 12, "kv_lora_rank": 12,
-           "qk_nope_head_dim": 8, "qk_rope_head_dim": 8, "v_head_dim": 8, "rms_norm_eps": 1e-5, "vocab_size": V,
-           "routed_scaling_factor": 3.0, "torch_dtype": "float32"}  # fmt: skip
+LONGCAT = {
+    "model_type": "longcat_flash",
+    "architectures": ["LongcatFlashForCausalLM"],
+    "hidden_size": D,
+    "ffn_hidden_size": 40,
+    "expert_ffn_hidden_size": FF,
+    "moe_topk": 2,
+    "n_routed_experts": E,
+    "zero_expert_num": 2,
+    "zero_expert_type": "identity",
+    "num_attention_heads": H,
+    "num_layers": 1,
+    "q_lora_rank": 12,
+    "kv_lora_rank": 12,
+    "qk_nope_head_dim": 8,
+    "qk_rope_head_dim": 8,
+    "v_head_dim": 8,
+    "rms_norm_eps": 1e-5,
+    "vocab_size": V,
+    "routed_scaling_factor": 3.0,
+    "torch_dtype": "float32",
+}
 
 
 def longcat(experts=E):
@@ -280,8 +400,15 @@ def longcat(experts=E):
     made.new("lm_head.weight", V, D)
     at = "model.layers.0."
     for part in range(2):
-        shapes = {"q_a_proj": (12, D), "q_a_layernorm": (12,), "q_b_proj": (H * 16, 12), "kv_a_proj_with_mqa": (20, D),
-                  "kv_a_layernorm": (12,), "kv_b_proj": (H * 16, 12), "o_proj": (D, H * 8)}  # fmt: skip
+        shapes = {
+            "q_a_proj": (12, D),
+            "q_a_layernorm": (12,),
+            "q_b_proj": (H * 16, 12),
+            "kv_a_proj_with_mqa": (20, D),
+            "kv_a_layernorm": (12,),
+            "kv_b_proj": (H * 16, 12),
+            "o_proj": (D, H * 8),
+        }
         made.new(f"{at}input_layernorm.{part}.weight", D)
         made.new(f"{at}post_attention_layernorm.{part}.weight", D)
         for name, shape in shapes.items():
@@ -311,7 +438,7 @@ def test_experts_that_do_not_fit_are_refused_when_the_model_opens(tmp_path):
         moe_probe.load(write(tmp_path / "m", longcat(E - 1), LONGCAT))
     made = mixtral()
     made["model.layers.1.block_sparse_moe.experts.2.w3.weight"] = torch.ones(FF, D + 1)
-    with pytest.raises(MoEProbeError, match="experts.2.w3"):
+    with pytest.raises(MoEProbeError, match=r"experts.2.w3"):
         moe_probe.load(write(tmp_path / "n", made, MIXTRAL))
 
 
@@ -325,7 +452,7 @@ FAMILIES = {
     "xverse": (f"{M}.router.weight", f"{M}.experts.{{}}.{{}}_proj.weight", {}),
     "smallthinker": (f"{B}.primary_router.weight", f"{B}.experts.{{}}.{{}}.weight", {}),
     "skywork": (f"{M}.gate.weight", f"{M}.experts.mlp_experts.{{}}.{{}}_proj.weight", {}),
-}  # fmt: skip
+}
 CHOSEN = {"smallthinker": "moe_num_active_primary_experts", "hunyuan": "moe_topk"}
 
 
@@ -388,7 +515,9 @@ def test_a_released_configuration_is_read_as_it_is_meant_with_a_word(tmp_path):
         moe_probe.load(write(tmp_path / "o", mixtral(), MIXTRAL))
 
 
-@pytest.mark.parametrize("ending", ["weight_scale", "scales", "qzeros", "weight.absmax", "lora_A.weight", "weight_zero_point"])
+@pytest.mark.parametrize(
+    "ending", ["weight_scale", "scales", "qzeros", "weight.absmax", "lora_A.weight", "weight_zero_point"]
+)
 def test_what_stands_unexplained_beside_a_weight_is_refused_by_name(tmp_path, ending):
     key = f"model.layers.0.block_sparse_moe.experts.1.w2.{ending}"
     with pytest.raises(CheckpointError, match=key.replace(".", r"\.")):
@@ -400,12 +529,29 @@ def test_what_stands_unexplained_beside_a_weight_is_refused_by_name(tmp_path, en
 def test_a_square_stack_is_turned_as_its_sibling_is(tmp_path, neurons, turned):
     made = Made()
     at = "model.language_model."
-    text = {**SMALL, "model_type": "qwen3_vl_moe_text", "num_experts": E, "moe_intermediate_size": neurons,
-            "intermediate_size": 40, "head_dim": HD, "norm_topk_prob": True, "decoder_sparse_step": 1,
-            "rope_scaling": {"mrope_section": [2, 1, 1], "rope_type": "default"}}  # fmt: skip
-    config = {"model_type": "qwen3_vl_moe", "architectures": ["Qwen3VLMoeForConditionalGeneration"], "text_config": text,
-              "vision_config": {"depth": 0, "hidden_size": 16, "num_heads": 2, "out_hidden_size": D,
-                                "deepstack_visual_indexes": []}}  # fmt: skip
+    text = {
+        **SMALL,
+        "model_type": "qwen3_vl_moe_text",
+        "num_experts": E,
+        "moe_intermediate_size": neurons,
+        "intermediate_size": 40,
+        "head_dim": HD,
+        "norm_topk_prob": True,
+        "decoder_sparse_step": 1,
+        "rope_scaling": {"mrope_section": [2, 1, 1], "rope_type": "default"},
+    }
+    config = {
+        "model_type": "qwen3_vl_moe",
+        "architectures": ["Qwen3VLMoeForConditionalGeneration"],
+        "text_config": text,
+        "vision_config": {
+            "depth": 0,
+            "hidden_size": 16,
+            "num_heads": 2,
+            "out_hidden_size": D,
+            "deepstack_visual_indexes": [],
+        },
+    }
     for layer in range(L):
         made.new(f"{at}layers.{layer}.mlp.gate.weight", E, D)
         made.new(f"{at}layers.{layer}.mlp.experts.gate_up_proj", E, 2 * neurons, D)
@@ -421,11 +567,16 @@ def test_a_square_stack_is_turned_as_its_sibling_is(tmp_path, neurons, turned):
 def adapter(folder, base, rank=3, **config):
     generator = torch.Generator().manual_seed(7)
     factors, changed = {}, {}
-    for module, (rows, columns) in {"model.layers.0.block_sparse_moe.experts.1.w2": (D, FF),
-                                    "model.layers.1.block_sparse_moe.gate": (E, D),
-                                    "model.layers.1.self_attn.q_proj": (D, D)}.items():  # fmt: skip
+    for module, (rows, columns) in {
+        "model.layers.0.block_sparse_moe.experts.1.w2": (D, FF),
+        "model.layers.1.block_sparse_moe.gate": (E, D),
+        "model.layers.1.self_attn.q_proj": (D, D),
+    }.items():
         down, up = torch.randn(rank, columns, generator=generator), torch.randn(rows, rank, generator=generator)
-        factors[f"base_model.model.{module}.lora_A.weight"], factors[f"base_model.model.{module}.lora_B.weight"] = down, up
+        factors[f"base_model.model.{module}.lora_A.weight"], factors[f"base_model.model.{module}.lora_B.weight"] = (
+            down,
+            up,
+        )
         changed[module] = up.double() @ down.double()
     said = {"peft_type": "LORA", "base_model_name_or_path": str(base), "r": rank, "lora_alpha": 6, **config}
     write(folder, factors, said, "adapter_model.safetensors", "adapter_config.json")
@@ -437,8 +588,10 @@ def test_an_adapter_opens_with_its_base(tmp_path, plain, config, scale):
     changed = adapter(tmp_path / "lora", plain.checkpoint.path, **config)
     model = moe_probe.load(tmp_path / "lora")
     made = mixtral()
-    for key, (layer, name) in {"model.layers.0.block_sparse_moe.experts.1.w2": (0, "down"),
-                               "model.layers.1.block_sparse_moe.gate": (1, None)}.items():  # fmt: skip
+    for key, (layer, name) in {
+        "model.layers.0.block_sparse_moe.experts.1.w2": (0, "down"),
+        "model.layers.1.block_sparse_moe.gate": (1, None),
+    }.items():
         found = model.expert_weight(layer, "1", name) if name else model.router_weight(layer)
         expected = made[f"{key}.weight"].double() + scale * changed[key]
         torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-5)
@@ -455,7 +608,9 @@ def test_an_adapter_gives_what_peft_merges(tmp_path, plain):
     attention = "model.layers.1.self_attn.q_proj"
     config = peft.LoraConfig(r=3, lora_alpha=6, target_modules=[attention], lora_dropout=0.0)
     wrapped = peft.get_peft_model(plain.module, config)
-    factors = {key: model.checkpoint.stored[f"adapter base_model.model.{attention}.lora_{key}.weight"].read() for key in "AB"}
+    factors = {
+        key: model.checkpoint.stored[f"adapter base_model.model.{attention}.lora_{key}.weight"].read() for key in "AB"
+    }
     layer = wrapped.get_submodule(f"base_model.model.{attention}")
     layer.lora_A.default.weight.data.copy_(factors["A"])
     layer.lora_B.default.weight.data.copy_(factors["B"])
@@ -490,10 +645,21 @@ def test_folders_that_hold_something_else_say_what_to_give(tmp_path):
 def test_computed_buffers_are_not_asked_of_the_files(tmp_path):
     kinds = ["linear_attention", "full_attention"]
     made = {key: value for key, value in mixtral().items() if "layers.0.self_attn" not in key}
-    for name, shape in {"qkv_proj": (3 * H * HD, D), "output_gate": (H * HD, D), "out_proj": (D, H * HD), "norm": (H * HD,)}.items():
+    for name, shape in {
+        "qkv_proj": (3 * H * HD, D),
+        "output_gate": (H * HD, D),
+        "out_proj": (D, H * HD),
+        "norm": (H * HD,),
+    }.items():
         made[f"model.layers.0.self_attn.{name}.weight"] = torch.full(shape, 0.05)
-    config = {**MIXTRAL, "model_type": "minimax", "architectures": ["MiniMaxForCausalLM"], "layer_types": kinds,
-              "head_dim": HD, "block_size": 16}  # fmt: skip
+    config = {
+        **MIXTRAL,
+        "model_type": "minimax",
+        "architectures": ["MiniMaxForCausalLM"],
+        "layer_types": kinds,
+        "head_dim": HD,
+        "block_size": 16,
+    }
     model = moe_probe.load(write(tmp_path / "m", made, config))
     texts, options = [[5, 9, 3, 7]], {"execution": "layerwise"}
     layerwise = dynamic.run(model, texts, dynamic.ExpertLoad(), **options)["expert_load"]

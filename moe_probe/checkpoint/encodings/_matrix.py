@@ -42,4 +42,3 @@ class PackedMatrix(ABC):
         values = self.decode(tuple(as_slice(part) for part in lead), row_blocks, column_blocks)
         outer = (0 if isinstance(part, int) else slice(None) for part in lead)
         return values[(*outer, within(rows, row_blocks), within(columns, column_blocks))]
-

@@ -13,7 +13,12 @@ from moe_probe.errors import DamagedFile
 FIELDS = ("quantization_config", "compression_config", "quantization")
 NESTED = ("text_config", "language_config", "llm_config")
 # what tells a method where `quant_method` is missing
-MARKS = {"quant_algo": "modelopt", "config_groups": "compressed-tensors", "group_size": "mlx", "qformat_weight": "mistral"}
+MARKS = {
+    "quant_algo": "modelopt",
+    "config_groups": "compressed-tensors",
+    "group_size": "mlx",
+    "qformat_weight": "mistral",
+}
 
 
 @dataclass(frozen=True)
@@ -62,8 +67,8 @@ class Quantization:
 
 def _stated(config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     for place in (config, *(config.get(name) for name in NESTED)):
-        for name in FIELDS if isinstance(place, Mapping) else ():
-            if place.get(name):
+        for name in FIELDS:
+            if isinstance(place, Mapping) and place.get(name):
                 yield name, place[name]
 
 

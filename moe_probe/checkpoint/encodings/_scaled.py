@@ -53,7 +53,7 @@ def as_float32(scale: torch.Tensor) -> torch.Tensor:
     return (scale.view(torch.float8_e8m0fnu) if scale.dtype == torch.uint8 else scale).to(torch.float32)
 
 
-def by_block(values: torch.Tensor, of_blocks: torch.Tensor, block: tuple[int, int], act) -> torch.Tensor:  # noqa: ANN001
+def by_block(values: torch.Tensor, of_blocks: torch.Tensor, block: tuple[int, int], act) -> torch.Tensor:
     """`act` on each block of values, in place, with the block's number; values begin where a block does."""
     rows, columns = values.shape[-2:]
     if of_blocks.shape[-1] > 1:
@@ -100,7 +100,9 @@ def scaled(
     *lead, rows, columns = codes.shape
     fit = _fit(codes.shape, scale.shape, block)
     if fit is None or (zero is not None and zero.shape != scale.shape):
-        wanted = (*lead, -(-rows // block[0]), -(-columns // block[1])) if block else f"{(*lead, rows, 1)} or one number"
+        wanted = (
+            (*lead, -(-rows // block[0]), -(-columns // block[1])) if block else f"{(*lead, rows, 1)} or one number"
+        )
         stated = f" for blocks of {block[0]} x {block[1]}" if block else ""
         raise DamagedFile(
             f"{name!r} of shape {tuple(codes.shape)} has scales of shape {tuple(scale.shape)}, expected {wanted}"
@@ -141,9 +143,7 @@ class Everywhere(Same):
         return self.base.read().reshape(()).expand(self.shape)[index]
 
 
-def _fit(
-    codes: torch.Size, scale: torch.Size, block: Sequence[int] | None
-) -> tuple[tuple[int, int], str] | None:
+def _fit(codes: torch.Size, scale: torch.Size, block: Sequence[int] | None) -> tuple[tuple[int, int], str] | None:
     """Size of the block that each scale belongs to, and what such scales are called; None where they do not fit."""
     *lead, rows, columns = codes
     numbers = torch.Size(lead).numel()

@@ -141,7 +141,9 @@ def _eight_bits(module: str, tensors: Mapping[str, LazyTensor]) -> Packed:
     name, scale = module + "weight", tensors[module + "SCB"]
     codes = tensors.get(name)
     if codes is None or codes.dtype is not torch.int8 or codes.ndim != 2 or scale.shape != codes.shape[:1]:
-        raise DamagedFile(f"{module + 'SCB'!r} has no int8 matrix {name!r} that it fits; download the checkpoint again.")
+        raise DamagedFile(
+            f"{module + 'SCB'!r} has no int8 matrix {name!r} that it fits; download the checkpoint again."
+        )
     extra = [key for key in (module + "weight_format",) if key in tensors]
     if extra and int(tensors[extra[0]].read().flatten()[0]) != 0:
         raise DamagedFile(f"{extra[0]!r} says that {name!r} is stored in tiles, which is not read; save it row-major.")

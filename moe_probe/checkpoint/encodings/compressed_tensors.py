@@ -120,7 +120,9 @@ def _parts(name: str, tensors: Mapping[str, LazyTensor], *suffixes: str) -> dict
 def _with_activations(name: str, parts: Mapping[str, str], tensors: Mapping[str, LazyTensor]) -> tuple[str, ...]:
     """Keys of a layer, those of its activations too: they change no weight."""
     stem = name.removesuffix("weight")
-    of_inputs = [f"{stem}{side}_{what}" for side in ("input", "output") for what in ("scale", "zero_point", "global_scale")]
+    of_inputs = [
+        f"{stem}{side}_{what}" for side in ("input", "output") for what in ("scale", "zero_point", "global_scale")
+    ]
     return (*parts.values(), *(key for key in of_inputs if key in tensors))
 
 
@@ -228,7 +230,9 @@ def _scaled(key: str, tensors: Mapping[str, LazyTensor], quantization: Quantizat
     if key + "_g_idx" in tensors:
         raise CheckpointError(f"{key!r} has an order of activations {key + '_g_idx'!r}, which is not read for 8 bits.")
     weights = _weights(key, quantization)
-    blocks = block_size(weights.get("block_structure"), "block_structure") if weights.get("strategy") == "block" else None
+    blocks = (
+        block_size(weights.get("block_structure"), "block_structure") if weights.get("strategy") == "block" else None
+    )
     zero = tensors.get(parts.get("_zero_point", ""))
     values = scaled(key, tensors[key], tensors[parts["_scale"]], block=blocks, zero=zero, method=TITLE)
     return Packed(key, _with_activations(key, parts, tensors), values)

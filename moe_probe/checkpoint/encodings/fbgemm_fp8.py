@@ -38,7 +38,9 @@ class FbgemmFp8:
                 continue
             if key.endswith(FUSED) and tensor.ndim == 3 and scale.numel() == tensor.shape[0] * tensor.shape[2]:
                 scale = Stored(Same(scale, (tensor.shape[0], 1, tensor.shape[2])))
-            bounds = [name for name in (key + "_scale_ub", key.removesuffix("weight") + "input_scale_ub") if name in tensors]
+            bounds = [
+                name for name in (key + "_scale_ub", key.removesuffix("weight") + "input_scale_ub") if name in tensors
+            ]
             values = scaled(key, tensor, scale, method="fbgemm")
             yield Packed(key, (key, key + "_scale", *bounds), values)
 

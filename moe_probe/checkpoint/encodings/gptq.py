@@ -30,7 +30,9 @@ class Gptq(PackedMatrix):
     The value at (o, i) is `scales[g_idx[i], o] * (code - zero)`, in the scales' type, as AutoGPTQ computes it.
     """
 
-    def __init__(self, parts: list[LazyTensor], bits: int, less: int, columns: int, group: int, order: LazyTensor | None):
+    def __init__(
+        self, parts: list[LazyTensor], bits: int, less: int, columns: int, group: int, order: LazyTensor | None
+    ):
         self.codes, self.zeros, self.scales = parts
         self.bits, self.less, self.group, self.order = bits, less, group, order
         per_period, _ = period(bits)
@@ -94,8 +96,9 @@ ENCODING = GptqLayers()
 
 
 def _require_bits(layer: Packed, quantization: Quantization) -> None:
-    """Refuse bits that differ from the stated ones; layers with their own ones (`dynamic`) are known by their shapes."""
-    assert isinstance(layer.values, Stored) and isinstance(layer.values.source, Gptq)
+    """Refuse bits that differ from the stated ones; `dynamic` states others for some layers."""
+    assert isinstance(layer.values, Stored)
+    assert isinstance(layer.values.source, Gptq)
     bits = layer.values.source.bits
     if bits != quantization.number("bits", bits) and not quantization.fields.get("dynamic"):
         raise DamagedFile(
@@ -114,7 +117,12 @@ def _layer(name: str, tensors: Mapping[str, LazyTensor], less: int, group: int) 
     columns = int(codes.shape[0] * WORD / bits) if bits else 0
     order = tensors.get(name + "g_idx")
     fits = bits in BITS and codes.shape[1] == scales.shape[1] and zeros.shape[0] == scales.shape[0]
-    if not fits or codes.dtype is not torch.int32 or zeros.dtype is not torch.int32 or (order and order.shape != (columns,)):
+    if (
+        not fits
+        or codes.dtype is not torch.int32
+        or zeros.dtype is not torch.int32
+        or (order and order.shape != (columns,))
+    ):
         raise DamagedFile(
             f"{keys[0]!r}, {keys[1]!r} and {keys[2]!r} have shapes {[tuple(part.shape) for part in parts]}, which no "
             f"layer of {', '.join(map(str, BITS))} bits has; download the checkpoint again."

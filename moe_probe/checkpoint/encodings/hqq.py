@@ -105,8 +105,8 @@ def _matrix(module: str, tensors: Mapping[str, LazyTensor], meta: Mapping[str, A
     one_each = (groups, 1) if axis == 1 else (1, width)
     if not fits or any(part.numel() != 1 and part.shape != one_each for part in (scale, zero)):
         raise DamagedFile(
-            f"{module} is stated as {tuple(shape)}, but has codes, scales and zeros of the shapes {tuple(words.shape)}, "
-            f"{tuple(scale.shape)} and {tuple(zero.shape)}; download the file again."
+            f"{module} is stated as {tuple(shape)}, but has codes, scales and zeros of the shapes "
+            f"{tuple(words.shape)}, {tuple(scale.shape)} and {tuple(zero.shape)}; download the file again."
         )
     return Stored(Hqq(words, scale, zero, meta))
 

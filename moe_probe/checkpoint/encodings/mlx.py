@@ -76,13 +76,20 @@ def _layer(module: str, tensors: Mapping[str, LazyTensor], fields: Mapping[str, 
     key, mode = module + ".weight", fields.get("mode", "affine")
     codes, scales, biases = tensors[key], tensors[module + ".scales"], tensors.get(module + ".biases")
     if mode == "affine" and biases is not None:
-        group = fields.get("group_size")
-        columns = scales.shape[-1] * group if isinstance(group, int) else 0
+        stated = fields.get("group_size")
+        group = stated if isinstance(stated, int) else 0
+        columns = scales.shape[-1] * group
         bits = codes.shape[-1] * WORD / columns if columns else 0
-        if bits not in BITS or bits != fields.get("bits", bits) or codes.shape[:-1] != scales.shape[:-1] or scales.shape != biases.shape:
+        if (
+            bits not in BITS
+            or bits != fields.get("bits", bits)
+            or codes.shape[:-1] != scales.shape[:-1]
+            or scales.shape != biases.shape
+        ):
             raise DamagedFile(
                 f"{key!r}, its scales and biases have shapes {tuple(codes.shape)}, {tuple(scales.shape)} and "
-                f"{tuple(biases.shape)}, which do not fit {fields.get('bits')} bits in groups of {group}; use the published config.json."
+                f"{tuple(biases.shape)}, which do not fit {fields.get('bits')} bits in groups of {group}; use "
+                "the published config.json."
             )
         values = Stored(Affine(codes, scales, biases, int(bits), group))
         return Packed(key, (key, module + ".scales", module + ".biases"), values)

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -24,15 +24,20 @@ from moe_probe.checkpoint.mapped import FileState, map_file
 from moe_probe.checkpoint.slices import covering
 from moe_probe.errors import CheckpointError, DamagedFile, MissingFiles, MissingPackage
 
-if TYPE_CHECKING:
-    from gguf import GGUFReader
-
 NAME = "gguf"
 SUFFIX = ".gguf"
 PART = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf")
 BESIDE = re.compile(r"(mmproj|imatrix)", re.IGNORECASE)  # files of towers and of statistics, beside those of weights
-PLAIN = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F64": torch.float64, "I8": torch.int8,
-         "I16": torch.int16, "I32": torch.int32, "I64": torch.int64}  # fmt: skip
+PLAIN = {
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F64": torch.float64,
+    "I8": torch.int8,
+    "I16": torch.int16,
+    "I32": torch.int32,
+    "I64": torch.int64,
+}
 DAMAGE = (ValueError, KeyError, IndexError, TypeError, OverflowError, struct.error, OSError, UnicodeDecodeError)
 
 
@@ -49,7 +54,7 @@ def package() -> Any:
     return gguf
 
 
-def reader(path: Path) -> GGUFReader:
+def reader(path: Path) -> Any:
     """The package's reader of a file; arrays are stepped over, because a tokenizer's take it seconds.
 
     Raises:
@@ -83,7 +88,7 @@ def reader(path: Path) -> GGUFReader:
 
 
 def _length_of_strings(data: np.ndarray, start: int, count: int) -> int:
-    buffer, place = memoryview(data), start
+    buffer, place = memoryview(cast(Any, data)), start
     for _ in range(count):
         place += 8 + struct.unpack_from("<Q", buffer, place)[0]
     if place > len(buffer):
@@ -91,7 +96,7 @@ def _length_of_strings(data: np.ndarray, start: int, count: int) -> int:
     return place - start
 
 
-def metadata(opened: GGUFReader) -> dict[str, Any]:
+def metadata(opened: Any) -> dict[str, Any]:
     """Key to value, lists of strings apart."""
     gguf = package()
     values: dict[str, Any] = {}
@@ -110,7 +115,7 @@ def strings(path: Path, name: str) -> list[str]:
     field = reader(path).fields.get(name)
     if field is None:
         return []
-    data, place, found = memoryview(np.ascontiguousarray(field.parts[-1])), 0, []
+    data, place, found = memoryview(cast(Any, np.ascontiguousarray(field.parts[-1]))), 0, []
     while place < len(data):
         length = struct.unpack_from("<Q", data, place)[0]
         found.append(bytes(data[place + 8 : place + 8 + length]).decode("utf-8", errors="replace"))
@@ -186,8 +191,8 @@ def _tensor(file: GgufFile, stored: Any) -> LazyTensor:
         return Stored(Entry(file, int(stored.data_offset), shape, PLAIN[kind]))
     if stored.tensor_type not in gguf.quants._type_traits or len(shape) < 2:
         raise CheckpointError(
-            f"{file.path} stores {stored.name!r} as {kind} of shape {shape}, which the gguf package does not dequantize; "
-            "use another file of the model."
+            f"{file.path} stores {stored.name!r} as {kind} of shape {shape}, which the gguf package does not "
+            "dequantize; use another file of the model."
         )
     size, length = gguf.GGML_QUANT_SIZES[stored.tensor_type]
     rows = Stored(Entry(file, int(stored.data_offset), (*shape[:-1], shape[-1] // size * length), torch.uint8))

@@ -13,10 +13,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
-
 from moe_probe.checkpoint import Checkpoint, LazyTensor
 from moe_probe.checkpoint.formats.gguf import NAME as FORMAT
+from moe_probe.checkpoint.lazy import Concatenated, Stacked
 from moe_probe.errors import DamagedFile
 from moe_probe.families.releases import Spelled
 from moe_probe.families.releases._rotary import half_by_half
@@ -25,26 +24,40 @@ BLOCK = re.compile(r"blk\.(\d+)\.(.+)\.(weight|bias)")
 SINGLE = re.compile(r"(ffn_(?:gate|up|down))\.(\d+)")  # files of before April 2024: one tensor per expert
 ENDS = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
 ATTENTION = {
-    "attn_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm", "attn_q": "self_attn.q_proj",
-    "attn_k": "self_attn.k_proj", "attn_v": "self_attn.v_proj", "attn_output": "self_attn.o_proj",
-    "attn_q_norm": "self_attn.q_norm", "attn_k_norm": "self_attn.k_norm",
-}  # fmt: skip
+    "attn_norm": "input_layernorm",
+    "ffn_norm": "post_attention_layernorm",
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "attn_q_norm": "self_attn.q_norm",
+    "attn_k_norm": "self_attn.k_norm",
+}
 DENSE = {f"ffn_{name}": f"mlp.{name}_proj" for name in ("gate", "up", "down")}
 EXPERTS = {f"ffn_{name}_exps": f"mlp.experts.{{}}.{name}_proj" for name in ("gate", "up", "down")}
-MIXTRAL = {f"ffn_{name}_exps": f"block_sparse_moe.experts.{{}}.{old}"
-           for name, old in {"gate": "w1", "up": "w3", "down": "w2"}.items()}  # fmt: skip
+MIXTRAL = {
+    f"ffn_{name}_exps": f"block_sparse_moe.experts.{{}}.{old}"
+    for name, old in {"gate": "w1", "up": "w3", "down": "w2"}.items()
+}
 LATENT = {
-    "attn_q_a": "self_attn.q_a_proj", "attn_q_a_norm": "self_attn.q_a_layernorm", "attn_q_b": "self_attn.q_b_proj",
-    "attn_kv_a_mqa": "self_attn.kv_a_proj_with_mqa", "attn_kv_a_norm": "self_attn.kv_a_layernorm",
+    "attn_q_a": "self_attn.q_a_proj",
+    "attn_q_a_norm": "self_attn.q_a_layernorm",
+    "attn_q_b": "self_attn.q_b_proj",
+    "attn_kv_a_mqa": "self_attn.kv_a_proj_with_mqa",
+    "attn_kv_a_norm": "self_attn.kv_a_layernorm",
     "attn_kv_b": "self_attn.kv_b_proj",
-}  # fmt: skip
+}
 # field of config.json to key below the architecture's name
 COMMON = {
-    "num_hidden_layers": "block_count", "hidden_size": "embedding_length", "intermediate_size": "feed_forward_length",
-    "max_position_embeddings": "context_length", "num_attention_heads": "attention.head_count",
-    "num_key_value_heads": "attention.head_count_kv", "rms_norm_eps": "attention.layer_norm_rms_epsilon",
+    "num_hidden_layers": "block_count",
+    "hidden_size": "embedding_length",
+    "intermediate_size": "feed_forward_length",
+    "max_position_embeddings": "context_length",
+    "num_attention_heads": "attention.head_count",
+    "num_key_value_heads": "attention.head_count_kv",
+    "rms_norm_eps": "attention.layer_norm_rms_epsilon",
     "num_experts_per_tok": "expert_used_count",
-}  # fmt: skip
+}
 
 
 def shared(name: str) -> dict[str, str]:
@@ -61,8 +74,8 @@ class Metadata(dict):
 
     def __missing__(self, key: str) -> Any:
         raise DamagedFile(
-            f"The metadata of this {self.architecture!r} file lack {self.architecture + '.' + key!r}; convert the model "
-            "again, or pass the field: config={...}."
+            f"The metadata of this {self.architecture!r} file lack {self.architecture + '.' + key!r}; convert the "
+            "model again, or pass the field: config={...}."
         )
 
 
@@ -95,13 +108,23 @@ class Model:
 def _qwen2(metadata: Metadata, tensors: Mapping[str, LazyTensor]) -> dict[str, Any]:
     wide = tensors.get("blk.0.ffn_up_shexp.weight")
     shared_size = metadata.get("expert_shared_feed_forward_length") or (wide.shape[0] if wide is not None else None)
-    return {**_separate(metadata, tensors), "norm_topk_prob": bool(metadata.get("expert_weights_norm", False)),
-            "shared_expert_intermediate_size": shared_size, "decoder_sparse_step": 1, "mlp_only_layers": []}  # fmt: skip
+    return {
+        **_separate(metadata, tensors),
+        "norm_topk_prob": bool(metadata.get("expert_weights_norm", False)),
+        "shared_expert_intermediate_size": shared_size,
+        "decoder_sparse_step": 1,
+        "mlp_only_layers": [],
+    }
 
 
 def _qwen3(metadata: Metadata, tensors: Mapping[str, LazyTensor]) -> dict[str, Any]:
-    return {**_separate(metadata, tensors), "norm_topk_prob": bool(metadata.get("expert_weights_norm", True)),
-            "head_dim": metadata["attention.key_length"], "decoder_sparse_step": 1, "mlp_only_layers": []}  # fmt: skip
+    return {
+        **_separate(metadata, tensors),
+        "norm_topk_prob": bool(metadata.get("expert_weights_norm", True)),
+        "head_dim": metadata["attention.key_length"],
+        "decoder_sparse_step": 1,
+        "mlp_only_layers": [],
+    }
 
 
 def _separate(metadata: Metadata, tensors: Mapping[str, LazyTensor]) -> dict[str, Any]:
@@ -119,37 +142,55 @@ def neurons(metadata: Mapping[str, Any], tensors: Mapping[str, LazyTensor]) -> i
 
 def _olmoe(metadata: Metadata, tensors: Mapping[str, LazyTensor]) -> dict[str, Any]:
     norm = bool(metadata.get("expert_weights_norm", False))
-    return {"norm_topk_prob": norm, "intermediate_size": neurons(metadata, tensors),
-            "clip_qkv": metadata.get("attention.clamp_kqv")}  # fmt: skip
+    return {
+        "norm_topk_prob": norm,
+        "intermediate_size": neurons(metadata, tensors),
+        "clip_qkv": metadata.get("attention.clamp_kqv"),
+    }
 
 
 def _granite(metadata: Metadata, tensors: Mapping[str, LazyTensor]) -> dict[str, Any]:
-    names = {"embedding_multiplier": "embedding_scale", "residual_multiplier": "residual_scale",
-             "logits_scaling": "logit_scale", "attention_multiplier": "attention.scale"}  # fmt: skip
+    names = {
+        "embedding_multiplier": "embedding_scale",
+        "residual_multiplier": "residual_scale",
+        "logits_scaling": "logit_scale",
+        "attention_multiplier": "attention.scale",
+    }
     shared_size = metadata.get("expert_shared_feed_forward_length")
     wide = {"shared_intermediate_size": shared_size} if shared_size else {}
-    return {**{name: metadata[key] for name, key in names.items()}, **wide,
-            "model_type": "granitemoeshared" if shared_size else "granitemoe",
-            "intermediate_size": neurons(metadata, tensors)}  # fmt: skip
+    return {
+        **{name: metadata[key] for name, key in names.items()},
+        **wide,
+        "model_type": "granitemoeshared" if shared_size else "granitemoe",
+        "intermediate_size": neurons(metadata, tensors),
+    }
 
 
 def _glm(metadata: Metadata, tensors: Mapping[str, LazyTensor]) -> dict[str, Any]:
     predicting = metadata.get("nextn_predict_layers", 0)
     head = metadata["attention.key_length"]
     rotary = metadata.get("rope.dimension_count", head // 2)
-    return {**_sigmoid(metadata, tensors), "num_hidden_layers": metadata["block_count"] - predicting, "head_dim": head,
-            "partial_rotary_factor": rotary / head, "attention_bias": "blk.0.attn_q.bias" in tensors,
-            "use_qk_norm": "blk.0.attn_q_norm.weight" in tensors}  # fmt: skip
+    return {
+        **_sigmoid(metadata, tensors),
+        "num_hidden_layers": metadata["block_count"] - predicting,
+        "head_dim": head,
+        "partial_rotary_factor": rotary / head,
+        "attention_bias": "blk.0.attn_q.bias" in tensors,
+        "use_qk_norm": "blk.0.attn_q_norm.weight" in tensors,
+    }
 
 
 def _sigmoid(metadata: Metadata, tensors: Mapping[str, LazyTensor]) -> dict[str, Any]:
     """Fields of routers after DeepSeek's."""
-    return {"moe_intermediate_size": neurons(metadata, tensors), "n_shared_experts": metadata.get("expert_shared_count", 0),
-            "first_k_dense_replace": metadata.get("leading_dense_block_count", 0),
-            "norm_topk_prob": bool(metadata.get("expert_weights_norm", False)),
-            "routed_scaling_factor": float(metadata.get("expert_weights_scale", 1.0) or 1.0),
-            "n_group": metadata.get("expert_group_count", 1) or 1,
-            "topk_group": metadata.get("expert_group_used_count", 1) or 1}  # fmt: skip
+    return {
+        "moe_intermediate_size": neurons(metadata, tensors),
+        "n_shared_experts": metadata.get("expert_shared_count", 0),
+        "first_k_dense_replace": metadata.get("leading_dense_block_count", 0),
+        "norm_topk_prob": bool(metadata.get("expert_weights_norm", False)),
+        "routed_scaling_factor": float(metadata.get("expert_weights_scale", 1.0) or 1.0),
+        "n_group": metadata.get("expert_group_count", 1) or 1,
+        "topk_group": metadata.get("expert_group_used_count", 1) or 1,
+    }
 
 
 SIGMOID = 2  # of `expert_gating_func`
@@ -162,24 +203,41 @@ def _deepseek(metadata: Metadata, tensors: Mapping[str, LazyTensor]) -> dict[str
     sigmoid = metadata.get("expert_gating_func", 1) == SIGMOID
     fields = _sigmoid(metadata, tensors)
     layers = metadata["block_count"] - metadata.get("nextn_predict_layers", 0)
-    return {**fields, "model_type": "deepseek_v3" if sigmoid else "deepseek_v2", "num_hidden_layers": layers,
-            "q_lora_rank": metadata.get("attention.q_lora_rank"), "kv_lora_rank": metadata["attention.kv_lora_rank"],
-            "qk_rope_head_dim": rope, "qk_nope_head_dim": key - rope, "v_head_dim": value, "head_dim": rope,
-            "num_key_value_heads": metadata["attention.head_count"],
-            "scoring_func": "sigmoid" if sigmoid else "softmax",
-            "topk_method": "noaux_tc" if sigmoid else "greedy" if fields["n_group"] == 1 else "group_limited_greedy",
-            **_yarn(metadata, metadata.get("rope.scaling.yarn_log_multiplier", 0.0) * 10)}  # fmt: skip
+    return {
+        **fields,
+        "model_type": "deepseek_v3" if sigmoid else "deepseek_v2",
+        "num_hidden_layers": layers,
+        "q_lora_rank": metadata.get("attention.q_lora_rank"),
+        "kv_lora_rank": metadata["attention.kv_lora_rank"],
+        "qk_rope_head_dim": rope,
+        "qk_nope_head_dim": key - rope,
+        "v_head_dim": value,
+        "head_dim": rope,
+        "num_key_value_heads": metadata["attention.head_count"],
+        "scoring_func": "sigmoid" if sigmoid else "softmax",
+        "topk_method": "noaux_tc" if sigmoid else "greedy" if fields["n_group"] == 1 else "group_limited_greedy",
+        **_yarn(metadata, metadata.get("rope.scaling.yarn_log_multiplier", 0.0) * 10),
+    }
 
 
 def _yarn(metadata: Metadata, mscale: float | None) -> dict[str, Any]:
     """Stretched positions; llama.cpp keeps a tenth of DeepSeek's `mscale_all_dim`, to which `mscale` is equal."""
     if metadata.get("rope.scaling.type") != "yarn":
         return {}
-    scaling = {"rope_type": "yarn", "factor": metadata["rope.scaling.factor"],
-               "original_max_position_embeddings": metadata["rope.scaling.original_context_length"]}  # fmt: skip
+    scaling = {
+        "rope_type": "yarn",
+        "factor": metadata["rope.scaling.factor"],
+        "original_max_position_embeddings": metadata["rope.scaling.original_context_length"],
+    }
     both = {} if mscale is None else {"mscale": mscale, "mscale_all_dim": mscale}
-    return {"rope_scaling": {**scaling, "beta_fast": metadata.get("rope.scaling.yarn_beta_fast", 32.0),
-                             "beta_slow": metadata.get("rope.scaling.yarn_beta_slow", 1.0), **both}}  # fmt: skip
+    return {
+        "rope_scaling": {
+            **scaling,
+            "beta_fast": metadata.get("rope.scaling.yarn_beta_fast", 32.0),
+            "beta_slow": metadata.get("rope.scaling.yarn_beta_slow", 1.0),
+            **both,
+        }
+    }
 
 
 def _gpt_oss(metadata: Metadata, tensors: Mapping[str, LazyTensor]) -> dict[str, Any]:
@@ -187,23 +245,42 @@ def _gpt_oss(metadata: Metadata, tensors: Mapping[str, LazyTensor]) -> dict[str,
     for fields in scaling.values():
         fields["truncate"] = False
     kinds = [("sliding_attention", "full_attention")[layer % 2] for layer in range(metadata["block_count"])]
-    return {"head_dim": metadata["attention.key_length"], "sliding_window": metadata["attention.sliding_window"],
-            "layer_types": kinds, "intermediate_size": neurons(metadata, tensors), "attention_bias": True,
-            "swiglu_limit": 7.0, **scaling}  # fmt: skip
+    return {
+        "head_dim": metadata["attention.key_length"],
+        "sliding_window": metadata["attention.sliding_window"],
+        "layer_types": kinds,
+        "intermediate_size": neurons(metadata, tensors),
+        "attention_bias": True,
+        "swiglu_limit": 7.0,
+        **scaling,
+    }
 
 
 def _phi(metadata: Metadata, tensors: Mapping[str, LazyTensor]) -> dict[str, Any]:
-    fields = {"attention_bias": "blk.0.attn_q.bias" in tensors, "lm_head_bias": "output.bias" in tensors,
-              "intermediate_size": neurons(metadata, tensors), "rms_norm_eps": _epsilon(metadata),
-              "sliding_window": metadata.get("attention.sliding_window")}  # fmt: skip
+    fields = {
+        "attention_bias": "blk.0.attn_q.bias" in tensors,
+        "lm_head_bias": "output.bias" in tensors,
+        "intermediate_size": neurons(metadata, tensors),
+        "rms_norm_eps": _epsilon(metadata),
+        "sliding_window": metadata.get("attention.sliding_window"),
+    }
     if "rope_factors_long.weight" not in tensors:
         return fields
     long, short = (tensors[f"rope_factors_{name}.weight"].read().tolist() for name in ("long", "short"))
     original = metadata.get("rope.scaling.original_context_length", 4096)
     scale = metadata.get("rope.scaling.attn_factor", 1.0)
-    return {**fields, "original_max_position_embeddings": original,
-            "rope_scaling": {"type": "longrope", "long_factor": long, "short_factor": short, "long_mscale": scale,
-                             "short_mscale": scale, "original_max_position_embeddings": original}}  # fmt: skip
+    return {
+        **fields,
+        "original_max_position_embeddings": original,
+        "rope_scaling": {
+            "type": "longrope",
+            "long_factor": long,
+            "short_factor": short,
+            "long_mscale": scale,
+            "short_mscale": scale,
+            "original_max_position_embeddings": original,
+        },
+    }
 
 
 def _epsilon(metadata: Metadata) -> float:
@@ -215,7 +292,7 @@ def _parts_of_kv(metadata: Metadata, tensors: dict[str, LazyTensor]) -> dict[str
     for key in [key for key in tensors if key.endswith(".attn_k_b.weight")]:
         layer = key.removesuffix("attn_k_b.weight")
         keys, values = tensors.pop(key), tensors.pop(layer + "attn_v_b.weight")
-        rows = torch.cat([keys.transpose(1, 2), values], 1)  # pyright: ignore[reportArgumentType, reportCallIssue]
+        rows = Concatenated([keys.transpose(1, 2), values], 1)
         tensors[layer + "self_attn.kv_b_proj.weight"] = rows.reshape(-1, rows.shape[-1])
     return tensors
 
@@ -225,11 +302,11 @@ def _together(metadata: Metadata, tensors: dict[str, LazyTensor]) -> dict[str, L
     for key in [key for key in tensors if key.endswith(".ffn_gate_exps.weight")]:
         layer = key.removesuffix("ffn_gate_exps.weight")
         gate, up = tensors.pop(key), tensors.pop(layer + "ffn_up_exps.weight")
-        tensors[layer + "block_sparse_moe.input_linear.weight"] = torch.cat([gate, up], 1)  # pyright: ignore
+        tensors[layer + "block_sparse_moe.input_linear.weight"] = Concatenated([gate, up], 1)
         tensors[layer + "block_sparse_moe.output_linear.weight"] = tensors.pop(layer + "ffn_down_exps.weight")
         wide = tensors.pop(layer + "ffn_gate_shexp.weight", None)
         if wide is not None:
-            both = torch.cat([wide, tensors.pop(layer + "ffn_up_shexp.weight")], 0)  # pyright: ignore
+            both = Concatenated([wide, tensors.pop(layer + "ffn_up_shexp.weight")], 0)
             tensors[layer + "shared_mlp.input_linear.weight"] = both
     return tensors
 
@@ -240,11 +317,11 @@ def _alternating(metadata: Metadata, tensors: dict[str, LazyTensor]) -> dict[str
         layer = key.removesuffix("ffn_gate_exps.weight")
         experts = layer + "mlp.experts."
         gate, up = tensors.pop(key), tensors.pop(layer + "ffn_up_exps.weight")
-        both = torch.stack([gate, up], 2)  # pyright: ignore[reportArgumentType, reportCallIssue]
+        both = Stacked([gate, up], 2)
         number, rows, _, columns = both.shape
         tensors[experts + "gate_up_proj"] = both.reshape(number, 2 * rows, columns).transpose(1, 2)
         biases = [tensors.pop(f"{layer}ffn_{name}_exps.bias") for name in ("gate", "up")]
-        flat = torch.stack(biases, 2)  # pyright: ignore[reportArgumentType, reportCallIssue]
+        flat = Stacked(biases, 2)
         tensors[experts + "gate_up_proj_bias"] = flat.reshape(number, 2 * rows)
         tensors[experts + "down_proj"] = tensors.pop(layer + "ffn_down_exps.weight").transpose(1, 2)
         tensors[experts + "down_proj_bias"] = tensors.pop(layer + "ffn_down_exps.bias")
@@ -254,24 +331,61 @@ def _alternating(metadata: Metadata, tensors: dict[str, LazyTensor]) -> dict[str
 ROUTER = {"ffn_gate_inp": "mlp.gate"}
 BIASED = {**ROUTER, "exp_probs_b": "mlp.gate.e_score_correction_bias"}
 MODELS = {
-    "llama": Model("mixtral", {**ATTENTION, **MIXTRAL, "ffn_gate_inp": "block_sparse_moe.gate"}, "num_local_experts",
-                   permuted=True),
-    "qwen2moe": Model("qwen2_moe", {**ATTENTION, **EXPERTS, **ROUTER, **shared("shared_expert"),
-                                    "ffn_gate_inp_shexp": "mlp.shared_expert_gate"}, "num_experts", _qwen2),
+    "llama": Model(
+        "mixtral", {**ATTENTION, **MIXTRAL, "ffn_gate_inp": "block_sparse_moe.gate"}, "num_local_experts", permuted=True
+    ),
+    "qwen2moe": Model(
+        "qwen2_moe",
+        {**ATTENTION, **EXPERTS, **ROUTER, **shared("shared_expert"), "ffn_gate_inp_shexp": "mlp.shared_expert_gate"},
+        "num_experts",
+        _qwen2,
+    ),
     "qwen3moe": Model("qwen3_moe", {**ATTENTION, **EXPERTS, **ROUTER}, "num_experts", _qwen3),
     "olmoe": Model("olmoe", {**ATTENTION, **EXPERTS, **ROUTER}, "num_experts", _olmoe),
-    "deepseek2": Model("deepseek_v3", {**ATTENTION, **LATENT, **EXPERTS, **DENSE, **BIASED, **shared("shared_experts")},
-                       "n_routed_experts", _deepseek, assemble=_parts_of_kv),
-    "gpt-oss": Model("gpt_oss", {**ATTENTION, "post_attention_norm": "post_attention_layernorm",
-                                 "ffn_gate_inp": "mlp.router", "attn_sinks": "self_attn.sinks"}, "num_local_experts",
-                     _gpt_oss, assemble=_alternating),
-    "glm4moe": Model("glm4_moe", {**ATTENTION, **EXPERTS, **DENSE, **BIASED, **shared("shared_experts"),
-                                  "post_attention_norm": "post_attention_layernorm"}, "n_routed_experts", _glm),
-    "granitemoe": Model("granitemoe", {**ATTENTION, "ffn_gate_inp": "block_sparse_moe.router.layer",
-                                       "ffn_down_shexp": "shared_mlp.output_linear"}, "num_local_experts", _granite,
-                        permuted=True, assemble=_together),
-    "phimoe": Model("phimoe", {**ATTENTION, **MIXTRAL, "ffn_gate_inp": "block_sparse_moe.gate"}, "num_local_experts", _phi),
-}  # fmt: skip
+    "deepseek2": Model(
+        "deepseek_v3",
+        {**ATTENTION, **LATENT, **EXPERTS, **DENSE, **BIASED, **shared("shared_experts")},
+        "n_routed_experts",
+        _deepseek,
+        assemble=_parts_of_kv,
+    ),
+    "gpt-oss": Model(
+        "gpt_oss",
+        {
+            **ATTENTION,
+            "post_attention_norm": "post_attention_layernorm",
+            "ffn_gate_inp": "mlp.router",
+            "attn_sinks": "self_attn.sinks",
+        },
+        "num_local_experts",
+        _gpt_oss,
+        assemble=_alternating,
+    ),
+    "glm4moe": Model(
+        "glm4_moe",
+        {
+            **ATTENTION,
+            **EXPERTS,
+            **DENSE,
+            **BIASED,
+            **shared("shared_experts"),
+            "post_attention_norm": "post_attention_layernorm",
+        },
+        "n_routed_experts",
+        _glm,
+    ),
+    "granitemoe": Model(
+        "granitemoe",
+        {**ATTENTION, "ffn_gate_inp": "block_sparse_moe.router.layer", "ffn_down_shexp": "shared_mlp.output_linear"},
+        "num_local_experts",
+        _granite,
+        permuted=True,
+        assemble=_together,
+    ),
+    "phimoe": Model(
+        "phimoe", {**ATTENTION, **MIXTRAL, "ffn_gate_inp": "block_sparse_moe.gate"}, "num_local_experts", _phi
+    ),
+}
 BARE = ("self_attn.sinks", "e_score_correction_bias")  # parameters without `.weight` or `.bias` behind them
 
 

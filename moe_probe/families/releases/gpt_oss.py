@@ -12,18 +12,37 @@ from moe_probe.errors import DamagedFile
 from moe_probe.families.releases import Spelled
 
 BLOCK = re.compile(r"block\.(\d+)\.(.+)")
-ENDS = {"embedding.weight": "model.embed_tokens.weight", "norm.scale": "model.norm.weight",
-        "unembedding.weight": "lm_head.weight"}  # fmt: skip
+ENDS = {
+    "embedding.weight": "model.embed_tokens.weight",
+    "norm.scale": "model.norm.weight",
+    "unembedding.weight": "lm_head.weight",
+}
 NAMES = {
-    "attn.norm.scale": "input_layernorm.weight", "attn.out.weight": "self_attn.o_proj.weight",
-    "attn.out.bias": "self_attn.o_proj.bias", "attn.sinks": "self_attn.sinks",
-    "mlp.norm.scale": "post_attention_layernorm.weight", "mlp.gate.weight": "mlp.router.weight",
-    "mlp.gate.bias": "mlp.router.bias", "mlp.mlp1_weight": "mlp.experts.gate_up_proj",
-    "mlp.mlp1_bias": "mlp.experts.gate_up_proj_bias", "mlp.mlp2_weight": "mlp.experts.down_proj",
+    "attn.norm.scale": "input_layernorm.weight",
+    "attn.out.weight": "self_attn.o_proj.weight",
+    "attn.out.bias": "self_attn.o_proj.bias",
+    "attn.sinks": "self_attn.sinks",
+    "mlp.norm.scale": "post_attention_layernorm.weight",
+    "mlp.gate.weight": "mlp.router.weight",
+    "mlp.gate.bias": "mlp.router.bias",
+    "mlp.mlp1_weight": "mlp.experts.gate_up_proj",
+    "mlp.mlp1_bias": "mlp.experts.gate_up_proj_bias",
+    "mlp.mlp2_weight": "mlp.experts.down_proj",
     "mlp.mlp2_bias": "mlp.experts.down_proj_bias",
-}  # fmt: skip
-SIZES = ("num_hidden_layers", "num_experts", "experts_per_token", "head_dim", "num_attention_heads", "num_key_value_heads",
-         "hidden_size", "intermediate_size", "vocab_size", "sliding_window", "initial_context_length")  # fmt: skip
+}
+SIZES = (
+    "num_hidden_layers",
+    "num_experts",
+    "experts_per_token",
+    "head_dim",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "hidden_size",
+    "intermediate_size",
+    "vocab_size",
+    "sliding_window",
+    "initial_context_length",
+)
 
 
 @dataclass(frozen=True)
@@ -54,19 +73,41 @@ RELEASE = Original()
 
 
 def _config(fields: Mapping[str, Any]) -> dict[str, Any]:
-    same = ("num_hidden_layers", "head_dim", "num_attention_heads", "num_key_value_heads", "hidden_size", "vocab_size",
-            "intermediate_size", "sliding_window", "rope_theta", "swiglu_limit", "initial_context_length")  # fmt: skip
+    same = (
+        "num_hidden_layers",
+        "head_dim",
+        "num_attention_heads",
+        "num_key_value_heads",
+        "hidden_size",
+        "vocab_size",
+        "intermediate_size",
+        "sliding_window",
+        "rope_theta",
+        "swiglu_limit",
+        "initial_context_length",
+    )
     factor, length = fields.get("rope_scaling_factor", 32.0), fields["initial_context_length"]
     kinds = [("sliding_attention", "full_attention")[layer % 2] for layer in range(fields["num_hidden_layers"])]
-    scaling = {"rope_type": "yarn", "factor": factor, "beta_fast": float(fields.get("rope_ntk_beta", 32)),
-               "beta_slow": float(fields.get("rope_ntk_alpha", 1)), "original_max_position_embeddings": length,
-               "truncate": False}  # fmt: skip
+    scaling = {
+        "rope_type": "yarn",
+        "factor": factor,
+        "beta_fast": float(fields.get("rope_ntk_beta", 32)),
+        "beta_slow": float(fields.get("rope_ntk_alpha", 1)),
+        "original_max_position_embeddings": length,
+        "truncate": False,
+    }
     return {
-        "model_type": "gpt_oss", **{name: fields[name] for name in same if name in fields},
-        "num_local_experts": fields["num_experts"], "num_experts_per_tok": fields["experts_per_token"],
-        "layer_types": kinds, "rope_scaling": scaling, "max_position_embeddings": int(length * factor),
-        "attention_bias": True, "tie_word_embeddings": False, "rms_norm_eps": 1e-5,
-    }  # fmt: skip
+        "model_type": "gpt_oss",
+        **{name: fields[name] for name in same if name in fields},
+        "num_local_experts": fields["num_experts"],
+        "num_experts_per_tok": fields["experts_per_token"],
+        "layer_types": kinds,
+        "rope_scaling": scaling,
+        "max_position_embeddings": int(length * factor),
+        "attention_bias": True,
+        "tie_word_embeddings": False,
+        "rms_norm_eps": 1e-5,
+    }
 
 
 def _published(tensors: Mapping[str, LazyTensor], fields: Mapping[str, Any]) -> Iterator[tuple[str, LazyTensor]]:
@@ -79,7 +120,9 @@ def _published(tensors: Mapping[str, LazyTensor], fields: Mapping[str, Any]) -> 
         layer, name = f"model.layers.{match[1]}.", match[2]
         if name.startswith("attn.qkv."):
             if tensor.shape[0] != sum(sizes):
-                raise DamagedFile(f"{key!r} has {tensor.shape[0]} rows, expected {sum(sizes)}; use the published config.json.")
+                raise DamagedFile(
+                    f"{key!r} has {tensor.shape[0]} rows, expected {sum(sizes)}; use the published config.json."
+                )
             for part, rows in zip("qkv", tensor.split(sizes, 0), strict=True):
                 yield f"{layer}self_attn.{part}_proj.{name.rpartition('.')[2]}", rows
         else:

@@ -20,19 +20,34 @@ from moe_probe.families.releases._rotary import half_by_half
 LAYER = re.compile(r"layers\.(\d+)\.(.+)\.weight")
 FLAT = re.compile(r"layers\.(\d+)\.block_sparse_moe\.(w[123])")
 EXPERT = re.compile(r"(?:feed_forward|block_sparse_moe)\.experts\.(\d+)\.(w[123])")
-ENDS = {"tok_embeddings.weight": "model.embed_tokens.weight", "norm.weight": "model.norm.weight",
-        "output.weight": "lm_head.weight"}  # fmt: skip
+ENDS = {
+    "tok_embeddings.weight": "model.embed_tokens.weight",
+    "norm.weight": "model.norm.weight",
+    "output.weight": "lm_head.weight",
+}
 NAMES = {
-    "attention_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm", "attention.wq": "self_attn.q_proj",
-    "attention.wk": "self_attn.k_proj", "attention.wv": "self_attn.v_proj", "attention.wo": "self_attn.o_proj",
-    "feed_forward.gate": "block_sparse_moe.gate", "block_sparse_moe.gate": "block_sparse_moe.gate",
-    "feed_forward.w1": "mlp.gate_proj", "feed_forward.w3": "mlp.up_proj", "feed_forward.w2": "mlp.down_proj",
-}  # fmt: skip
+    "attention_norm": "input_layernorm",
+    "ffn_norm": "post_attention_layernorm",
+    "attention.wq": "self_attn.q_proj",
+    "attention.wk": "self_attn.k_proj",
+    "attention.wv": "self_attn.v_proj",
+    "attention.wo": "self_attn.o_proj",
+    "feed_forward.gate": "block_sparse_moe.gate",
+    "block_sparse_moe.gate": "block_sparse_moe.gate",
+    "feed_forward.w1": "mlp.gate_proj",
+    "feed_forward.w3": "mlp.up_proj",
+    "feed_forward.w2": "mlp.down_proj",
+}
 FIELDS = {
-    "hidden_size": "dim", "num_hidden_layers": "n_layers", "head_dim": "head_dim", "intermediate_size": "hidden_dim",
-    "num_attention_heads": "n_heads", "num_key_value_heads": "n_kv_heads", "rms_norm_eps": "norm_eps",
+    "hidden_size": "dim",
+    "num_hidden_layers": "n_layers",
+    "head_dim": "head_dim",
+    "intermediate_size": "hidden_dim",
+    "num_attention_heads": "n_heads",
+    "num_key_value_heads": "n_kv_heads",
+    "rms_norm_eps": "norm_eps",
     "vocab_size": "vocab_size",
-}  # fmt: skip
+}
 
 
 @dataclass(frozen=True)
@@ -60,8 +75,12 @@ class Mistral:
         if params.get("q_lora_rank") or params.get("kv_lora_rank"):
             return {**params, **(moe or {}), "model_type": "mistral_large_3"}, checkpoint
         config = {name: params[key] for name, key in FIELDS.items() if key in params}
-        config |= {"rope_theta": params.get("rope_theta", 1e6 if moe else 1e4), "tie_word_embeddings": False,
-                   "sliding_window": params.get("sliding_window"), "num_key_value_heads": _kv_heads(params)}  # fmt: skip
+        config |= {
+            "rope_theta": params.get("rope_theta", 1e6 if moe else 1e4),
+            "tie_word_embeddings": False,
+            "sliding_window": params.get("sliding_window"),
+            "num_key_value_heads": _kv_heads(params),
+        }
         config.setdefault("vocab_size", checkpoint["tok_embeddings.weight"].shape[0])
         if moe is None:
             return {**config, "model_type": "mistral"}, dict(_published(checkpoint, params, 0))
@@ -106,8 +125,8 @@ def _below_each_other(layer: str, name: str, rows: LazyTensor, experts: int) -> 
     neurons = rows.shape[0] // experts if experts else 0
     if not neurons or neurons * experts != rows.shape[0]:
         raise DamagedFile(
-            f"layers.{layer}.block_sparse_moe.{name} has {rows.shape[0]} rows, which {experts} experts do not share; use "
-            "the params.json that was published with the files."
+            f"layers.{layer}.block_sparse_moe.{name} has {rows.shape[0]} rows, which {experts} experts do not share; "
+            "use the params.json that was published with the files."
         )
     for expert in range(experts):
         matrix = rows[expert * neurons : (expert + 1) * neurons]

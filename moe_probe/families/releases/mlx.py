@@ -9,10 +9,9 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-import torch
-
 from moe_probe.checkpoint import Checkpoint, LazyTensor
 from moe_probe.checkpoint.encodings._quantization import Quantization
+from moe_probe.checkpoint.lazy import Concatenated, Stacked
 from moe_probe.errors import UnknownModel
 from moe_probe.families.releases import Spelled
 
@@ -20,10 +19,27 @@ STACK = re.compile(r"(.+)\.(switch_mlp|experts)\.(gate_proj|up_proj|down_proj)\.
 W = {"gate_proj": "w1", "up_proj": "w3", "down_proj": "w2"}
 # model types whose weights MLX stores as they are, but for the stacking
 AS_THEY_ARE = {
-    "mixtral", "qwen2_moe", "qwen3_moe", "olmoe", "deepseek_v2", "deepseek_v3", "kimi_k2", "glm4_moe", "dots1", "phimoe",
-    "granitemoe", "gpt_oss", "minimax_m2", "bailing_moe", "bailing_moe_v2", "hunyuan", "hunyuan_v1_moe", "ernie4_5_moe",
-    "mistral", "llama",
-}  # fmt: skip
+    "mixtral",
+    "qwen2_moe",
+    "qwen3_moe",
+    "olmoe",
+    "deepseek_v2",
+    "deepseek_v3",
+    "kimi_k2",
+    "glm4_moe",
+    "dots1",
+    "phimoe",
+    "granitemoe",
+    "gpt_oss",
+    "minimax_m2",
+    "bailing_moe",
+    "bailing_moe_v2",
+    "hunyuan",
+    "hunyuan_v1_moe",
+    "ernie4_5_moe",
+    "mistral",
+    "llama",
+}
 
 
 @dataclass(frozen=True)
@@ -49,8 +65,8 @@ class Mlx:
         kind = checkpoint.config.get("model_type")
         if kind not in AS_THEY_ARE:
             raise UnknownModel(
-                f"MLX changes weights of {kind!r} models when it converts them, and how is not known; use the release in "
-                "safetensors that was converted."
+                f"MLX changes weights of {kind!r} models when it converts them, and how is not known; use the release "
+                "in safetensors that was converted."
             )
         return checkpoint.config, dict(_published(str(kind), checkpoint))
 
@@ -65,7 +81,7 @@ def _published(kind: str, tensors: Mapping[str, LazyTensor]) -> Iterator[tuple[s
             yield from _experts(kind, match, tensors)
         elif key.endswith(".embed_q.weight"):
             values = tensors[key.replace("embed_q", "unembed_out")]
-            rows = torch.cat([tensor.transpose(1, 2), values], 1)  # pyright: ignore[reportArgumentType, reportCallIssue]
+            rows = Concatenated([tensor.transpose(1, 2), values], 1)
             yield key.replace("embed_q", "kv_b_proj"), rows.reshape(-1, rows.shape[-1])
         elif not key.endswith(".unembed_out.weight"):
             yield key, tensor
@@ -82,7 +98,7 @@ def _experts(kind: str, match: re.Match, tensors: Mapping[str, LazyTensor]) -> I
             yield f"{block}.output_linear.{role}", stack
         elif name == "gate_proj":
             up = tensors[match[0].replace(".gate_proj.", ".up_proj.")]
-            yield f"{block}.input_linear.{role}", torch.cat([stack, up], 1)  # pyright: ignore
+            yield f"{block}.input_linear.{role}", Concatenated([stack, up], 1)
     else:
         published = W[name] if block.endswith("block_sparse_moe") else name
         for expert in range(stack.shape[0]):
@@ -98,6 +114,6 @@ def _alternating(
         yield f"{block}.experts.down_proj{ending}", stack.transpose(1, 2) if role == "weight" else stack
     elif name == "gate_proj":
         up = tensors[match[0].replace(".gate_proj.", ".up_proj.")]
-        both = torch.stack([stack, up], 2)  # pyright: ignore[reportArgumentType, reportCallIssue]
+        both = Stacked([stack, up], 2)
         rows = both.reshape(both.shape[0], 2 * both.shape[1], *both.shape[3:])
         yield f"{block}.experts.gate_up_proj{ending}", rows.transpose(1, 2) if role == "weight" else rows
