@@ -1,4 +1,4 @@
-"""Pages that are made from the code: one for each analysis and each class of errors, and the indices of both.
+"""Pages that are made from the code: for each analysis, each packed form and each class of errors, and their indices.
 
 `docs/analyses/NAME.md` is optional: what it says stands on the page before the reference. A page without an example of
 its own gets example and figure from the docstring of the plot. `hooks.py` and the tests ask for `pages`.
@@ -11,11 +11,18 @@ import inspect
 import re
 from collections.abc import Iterator, Mapping
 from functools import cache
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import moe_probe
 from moe_probe import comparisons, dynamic, errors, plotting, static
+from moe_probe.checkpoint.encodings import ENCODINGS
+from moe_probe.checkpoint.encodings._matrix import PackedMatrix
+from moe_probe.checkpoint.store import FORMATS
+from moe_probe.families import FAMILIES, families
+from moe_probe.families.declared import Declared
+from moe_probe.families.releases import RELEASES
 
 DOCS = Path(__file__).parent
 PACKAGE = Path(moe_probe.__file__).parent
@@ -29,7 +36,7 @@ SECTIONS = {
 @cache
 def pages() -> Mapping[str, str]:
     """The text of every generated page by its path in the documentation."""
-    return dict(_analysis_pages()) | dict(_error_pages())
+    return dict(_analysis_pages()) | dict(_error_pages()) | dict(_format_pages()) | dict(_family_pages())
 
 
 def analyses() -> dict[str, dict[str, Any]]:
@@ -97,6 +104,92 @@ def _example(name: str, analysis: Any) -> list[str]:
     if (DOCS / "figures" / f"{name}.png").is_file():
         parts.insert(-1, f"![{_title(name, analysis)}](../figures/{name}.png)")
     return parts
+
+
+def _format_pages() -> Iterator[tuple[str, str]]:
+    """A page for each packed form, and one of all that opens."""
+    rows = ["| form | `quant_method` |", "|---|---|"]
+    for name, encoding in ENCODINGS.items():
+        methods = ", ".join(f"`{method}`" for method in encoding.methods) or "known by its tensors"
+        rows.append(f"| [{encoding.title}]({name}.md) | {methods} |")
+        yield f"formats/{name}.md", _encoding_page(encoding)
+    parts = ["# Formats", FORMATS_SAY, "## Files", files_that_open(), "## Packed layers", "\n".join(rows)]
+    parts += ["## Releases that are spelled otherwise", releases_that_open()]
+    parts += ["## Static analyses only", STATIC_ONLY, declared_families()]
+    yield "formats/index.md", "\n\n".join(parts) + "\n"
+
+
+def _family_pages() -> Iterator[tuple[str, str]]:
+    """A page for each family that has none by hand, and the index with all of them."""
+    rows = []
+    for family in families():
+        if (DOCS / "families" / f"{family.name}.md").is_file():
+            continue
+        text = inspect.getdoc(import_module(f"{FAMILIES.package}.{family.name}")) or ""
+        heading, _, more = text.partition("\n\n")
+        types = ", ".join(f"`{kind}`" for kind in getattr(family, "model_types", ()))
+        parts = [f"# {family.name}", heading, more, f"Model types: {types}." if types else ""]
+        yield f"families/{family.name}.md", "\n\n".join(part for part in parts if part) + "\n"
+        rows.append(f"| [{family.name}]({family.name}.md) | {heading.replace(chr(10), ' ')} | |")
+    index = (DOCS / "families" / "index.md").read_text(encoding="utf-8")
+    table = re.search(r"(?:^\|.*\n)+", index, re.MULTILINE)
+    assert table is not None
+    yield "families/index.md", index[: table.end()] + "\n".join(rows) + "\n" + index[table.end() :]
+
+
+FORMATS_SAY = """`load` takes a folder, a GGUF file or a hub id. Packed matrices are decoded as they are read, a slice at a
+time; a slice reads its own bytes. Decoded values equal those of the format's own package (`tests/checkpoint/test_packed.py`). What no
+encoding explains is refused by name when the model opens."""
+STATIC_ONLY = """transformers has no code for these; a family of theirs is a declaration of where the matrices are. Dynamic
+analyses are refused. GGUF files of any architecture with `ffn_*_exps` tensors open in the same way."""
+
+
+def _encoding_page(encoding: Any) -> str:
+    module = inspect.getmodule(type(encoding))
+    heading, _, layout = (inspect.getdoc(module) or "").partition("\n\n")
+    sources = [value for value in vars(module).values() if inspect.isclass(value) and issubclass(value, PackedMatrix)]
+    decoders = [inspect.getdoc(value) or "" for value in sources if value.__module__ == module.__name__]
+    methods = ", ".join(f"`{method}`" for method in encoding.methods)
+    stated = f"`quant_method` in config.json: {methods}." if methods else ""
+    parts = [
+        f"# {encoding.title}",
+        heading,
+        layout,
+        "## Values" if decoders else "",
+        *decoders,
+        "## Configuration",
+        stated,
+    ]
+    parts += ["## Source", encoding.source] if getattr(encoding, "source", "") else []
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def files_that_open() -> str:
+    """The container formats, in the order in which they are tried."""
+    formats = sorted(FORMATS.items(), key=lambda each: each[1].preference)
+    return "\n".join(f"- {each.expects}" for _, each in formats)
+
+
+def releases_that_open() -> str:
+    """The releases under other names."""
+    return "\n".join(f"- {release.title}" for release in RELEASES.values())
+
+
+def declared_families() -> str:
+    """Families without a torch module, by name."""
+    return ", ".join(family.name for family in FAMILIES.values() if isinstance(family, Declared))
+
+
+def what_opens() -> str:
+    """The lines of the README that say what opens."""
+    packed = ", ".join(encoding.title for encoding in ENCODINGS.values() if encoding.methods)
+    return "\n".join(
+        [
+            f"- Packed layers: {packed}.",
+            *releases_that_open().splitlines(),
+            f"- Static analyses only: {declared_families()}, and GGUF of every other architecture.",
+        ]
+    )
 
 
 def error_classes() -> list[type[errors.MoEProbeError]]:

@@ -13,7 +13,7 @@ from mkdocs.structure.files import File
 sys.path.insert(0, str(Path(__file__).parent))
 import generated
 
-SECTIONS = ("analyses", "families", "errors")
+SECTIONS = ("analyses", "families", "formats", "errors")
 COMMANDS = "command_line.md"
 
 

@@ -75,7 +75,7 @@ def test_every_family_has_a_page():
 
 
 def test_every_page_of_a_section_is_in_its_index():
-    for section in ("analyses", "families", "errors"):
+    for section in ("analyses", "families", "formats", "errors"):
         index = PAGES[f"docs/{section}/index.md"]
         assert set(re.findall(r"\]\((\w+)\.md\)", index)) == names(section)
 
@@ -85,3 +85,16 @@ def test_the_model_types_of_transformers_are_those_that_are_tested():
     expected = re.search(r'MODEL_TYPES = """(.*?)"""', tested, re.DOTALL)[1].split()
     page = PAGES["docs/families/transformers.md"]
     assert re.search(r"```text\n(.*?)```", page, re.DOTALL)[1].split() == expected
+
+
+def test_the_readme_says_what_opens():
+    text = (DOCS.parent / "README.md").read_text(encoding="utf-8")
+    listed = text.partition("<!-- what opens: docs/generated.py -->\n")[2].partition("\n<!-- end -->")[0]
+    assert listed == generated.what_opens()
+
+
+def test_every_packed_form_has_a_page_with_its_layout_and_source():
+    for name, encoding in generated.ENCODINGS.items():
+        page = generated.pages()[f"formats/{name}.md"]
+        assert f"# {encoding.title}" in page
+        assert "## Source" in page

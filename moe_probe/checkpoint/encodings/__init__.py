@@ -48,6 +48,8 @@ class Encoding(Protocol):
     Attributes:
         methods: values of `quant_method` in config.json that it reads.
         title: what errors call it.
+
+    A `source`, where it has one, says where the layout is described; the documentation quotes it.
     """
 
     @property

@@ -51,6 +51,7 @@ class AwqLayers:
 
     methods: tuple[str, ...] = ("awq",)
     title: str = "AWQ"
+    source: str = "AutoAWQ 0.2.9, `awq/modules/linear/gemm.py` and `awq/utils/packing_utils.py`."
 
     def packed(self, tensors: Mapping[str, LazyTensor], quantization: Quantization) -> Iterator[Packed]:
         """The layers as the values that they stand for.

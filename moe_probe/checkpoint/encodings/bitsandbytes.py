@@ -82,6 +82,9 @@ class BitsAndBytes:
 
     methods: tuple[str, ...] = ("bitsandbytes",)
     title: str = "bitsandbytes"
+    source: str = (
+        "bitsandbytes 0.50, `functional.py`: `QuantState.as_dict`, `dequantize_4bit`, `int8_vectorwise_dequant`."
+    )
 
     def packed(self, tensors: Mapping[str, LazyTensor], quantization: Quantization) -> Iterator[Packed]:
         """The layers as the values that they stand for.

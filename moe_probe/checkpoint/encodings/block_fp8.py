@@ -24,6 +24,7 @@ class BlockFp8:
 
     methods: tuple[str, ...] = ("fp8",)
     title: str = "fp8 with block, row or tensor scales"
+    source: str = "transformers 5.23, `integrations/finegrained_fp8.py`; DeepSeek-V3, arXiv 2412.19437, section 3.3."
 
     def packed(self, tensors: Mapping[str, LazyTensor], quantization: Quantization) -> Iterator[Packed]:
         """The fp8 weights as the products that they stand for.

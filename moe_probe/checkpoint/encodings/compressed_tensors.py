@@ -81,6 +81,7 @@ class CompressedTensors:
 
     methods: tuple[str, ...] = (TITLE,)
     title: str = TITLE
+    source: str = "compressed-tensors 0.20, `compressors/`: `pack_quantized`, `naive_quantized`, `nvfp4`, `mxfp4`."
 
     def packed(self, tensors: Mapping[str, LazyTensor], quantization: Quantization) -> Iterator[Packed]:
         """The packed layers as the values that they stand for.

@@ -22,6 +22,7 @@ class DeepseekFp4:
 
     methods: tuple[str, ...] = ("fp8",)
     title: str = "DeepSeek-V4's fp4"
+    source: str = "transformers 5.23, `integrations/finegrained_fp8.py`; OCP Microscaling Formats v1.0, section 5.3.3."
 
     def packed(self, tensors: Mapping[str, LazyTensor], quantization: Quantization) -> Iterator[Packed]:
         """The matrices of 4-bit floats.

@@ -23,6 +23,7 @@ class FbgemmFp8:
 
     methods: tuple[str, ...] = ("fbgemm_fp8",)
     title: str = "fbgemm_fp8"
+    source: str = "transformers 5.23, `integrations/fbgemm_fp8.py`."
 
     def packed(self, tensors: Mapping[str, LazyTensor], quantization: Quantization) -> Iterator[Packed]:
         """The weights as the products that they stand for.

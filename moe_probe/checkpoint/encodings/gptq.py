@@ -70,6 +70,7 @@ class GptqLayers:
 
     methods: tuple[str, ...] = ("gptq",)
     title: str = "GPTQ"
+    source: str = "GPTQ, arXiv 2210.17323; AutoGPTQ 0.7.1 and GPTQModel 7.7, `pack` of their linear layers."
 
     def packed(self, tensors: Mapping[str, LazyTensor], quantization: Quantization) -> Iterator[Packed]:
         """The layers as the values that they stand for.

@@ -65,6 +65,7 @@ class GroupedInt8:
 
     methods: tuple[str, ...] = ()
     title: str = "int8 with grouped scales"
+    source: str = "xai-org/grok-1, `QuantizedWeight8bit` of `model.py`."
 
     def packed(self, tensors: Mapping[str, LazyTensor], quantization: Quantization) -> Iterator[Packed]:
         """The int8 matrices as the products that they stand for.

@@ -67,6 +67,7 @@ class HqqLayers:
 
     methods: tuple[str, ...] = ("hqq",)
     title: str = "HQQ (qmodel.pt)"
+    source: str = "hqq 0.2.8, `core/quantize.py` and `core/bitpack.py`."
 
     def packed(self, tensors: Mapping[str, LazyTensor], quantization: Quantization) -> Iterator[Packed]:
         """The layers as the values that they stand for.

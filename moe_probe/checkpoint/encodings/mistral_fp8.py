@@ -18,6 +18,7 @@ class MistralFp8:
 
     methods: tuple[str, ...] = ("mistral",)
     title: str = "Mistral's fp8"
+    source: str = "vLLM, `models/mistral_large_3.py` (names and suffixes)."
 
     def packed(self, tensors: Mapping[str, LazyTensor], quantization: Quantization) -> Iterator[Packed]:
         """The weights as the products that they stand for.

@@ -52,6 +52,7 @@ class MlxLayers:
 
     methods: tuple[str, ...] = ("mlx",)
     title: str = "MLX"
+    source: str = "MLX 0.32, `mlx.core.dequantize`; mlx-lm, `utils.py`."
 
     def packed(self, tensors: Mapping[str, LazyTensor], quantization: Quantization) -> Iterator[Packed]:
         """The layers as the values that they stand for.

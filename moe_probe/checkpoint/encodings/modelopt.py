@@ -27,6 +27,9 @@ class Modelopt:
 
     methods: tuple[str, ...] = ("modelopt", "modelopt_fp4")
     title: str = "modelopt NVFP4 and fp8"
+    source: str = (
+        "NVIDIA TensorRT Model Optimizer's `hf_quant_config.json`; the packing is that of compressed-tensors' NVFP4."
+    )
 
     def packed(self, tensors: Mapping[str, LazyTensor], quantization: Quantization) -> Iterator[Packed]:
         """The layers as the values that they stand for.

@@ -40,6 +40,7 @@ class Mxfp4Pairs:
 
     methods: tuple[str, ...] = ("mxfp4",)
     title: str = "mxfp4"
+    source: str = "openai/gpt-oss; transformers 5.23, `integrations/mxfp4.py`; OCP Microscaling Formats v1.0."
 
     def packed(self, tensors: Mapping[str, LazyTensor], quantization: Quantization) -> Iterator[Packed]:
         """The pairs as the values that they stand for.
