@@ -97,13 +97,12 @@ class FamilyError(MoEProbeError):
 class UnknownModel(FamilyError):
     """The model type, or the way its layers are named, is not known. Use a supported family or add one.
 
-    Cause: neither moe_probe nor the installed transformers knows `model_type`, or the checkpoint is quantized by a
-    method that packs weights in a layout of its own (fp8 with block scales, MXFP4 and Grok-1's int8 are read). Remote
-    code that `config.json` names is never followed.
+    Cause: neither moe_probe nor the installed transformers knows `model_type`, or its layers are named in a way that no
+    family knows. Remote code that `config.json` names is never followed.
 
-    Remedy: if the model is a known one under a new name, say so: `load(..., config={"model_type": "mixtral"})`.
-    Otherwise add a family, or load the model yourself and give the live module to `load`. Use the unquantized
-    release, or let transformers dequantize and `save_pretrained` to a new folder.
+    Remedy: if the model is a known one under a new name, say so: `load(..., config={"model_type": "mixtral"})`,
+    or `--config model_type=mixtral`. Otherwise declare where its matrices are (docs/add_a_family.md), or load the model
+    yourself and give the live module to `load`.
     """
 
 
