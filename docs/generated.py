@@ -147,7 +147,8 @@ analyses are refused. GGUF files of any architecture with `ffn_*_exps` tensors o
 def _encoding_page(encoding: Any) -> str:
     module = inspect.getmodule(type(encoding))
     heading, _, layout = (inspect.getdoc(module) or "").partition("\n\n")
-    sources = [value for value in vars(module).values() if inspect.isclass(value) and issubclass(value, PackedMatrix)]
+    classes = [value for value in vars(module).values() if inspect.isclass(value)]
+    sources = [value for value in classes if issubclass(value, PackedMatrix)]
     decoders = [inspect.getdoc(value) or "" for value in sources if value.__module__ == module.__name__]
     methods = ", ".join(f"`{method}`" for method in encoding.methods)
     stated = f"`quant_method` in config.json: {methods}." if methods else ""
