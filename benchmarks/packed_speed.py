@@ -3,8 +3,8 @@
     python benchmarks/packed_speed.py [EXPERTS]
 
 Writes one layer of Qwen3-30B-A3B's sizes (d 2048, ff 768, 128 experts by default) as GPTQ int4, as GGUF Q4_K and as fp8
-with blocks, and prints for each: seconds of `similarity(level="matrix")`, of decoding every matrix with the format's own
-package or program, of the analysis on bfloat16, and the peak of memory beside the layer's size. Ratios are of one run.
+with blocks, and prints for each: seconds of `similarity(level="matrix")`, of decoding every matrix with the format's
+own package or program, of the analysis on bfloat16, and the peak of memory in layers. Ratios are of one run.
 """
 
 from __future__ import annotations

@@ -137,10 +137,12 @@ def _family_pages() -> Iterator[tuple[str, str]]:
     yield "families/index.md", index[: table.end()] + "\n".join(rows) + "\n" + index[table.end() :]
 
 
-FORMATS_SAY = """`load` takes a folder, a GGUF file or a hub id. Packed matrices are decoded as they are read, a slice at a
+FORMATS_SAY = """\
+`load` takes a folder, a GGUF file or a hub id. Packed matrices are decoded as they are read, a slice at a
 time; a slice reads its own bytes. Decoded values equal those of the format's own package
 (`tests/checkpoint/test_packed.py`). What no encoding explains is refused by name when the model opens."""
-STATIC_ONLY = """transformers has no code for these; a family of theirs is a declaration of where the matrices are. Dynamic
+STATIC_ONLY = """\
+transformers has no code for these; a family of theirs is a declaration of where the matrices are. Dynamic
 analyses are refused. GGUF files of any architecture with `ffn_*_exps` tensors open in the same way."""
 
 

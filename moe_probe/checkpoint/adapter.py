@@ -96,7 +96,7 @@ def _require_plain(folder: Path, config: Mapping[str, Any]) -> None:
     kind = config.get("peft_type")
     variant = next((name for name in VARIANTS if config.get(name)), None)
     if kind != "LORA" or variant is not None:
-        what = f"of the type {kind!r}" if kind != "LORA" else f"with {variant}={config.get(variant)!r}"
+        what = f"of the type {kind!r}" if kind != "LORA" else f"with {variant}={config.get(str(variant))!r}"
         raise CheckpointError(
             f"{folder} holds an adapter {what}, and plain LoRA can be read; merge it into its base with PEFT "
             "(merge_and_unload) and save the model, or pass the live model."
