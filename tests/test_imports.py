@@ -34,7 +34,7 @@ ALLOWED = {
     "traces": WORDS,
     "static": HANDLE | {"statistics"},
     "dynamic": WORDS | {"statistics", "forward", "traces"},
-    "intervene": WORDS | {"statistics", "dynamic"},
+    "intervene": WORDS | {"statistics", "forward", "static", "dynamic"},
     "comparisons": WORDS | {"statistics", "traces", "dynamic", "static", "intervene"},
     "plotting": {"errors", "registry", "shown", "signatures"},
     "figures": WORDS | {"static", "forward", "dynamic", "comparisons", "plotting"},

@@ -39,10 +39,11 @@ class ModelSource(Source):
     @property
     def interventions(self) -> list[Intervention]:
         """The model's interventions that act in its layers."""
-        return [edit for edit in self.model.interventions if isinstance(edit, Intervention) and edit.layers()]
+        edits = (edit for edit in self.model.interventions if isinstance(edit, Intervention))
+        return [edit for edit in edits if edit.acts_in(self.model.moe_layers)]
 
     def watched(self, stop: int) -> list[int]:
         """Layers below `stop` to watch: those asked for, the MoE layers before them, and those that are changed."""
         before = {before for before, layer in pairwise(self.model.moe_layers) if layer in self.layers}
-        changed = {layer for edit in self.interventions for layer in edit.layers()}
+        changed = {layer for edit in self.interventions for layer in edit.acts_in(self.model.moe_layers)}
         return sorted(layer for layer in {*self.layers, *before, *changed} if layer < stop)

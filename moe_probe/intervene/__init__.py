@@ -15,10 +15,11 @@ def _kind(module: ModuleType, name: str) -> type[Intervention]:
     return next(each for each in own if issubclass(each, Intervention))
 
 
+HELPERS = ("chance", "choosing", "where")  # modules that are no kind
 KINDS: Registry[type[Intervention]] = Registry(
-    "moe_probe.intervene", "interventions", "intervention", _kind, besides=("choosing",)
+    "moe_probe.intervene", "interventions", "intervention", _kind, besides=HELPERS
 )
-_CLASSES = {"".join(part.title() for part in name.split("_")): name for name in KINDS}
+_CLASSES = {"TopK" if name == "top_k" else "".join(part.title() for part in name.split("_")): name for name in KINDS}
 
 
 def names() -> Mapping[str, type[Intervention]]:
