@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
+from moe_probe.errors import NotFitting
 from moe_probe.families import Layer
+from moe_probe.forward.reference import MAKING
 from moe_probe.model import MoEModel
 from moe_probe.routing import Intervention, Source
+
+
+def require_told(interventions: Sequence[Intervention]) -> None:
+    """Refuse interventions that need another run where there is none.
+
+    Raises:
+        NotFitting: naming the first one.
+    """
+    waiting = next((each for each in interventions if each.needs), None)
+    if waiting is not None:
+        raise NotFitting(f"{waiting!r} needs the unedited run, and there is none of these tokens; {MAKING}.")
 
 
 class ModelSource(Source):

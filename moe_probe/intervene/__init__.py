@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
+from importlib import import_module
 from types import ModuleType
+from typing import Any
 
 from moe_probe.registry import Registry
 from moe_probe.routing import Intervention
@@ -15,7 +17,16 @@ def _kind(module: ModuleType, name: str) -> type[Intervention]:
     return next(each for each in own if issubclass(each, Intervention))
 
 
-HELPERS = ("chance", "choosing", "where")  # modules that are no kind
+HELPERS = ("applying", "chance", "choosing", "measured", "referring", "where")  # modules that are no kind
+FUNCTIONS = {
+    "Where": "where",
+    "applied": "applying",
+    "reference": "referring",
+    "ablate": "measured.ablation",
+    "attribution": "measured.attributing",
+    "effect": "measured.effects",
+    "search": "measured.searching",
+}
 KINDS: Registry[type[Intervention]] = Registry(
     "moe_probe.intervene", "interventions", "intervention", _kind, besides=HELPERS
 )
@@ -27,11 +38,13 @@ def names() -> Mapping[str, type[Intervention]]:
     return KINDS
 
 
-def __getattr__(name: str) -> type[Intervention]:
+def __getattr__(name: str) -> Any:
     if name in _CLASSES:
         return KINDS[_CLASSES[name]]
+    if name in FUNCTIONS:
+        return getattr(import_module(f"moe_probe.intervene.{FUNCTIONS[name]}"), name)
     raise AttributeError(f"module 'moe_probe.intervene' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted(["names", *_CLASSES])
+    return sorted(["names", *FUNCTIONS, *_CLASSES])
