@@ -442,6 +442,11 @@ class Intervention(Checked):
     decides: ClassVar[bool] = False
     stage: ClassVar[int] = 9
 
+    @classmethod
+    def example(cls) -> Self:
+        """One with small parameters, for tests and documentation."""
+        return cls()
+
     def layers(self) -> frozenset[int]:
         """MoE layers in which it acts: that of its field `layer`, if it has one."""
         layer: int | None = getattr(self, "layer", None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Self
 
 from moe_probe.intervene.choosing import OnExperts
 from moe_probe.model import MoEModel
@@ -30,6 +31,10 @@ class Bias(OnExperts):
     delta: float
 
     decides = True
+
+    @classmethod
+    def example(cls) -> Self:
+        return cls(layer=0, experts=[1], delta=1.0)
 
     def check(self, model: MoEModel) -> None:
         super().check(model)

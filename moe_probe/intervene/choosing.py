@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 
@@ -38,6 +38,10 @@ class OnTokens(Intervention):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "where", Where.of(self.where))
+
+    @classmethod
+    def example(cls) -> Self:
+        return cls(layer=0)
 
     def __repr__(self) -> str:
         own = [each for each in fields(self) if each.name != "where"] + [each for each in fields(self) if each.kw_only]
@@ -82,6 +86,10 @@ class OnExperts(OnTokens):
         (chosen,) = model.select_layers(self.layer)
         check_experts(model, chosen, self.experts, self.takes_shared, type(self).__name__)
         super().check(model)
+
+    @classmethod
+    def example(cls) -> Self:
+        return cls(layer=0, experts=[1])
 
     @property
     def on_shared(self) -> bool:

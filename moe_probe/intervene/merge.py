@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Self
 
 import torch
 
@@ -42,6 +42,10 @@ class Merge(OnTokens):
     def __post_init__(self) -> None:
         super().__post_init__()
         object.__setattr__(self, "groups", tuple(map(tuple, self.groups)))
+
+    @classmethod
+    def example(cls) -> Self:
+        return cls(layer=0, groups=[[0, 1]])
 
     @property
     def merged(self) -> list[int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Self
 
 from moe_probe.intervene.chance import check_seed, normal
 from moe_probe.intervene.choosing import OnExperts
@@ -32,6 +33,10 @@ class Noise(OnExperts):
     sd: float
     seed: int = 0
 
+    @classmethod
+    def example(cls) -> Self:
+        return cls(layer=0, experts=[1], sd=0.1)
+
     def check(self, model: MoEModel) -> None:
         super().check(model)
         check_number("sd", self.sd, 0, 1e30, whole=False)
@@ -41,5 +46,5 @@ class Noise(OnExperts):
         for expert in self.routed(call.layer):
             choices = changes.of_experts([expert], call.rows_of(self))
             if bool(choices.any()):
-                values = self.sd * normal(call, self.seed, call.rows.shape[-1], expert)
+                values = float(self.sd) * normal(call, self.seed, call.rows.shape[-1], expert)
                 changes.add(choices, values.to(call.rows)[choices.nonzero()[:, 0]])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import InitVar, dataclass
+from typing import Self
 
 import torch
 
@@ -40,6 +41,10 @@ class Replace(OnExperts):
         if expert is not None:
             object.__setattr__(self, "experts", (expert,))
         super().__post_init__()
+
+    @classmethod
+    def example(cls) -> Self:
+        return cls(layer=0, experts=[1], by=0)
 
     def claims(self, layer: int) -> frozenset[str]:
         return frozenset(f"who runs in the place of expert {each}" for each in self.experts)

@@ -41,6 +41,10 @@ class Replay(OnTokens):
     fixes = True
     stage = 0
 
+    @classmethod
+    def example(cls) -> Self:
+        return cls()
+
     def acts_in(self, moe_layers: Collection[int]) -> frozenset[int]:
         after = -1 if self.after is None else self.after
         return frozenset(each for each in moe_layers if each > after and self.layer in (None, each))

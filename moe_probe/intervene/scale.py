@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 
@@ -33,13 +34,17 @@ class Scale(OnExperts):
     takes_shared = True
     stage = 3
 
+    @classmethod
+    def example(cls) -> Self:
+        return cls(layer=0, experts=[1], factor=0.5)
+
     def check(self, model: MoEModel) -> None:
         super().check(model)
         check_number("factor", self.factor, -1e30, 1e30, whole=False)
 
     def route(self, call: Call) -> Call:
         named = among(call.index, self.routed(call.layer)) & call.rows_of(self)[:, None]
-        return call.chosen(call.index, torch.where(named, call.weights * self.factor, call.weights))
+        return call.chosen(call.index, torch.where(named, call.weights * float(self.factor), call.weights))
 
     def shared(self, layer: Layer, output: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
-        return torch.where(places[:, None], output * self.factor, output) if self.on_shared else output
+        return torch.where(places[:, None], output * float(self.factor), output) if self.on_shared else output

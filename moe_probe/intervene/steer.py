@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Self
 
 from moe_probe.errors import NotFitting, WrongType
 from moe_probe.intervene.choosing import OnTokens, check_experts, check_together, flags
@@ -44,6 +44,10 @@ class Steer(OnTokens):
         for name in ("promote", "demote"):
             object.__setattr__(self, name, as_pairs(name, getattr(self, name), self.layer))
         object.__setattr__(self, "layer", None)
+
+    @classmethod
+    def example(cls) -> Self:
+        return cls(promote=[(0, 1)])
 
     def acts_in(self, moe_layers: Collection[int]) -> frozenset[int]:
         named: Any = (*self.promote, *self.demote)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Self
 
 from moe_probe.intervene.choosing import OnTokens
 from moe_probe.model import MoEModel
@@ -33,6 +34,10 @@ class TopK(OnTokens):
 
     decides = True
     apart = True
+
+    @classmethod
+    def example(cls) -> Self:
+        return cls(layer=0, k=1)
 
     def number(self) -> int | None:
         return self.k
