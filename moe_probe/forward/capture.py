@@ -18,7 +18,7 @@ from moe_probe.forward.affinity import Affinity, Choice, find_affinity, follows,
 from moe_probe.forward.deciding import Deciding, Redeciding, correction_biases
 from moe_probe.forward.requests import OutputChanges, Requests
 from moe_probe.forward.sites import Site, expert_call, raw_logits
-from moe_probe.forward.steps import OWNER
+from moe_probe.forward.steps import OWNER, carriers
 from moe_probe.routing import Intervention
 from moe_probe.texts.corpus import Tokens
 
@@ -210,8 +210,9 @@ class WatchedSite:
         """A call of the block begins."""
         if not self.again:
             self.parts = {"block": (args, kwargs)}
-            self.deciding = Deciding(self.site.layer.num_experts, self.site.layer.top_k)
-            self.deciding.__enter__()
+            if self.on_event is not None:
+                self.deciding = Deciding(self.site.layer.num_experts, self.site.layer.top_k)
+                self.deciding.__enter__()
 
     def on_router(self, args: tuple, kwargs: dict, output: Any) -> None:
         """The router has decided."""
@@ -266,9 +267,9 @@ class WatchedSite:
         args, kwargs = self.parts["block"]
         output = self.parts["router"][2]
         own = output[0] if isinstance(output, tuple) else output
-        for value in (*args, *kwargs.values()):
-            if not isinstance(value, torch.Tensor) and getattr(value, "logits", None) is own:
-                value.logits = logits.reshape(own.shape)
+        for carrier in carriers(args, kwargs):
+            if carrier.logits is own:
+                carrier.logits = logits.reshape(own.shape)
 
     def on_experts(self, output: torch.Tensor) -> torch.Tensor | None:
         """The experts have run."""

@@ -153,6 +153,7 @@ class Recording:
         return LayerReference(**found)
 
 
+@torch.no_grad()
 def record_reference(source: Source, needs: Collection[Need]) -> Reference:
     """What a source's model does with its texts."""
     recording = Recording(needs)

@@ -68,6 +68,7 @@ class OnExperts(OnTokens):
     """An intervention on some experts of one layer.
 
     Attributes:
+        of_chosen: whether it changes nothing for a token that chose none of the experts.
         layer: index of the MoE layer.
         experts: which of its experts: their numbers, or `"all"` for all that are routed to; `"S"` is the shared block.
     """
@@ -75,6 +76,7 @@ class OnExperts(OnTokens):
     experts: Experts
 
     takes_shared: ClassVar[bool] = False
+    of_chosen: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         super().__post_init__()

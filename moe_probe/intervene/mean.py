@@ -37,6 +37,7 @@ class Mean(OnExperts):
 
     takes_shared = True
     apart = True
+    of_chosen = True
     stage = 2
 
     def claims(self, layer: int) -> frozenset[str]:

@@ -33,6 +33,8 @@ class Noise(OnExperts):
     sd: float
     seed: int = 0
 
+    of_chosen = True
+
     @classmethod
     def example(cls) -> Self:
         return cls(layer=0, experts=[1], sd=0.1)

@@ -36,6 +36,7 @@ class Patch(OnExperts):
     source: Reference | None = None
 
     apart = True
+    of_chosen = True
 
     def claims(self, layer: int) -> frozenset[str]:
         own = [each for each in self.experts if self.experts != "all"]

@@ -35,6 +35,7 @@ class Replace(OnExperts):
     by: int | None = None
     expert: InitVar[int | None] = None
 
+    of_chosen = True
     stage = 2
 
     def __post_init__(self, expert: int | None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]

@@ -32,6 +32,7 @@ class Scale(OnExperts):
     factor: float
 
     takes_shared = True
+    of_chosen = True
     stage = 3
 
     @classmethod

@@ -28,6 +28,7 @@ class Zero(OnExperts):
     """
 
     takes_shared = True
+    of_chosen = True
     stage = 3
 
     def route(self, call: Call) -> Call:
