@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from moe_probe.dynamic.driver import reporting, require_finite
+from moe_probe.dynamic.driver import require_finite
 from moe_probe.dynamic.saved_states import SavedStates
 from moe_probe.errors import NothingToRead
 from moe_probe.families import SHARED
@@ -21,6 +21,7 @@ from moe_probe.forward.spill import Spill
 from moe_probe.intervene.choosing import OnExperts
 from moe_probe.intervene.measured.measures import Measures, log_probabilities, measured, next_losses
 from moe_probe.model import MoEModel
+from moe_probe.progress import reporting
 from moe_probe.routing import Intervention
 from moe_probe.texts.corpus import Corpus
 
@@ -123,7 +124,7 @@ class Experiment:
         layerwise = self.source.layerwise
         total = len(self.batches) * (1 if layerwise else len(set(self.starts)) + 1)
         steps = (self._by_layer if layerwise else self._by_batch)(done)
-        with self.resuming.hooked(), reporting(total, progress) as advance, closing(steps):
+        with self.resuming.hooked(), reporting("edited layers x batches", total, progress) as advance, closing(steps):
             for step in steps:
                 advance()
                 if saved is not None and step > done:
