@@ -375,7 +375,9 @@ class WatchedSite:
         else:
             decided = self._decided_by_router(mode) or self._decided_by_block(mode)
             if decided is None or mode.met != 1 or mode.logits is None:
-                raise self.unwatchable(f"has {mode.met} linear maps to its experts where one is expected, so its choice")
+                raise self.unwatchable(
+                    f"has {mode.met} linear maps to its experts where one is expected, so its choice"
+                )
             index, weights = decided
             logits = mode.logits.reshape(call.logits.shape).to(call.logits)
         index, weights = (value.reshape(len(call.rows), -1) for value in (index, weights))

@@ -124,7 +124,7 @@ class Redeciding(Deciding):
         count = args[1] if len(args) > 1 else kwargs.get("k")
         return isinstance(given, torch.Tensor) and given.shape[-1] == self.experts and count == self.top_k
 
-    def _choose(self, input: torch.Tensor, k: int, *_: Any, **options: Any) -> Any:  # noqa: A002 - torch's own names
+    def _choose(self, input: torch.Tensor, k: int, *_: Any, **options: Any) -> Any:
         self.counted += 1
         self.ranked = ranked = input.detach().clone()
         options = {name: value for name, value in options.items() if name in ("sorted", "largest")}

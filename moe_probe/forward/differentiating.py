@@ -1,7 +1,7 @@
 """The derivative of the loss to a factor on each chosen expert's weighted output, at 1.
 
-With the model in memory, one forward and one backward pass through the whole of it. Layerwise, what enters each layer is
-kept while the layers run from first to last, and each layer then runs once more, from last to first, with its
+With the model in memory, one forward and one backward pass through the whole of it. Layerwise, what enters each layer
+is kept while the layers run from first to last, and each layer then runs once more, from last to first, with its
 derivatives; so weights are read twice.
 """
 
@@ -211,7 +211,9 @@ class LayerwisePass:
         output = output if isinstance(output, torch.Tensor) else output[0]
         pairs = [(output, self.slope)]
         pairs += [
-            (holder.logits, slope) for holder, slope in zip(holders, self.carried_slopes, strict=False) if slope is not None
+            (holder.logits, slope)
+            for holder, slope in zip(holders, self.carried_slopes, strict=False)
+            if slope is not None
         ]
         torch.autograd.backward([of for of, _ in pairs], [slope for _, slope in pairs])
         self.slope, self.carried_slopes = hidden.grad, [None if each is None else each.grad for each in carried]

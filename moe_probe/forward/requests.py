@@ -72,7 +72,8 @@ class Requests:
     def _require_free(self, taken: torch.Tensor, what: str) -> None:
         if bool(taken.any()):
             raise NotFitting(
-                f"Layer {self.layer.index}: two interventions set {what} for one token; pass where= of different tokens."
+                f"Layer {self.layer.index}: two interventions set {what} for one token; pass where= of different "
+                "tokens."
             )
 
     def shift(self, logits: torch.Tensor) -> torch.Tensor:

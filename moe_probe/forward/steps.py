@@ -65,7 +65,9 @@ class Carrier(Protocol):
 
 def carriers(args: Iterable[Any], kwargs: Mapping[str, Any]) -> list[Carrier]:
     """Those among the arguments of a layer or block."""
-    return [each for each in (*args, *kwargs.values()) if not isinstance(each, torch.Tensor) and hasattr(each, "logits")]
+    return [
+        each for each in (*args, *kwargs.values()) if not isinstance(each, torch.Tensor) and hasattr(each, "logits")
+    ]
 
 
 def hand_over(seen: object) -> None:

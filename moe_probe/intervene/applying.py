@@ -24,7 +24,8 @@ def applied(model: Openable, interventions: Intervention | Sequence[Intervention
     replayed.
 
     Args:
-        model: a live model, alone or in torch.compile, DataParallel or PEFT; or what `load` opens, which is then loaded.
+        model: a live model, alone or in torch.compile, DataParallel or PEFT; or what `load` opens, which is
+            then loaded.
         interventions: one or several, which act together with those that the model has.
 
     Returns:

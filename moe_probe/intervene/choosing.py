@@ -94,9 +94,15 @@ class OnExperts(OnTokens):
         return cls(layer=0, experts=[1])
 
     @property
+    def named(self) -> tuple[Any, ...]:
+        """The experts as they are named; `("all",)` for all."""
+        given: Any = self.experts
+        return (ALL,) if given == ALL else given
+
+    @property
     def on_shared(self) -> bool:
         """Whether it acts on the shared block."""
-        return SHARED in self.experts and self.experts != ALL
+        return SHARED in self.named
 
     def routed(self, layer: Layer) -> list[int]:
         """Numbers of the routed experts that it acts on."""
@@ -111,7 +117,7 @@ def as_experts(given: Experts) -> tuple[int | str, ...] | str:
     """Experts as they were passed: `"all"`, or a tuple of numbers and labels."""
     if isinstance(given, str) and given == ALL:
         return ALL
-    several = [given] if isinstance(given, str | int) or not hasattr(given, "__iter__") else list(given)
+    several: list[Any] = list(given) if isinstance(given, Sequence) and not isinstance(given, str) else [given]
     return tuple(int(each) if isinstance(each, str) and each.isdecimal() else each for each in several)
 
 
@@ -172,7 +178,9 @@ def check_together(model: MoEModel, edit: Any) -> None:
         NotFitting: naming both, or what is left.
     """
     for index in sorted(edit.acts_in(model.moe_layers)):
-        others = [each for each in model.interventions if isinstance(each, Intervention) and index in each.acts_in([index])]
+        others = [
+            each for each in model.interventions if isinstance(each, Intervention) and index in each.acts_in([index])
+        ]
         for other in others:
             _check_pair(other, edit, index)
         _check_enough(model, index, [*others, edit])
@@ -189,8 +197,8 @@ def _check_pair(one: Any, other: Any, index: int) -> None:
     verified = getattr(one, "apart", False) and getattr(other, "apart", False)
     if common and not (verified and one.where is not None and other.where is not None):
         raise NotFitting(
-            f"{one!r} and {other!r} both set {common[0]} in layer {index}, so that their order would matter; pass one of "
-            "them."
+            f"{one!r} and {other!r} both set {common[0]} in layer {index}, so that their order would matter; pass one "
+            "of them."
         )
 
 

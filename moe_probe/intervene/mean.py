@@ -41,8 +41,7 @@ class Mean(OnExperts):
     stage = 2
 
     def claims(self, layer: int) -> frozenset[str]:
-        own = [each for each in self.experts if self.experts != "all"]
-        return frozenset(f"the output of expert {each}" for each in own) if own else frozenset({"the output of all"})
+        return frozenset(f"the output of expert {each}" for each in self.named)
 
     def check(self, model: MoEModel) -> None:
         super().check(model)

@@ -63,7 +63,9 @@ class Merge(OnTokens):
             raise NotFitting("Merge takes groups of two or more experts, each expert in one group at most.")
         other = next((each for each in self.merged if kinds[each] != "ffn"), None)
         if other is not None:
-            raise NotFitting(f"Expert {other} of layer {self.layer} is a {kinds[other]} expert and has no FFN to merge.")
+            raise NotFitting(
+                f"Expert {other} of layer {self.layer} is a {kinds[other]} expert and has no FFN to merge."
+            )
 
     def change(self, call: Call, changes: Changes) -> None:
         choices = changes.of_experts(self.merged, call.rows_of(self))
@@ -95,8 +97,8 @@ def averaged(own: Parameters, layout: Any, groups: Sequence[Sequence[int]], alig
 
 def expert_matrices(
     parameters: Parameters, layout: FusedExperts | FlatExperts, expert: int
-) -> Iterator[tuple[str, torch.Tensor]]:
-    """Views of an expert's projections, up and gate (ff, d), down (d, ff), and of its biases as matrices of one column."""
+) -> Iterator[tuple[str, Any]]:
+    """Views of an expert's projections, up and gate (ff, d), down (d, ff), and of its biases as columns."""
     tensors: Any = {f"experts.{name}": value for name, value in parameters.items()}
     for name in layout.projections:
         yield name, layout.matrix(tensors, "", expert, name)

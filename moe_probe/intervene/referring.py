@@ -38,5 +38,3 @@ def reference(model: Openable, texts: Texts, *, inputs: bool = False, **options:
     if not isinstance(source, Running):
         raise NotFitting(f"{source.name} is {source.kind}; a run that is taken from needs a model and texts.")
     return record_reference(source, {Need.SELECTED, Need.SHARED, *([Need.INPUT] if inputs else [])})
-
-

@@ -48,7 +48,7 @@ class Replace(OnExperts):
         return cls(layer=0, experts=[1], by=0)
 
     def claims(self, layer: int) -> frozenset[str]:
-        return frozenset(f"who runs in the place of expert {each}" for each in self.experts)
+        return frozenset(f"who runs in the place of expert {each}" for each in self.named)
 
     def check(self, model: MoEModel) -> None:
         if self.by is None:
@@ -60,12 +60,10 @@ class Replace(OnExperts):
                 self._check_chain(other)
 
     def _check_chain(self, other: Replace) -> None:
-        if other.by in self.experts or self.by in other.experts:
+        if other.by in self.named or self.by in other.named:
             raise NotFitting(f"{other!r} and {self!r} follow on each other; name the expert that finally runs as by=.")
 
     def route(self, call: Call) -> Call:
         named = among(call.index, self.routed(call.layer)) & call.rows_of(self)[:, None]
         assert self.by is not None
         return call.chosen(torch.where(named, self.by, call.index), call.weights)
-
-

@@ -72,7 +72,9 @@ class Steer(OnTokens):
     def _check_layer(self, model: MoEModel, index: int) -> None:
         promoted, demoted = (set(self.experts_of(name, index)) for name in ("promote", "demote"))
         if promoted & demoted:
-            raise NotFitting(f"Steer promotes and demotes expert {min(promoted & demoted)} of layer {index}; do either.")
+            raise NotFitting(
+                f"Steer promotes and demotes expert {min(promoted & demoted)} of layer {index}; do either."
+            )
         top_k = model.layer(index).top_k
         if len(promoted) > top_k:
             raise NotFitting(

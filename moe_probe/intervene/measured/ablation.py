@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Unpack
@@ -82,7 +84,6 @@ def ablate(
     texts: Texts,
     how: How = "zero",
     *,
-    layers: Sequence[int] | int | None = None,
     experts: Sequence[int] | int | None = None,
     direct: bool = False,
     bootstrap: int = DRAWS,
@@ -98,21 +99,23 @@ def ablate(
         model: a checkpoint folder, a hub id or a model; interventions that it has are part of the unedited run.
         texts: as for `dynamic.run`.
         how: `zero` (weight 0), `mask` (as if deleted, chosen anew) or `mean` (its mean output).
-        layers: MoE layers; all by default.
         experts: numbers of experts; all by default.
         direct: measure the direct effect too: routing of later layers replayed from the unedited run.
         bootstrap: resamples of documents for the intervals; 0 for none.
-        options: those of `dynamic.run` but `baseline`; with `checkpoint_dir`, an interrupted run resumes.
+        options: those of `dynamic.run` but `baseline`: `layers` that are edited; with `checkpoint_dir`, an interrupted run resumes.
 
     Returns:
         Dimensions `path` (`total`, `direct`), `layer`, `expert`, and `label` where documents have some:
         `loss_change`, over all predicted tokens, nats, with `_low` and `_high`, the 95 % interval over documents;
         positive is harm. `kl`, mean of KL(unedited || edited) over all positions, nats. `top1`, share of positions
         whose most likely next token stays. `label_loss_change` (path, label, layer, expert) with its interval.
-        `base_loss`, scalar. An expert that a layer does not have is nan.
+        `base_loss`, scalar. `chosen` (layer, expert), choices in the unedited run, and `control_loss_change`, that
+        without the other expert of the layer whose number of choices is nearest: the control. An expert that a layer
+        does not have is nan.
 
     Raises:
-        InputError: a layer or expert that there is not; a mask that leaves too few; texts too short to predict anything.
+        InputError: a layer or expert that there is not; a mask that leaves too few; texts too short to predict
+            anything.
         FamilyError: the model's MoE layers cannot be watched.
 
     Examples:
@@ -122,17 +125,17 @@ def ablate(
     """
     check_types(ablate, {"how": how, "experts": experts, "direct": direct})
     check_draws(bootstrap)
-    asked = completed({**options, "layers": layers}, (*TAKES, "layers"), "ablate")
+    asked = completed(options, (*TAKES, "layers"), "ablate")
     opened = load(model)
-    chosen = opened.select_layers(layers)
+    chosen = opened.select_layers(asked["layers"])
     cells = [(layer, expert) for layer in chosen for expert in experts_of(opened, layer, experts)]
     edits = [KINDS[how](layer, [expert]) for layer, expert in cells]
     for edit in edits:
         edit.check(opened)
     paths = ("total", "direct") if direct else ("total",)
     source = experiment_source(opened, texts, {**asked, "layers": None}, [])
-    collected, base = measure_parts(source, told_of_all(source, how, chosen, edits), paths, asked)
-    return _result(source, collected, base, cells, paths, how, bootstrap)
+    measured = measure_parts(source, told_of_all(source, how, chosen, edits), paths, asked)
+    return _result(source, measured, cells, paths, how, bootstrap)
 
 
 def experts_of(model: MoEModel, layer: int, experts: Sequence[int] | int | None) -> Sequence[int]:
@@ -153,45 +156,73 @@ def told_of_all(
     return [edit.told(of[edit.layer]) for edit in edits if isinstance(edit, Mean)]
 
 
+@dataclass
+class Measured:
+    """What all workers measured.
+
+    Attributes:
+        collected: the edits.
+        loss: of the unedited run, summed over predicted tokens, nats.
+        chosen: how often the unedited run chose each expert, by MoE layer, (E,).
+    """
+
+    collected: PerBlock
+    loss: float
+    chosen: dict[int, np.ndarray]
+
+    def merge(self, other: Measured) -> None:
+        """Take in what another worker measured."""
+        self.collected.merge(other.collected)
+        self.loss += other.loss
+        self.chosen = {layer: counts + other.chosen[layer] for layer, counts in self.chosen.items()}
+
+
 def measure_parts(
     source: Running, edits: Sequence[Intervention], paths: Sequence[str], options: Mapping[str, Any]
-) -> tuple[PerBlock, float]:
-    """Measures of all edits, by worker; and the loss of the unedited run, summed."""
+) -> Measured:
+    """Measures of all edits, document by document, by so many workers."""
     variants = [variant_of(source.model, [edit], path) for path in paths for edit in edits]
     jobs = effective_n_jobs(options["n_jobs"])
     parts = list(enumerate(source.split(jobs) if jobs > 1 else [source]))
     work = partial(_measure_part, variants=variants, options={**options, "progress": options["progress"] and jobs == 1})
-    folder = options["checkpoint_dir"]
-    if folder is not None:
-        with owned_folder(folder):
-            done = map_items(work, parts, jobs, "parts") if len(parts) > 1 else [work(parts[0])]
-    else:
+    with ExitStack() as stack:
+        if options["checkpoint_dir"] is not None:
+            stack.enter_context(owned_folder(options["checkpoint_dir"]))
         done = map_items(work, parts, jobs, "parts") if len(parts) > 1 else [work(parts[0])]
-    whole = PerBlock(len(variants), source.corpus)
-    for part, _ in done:
+    experts = {layer: source.model.layer(layer).num_experts for layer in source.model.moe_layers}
+    nothing = {layer: np.zeros(count, np.int64) for layer, count in experts.items()}
+    whole = Measured(PerBlock(len(variants), source.corpus), 0.0, nothing)
+    for part in done:
         whole.merge(part)
-    return whole, float(sum(total for _, total in done))
+    return whole
 
 
-def _measure_part(part: tuple[int, Running], *, variants: Any, options: Mapping[str, Any]) -> tuple[PerBlock, float]:
+def _measure_part(part: tuple[int, Running], *, variants: Any, options: Mapping[str, Any]) -> Measured:
     number, source = part
     experiment = Experiment(source, variants, PerBlock(len(variants), source.corpus))
     folder = options["checkpoint_dir"]
     saved = None if folder is None else Path(folder) / f"part-{number}"
     experiment.run(saved, options["progress"], identity(source, variants, "ablate"))
     collected: Any = experiment.collecting
-    return collected, float(experiment.losses.total.sum())
+    return Measured(collected, float(experiment.unedited.total.sum()), experiment.unedited.chosen)
+
+
+def alike(counts: np.ndarray) -> np.ndarray:
+    """The other expert whose count is nearest to that of each expert, (E,); the smaller number of two."""
+    apart = np.abs(counts[:, None] - counts[None]).astype(float)
+    np.fill_diagonal(apart, np.inf)
+    return apart.argmin(1)
 
 
 def _result(
     source: Running,
-    collected: PerBlock,
-    base: float,
+    measured: Measured,
     cells: Sequence[tuple[int, int]],
     paths: Sequence[str],
     how: str,
     draws: int,
 ) -> xr.Dataset:
+    collected = measured.collected
     layers, experts = (sorted(set(each)) for each in zip(*cells, strict=True))
     at = [layers.index(layer) for layer, _ in cells], [experts.index(expert) for _, expert in cells]
     coords = {"path": list(paths), "label": collected.labels, "layer": layers, "expert": [str(e) for e in experts]}
@@ -206,7 +237,7 @@ def _result(
     predicted, tokens = _counts(source.corpus, collected)
     positions = tokens.sum()
     found = {
-        "base_loss": ((), np.asarray(base / predicted.sum()), "loss of the unedited run", "nats"),
+        "base_loss": ((), np.asarray(measured.loss / predicted.sum()), "loss of the unedited run", "nats"),
         "kl": (DIMS, gridded(collected.values["kl"].sum((0, 1)) / positions), "KL from the unedited run", "nats"),
         "top1": (DIMS, gridded(1 - collected.values["changed"].sum((0, 1)) / positions), "next token kept", "1"),
     }
@@ -219,6 +250,8 @@ def _result(
             values = np.stack([gridded(each[number]) for each in by_label], 1)
             text = f"change of the loss by label{ENDINGS[ending]}"
             found[f"label_loss_change{ending}"] = (("path", "label", "layer", "expert"), values, text, "nats")
+    found["chosen"] = (DIMS[1:], _counts_of(measured, layers, experts), "choices in the unedited run", "choices")
+    found["control_loss_change"] = (DIMS, _control(found["loss_change"][1], measured, layers, experts), CONTROL, "nats")
     about = provenance("ablate", source.model, how=how, bootstrap=draws, paths=list(paths))
     about |= {"documents": len(source.corpus.documents), "tokens": source.corpus.num_tokens}
     about |= {"texts": source.corpus.fingerprint, "definition": f"{HOW[how]} {DEFINITION}"}
@@ -227,6 +260,27 @@ def _result(
         for name, (dims, values, text, unit) in found.items()
     }
     return dataset(arrays, about)
+
+
+def _counts_of(measured: Measured, layers: Sequence[int], experts: Sequence[int]) -> np.ndarray:
+    """How often the unedited run chose each expert, (layers, experts); nan where there is no such expert."""
+    grid = np.full((len(layers), len(experts)), np.nan)
+    for row, layer in enumerate(layers):
+        counts = measured.chosen[layer]
+        there = [expert for expert in experts if expert < len(counts)]
+        grid[row, : len(there)] = counts[there]
+    return grid
+
+
+def _control(values: np.ndarray, measured: Measured, layers: Sequence[int], experts: Sequence[int]) -> np.ndarray:
+    """The change of the loss without the expert of the layer that is chosen about as often; nan where not measured."""
+    found = np.full_like(values, np.nan)
+    for row, layer in enumerate(layers):
+        other = alike(measured.chosen[layer])
+        for place, expert in enumerate(experts):
+            if expert < len(other) and int(other[expert]) in experts:
+                found[:, row, place] = values[:, row, experts.index(int(other[expert]))]
+    return found
 
 
 def _counts(corpus: Corpus, collected: PerBlock) -> tuple[np.ndarray, np.ndarray]:
@@ -241,6 +295,7 @@ def _counts(corpus: Corpus, collected: PerBlock) -> tuple[np.ndarray, np.ndarray
 
 DIMS = ("path", "layer", "expert")
 ENDINGS = {"": "", "_low": ", lower end of the 95 % interval", "_high": ", upper end of the 95 % interval"}
+CONTROL = "change of the loss without the expert that is chosen about as often"
 HOW = {
     "zero": "One expert's applied weight is 0.",
     "mask": "One expert is as if deleted: chosen anew.",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, Unpack
 
 import numpy as np
@@ -50,7 +50,6 @@ def attribution(
     model: Openable,
     texts: Texts,
     *,
-    layers: Sequence[int] | int | None = None,
     bootstrap: int = DRAWS,
     **options: Unpack[RunOptions],
 ) -> xr.Dataset:
@@ -62,9 +61,8 @@ def attribution(
     Args:
         model: a checkpoint folder, a hub id or a model; interventions that it has act.
         texts: as for `dynamic.run`.
-        layers: MoE layers; all by default.
         bootstrap: resamples of documents for the intervals; 0 for none.
-        options: those of `dynamic.run` but `baseline`, `checkpoint_dir` and `n_jobs`.
+        options: those of `dynamic.run` (`layers` that are told of) but `baseline`, `checkpoint_dir` and `n_jobs`.
 
     Returns:
         `loss_change` (layer, expert), over all predicted tokens, nats, positive is harm, with `_low` and `_high`, the
@@ -81,9 +79,9 @@ def attribution(
         (4, 8)
     """
     check_draws(bootstrap)
-    asked = completed({**options, "layers": layers}, OPTIONS, "attribution")
+    asked = completed(options, OPTIONS, "attribution")
     opened = load(model)
-    chosen = opened.select_layers(layers)
+    chosen = opened.select_layers(asked["layers"])
     source = experiment_source(opened, texts, {**asked, "layers": None}, [])
     row_tokens = max(1, min(source.batch_tokens, LOGIT_VALUES // source.vocab_size))
     batches = list(source.corpus.batches(row_tokens))
@@ -129,5 +127,3 @@ def _result(model: Any, corpus: Corpus, collected: PerExpert, total: float, draw
     about |= {"documents": len(corpus.documents), "tokens": corpus.num_tokens, "texts": corpus.fingerprint}
     about["definition"] = "Minus the derivative of the loss to a factor on each expert's weighted output, at 1."
     return dataset(found, about)
-
-

@@ -41,7 +41,7 @@ class PerDocument:
 
     def __init__(self, variants: int, corpus: Corpus, layers: Sequence[int]):
         shape = variants, len(corpus.documents)
-        self.values = {name: np.zeros(shape) for name in ("loss_change", "kl", "changed")}
+        self.values: dict[str, np.ndarray] = {name: np.zeros(shape) for name in ("loss_change", "kl", "changed")}
         self.values["rerouted"] = np.zeros((variants, len(layers), shape[1]))
         self.layers = {layer: place for place, layer in enumerate(layers)}
         self.place = {document.number: place for place, document in enumerate(corpus.documents)}
@@ -215,7 +215,7 @@ def _result(
     tokens, shape = lengths(corpus), (len(names), len(paths))
     values = {name: array.reshape(*shape, *array.shape[1:]) for name, array in collected.values.items()}
     with np.errstate(invalid="ignore", divide="ignore"):
-        base = experiment.losses.total / (tokens - 1)
+        base = experiment.unedited.total / (tokens - 1)
         change = values["loss_change"] / (tokens - 1)
     mean, low, high = pooled(np.moveaxis(values["loss_change"], -1, 0), tokens - 1, draws)
     each, over_all = ("edit", "path", "document"), ("edit", "path")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +14,6 @@ import torch
 from moe_probe.dynamic.driver import require_finite
 from moe_probe.dynamic.saved_states import SavedStates
 from moe_probe.errors import NothingToRead
-from moe_probe.families import SHARED
 from moe_probe.forward.resuming import Base, Resuming, Run, Tail, Variant
 from moe_probe.forward.running import SPILL_BYTES, Running
 from moe_probe.forward.spill import Spill
@@ -50,21 +49,38 @@ class Stateless:
 
 
 @dataclass
-class BaseLosses:
-    """The unedited run: negative log-likelihood of each document's predicted tokens, summed, nats."""
+class BaseRun:
+    """The unedited run.
+
+    Attributes:
+        total: negative log-likelihood of each document's predicted tokens, summed, nats, (documents,).
+        chosen: how often each expert was chosen, by MoE layer, (E,).
+    """
 
     corpus: Corpus
+    experts: Mapping[int, int]
     total: np.ndarray = field(init=False)
 
     def __post_init__(self) -> None:
         self.total = np.zeros(len(self.corpus.documents))
+        self.chosen = {layer: np.zeros(count, np.int64) for layer, count in self.experts.items()}
         self.place = {document.number: place for place, document in enumerate(self.corpus.documents)}
 
     def state(self) -> Mapping[str, np.ndarray]:
-        return {"total": self.total}
+        return {"total": self.total, **{str(layer): counts for layer, counts in self.chosen.items()}}
 
     def restore(self, state: dict[str, np.ndarray]) -> None:
         self.total = state["total"]
+        self.chosen = {layer: state[str(layer)] for layer in self.chosen}
+
+    def add(self, base: Base, losses: Sequence[float]) -> None:
+        """Take in a batch's run."""
+        for document, loss in zip(base.batch.documents, losses, strict=True):
+            self.total[self.place[document.number]] = loss
+        for layer, index in base.index.items():
+            mask = base.batch.attention_mask().bool().flatten()
+            index = index.cpu()[mask.repeat_interleave(len(index) // len(mask))]
+            self.chosen[layer] += torch.bincount(index.flatten(), minlength=len(self.chosen[layer])).numpy()
 
 
 def check_predictable(corpus: Corpus) -> None:
@@ -83,7 +99,7 @@ def first_layer(model: MoEModel, edits: Sequence[Intervention]) -> int:
 
 
 def direct_variant(model: MoEModel, edits: Sequence[Intervention]) -> Variant:
-    """The edits with routing replayed in all MoE layers after the first edited one, where they then ask for no choice."""
+    """The edits with routing replayed after the first edited layer, where they then ask for no choice."""
     first = first_layer(model, edits)
     later = frozenset(layer for layer in model.moe_layers if layer > first)
     kept = (each for each in edits if not (each.decides and min(each.acts_in(model.moe_layers)) > first))
@@ -109,7 +125,9 @@ class Experiment:
 
     def __post_init__(self) -> None:
         source, self.model = self.source, self.source.model
-        self.losses = BaseLosses(source.corpus)
+        self.unedited = BaseRun(
+            source.corpus, {index: self.model.layer(index).num_experts for index in self.model.moe_layers}
+        )
         self.row_tokens = max(1, min(source.batch_tokens, LOGIT_VALUES // source.vocab_size))
         self.batches = list(source.corpus.batches(self.row_tokens))
         self.starts = [first_layer(self.model, variant.edits) for variant in self.variants]
@@ -119,7 +137,7 @@ class Experiment:
     def run(self, checkpoint_dir: str | Path | None, progress: bool, identity: Mapping[str, Any]) -> None:
         """Everything, from where an interrupted run was saved."""
         saved = None if checkpoint_dir is None else SavedStates(checkpoint_dir, identity)
-        kept = [self.collecting, self.losses]
+        kept = [self.collecting, self.unedited]
         done = 0 if saved is None else saved.load(Stateless(), kept)
         layerwise = self.source.layerwise
         total = len(self.batches) * (1 if layerwise else len(set(self.starts)) + 1)
@@ -132,7 +150,7 @@ class Experiment:
         if saved is not None:
             saved.save(Stateless(), kept, total)
 
-    def _by_batch(self, done: int) -> Iterator[int]:
+    def _by_batch(self, done: int) -> Generator[int]:
         """A step per batch for the unedited run, and one for each layer where edits begin; gives the steps' numbers."""
         starts, step = sorted(set(self.starts)), 0
         for batch in self.batches:
@@ -143,7 +161,7 @@ class Experiment:
             base = Base(batch)
             with self._begun([base]):
                 self.resuming.finish(base)
-                self._measure_base(base)
+                self._measure_base(base, new=step >= done)
                 for start in (None, *starts):
                     step += 1
                     if start is not None and step > done:
@@ -156,7 +174,7 @@ class Experiment:
                 self.resuming.finish(tail)
                 self._measure(tail, numbers)
 
-    def _by_layer(self, done: int) -> Iterator[int]:
+    def _by_layer(self, done: int) -> Generator[int]:
         """A step per batch, whose runs all end in the last layer; gives the steps' numbers."""
         yield from range(1, done + 1)
         bases = [Base(batch) for batch in self.batches[done:]]
@@ -181,7 +199,7 @@ class Experiment:
 
     def _measure_last(self, base: Base, tails: Sequence[tuple[Tail, np.ndarray]]) -> None:
         """The last layer and the head, for one batch; outputs are then let go."""
-        self._measure_base(base)
+        self._measure_base(base, new=True)
         for tail, numbers in tails:
             self.resuming.advance(tail)
             self._measure(tail, numbers)
@@ -231,23 +249,21 @@ class Experiment:
         documents, _ = base.batch.shape
         touched = np.zeros(documents, bool)
         for edit in variant.edits:
-            narrow = isinstance(edit, OnExperts) and edit.of_chosen and SHARED not in edit.experts
-            if not narrow or edit.layer not in base.index:  # layers that have not run yet
-                return range(documents)
+            if not isinstance(edit, OnExperts) or not edit.of_chosen or edit.on_shared or edit.layer not in base.index:
+                return range(documents)  # it acts on others too, or in a layer that has not run yet
             layer = self.model.layer(edit.layer)
             chosen = torch.isin(base.index[edit.layer].cpu(), torch.tensor(edit.routed(layer))).any(1)
             mask = base.batch.attention_mask().bool().flatten().repeat_interleave(layer.subtokens)
             touched |= (chosen & mask).reshape(documents, -1).any(1).numpy()
         return np.flatnonzero(touched).tolist()
 
-    def _measure_base(self, base: Base) -> None:
+    def _measure_base(self, base: Base, new: bool) -> None:
         logits = base.forward.output.logits
         mask = base.batch.attention_mask().flatten().bool().to(logits.device)
         require_finite("logits", logits.flatten(0, 1)[mask], base.batch.tokens())
         base.log_probability, base.forward.output = log_probabilities(logits), None
-        losses = next_losses(base.log_probability, base.batch).sum(1).tolist()
-        for document, loss in zip(base.batch.documents, losses, strict=True):
-            self.losses.total[self.losses.place[document.number]] = loss
+        if new:
+            self.unedited.add(base, next_losses(base.log_probability, base.batch).sum(1).tolist())
 
     def _measure(self, tail: Tail, numbers: np.ndarray) -> None:
         logits = tail.forward.output.logits
