@@ -62,7 +62,8 @@ def search(
     Returns:
         `removed_layer`, `removed_expert` (rank), the experts that were tried, in order; `loss_change` (size, side),
         measured, side `label` or `others`, with `_low` and `_high`; `control_loss_change` (control, side)
-        of random sets as large as the one found. `attrs`: `found`, the size of the smallest set that does it, 0 where none of those measured does.
+        of random sets as large as the one found. `attrs`: `found`, the size of the smallest set that does it, 0 where
+        none of those measured does.
 
     Raises:
         InputError: the texts have no such label, or no other one.
