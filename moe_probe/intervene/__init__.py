@@ -23,6 +23,7 @@ FUNCTIONS = {
     "applied": "applying",
     "reference": "referring",
     "ablate": "measured.ablation",
+    "agreement": "measured.agreeing",
     "attribution": "measured.attributing",
     "effect": "measured.effects",
     "search": "measured.searching",

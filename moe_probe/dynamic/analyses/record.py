@@ -34,10 +34,10 @@ class Record(Analysis):
 
     The result has, float32 unless said otherwise: `router_logits` (raw), `score` and `selection`, what top-k
     ranks, (layer, token[, subtoken], expert); `topk_expert` (int64) and `topk_weight` (layer, token[, subtoken], rank),
-    in the router's order, expert -1 and weight 0 where a layer chooses fewer than others; `expert_input` and `routed_output` (layer, token[, subtoken], width); `block_output` (layer,
-    token, hidden); with `outputs="selected"` `selected_output` (..., rank, width), with `"all"` `output` (..., expert,
-    width) and `norm` (..., expert), its L2 norm: both unweighted; with `logits=True` `logits` (token, vocabulary), the
-    model's output.
+    in the router's order, expert -1 and weight 0 where a layer chooses fewer than others; `expert_input` and
+    `routed_output` (layer, token[, subtoken], width); `block_output` (layer, token, hidden); with `outputs="selected"`
+    `selected_output` (..., rank, width), with `"all"` `output` (..., expert, width) and `norm` (..., expert), its L2
+    norm: both unweighted; with `logits=True` `logits` (token, vocabulary), the model's output.
 
     Args:
         outputs: `none`, `selected` (of the chosen experts) or `all`.

@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any, Literal, Unpack
 
 import numpy as np
 import xarray as xr
-from joblib import effective_n_jobs
 
-from moe_probe.files import owned_folder
 from moe_probe.forward.running import Running
 from moe_probe.intervene.choosing import ALL
 from moe_probe.intervene.mask import Mask
@@ -21,20 +16,17 @@ from moe_probe.intervene.mean import Mean
 from moe_probe.intervene.measured.effects import (
     DEFINITION,
     DRAWS,
-    TAKES,
     experiment_source,
-    identity,
     lengths,
     told_of,
     variant_of,
 )
 from moe_probe.intervene.measured.intervals import BLOCKS, check_draws, pooled
 from moe_probe.intervene.measured.measures import Measures
-from moe_probe.intervene.measured.runs import Experiment
+from moe_probe.intervene.measured.runs import BaseRun, measure
 from moe_probe.intervene.zero import Zero
 from moe_probe.model import MoEModel, Openable, load
-from moe_probe.options import RunOptions, completed
-from moe_probe.parallel import map_items
+from moe_probe.options import ABLATE_OPTIONS, RunOptions, completed
 from moe_probe.results import dataset, provenance
 from moe_probe.routing import Intervention
 from moe_probe.signatures import check_types
@@ -102,7 +94,8 @@ def ablate(
         experts: numbers of experts; all by default.
         direct: measure the direct effect too: routing of later layers replayed from the unedited run.
         bootstrap: resamples of documents for the intervals; 0 for none.
-        options: those of `dynamic.run` but `baseline`: `layers` that are edited; with `checkpoint_dir`, an interrupted run resumes.
+        options: those of `dynamic.run` but `baseline`: `layers` that are edited; with `checkpoint_dir`, an interrupted
+            run resumes.
 
     Returns:
         Dimensions `path` (`total`, `direct`), `layer`, `expert`, and `label` where documents have some:
@@ -125,7 +118,7 @@ def ablate(
     """
     check_types(ablate, {"how": how, "experts": experts, "direct": direct})
     check_draws(bootstrap)
-    asked = completed(options, (*TAKES, "layers"), "ablate")
+    asked = completed(options, ABLATE_OPTIONS, "ablate")
     opened = load(model)
     chosen = opened.select_layers(asked["layers"])
     cells = [(layer, expert) for layer in chosen for expert in experts_of(opened, layer, experts)]
@@ -134,8 +127,10 @@ def ablate(
         edit.check(opened)
     paths = ("total", "direct") if direct else ("total",)
     source = experiment_source(opened, texts, {**asked, "layers": None}, [])
-    measured = measure_parts(source, told_of_all(source, how, chosen, edits), paths, asked)
-    return _result(source, measured, cells, paths, how, bootstrap)
+    told = told_of_all(source, how, chosen, edits)
+    variants = [variant_of(opened, [edit], path) for path in paths for edit in told]
+    collected, unedited = measure(source, variants, partial(PerBlock, len(variants)), asked, "ablate")
+    return _result(source, collected, unedited, cells, paths, how, bootstrap)
 
 
 def experts_of(model: MoEModel, layer: int, experts: Sequence[int] | int | None) -> Sequence[int]:
@@ -156,57 +151,6 @@ def told_of_all(
     return [edit.told(of[edit.layer]) for edit in edits if isinstance(edit, Mean)]
 
 
-@dataclass
-class Measured:
-    """What all workers measured.
-
-    Attributes:
-        collected: the edits.
-        loss: of the unedited run, summed over predicted tokens, nats.
-        chosen: how often the unedited run chose each expert, by MoE layer, (E,).
-    """
-
-    collected: PerBlock
-    loss: float
-    chosen: dict[int, np.ndarray]
-
-    def merge(self, other: Measured) -> None:
-        """Take in what another worker measured."""
-        self.collected.merge(other.collected)
-        self.loss += other.loss
-        self.chosen = {layer: counts + other.chosen[layer] for layer, counts in self.chosen.items()}
-
-
-def measure_parts(
-    source: Running, edits: Sequence[Intervention], paths: Sequence[str], options: Mapping[str, Any]
-) -> Measured:
-    """Measures of all edits, document by document, by so many workers."""
-    variants = [variant_of(source.model, [edit], path) for path in paths for edit in edits]
-    jobs = effective_n_jobs(options["n_jobs"])
-    parts = list(enumerate(source.split(jobs) if jobs > 1 else [source]))
-    work = partial(_measure_part, variants=variants, options={**options, "progress": options["progress"] and jobs == 1})
-    with ExitStack() as stack:
-        if options["checkpoint_dir"] is not None:
-            stack.enter_context(owned_folder(options["checkpoint_dir"]))
-        done = map_items(work, parts, jobs, "parts") if len(parts) > 1 else [work(parts[0])]
-    experts = {layer: source.model.layer(layer).num_experts for layer in source.model.moe_layers}
-    nothing = {layer: np.zeros(count, np.int64) for layer, count in experts.items()}
-    whole = Measured(PerBlock(len(variants), source.corpus), 0.0, nothing)
-    for part in done:
-        whole.merge(part)
-    return whole
-
-
-def _measure_part(part: tuple[int, Running], *, variants: Any, options: Mapping[str, Any]) -> Measured:
-    number, source = part
-    experiment = Experiment(source, variants, PerBlock(len(variants), source.corpus))
-    folder = options["checkpoint_dir"]
-    saved = None if folder is None else Path(folder) / f"part-{number}"
-    experiment.run(saved, options["progress"], identity(source, variants, "ablate"))
-    collected: Any = experiment.collecting
-    return Measured(collected, float(experiment.unedited.total.sum()), experiment.unedited.chosen)
-
-
 def alike(counts: np.ndarray) -> np.ndarray:
     """The other expert whose count is nearest to that of each expert, (E,); the smaller number of two."""
     apart = np.abs(counts[:, None] - counts[None]).astype(float)
@@ -216,13 +160,13 @@ def alike(counts: np.ndarray) -> np.ndarray:
 
 def _result(
     source: Running,
-    measured: Measured,
+    collected: PerBlock,
+    unedited: BaseRun,
     cells: Sequence[tuple[int, int]],
     paths: Sequence[str],
     how: str,
     draws: int,
 ) -> xr.Dataset:
-    collected = measured.collected
     layers, experts = (sorted(set(each)) for each in zip(*cells, strict=True))
     at = [layers.index(layer) for layer, _ in cells], [experts.index(expert) for _, expert in cells]
     coords = {"path": list(paths), "label": collected.labels, "layer": layers, "expert": [str(e) for e in experts]}
@@ -237,7 +181,7 @@ def _result(
     predicted, tokens = _counts(source.corpus, collected)
     positions = tokens.sum()
     found = {
-        "base_loss": ((), np.asarray(measured.loss / predicted.sum()), "loss of the unedited run", "nats"),
+        "base_loss": ((), np.asarray(unedited.total.sum() / predicted.sum()), "loss of the unedited run", "nats"),
         "kl": (DIMS, gridded(collected.values["kl"].sum((0, 1)) / positions), "KL from the unedited run", "nats"),
         "top1": (DIMS, gridded(1 - collected.values["changed"].sum((0, 1)) / positions), "next token kept", "1"),
     }
@@ -250,8 +194,8 @@ def _result(
             values = np.stack([gridded(each[number]) for each in by_label], 1)
             text = f"change of the loss by label{ENDINGS[ending]}"
             found[f"label_loss_change{ending}"] = (("path", "label", "layer", "expert"), values, text, "nats")
-    found["chosen"] = (DIMS[1:], _counts_of(measured, layers, experts), "choices in the unedited run", "choices")
-    found["control_loss_change"] = (DIMS, _control(found["loss_change"][1], measured, layers, experts), CONTROL, "nats")
+    found["chosen"] = (DIMS[1:], _counts_of(unedited, layers, experts), "choices in the unedited run", "choices")
+    found["control_loss_change"] = (DIMS, _control(found["loss_change"][1], unedited, layers, experts), CONTROL, "nats")
     about = provenance("ablate", source.model, how=how, bootstrap=draws, paths=list(paths))
     about |= {"documents": len(source.corpus.documents), "tokens": source.corpus.num_tokens}
     about |= {"texts": source.corpus.fingerprint, "definition": f"{HOW[how]} {DEFINITION}"}
@@ -262,21 +206,21 @@ def _result(
     return dataset(arrays, about)
 
 
-def _counts_of(measured: Measured, layers: Sequence[int], experts: Sequence[int]) -> np.ndarray:
+def _counts_of(unedited: BaseRun, layers: Sequence[int], experts: Sequence[int]) -> np.ndarray:
     """How often the unedited run chose each expert, (layers, experts); nan where there is no such expert."""
     grid = np.full((len(layers), len(experts)), np.nan)
     for row, layer in enumerate(layers):
-        counts = measured.chosen[layer]
+        counts = unedited.chosen[layer]
         there = [expert for expert in experts if expert < len(counts)]
         grid[row, : len(there)] = counts[there]
     return grid
 
 
-def _control(values: np.ndarray, measured: Measured, layers: Sequence[int], experts: Sequence[int]) -> np.ndarray:
+def _control(values: np.ndarray, unedited: BaseRun, layers: Sequence[int], experts: Sequence[int]) -> np.ndarray:
     """The change of the loss without the expert of the layer that is chosen about as often; nan where not measured."""
     found = np.full_like(values, np.nan)
     for row, layer in enumerate(layers):
-        other = alike(measured.chosen[layer])
+        other = alike(unedited.chosen[layer])
         for place, expert in enumerate(experts):
             if expert < len(other) and int(other[expert]) in experts:
                 found[:, row, place] = values[:, row, experts.index(int(other[expert]))]

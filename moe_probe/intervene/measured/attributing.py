@@ -10,17 +10,15 @@ import xarray as xr
 
 from moe_probe.errors import NotFinite
 from moe_probe.forward.differentiating import Derivatives, Differentiating
-from moe_probe.intervene.measured.effects import DRAWS, TAKES, experiment_source, lengths
+from moe_probe.intervene.measured.effects import DRAWS, experiment_source, lengths
 from moe_probe.intervene.measured.intervals import check_draws, pooled
 from moe_probe.intervene.measured.runs import LOGIT_VALUES
 from moe_probe.model import Openable, load
-from moe_probe.options import RunOptions, completed
+from moe_probe.options import ATTRIBUTION_OPTIONS, RunOptions, completed
 from moe_probe.progress import reporting
 from moe_probe.results import dataset, provenance
 from moe_probe.texts.corpus import Batch, Corpus
 from moe_probe.texts.reading import Texts
-
-OPTIONS = (*(name for name in TAKES if name not in ("checkpoint_dir", "n_jobs")), "layers")
 
 
 class PerExpert:
@@ -79,7 +77,7 @@ def attribution(
         (4, 8)
     """
     check_draws(bootstrap)
-    asked = completed(options, OPTIONS, "attribution")
+    asked = completed(options, ATTRIBUTION_OPTIONS, "attribution")
     opened = load(model)
     chosen = opened.select_layers(asked["layers"])
     source = experiment_source(opened, texts, {**asked, "layers": None}, [])

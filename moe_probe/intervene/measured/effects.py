@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any, Unpack
 
 import numpy as np
@@ -12,15 +11,14 @@ import xarray as xr
 
 from moe_probe.dynamic.sources import open_source
 from moe_probe.errors import NotFitting, WrongType
-from moe_probe.files import owned_folder
 from moe_probe.forward.reference import record_reference
 from moe_probe.forward.resuming import Variant
 from moe_probe.forward.running import Running
 from moe_probe.intervene.measured.intervals import check_draws, pooled
 from moe_probe.intervene.measured.measures import Measures
-from moe_probe.intervene.measured.runs import Collecting, Experiment, check_predictable, direct_variant
+from moe_probe.intervene.measured.runs import BaseRun, check_predictable, direct_variant, measure
 from moe_probe.model import MoEModel, Openable, load
-from moe_probe.options import RunOptions, completed
+from moe_probe.options import EFFECT_OPTIONS, RunOptions, completed
 from moe_probe.results import dataset, provenance
 from moe_probe.routing import Intervention
 from moe_probe.signatures import check_types, value_shown
@@ -29,7 +27,6 @@ from moe_probe.texts.reading import Texts
 
 Edits = Mapping[str, Intervention | Sequence[Intervention]]
 DRAWS = 1000
-TAKES = tuple(name for name in RunOptions.__annotations__ if name not in ("baseline", "layers"))
 
 
 class PerDocument:
@@ -53,6 +50,12 @@ class PerDocument:
             self.values[name][at] = getattr(measures, name)
         for layer, values in measures.rerouted.items():
             self.values["rerouted"][at[0], self.layers[layer], at[1]] = values
+
+    def merge(self, other: PerDocument) -> None:
+        """Take in what was measured in other documents."""
+        at = [self.place[number] for number in other.place]
+        for name, values in other.values.items():
+            self.values[name][..., at] = values
 
     def state(self) -> Mapping[str, np.ndarray]:
         return self.values
@@ -103,17 +106,16 @@ def effect(
     """
     check_types(effect, {"direct": direct, "edits": edits})
     check_draws(bootstrap)
-    asked = completed(options, TAKES, "effect")
+    asked = completed(options, EFFECT_OPTIONS, "effect")
     opened = load(model)
     several = as_edits(opened, edits)
     paths = ("total", "direct") if direct else ("total",)
     source = experiment_source(opened, texts, asked, [each for own in several.values() for each in own])
     told = {name: told_of(source, own) for name, own in several.items()}
     variants = [variant_of(opened, own, path) for own in told.values() for path in paths]
-    collecting = PerDocument(len(variants), source.corpus, opened.moe_layers)
-    experiment = measure(source, variants, collecting, asked, "effect")
-    names = [str(name) for name in edits]
-    return _result(experiment, names, paths, bootstrap, {name: repr(own) for name, own in several.items()})
+    collecting = partial(PerDocument, len(variants), layers=opened.moe_layers)
+    collected, unedited = measure(source, variants, collecting, asked, "effect")
+    return _result(source, collected, unedited, paths, bootstrap, {name: repr(own) for name, own in several.items()})
 
 
 def as_edits(model: MoEModel, edits: Edits) -> dict[str, tuple[Intervention, ...]]:
@@ -177,45 +179,24 @@ def variant_of(model: MoEModel, edits: Sequence[Intervention], path: str) -> Var
     return direct_variant(model, edits) if path == "direct" else Variant(tuple(edits))
 
 
-def measure(
-    source: Running, variants: Sequence[Variant], collecting: Collecting, options: Mapping[str, Any], name: str
-) -> Experiment:
-    """Run an experiment, resumed where it was interrupted."""
-    folder = options["checkpoint_dir"]
-    experiment = Experiment(source, variants, collecting)
-    run = partial(experiment.run, progress=options["progress"], identity=identity(source, variants, name))
-    if folder is None:
-        run(None)
-    else:
-        with owned_folder(folder):
-            run(Path(folder) / "part-0")
-    return experiment
-
-
-def identity(source: Running, variants: Sequence[Variant], name: str) -> dict[str, Any]:
-    """What a saved state must agree in."""
-    return {
-        "measured": name,
-        "source": source.identity(),
-        "documents": [(document.number, document.ids, document.label) for document in source.corpus.documents],
-        "variants": [(repr(variant.edits), sorted(variant.replayed)) for variant in variants],
-    }
-
-
 def lengths(corpus: Corpus) -> np.ndarray:
     """Tokens of each document."""
     return np.array([len(document.ids) for document in corpus.documents])
 
 
 def _result(
-    experiment: Experiment, names: Sequence[str], paths: Sequence[str], draws: int, parameters: Mapping[str, str]
+    source: Running,
+    collected: PerDocument,
+    unedited: BaseRun,
+    paths: Sequence[str],
+    draws: int,
+    edits: Mapping[str, str],
 ) -> xr.Dataset:
-    corpus, model = experiment.source.corpus, experiment.model
-    collected: Any = experiment.collecting
+    corpus, model, names = source.corpus, source.model, list(edits)
     tokens, shape = lengths(corpus), (len(names), len(paths))
     values = {name: array.reshape(*shape, *array.shape[1:]) for name, array in collected.values.items()}
     with np.errstate(invalid="ignore", divide="ignore"):
-        base = experiment.unedited.total / (tokens - 1)
+        base = unedited.total / (tokens - 1)
         change = values["loss_change"] / (tokens - 1)
     mean, low, high = pooled(np.moveaxis(values["loss_change"], -1, 0), tokens - 1, draws)
     each, over_all = ("edit", "path", "document"), ("edit", "path")
@@ -236,7 +217,7 @@ def _result(
         "document": [document.number for document in corpus.documents],
         "layer": list(model.moe_layers),
     }
-    about = provenance("effect", model, edits=dict(parameters), bootstrap=draws)
+    about = provenance("effect", model, edits=dict(edits), bootstrap=draws)
     about |= {"documents": len(corpus.documents), "tokens": corpus.num_tokens, "texts": corpus.fingerprint}
     about["definition"] = DEFINITION
     found = {

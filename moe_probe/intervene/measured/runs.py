@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, contextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import torch
+from joblib import effective_n_jobs
 
 from moe_probe.dynamic.driver import require_finite
 from moe_probe.dynamic.saved_states import SavedStates
 from moe_probe.errors import NothingToRead
+from moe_probe.files import owned_folder
 from moe_probe.forward.resuming import Base, Resuming, Run, Tail, Variant
 from moe_probe.forward.running import SPILL_BYTES, Running
 from moe_probe.forward.spill import Spill
 from moe_probe.intervene.choosing import OnExperts
 from moe_probe.intervene.measured.measures import Measures, log_probabilities, measured, next_losses
 from moe_probe.model import MoEModel
+from moe_probe.parallel import map_items
 from moe_probe.progress import reporting
 from moe_probe.routing import Intervention
 from moe_probe.texts.corpus import Corpus
@@ -36,6 +40,8 @@ class Collecting(Protocol):
     def state(self) -> Mapping[str, np.ndarray]: ...
 
     def restore(self, state: dict[str, np.ndarray]) -> None: ...
+
+    def merge(self, other: Any) -> None: ...
 
 
 class Stateless:
@@ -73,6 +79,13 @@ class BaseRun:
         self.total = state["total"]
         self.chosen = {layer: state[str(layer)] for layer in self.chosen}
 
+    def merge(self, other: BaseRun) -> None:
+        """Take in the run of other documents."""
+        for number, place in other.place.items():
+            self.total[self.place[number]] = other.total[place]
+        for layer, counts in other.chosen.items():
+            self.chosen[layer] += counts
+
     def add(self, base: Base, losses: Sequence[float]) -> None:
         """Take in a batch's run."""
         for document, loss in zip(base.batch.documents, losses, strict=True):
@@ -81,6 +94,12 @@ class BaseRun:
             mask = base.batch.attention_mask().bool().flatten()
             index = index.cpu()[mask.repeat_interleave(len(index) // len(mask))]
             self.chosen[layer] += torch.bincount(index.flatten(), minlength=len(self.chosen[layer])).numpy()
+
+
+def unedited_run(source: Running) -> BaseRun:
+    """Nothing yet of a model's unedited run."""
+    model = source.model
+    return BaseRun(source.corpus, {index: model.layer(index).num_experts for index in model.moe_layers})
 
 
 def check_predictable(corpus: Corpus) -> None:
@@ -125,9 +144,7 @@ class Experiment:
 
     def __post_init__(self) -> None:
         source, self.model = self.source, self.source.model
-        self.unedited = BaseRun(
-            source.corpus, {index: self.model.layer(index).num_experts for index in self.model.moe_layers}
-        )
+        self.unedited = unedited_run(source)
         self.row_tokens = max(1, min(source.batch_tokens, LOGIT_VALUES // source.vocab_size))
         self.batches = list(source.corpus.batches(self.row_tokens))
         self.starts = [first_layer(self.model, variant.edits) for variant in self.variants]
@@ -272,3 +289,55 @@ class Experiment:
         assert tail.base.log_probability is not None
         before = tail.base.log_probability[tail.rows.to(logits.device), : tail.places]
         self.collecting.add(measured(tail, numbers, before, log_probabilities(logits)))
+
+
+def identity(source: Running, variants: Sequence[Variant], name: str) -> dict[str, Any]:
+    """What a saved state must agree in."""
+    return {
+        "measured": name,
+        "source": source.identity(),
+        "documents": [(document.number, document.ids, document.label) for document in source.corpus.documents],
+        "variants": [(repr(variant.edits), sorted(variant.replayed)) for variant in variants],
+    }
+
+
+def measure(
+    source: Running,
+    variants: Sequence[Variant],
+    collecting: Callable[[Corpus], Collecting],
+    options: Mapping[str, Any],
+    name: str,
+) -> tuple[Any, BaseRun]:
+    """Run all variants, split over workers by documents, resumed where an interrupted run was saved.
+
+    Args:
+        source: the unedited model and its texts.
+        variants: how it is edited.
+        collecting: makes what adds the measures of some texts up.
+        options: `checkpoint_dir`, `n_jobs` and `progress`, as for `dynamic.run`.
+        name: of what is measured; a saved state resumes only the very same.
+
+    Returns:
+        What was collected, and the unedited run.
+    """
+    folder, jobs = options["checkpoint_dir"], effective_n_jobs(options["n_jobs"])
+    parts = list(enumerate(source.split(jobs) if jobs > 1 else [source]))
+    shown = options["progress"] and len(parts) == 1
+    work = partial(_measure_part, variants=variants, collecting=collecting, folder=folder, name=name, progress=shown)
+    with nullcontext() if folder is None else owned_folder(folder):
+        done = map_items(work, parts, jobs, "parts") if len(parts) > 1 else [work(parts[0])]
+    collected, unedited = collecting(source.corpus), unedited_run(source)
+    for part, base in done:
+        collected.merge(part)
+        unedited.merge(base)
+    return collected, unedited
+
+
+def _measure_part(
+    part: tuple[int, Running], *, variants: Any, collecting: Any, folder: Any, name: str, progress: bool
+) -> tuple[Collecting, BaseRun]:
+    number, source = part
+    experiment = Experiment(source, variants, collecting(source.corpus))
+    saved = None if folder is None else Path(folder) / f"part-{number}"
+    experiment.run(saved, progress, identity(source, variants, name))
+    return experiment.collecting, experiment.unedited

@@ -15,7 +15,7 @@ from moe_probe.intervene.measured.effects import DRAWS, effect
 from moe_probe.intervene.measured.intervals import check_draws, pooled
 from moe_probe.intervene.zero import Zero
 from moe_probe.model import MoEModel, Openable, load
-from moe_probe.options import TEXT_OPTIONS, RunOptions, completed
+from moe_probe.options import ATTRIBUTION_OPTIONS, TEXT_OPTIONS, RunOptions, completed
 from moe_probe.results import dataset, provenance
 from moe_probe.signatures import check_number, check_types
 from moe_probe.texts.corpus import Corpus
@@ -23,7 +23,6 @@ from moe_probe.texts.reading import Texts
 from moe_probe.texts.tokenizing import make_corpus
 
 AT_ONCE = 8  # sizes that are measured together
-OPTIONS = (*TEXT_OPTIONS, "layers", "batch_tokens", "execution", "progress")
 Cell = tuple[int, int]
 
 
@@ -81,7 +80,7 @@ def search(
     check_number("controls", controls, 0, 1 << 10)
     check_seed(seed)
     check_draws(bootstrap)
-    asked = completed(options, OPTIONS, "search")
+    asked = completed(options, ATTRIBUTION_OPTIONS, "search")
     opened = load(model)
     corpus = make_corpus(opened, texts, **{name: asked[name] for name in TEXT_OPTIONS})
     of_label = label_flags(corpus, label)
