@@ -107,10 +107,12 @@ def main() -> None:
     corpus = random_corpus(model, asked.tokens, asked.length)
     batches = list(corpus.batches(min(4096, (1 << 25) // model.config.vocab_size)))
     options = {"progress": False, "bootstrap": 0}
+    times = 1 if asked.big else 3
     with torch.no_grad():
         forward, base = timed(lambda: summed_loss(model.module, batches), 3)
-        plain, losses = timed(lambda: plain_loop(model, batches))
-    ablation, measured = timed(lambda: intervene.ablate(model, corpus, asked.how, **options))
+        plain, losses = timed(lambda: plain_loop(model, batches), times)
+    intervene.ablate(model, corpus.beginning(8), asked.how, layers=[0], experts=[0], **options)  # imports
+    ablation, measured = timed(lambda: intervene.ablate(model, corpus, asked.how, **options), times)
     backward, _ = timed(lambda: intervene.attribution(model, corpus, **options), 3)
     edits = losses.size
     print(f"{edits} edits, {corpus.num_tokens} tokens, one forward pass {forward:.3f} s")

@@ -1,12 +1,13 @@
 """Passes that begin in the middle: what an edited run shares with the unedited one is never run again.
 
-A pass that begins at layer l is the model's own forward, in which the layers before l give back what the unedited run
-left there. So masks, positions and the head are the model's own, and every family runs.
+A pass that begins at layer l is the model's own forward, in which the layers before l, and the modules of layer l that
+run before its MoE block (attention), give back what the unedited run left there. So masks, positions and the head are
+the model's own, and every family runs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -14,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from moe_probe.forward.capture import capture
 from moe_probe.forward.execution import Runner, borrowed
@@ -52,6 +54,26 @@ def of_documents(values: torch.Tensor, rows: torch.Tensor, shape: Sequence[int],
     return by_place[rows.to(values.device), :places].flatten(0, 2)
 
 
+@dataclass(frozen=True)
+class Expected:
+    """What a run expects of each next token.
+
+    Attributes:
+        log_probability, probability: (documents, places, vocabulary), float32.
+        best: the most likely token, (documents, places).
+    """
+
+    log_probability: torch.Tensor
+    probability: torch.Tensor
+    best: torch.Tensor
+
+    @classmethod
+    def of(cls, logits: torch.Tensor) -> Expected:
+        """What logits (documents, places, vocabulary) say."""
+        log_probability = logits.float().log_softmax(-1)
+        return cls(log_probability, log_probability.exp(), logits.argmax(-1))
+
+
 @dataclass(eq=False)
 class Base:
     """The unedited run of a batch, and what it left.
@@ -59,17 +81,19 @@ class Base:
     Attributes:
         batch: its documents.
         left: by layer, as long as it is wanted.
+        inside: what modules of a layer gave before its MoE block, by layer and name, as long as it is wanted.
         index, weights: choices by MoE layer, (rows, k), padding too.
-        log_probability: of the next token, (documents, places, vocabulary), as long as it is wanted.
+        expected: of the next token, as long as it is wanted.
         forward: the pass.
     """
 
     batch: Batch
     forward: Forward = field(init=False)
     left: dict[int, Left] = field(default_factory=dict)
+    inside: dict[int, dict[str, Left]] = field(default_factory=dict)
     index: dict[int, torch.Tensor] = field(default_factory=dict)
     weights: dict[int, torch.Tensor] = field(default_factory=dict)
-    log_probability: torch.Tensor | None = None
+    expected: Expected | None = None
     start = 0
     acting: Sequence[tuple[Intervention, torch.Tensor | None]] = ()
 
@@ -189,6 +213,32 @@ class Watching(Intervention):
         return call
 
 
+def before_block(layer: nn.Module, block: nn.Module) -> list[tuple[str, nn.Module]]:
+    """Parts of a decoder layer with matrices of their own, such as attention, but for that with the MoE block."""
+    parts = [(name, part) for name, part in layer.named_children() if block not in part.modules()]
+    return [(name, part) for name, part in parts if any(each.ndim > 1 for each in part.parameters())]
+
+
+def is_hidden(output: Any, batch: Batch) -> bool:
+    """Whether a module gave hidden states of a batch, (documents, places, d), alone or first in a tuple."""
+    first = output[0] if isinstance(output, tuple) and output else output
+    return isinstance(first, torch.Tensor) and first.ndim == 3 and tuple(first.shape[:2]) == batch.shape
+
+
+@contextmanager
+def standing_in(module: nn.Module, function: Callable[..., Any]) -> Iterator[None]:
+    """Within, `function(forward, *arguments)` stands in for a module's `forward(*arguments)`."""
+    before = vars(module).get("forward")
+    module.forward = partial(function, module.forward)
+    try:
+        yield
+    finally:
+        if before is None:
+            del module.forward
+        else:
+            module.forward = before
+
+
 class Resuming:
     """Runs of one model, unedited and edited ones, that share layers.
 
@@ -196,15 +246,18 @@ class Resuming:
         model: what runs; its own interventions act in every run.
         layerwise: read one layer at a time instead of loading the model.
         own: the model's interventions, which know what they need.
+        starts: layers where edited runs begin.
 
     Attributes:
         layers: number of decoder layers.
     """
 
-    def __init__(self, model: MoEModel, layerwise: bool, own: Sequence[Intervention] = ()):
+    def __init__(
+        self, model: MoEModel, layerwise: bool, own: Sequence[Intervention] = (), starts: Collection[int] = ()
+    ):
         self.model, self.runner, self.own = model, Runner(model, layerwise, head=True), own
         self.layers = model.num_layers
-        self.layerwise = layerwise
+        self.starts = frozenset(starts)
         self.run: Run | None = None
         self._acting: Sequence[tuple[Intervention, torch.Tensor | None]] = ()
 
@@ -212,6 +265,7 @@ class Resuming:
     def hooked(self) -> Iterator[None]:
         """Within, the model is borrowed and watched."""
         sites = find_sites(self.runner.module).values()
+        self.blocks = {site.layer.index: site.block for site in sites}
         with ExitStack() as stack:
             stack.enter_context(borrowed(self.runner.module))
             stack.enter_context(stepping(self.runner.layers, self))
@@ -236,17 +290,22 @@ class Resuming:
     @contextmanager
     def _skipping(self) -> Iterator[None]:
         """Within, layers that a run shares with its base give back what the base left."""
-        before = [vars(layer).get("forward") for layer in self.runner.layers]
-        for index, layer in enumerate(self.runner.layers):
-            layer.forward = partial(self._forward, index, layer.forward)
-        try:
+        with ExitStack() as stack:
+            for index, layer in enumerate(self.runner.layers):
+                stack.enter_context(standing_in(layer, partial(self._forward, index)))
+                for name, part in before_block(layer, self.blocks[index]) if index in self.starts else ():
+                    stack.enter_context(standing_in(part, partial(self._part, index, name)))
             yield
-        finally:
-            for layer, forward in zip(self.runner.layers, before, strict=True):
-                if forward is None:
-                    del layer.forward
-                else:
-                    layer.forward = forward
+
+    def _part(self, index: int, name: str, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """A module beside the MoE block: what it gives before the block is the same in all runs that begin there."""
+        run = self.run
+        if OWNER.get() is self and isinstance(run, Tail) and run.start == index and name in run.base.inside[index]:
+            return run.base.inside[index][name].of_rows(run.rows, run.places).output
+        output = forward(*args, **kwargs)
+        if OWNER.get() is self and isinstance(run, Base) and index not in run.index and is_hidden(output, run.batch):
+            run.inside.setdefault(index, {})[name] = Left(output, [])
+        return output
 
     def _forward(self, index: int, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         run = self.run
@@ -256,6 +315,7 @@ class Resuming:
             return self._skip(run, args, kwargs)
         output = forward(*args, **kwargs)
         if isinstance(run, Base):
+            run.inside.setdefault(index, {})
             run.left[index] = Left(output, [each.logits for each in carriers(args, kwargs)])
         return output
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
-from moe_probe.forward.resuming import Tail, of_documents
+from moe_probe.forward.resuming import Expected, Tail, of_documents
 from moe_probe.texts.corpus import Batch
+
+CACHED_VALUES = 1 << 17  # of logits that are looked at together
 
 
 @dataclass(frozen=True)
@@ -33,11 +35,6 @@ class Measures:
     rerouted: Mapping[int, np.ndarray]
 
 
-def log_probabilities(logits: torch.Tensor) -> torch.Tensor:
-    """Of the next token, (rows, places, vocabulary), float32."""
-    return logits.float().log_softmax(-1)
-
-
 def next_losses(log_probability: torch.Tensor, batch: Batch) -> torch.Tensor:
     """Negative log-likelihood of each token that follows another one, 0 beyond a document, (rows, places - 1), nats."""
     ids, mask = (each.to(log_probability.device) for each in (batch.input_ids(), batch.attention_mask()))
@@ -45,26 +42,59 @@ def next_losses(log_probability: torch.Tensor, batch: Batch) -> torch.Tensor:
     return found.masked_fill(mask[:, 1:] == 0, 0)
 
 
-def measured(tail: Tail, variants: np.ndarray, before: torch.Tensor, after: torch.Tensor) -> Measures:
+def measured(tail: Tail, variants: np.ndarray, before: Expected, logits: torch.Tensor) -> Measures:
     """How far a finished run is from its base.
 
     Args:
         tail: the run.
         variants: numbers of its rows' variants.
-        before, after: log-probabilities of the same rows, (rows, places, vocabulary).
+        before: what the base expects, of its own documents.
+        logits: of the run, (rows, places, vocabulary).
     """
-    mask = tail.batch.attention_mask().bool().to(after.device)
-    change = next_losses(after, tail.batch) - next_losses(before, tail.batch)
-    divergence = torch.nn.functional.kl_div(after, before, reduction="none", log_target=True).sum(-1)
-    changed = after.argmax(-1) != before.argmax(-1)
+    mask = tail.batch.attention_mask().bool().to(logits.device)
+    parts = [slice(start, start + step) for start, step in runs_of(tail.rows, logits[0].numel())]
+    pairs = [divergence(before, int(tail.rows[part.start]), logits[part]) for part in parts]
+    after, kl, changed = (torch.cat(each) for each in zip(*pairs, strict=True))
+    ids = tail.batch.input_ids().to(logits.device)
+    base = before.log_probability[tail.rows.to(logits.device)[:, None], torch.arange(tail.places - 1), ids[:, 1:]]
+    raw = logits[:, :-1].gather(-1, ids[:, 1:, None])[..., 0].double()
+    change = (base.double() - (raw - after[:, :-1].double())).masked_fill(~mask[:, 1:], 0)
     return Measures(
         variant=variants,
         document=np.asarray([document.number for document in tail.batch.documents]),
         loss_change=change.sum(1).cpu().numpy(),
-        kl=divergence.double().masked_fill(~mask, 0).sum(1).cpu().numpy(),
+        kl=kl.double().masked_fill(~mask, 0).sum(1).cpu().numpy(),
         changed=(changed & mask).sum(1).cpu().numpy(),
         rerouted=rerouted(tail, mask),
     )
+
+
+def runs_of(rows: torch.Tensor, size: int) -> Iterator[tuple[int, int]]:
+    """Start and length of stretches of equal rows, each with so few values that they stay in the cache."""
+    most, start = max(1, CACHED_VALUES // size), 0
+    values = rows.tolist()
+    for at in range(1, len(values) + 1):
+        if at == len(values) or values[at] != values[start] or at - start == most:
+            yield start, at - start
+            start = at
+
+
+def divergence(before: Expected, row: int, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Of one document's runs: log of the sum of exponentials, KL(before || after), and whether the best token changed.
+
+    Args:
+        before: what the base expects.
+        row: the document's place in it.
+        logits: (runs, places, vocabulary).
+
+    Returns:
+        Each (runs, places).
+    """
+    after, places = logits.float(), logits.shape[1]
+    total = after.logsumexp(-1)
+    known = before.log_probability[row, :places]
+    kl = torch.linalg.vecdot(known - after + total[..., None], before.probability[row, :places].expand_as(after))
+    return total, kl, logits.argmax(-1) != before.best[row, :places]
 
 
 def rerouted(tail: Tail, mask: torch.Tensor) -> dict[int, np.ndarray]:

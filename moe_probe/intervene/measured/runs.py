@@ -17,11 +17,11 @@ from moe_probe.dynamic.driver import require_finite
 from moe_probe.dynamic.saved_states import SavedStates
 from moe_probe.errors import NothingToRead
 from moe_probe.files import owned_folder
-from moe_probe.forward.resuming import Base, Resuming, Run, Tail, Variant
+from moe_probe.forward.resuming import Base, Expected, Resuming, Run, Tail, Variant
 from moe_probe.forward.running import SPILL_BYTES, Running
 from moe_probe.forward.spill import Spill
 from moe_probe.intervene.choosing import OnExperts
-from moe_probe.intervene.measured.measures import Measures, log_probabilities, measured, next_losses
+from moe_probe.intervene.measured.measures import Measures, measured, next_losses
 from moe_probe.model import MoEModel
 from moe_probe.parallel import map_items
 from moe_probe.progress import reporting
@@ -148,7 +148,7 @@ class Experiment:
         self.row_tokens = max(1, min(source.batch_tokens, LOGIT_VALUES // source.vocab_size))
         self.batches = list(source.corpus.batches(self.row_tokens))
         self.starts = [first_layer(self.model, variant.edits) for variant in self.variants]
-        self.resuming = Resuming(self.model, source.layerwise, source.interventions)
+        self.resuming = Resuming(self.model, source.layerwise, source.interventions, self.starts)
 
     @torch.no_grad()
     def run(self, checkpoint_dir: str | Path | None, progress: bool, identity: Mapping[str, Any]) -> None:
@@ -207,12 +207,14 @@ class Experiment:
                     stack.enter_context(self._begun([tail for tail, _ in new]))
                     tails += new
                     own = [each for each in tails if each[0].base is base]
-                    for tail, _ in own if index < last else ():
-                        self.resuming.advance(tail)
-                    base.left.pop(index - 1, None)
                     if index == last:
                         self._measure_last(base, own)
                         yield done + number + 1
+                    else:
+                        for tail, _ in own:
+                            self.resuming.advance(tail)
+                    base.left.pop(index - 1, None)
+                    base.inside.pop(index, None)
 
     def _measure_last(self, base: Base, tails: Sequence[tuple[Tail, np.ndarray]]) -> None:
         """The last layer and the head, for one batch; outputs are then let go."""
@@ -221,7 +223,7 @@ class Experiment:
             self.resuming.advance(tail)
             self._measure(tail, numbers)
             tail.forward.output = None
-        base.log_probability = None
+        base.expected = None
 
     @contextmanager
     def _begun(self, runs: Sequence[Run]) -> Iterator[None]:
@@ -259,7 +261,7 @@ class Experiment:
         lengths = [len(document.ids) for document in base.batch.documents]
         numbers = [number for number, at in enumerate(self.starts) if at == start]
         jobs = [(row, number) for number in numbers for row in self._touched(base, self.variants[number])]
-        return sorted(jobs, key=lambda job: (lengths[job[0]], job[1], job[0]))
+        return sorted(jobs, key=lambda job: (lengths[job[0]], job[0], job[1]))
 
     def _touched(self, base: Base, variant: Variant) -> Sequence[int]:
         """Documents of a batch that a variant may change: all, unless every edit needs its experts to be chosen."""
@@ -278,17 +280,18 @@ class Experiment:
         logits = base.forward.output.logits
         mask = base.batch.attention_mask().flatten().bool().to(logits.device)
         require_finite("logits", logits.flatten(0, 1)[mask], base.batch.tokens())
-        base.log_probability, base.forward.output = log_probabilities(logits), None
+        base.expected, base.forward.output = Expected.of(logits), None
         if new:
-            self.unedited.add(base, next_losses(base.log_probability, base.batch).sum(1).tolist())
+            self.unedited.add(base, next_losses(base.expected.log_probability, base.batch).sum(1).tolist())
 
     def _measure(self, tail: Tail, numbers: np.ndarray) -> None:
         logits = tail.forward.output.logits
-        mask = tail.batch.attention_mask().flatten().bool().to(logits.device)
-        require_finite("logits", logits.flatten(0, 1)[mask], tail.batch.tokens())
-        assert tail.base.log_probability is not None
-        before = tail.base.log_probability[tail.rows.to(logits.device), : tail.places]
-        self.collecting.add(measured(tail, numbers, before, log_probabilities(logits)))
+        assert tail.base.expected is not None
+        found = measured(tail, numbers, tail.base.expected, logits)
+        if not np.isfinite(found.kl.sum() + found.loss_change.sum()):
+            mask = tail.batch.attention_mask().flatten().bool().to(logits.device)
+            require_finite("logits", logits.flatten(0, 1)[mask], tail.batch.tokens())
+        self.collecting.add(found)
 
 
 def identity(source: Running, variants: Sequence[Variant], name: str) -> dict[str, Any]:
