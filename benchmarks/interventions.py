@@ -121,7 +121,9 @@ def main() -> None:
     print(f"attribution / forward pass: {backward / forward:.2f}")
     if asked.how == "zero":
         wanted = (losses - base) / (corpus.num_tokens - len(corpus.documents))
-        print(f"largest difference of a change of the loss: {np.abs(measured.loss_change.values[0] - wanted).max():.1e}")
+        print(
+            f"largest difference of a change of the loss: {np.abs(measured.loss_change.values[0] - wanted).max():.1e}"
+        )
 
 
 if __name__ == "__main__":

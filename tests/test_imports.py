@@ -37,7 +37,7 @@ ALLOWED = {
     "intervene": WORDS | {"statistics", "forward", "static", "dynamic"},
     "comparisons": WORDS | {"statistics", "traces", "dynamic", "static", "intervene"},
     "plotting": {"errors", "registry", "shown", "signatures"},
-    "figures": WORDS | {"static", "forward", "dynamic", "comparisons", "plotting"},
+    "figures": WORDS | {"static", "forward", "dynamic", "comparisons", "intervene", "plotting"},
     "explorer": WORDS | {"traces", "static", "dynamic"},
 }
 ALLOWED["callbacks"] = WORDS | {"dynamic", "comparisons"}

@@ -25,6 +25,7 @@ FUNCTIONS = {
     "ablate": "measured.ablation",
     "agreement": "measured.agreeing",
     "attribution": "measured.attributing",
+    "claims": "measured.claims",
     "effect": "measured.effects",
     "search": "measured.searching",
 }
