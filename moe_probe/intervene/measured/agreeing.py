@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -62,4 +63,5 @@ def rank_correlation(one: np.ndarray, other: np.ndarray) -> float:
     one, other = one[known], other[known]
     if len(one) < 3 or np.ptp(one) == 0 or np.ptp(other) == 0:
         return float("nan")
-    return float(spearmanr(one, other).statistic)
+    found: Any = spearmanr(one, other)
+    return float(found.statistic)

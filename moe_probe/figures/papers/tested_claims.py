@@ -20,7 +20,7 @@ def estimate(model: MoEModel, corpus: Corpus, **options: Any) -> xr.Dataset:
 
 
 PAPER = Paper(
-    name="causal",
+    name="tested-claims",
     arxiv="2406.18219",
     recipes=(
         FromModel(
