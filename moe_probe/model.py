@@ -88,7 +88,7 @@ class MoEModel:
         stays as it is.
 
         Args:
-            interventions: such as `intervene.Zero(layer=5, experts=[3])`, in the order in which they act.
+            interventions: such as `intervene.Zero(layer=5, experts=[3])`, which act together.
 
         Raises:
             InputError: the model lacks a layer or an expert that they name.
@@ -98,21 +98,34 @@ class MoEModel:
             >>> load("ckpt/tiny-mixtral").under(Zero(layer=0, experts=[3])).name
             'tiny-mixtral under Zero(layer=0, experts=(3,))'
         """
+        other = self.having(self.interventions)
         for intervention in interventions:
             if not callable(getattr(intervention, "check", None)):
                 shown = value_shown(intervention)
                 raise WrongType(
                     f"under takes interventions, such as intervene.Zero(layer=0, experts=[1]), not {shown}."
                 )
-            intervention.check(self)
+            intervention.check(other)
+            other = other.having((*other.interventions, intervention))
         changes = {name: value for each in interventions for name, value in each.config.items()}
-        other = self._with_config(changes) if changes and self.checkpoint is not None else copy.copy(self)
-        other._weights_of = self, changes
-        for name in ("module", "_live") if changes else ():
-            vars(other).pop(name, None)
-        other.interventions = (*self.interventions, *interventions)
+        if changes:
+            other = (self._with_config(changes) if self.checkpoint is not None else self).having(other.interventions)
+            other._weights_of = self, changes
+            for name in ("module", "_live"):
+                vars(other).pop(name, None)
         other.name = f"{self.name} under {', '.join(map(repr, interventions))}" if interventions else self.name
         return other
+
+    def having(self, interventions: Sequence[Edit]) -> MoEModel:
+        """The same model with these interventions in place of its own."""
+        other = copy.copy(self)
+        other._weights_of, other.interventions = (self, {}), tuple(interventions)
+        return other
+
+    @property
+    def unedited(self) -> MoEModel:
+        """The same model without the interventions on what its layers do; fields of the configuration stay replaced."""
+        return self.having([each for each in self.interventions if each.config])
 
     def _with_config(self, changes: Mapping[str, Any]) -> MoEModel:
         """The checkpoint opened with some fields of its configuration changed."""

@@ -113,6 +113,9 @@ EXPLORE_OPTIONS: Final = tuple(name for name in DEFAULTS if name not in ("baseli
 REPORT_OPTIONS: Final = EXPLORE_OPTIONS
 REPRODUCE_OPTIONS: Final = tuple(name for name in DEFAULTS if name != "checkpoint_dir")
 COMPARE_OPTIONS: Final = tuple(name for name in DEFAULTS if name != "baseline")
+ABLATE_OPTIONS: Final = tuple(name for name in DEFAULTS if name != "baseline")
+EFFECT_OPTIONS: Final = tuple(name for name in ABLATE_OPTIONS if name != "layers")
+ATTRIBUTION_OPTIONS: Final = tuple(name for name in ABLATE_OPTIONS if name not in ("checkpoint_dir", "n_jobs"))
 STATIC_OPTIONS: Final = ("layers", "baseline", "n_jobs")
 SHARD_BYTES: Final = 5 * 10**9  # of a converted checkpoint's file
 PAGE_BYTES: Final = 30_000_000  # of the explorer's page

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Generator, Iterable, Mapping, Sequence
+from collections.abc import Collection, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from enum import StrEnum
 from types import MappingProxyType
@@ -336,6 +336,7 @@ class Call(Protocol):
         logits: raw router logits, (n, E).
         index: chosen experts, (n, k).
         weights: what multiplies their outputs, (n, k).
+        memory: what interventions keep from call to call of the layer, while the model is watched.
     """
 
     layer: Layer
@@ -344,6 +345,7 @@ class Call(Protocol):
     logits: torch.Tensor
     index: torch.Tensor
     weights: torch.Tensor
+    memory: dict[Any, Any]
 
     def chosen(self, index: torch.Tensor, weights: torch.Tensor) -> Call:
         """The call with other choices and weights."""
@@ -357,32 +359,137 @@ class Call(Protocol):
         """Unweighted outputs of all experts, (E, n, w)."""
         ...
 
+    def output_norms(self) -> torch.Tensor:
+        """L2 norms of the unweighted outputs of all experts, (n, E)."""
+        ...
+
+    def run_experts(
+        self, rows: torch.Tensor, index: torch.Tensor, parameters: Mapping[str, torch.Tensor] | None = None
+    ) -> torch.Tensor:
+        """Unweighted outputs (m, w) of one expert (m,) for each of some rows (m, w).
+
+        `parameters` stand in for those of the experts module of the same names.
+        """
+        ...
+
+    @property
+    def layout(self) -> Any:
+        """Where projections lie in those parameters (`families.experts_layout`)."""
+        ...
+
+    def expert_parameters(self) -> Mapping[str, torch.Tensor]:
+        """Parameters of the experts module, by name."""
+        ...
+
+    def rows_of(self, intervention: Intervention) -> torch.Tensor:
+        """Rows in which an intervention acts, (n,) bool: those of the tokens of its `where`."""
+        ...
+
+
+class Request(Protocol):
+    """What the interventions of a layer ask of its router, all together; their order does not matter."""
+
+    def add_bias(self, bias: torch.Tensor, rows: torch.Tensor) -> None:
+        """Add `bias` (E,) to the logits of some rows (n,) bool."""
+        ...
+
+    def mask(self, experts: torch.Tensor, rows: torch.Tensor) -> None:
+        """Take experts (E,) bool out of the choice of some rows."""
+        ...
+
+    def steer(self, promote: torch.Tensor, demote: torch.Tensor, rows: torch.Tensor) -> None:
+        """Put the logits of experts (E,) bool just above the largest, and below the least, of some rows."""
+        ...
+
+    def set_top_k(self, top_k: int, rows: torch.Tensor) -> None:
+        """Choose another number of experts in some rows."""
+        ...
+
+    def rank(self, scores: torch.Tensor, rows: torch.Tensor) -> None:
+        """Choose the experts with the largest scores (n, E) in some rows; weights follow by the router's own rule."""
+        ...
+
+
+class Changes(Protocol):
+    """What the interventions of a layer do to its experts' outputs, choice by choice."""
+
+    def of_experts(self, experts: Sequence[int], rows: torch.Tensor) -> torch.Tensor:
+        """The choices (n, k) bool of some experts in some rows."""
+        ...
+
+    def replace(self, choices: torch.Tensor, values: torch.Tensor) -> None:
+        """Put unweighted outputs (m, w) in place of those of m choices (n, k) bool, in their order."""
+        ...
+
+    def add(self, choices: torch.Tensor, values: torch.Tensor) -> None:
+        """Add to the unweighted outputs of m choices."""
+        ...
+
 
 class Intervention(Checked):
-    """Changes what one MoE layer does; a frozen dataclass, so that its fields are its provenance.
+    """Changes what MoE layers do; a frozen dataclass, so that its fields are its provenance.
+
+    Interventions on one layer act together, stage by stage, and so in no order: `decide` (all requests to the router
+    are granted at once), `route` (by `stage`), `change`, `output`.
 
     Attributes:
         config: fields of the model's configuration that it replaces.
+        decides: whether it asks the router for another decision.
+        stage: when its `route` comes, among those of the same layer.
     """
 
     config: Mapping[str, Any] = MappingProxyType({})
+    decides: ClassVar[bool] = False
+    stage: ClassVar[int] = 9
+
+    @classmethod
+    def example(cls) -> Self:
+        """One with small parameters, for tests and documentation."""
+        return cls()
 
     def layers(self) -> frozenset[int]:
         """MoE layers in which it acts: that of its field `layer`, if it has one."""
         layer: int | None = getattr(self, "layer", None)
         return frozenset() if layer is None else frozenset({layer})
 
+    def acts_in(self, moe_layers: Collection[int]) -> frozenset[int]:
+        """Those of the MoE layers in which it acts."""
+        return self.layers().intersection(moe_layers)
+
+    def claims(self, layer: int) -> frozenset[str]:
+        """What it alone can set in a layer; two interventions that claim the same are refused."""
+        return frozenset()
+
     def check(self, model: MoEModel) -> None:
-        """Refuse layers and experts that there are not.
+        """Refuse layers and experts that there are not, and what the interventions that the model has exclude.
 
         Raises:
-            InputError: the model has no such layer or expert.
+            InputError: the model has no such layer or expert, or an intervention that sets the same.
         """
+
+    @property
+    def needs(self) -> frozenset[Need]:
+        """What it must know of the unedited run on the same texts, before it can act."""
+        return frozenset()
+
+    def told(self, reference: Any) -> Self:
+        """The intervention that knows the unedited run (`forward.reference.Reference`)."""
+        return self
+
+    def decide(self, call: Call, request: Request) -> None:
+        """Ask the router for another decision."""
 
     def route(self, call: Call) -> Call:
         """Change the choice before the experts run."""
         return call
 
+    def change(self, call: Call, changes: Changes) -> None:
+        """Change what chosen experts give."""
+
     def output(self, call: Call, routed: torch.Tensor) -> torch.Tensor:
         """Change the weighted sum (n, w) after the experts have run."""
         return routed
+
+    def shared(self, layer: Layer, output: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+        """Change the output (tokens, d) of a layer's shared block in some tokens (tokens,) bool."""
+        return output

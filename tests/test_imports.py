@@ -34,10 +34,10 @@ ALLOWED = {
     "traces": WORDS,
     "static": HANDLE | {"statistics"},
     "dynamic": WORDS | {"statistics", "forward", "traces"},
-    "intervene": WORDS | {"statistics", "dynamic"},
+    "intervene": WORDS | {"statistics", "forward", "static", "dynamic"},
     "comparisons": WORDS | {"statistics", "traces", "dynamic", "static", "intervene"},
     "plotting": {"errors", "registry", "shown", "signatures"},
-    "figures": WORDS | {"static", "forward", "dynamic", "comparisons", "plotting"},
+    "figures": WORDS | {"static", "forward", "dynamic", "comparisons", "intervene", "plotting"},
     "explorer": WORDS | {"traces", "static", "dynamic"},
 }
 ALLOWED["callbacks"] = WORDS | {"dynamic", "comparisons"}

@@ -281,13 +281,17 @@ def test_what_is_no_analysis(asked):
 
 
 OF_INTERVENTIONS = [
-    (name, each) for name, kind in intervene.names().items() for each in parameters(kind) if name != "config"
+    (name, each)
+    for name, kind in intervene.names().items()
+    for each in parameters(kind)
+    if name != "config" and each != "expert"  # another name of `experts`, taken beside them
 ]
 
 
 @pytest.mark.parametrize(("name", "parameter"), OF_INTERVENTIONS)
 def test_arguments_of_an_intervention(name, parameter):
-    arguments = {"layer": 0, "experts": [1], **({"delta": 1.0} if name == "bias" else {})}
+    example = intervene.names()[name].example()
+    arguments = {each: getattr(example, each) for each in parameters(type(example)) if each != "expert"}
 
     def act(**asked):
         return dynamic.run(model().under(intervene.names()[name](**asked)), TEXTS, "gate_choices", **RUN)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
@@ -15,6 +16,7 @@ from moe_probe.options import DEFAULTS, HELP, construct
 
 if TYPE_CHECKING:
     from moe_probe.model import MoEModel
+    from moe_probe.routing import Intervention
 
 MODEL_HELP: Final[Mapping[str, str]] = {
     "revision": "Branch, tag or commit of a hub id.",
@@ -22,7 +24,7 @@ MODEL_HELP: Final[Mapping[str, str]] = {
     "device": "Where the model runs, such as cuda. Default: cpu.",
     "dtype": "float32, float16, bfloat16 or auto. Default: float32 on the CPU, else as stored.",
     "config": "A field in place of that of config.json, such as model_type=mixtral; repeated.",
-    "under": "An intervention, such as zero.layer=5 and zero.experts=[3]; repeated.",
+    "under": "An intervention, such as mask.layer=3,experts=1+2; repeated.",
 }
 MODEL_OPTIONS: Final = tuple(MODEL_HELP)
 METAVARS: Final[Mapping[str, str]] = {
@@ -37,7 +39,7 @@ METAVARS: Final[Mapping[str, str]] = {
     "n_jobs": "N",
     "tokenizer": "PATH",
     "config": "KEY=VALUE",
-    "under": "NAME.KEY=VALUE",
+    "under": "NAME.KEY=VALUE,...",
 }
 # what is written otherwise than in Python
 WRITTEN: Final[Mapping[str, Any]] = {
@@ -52,6 +54,8 @@ WRITTEN: Final[Mapping[str, Any]] = {
     "under": list[str] | None,
 }
 MOST_LAYERS = 1 << 16
+ARGUMENT = re.compile(r",(?=\w+=)")  # between the arguments of an intervention: JSON has no NAME=
+LIST = re.compile(r"(\d+|S)(\+(\d+|S))+")
 
 
 def takes(*names: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -102,14 +106,60 @@ def of_run(options: Mapping[str, Any], names: Iterable[str] = tuple(DEFAULTS)) -
 
 def open_model(source: str, options: Mapping[str, Any]) -> MoEModel:
     """`load` with the options that say how, under the interventions asked for."""
-    from moe_probe import intervene
     from moe_probe.model import load
 
     how = {name: options[name] for name in MODEL_OPTIONS if name in options and name not in ("under", "config")}
     model = load(source, **how, config=parse_fields(options.get("config")))
-    asked = parse_options(options.get("under"))
+    asked = interventions_of(options.get("under"))
+    return model.under(*asked) if asked else model
+
+
+def interventions_of(texts: Sequence[str] | None) -> list[Intervention]:
+    """`["mask.layer=3,experts=1+2"]` as [Mask(layer=3, experts=(1, 2))].
+
+    One text has all arguments of an intervention, or some: those of the same kind that come next to each other belong
+    together, until an argument comes again.
+
+    Raises:
+        InputError: a text is not of that form, or names no intervention or argument that there is.
+    """
+    from moe_probe import intervene
+
+    asked: list[tuple[str, dict[str, Any]]] = []
+    for text in texts or ():
+        kind, fields = parse_intervention(text)
+        if asked and asked[-1][0] == kind and not asked[-1][1].keys() & fields.keys():
+            asked[-1][1].update(fields)
+        else:
+            asked.append((kind, fields))
     kinds = intervene.names()
-    return model.under(*(construct(name, kinds[name], fields) for name, fields in asked.items())) if asked else model
+    return [construct(kind, kinds[kind], fields) for kind, fields in asked]
+
+
+def parse_intervention(text: str) -> tuple[str, dict[str, Any]]:
+    """`"mask.layer=3,experts=1+2"` as ("mask", {"layer": 3, "experts": [1, 2]}); a name alone has no arguments.
+
+    Raises:
+        InputError: the text is not of that form.
+    """
+    kind, dot, rest = text.partition(".")
+    found = {}
+    for part in ARGUMENT.split(rest) if dot else ():
+        key, equals, value = part.partition("=")
+        if not (equals and key and kind):
+            raise InputError(f"{text!r} is no intervention; write it like mask.layer=3,experts=1+2.")
+        found[key] = parsed(value)
+    return kind, found
+
+
+def parsed(value: str) -> Any:
+    """A value in JSON, `1+2` as [1, 2], else the text itself."""
+    if LIST.fullmatch(value):
+        return [int(each) if each.isdecimal() else each for each in value.split("+")]
+    try:
+        return json.loads(value)
+    except ValueError:
+        return value
 
 
 def parse_layers(text: str | None) -> list[int] | None:
@@ -162,10 +212,7 @@ def parse_options(texts: Sequence[str] | None) -> dict[str, dict[str, Any]]:
         analysis, dot, key = name.partition(".")
         if not (equals and dot and key):
             raise InputError(f"{text!r} is no option; write it like expert_capacity.factors=[1,1.25].")
-        try:
-            found.setdefault(analysis, {})[key] = json.loads(value)
-        except ValueError:
-            found.setdefault(analysis, {})[key] = value
+        found.setdefault(analysis, {})[key] = parsed(value)
     return found
 
 

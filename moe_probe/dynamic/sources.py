@@ -55,7 +55,14 @@ def opened_source(source: Openable | Trace) -> MoEModel | Trace:
 
 
 def running(model: MoEModel, corpus: Corpus, options: Mapping[str, Any]) -> Running:
-    """A model that runs over a corpus."""
+    """A model that runs over a corpus.
+
+    Raises:
+        InputError: layers, options, or tokens of the model's interventions are not there.
+    """
+    for edit in model.interventions:
+        if (where := getattr(edit, "where", None)) is not None:
+            where.check(corpus)
     baseline = options["baseline"]
     return Running(
         model=model,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,10 +13,12 @@ from torch import nn
 
 from moe_probe.errors import CannotWatch
 from moe_probe.families import Layer
+from moe_probe.families.experts_layout import FlatExperts, FusedExperts, experts_layout
 from moe_probe.forward.affinity import Affinity, Choice, find_affinity, follows, ranks, without_excluded
-from moe_probe.forward.deciding import Biased, Deciding, correction_biases
+from moe_probe.forward.deciding import Deciding, Redeciding, correction_biases
+from moe_probe.forward.requests import OutputChanges, Requests
 from moe_probe.forward.sites import Site, expert_call, raw_logits
-from moe_probe.forward.steps import OWNER
+from moe_probe.forward.steps import OWNER, carriers
 from moe_probe.routing import Intervention
 from moe_probe.texts.corpus import Tokens
 
@@ -59,6 +62,9 @@ class Event:
     gate: torch.Tensor | None = None
 
 
+Only = Callable[[Intervention], torch.Tensor | None]
+
+
 @dataclass(frozen=True)
 class SiteCall:
     """What reaches a site's experts: a `routing.Call`.
@@ -68,7 +74,10 @@ class SiteCall:
         tokens: the tokens, those of padding too; empty where nobody says which.
         rows, logits, index, weights: as for `routing.Call`.
         ranked: what top-k was taken of, (n, E), where it was seen.
-        again: decides once more with a bias on the logits.
+        again: decides once more as requested.
+        requests: what has been asked of the router.
+        only: tokens to which an intervention is confined, (tokens,) bool; None for all.
+        memory: as for `routing.Call`.
     """
 
     site: Site
@@ -78,7 +87,10 @@ class SiteCall:
     index: torch.Tensor
     weights: torch.Tensor
     ranked: torch.Tensor | None
-    again: Callable[[SiteCall, torch.Tensor], SiteCall] = field(repr=False)
+    again: Callable[[SiteCall, Requests], SiteCall] = field(repr=False)
+    requests: Requests
+    only: Only = field(repr=False)
+    memory: dict[Any, Any] = field(repr=False)
 
     @property
     def layer(self) -> Layer:
@@ -90,14 +102,26 @@ class SiteCall:
         return replace(self, index=index, weights=weights.to(self.weights))
 
     def reselect(self, bias: torch.Tensor) -> SiteCall:
-        """The router's own choice with a bias on its logits.
+        """The router's own choice with a bias on its logits, on top of what was asked before.
 
         Raises:
             CannotWatch: the router's linear map was not met exactly once, or a masked expert is chosen all the same.
         """
-        found = self.again(self, bias)
-        masked = (bias == -torch.inf).expand(len(self.rows), -1).to(found.index.device)
-        if bool(masked.gather(1, found.index).any()):
+        requests, everywhere = self.requests.copy(), torch.ones_like(self.index[:, 0], dtype=torch.bool)
+        bias = bias.to(self.index.device)
+        requests.mask(bias == -torch.inf, everywhere)
+        requests.add_bias(bias.masked_fill(bias == -torch.inf, 0), everywhere)
+        return self.granted(requests)
+
+    def granted(self, requests: Requests) -> SiteCall:
+        """The router's decision as requested.
+
+        Raises:
+            CannotWatch: the router's linear map was not met exactly once, or a masked expert is chosen all the same.
+        """
+        found = self.again(self, requests)
+        masked = requests.get("masked")
+        if masked is not None and bool(masked.gather(1, found.index).any()):
             raise CannotWatch(
                 f"Layer {self.layer.index}, {type(self.site.router).__name__}: an expert that is masked was chosen all "
                 f"the same; of {self.layer.num_experts} experts too few are left, or this router cannot be masked."
@@ -107,6 +131,45 @@ class SiteCall:
     def outputs(self) -> torch.Tensor:
         """Unweighted outputs of all experts, (E, n, w)."""
         return self.site.all_outputs(self.rows)
+
+    def output_norms(self) -> torch.Tensor:
+        """L2 norms of the unweighted outputs of all experts, (n, E), float32."""
+        norms = [self.site.output(self.rows, expert).float().norm(dim=1) for expert in range(self.layer.num_experts)]
+        return torch.stack(norms, 1)
+
+    def run_experts(
+        self, rows: torch.Tensor, index: torch.Tensor, parameters: Mapping[str, torch.Tensor] | None = None
+    ) -> torch.Tensor:
+        """Unweighted outputs (m, w) of one expert (m,) for each row (m, w), with other parameters where given."""
+        return self.site.apply(rows, index[:, None], parameters)
+
+    @property
+    def layout(self) -> FusedExperts | FlatExperts | None:
+        """Where projections lie in the parameters of the experts module."""
+        return experts_layout(self.site.block)
+
+    def expert_parameters(self) -> Mapping[str, torch.Tensor]:
+        """Parameters of the experts module, by name."""
+        return dict(self.site.experts.named_parameters())
+
+    def rows_of(self, intervention: Intervention) -> torch.Tensor:
+        """Rows in which an intervention acts, (n,) bool."""
+        places = self.places_of(intervention)
+        return places.repeat_interleave(len(self.rows) // max(len(places), 1))
+
+    def places_of(self, intervention: Intervention) -> torch.Tensor:
+        """Tokens in which an intervention acts, (tokens,) bool."""
+        return acting_places(intervention, self.tokens, self.only, len(self.rows) // self.layer.subtokens, self.rows)
+
+
+def acting_places(
+    intervention: Intervention, tokens: Tokens, only: Only, count: int, like: torch.Tensor
+) -> torch.Tensor:
+    """Tokens in which an intervention acts, (tokens,) bool, of those that run."""
+    where, confined = getattr(intervention, "where", None), only(intervention)
+    places = torch.ones(count, dtype=torch.bool) if where is None else torch.from_numpy(where.matches(tokens))
+    places = places.to(like.device)
+    return places if confined is None else places & confined.to(like.device)
 
 
 class Decided(Exception):
@@ -123,27 +186,33 @@ class WatchedSite:
     Attributes:
         site: the layer.
         config: of the model.
-        interventions: those of this layer, in order.
+        interventions: says which act in this layer now.
         tokens: the tokens of the running pass.
-        affinity: found at the first call.
+        only: tokens to which an intervention is confined.
+        affinity: found at the first call that is told of.
+        checked: whether a call has been checked.
     """
 
     site: Site
     config: object
-    on_event: Callable[[Event], None]
-    interventions: Sequence[Intervention] = ()
-    tokens: Callable[[], Tokens] | None = None
+    on_event: Callable[[Event], None] | None
+    interventions: Callable[[], Sequence[Intervention]]
+    tokens: Callable[[], Tokens]
+    only: Only
     affinity: Affinity | None = None
+    checked: bool = False
     deciding: Deciding | None = None
     again: bool = False
     parts: dict[str, Any] = field(default_factory=dict)
+    memory: dict[Any, Any] = field(default_factory=dict)
 
     def before_block(self, args: tuple, kwargs: dict) -> None:
         """A call of the block begins."""
         if not self.again:
             self.parts = {"block": (args, kwargs)}
-            self.deciding = Deciding(self.site.layer.num_experts, self.site.layer.top_k)
-            self.deciding.__enter__()
+            if self.on_event is not None:
+                self.deciding = Deciding(self.site.layer.num_experts, self.site.layer.top_k)
+                self.deciding.__enter__()
 
     def on_router(self, args: tuple, kwargs: dict, output: Any) -> None:
         """The router has decided."""
@@ -160,33 +229,71 @@ class WatchedSite:
             raise self.unwatchable("ran without calling its router")
         logits = raw_logits(self.parts["router"][2], self.site.layer.num_experts, len(rows))
         ranked = None if self.deciding is None else self.deciding.ranked
-        tokens = Tokens.none() if self.tokens is None else self.tokens()
-        call: Any = SiteCall(self.site, tokens, rows, logits, index.long(), weights, ranked, self.decide_again)
+        size = len(rows), self.site.layer.num_experts
+        asked = Requests(self.site.layer, size, rows.device)
+        call: Any = SiteCall(
+            site=self.site,
+            tokens=self.tokens(),
+            rows=rows,
+            logits=logits,
+            index=index.long(),
+            weights=weights,
+            ranked=ranked,
+            again=self.decide_again,
+            requests=asked,
+            only=self.only,
+            memory=self.memory,
+        )
         self.parts["unchanged"] = call
-        for intervention in self.interventions:
+        self.parts["acting"] = acting = sorted(self.interventions(), key=lambda each: each.stage)
+        for intervention in acting:
+            intervention.decide(call, asked)
+        if asked:
+            call = call.granted(asked)
+        for intervention in acting:
             call = intervention.route(call)
         self.parts["call"] = call
-        if call is self.parts["unchanged"]:
+        self.parts["changes"] = changes = OutputChanges(self.site.layer, call, rows.shape[-1])
+        for intervention in acting:
+            intervention.change(call, changes)
+        if call is self.parts["unchanged"] and changes.replaced is None:
             return None
-        return with_choice(
-            args, kwargs, call.index.to(index).reshape(index.shape[:-1] + call.index.shape[-1:]), call.weights
-        )
+        self.carry(call.logits)
+        shape = index.shape[:-1] + call.index.shape[-1:]
+        return with_choice(args, kwargs, call.index.to(index).reshape(shape), changes.weights())
+
+    def carry(self, logits: torch.Tensor) -> None:
+        """Let what carries the router's logits to the next layer (MoE++) carry the changed ones."""
+        args, kwargs = self.parts["block"]
+        output = self.parts["router"][2]
+        own = output[0] if isinstance(output, tuple) else output
+        for carrier in carriers(args, kwargs):
+            if carrier.logits is own:
+                carrier.logits = logits.reshape(own.shape)
 
     def on_experts(self, output: torch.Tensor) -> torch.Tensor | None:
         """The experts have run."""
-        call = self.parts["call"]
+        call, changes = self.parts["call"], self.parts["changes"]
         routed = output.reshape(call.rows.shape)
-        if self.affinity is None:
-            check_sum(call, routed)
-        changed = routed
-        for intervention in self.interventions:
+        if not self.checked:
+            check_sum(call.chosen(call.index, changes.weights()), routed)
+            self.checked = True
+        changed = routed if changes.extra is None else (routed + changes.extra).to(routed.dtype)
+        for intervention in self.parts["acting"]:
             changed = intervention.output(call, changed)
         self.parts["routed"] = changed
         return None if changed is routed else changed.reshape(output.shape)
 
-    def on_shared(self, output: torch.Tensor) -> None:
+    def on_shared(self, output: torch.Tensor) -> torch.Tensor | None:
         """The shared block has run."""
-        self.parts["shared"] = output.reshape(-1, output.shape[-1])
+        if self.again:
+            return None
+        rows = changed = output.reshape(-1, output.shape[-1])
+        for intervention in sorted(self.interventions(), key=lambda each: each.stage):
+            places = acting_places(intervention, self.tokens(), self.only, len(rows), rows)
+            changed = intervention.shared(self.site.layer, changed, places)
+        self.parts["shared"] = changed
+        return None if changed is rows else changed.reshape(output.shape)
 
     def on_block(self, output: torch.Tensor | Sequence[torch.Tensor]) -> None:
         """The call of the block ends."""
@@ -195,6 +302,8 @@ class WatchedSite:
         if "routed" not in self.parts:
             raise self.unwatchable("ran without calling its experts")
         parts, self.parts = self.parts, {}
+        if self.on_event is None:
+            return
         block_output = output if isinstance(output, torch.Tensor) else output[0]
         self.on_event(self.event(parts, block_output))
 
@@ -235,31 +344,64 @@ class WatchedSite:
             return affinity, affinity.function(ranked).float()
         return affinity, without_excluded(ranked, num_groups(self.site.router, self.config))
 
-    def decide_again(self, call: SiteCall, bias: torch.Tensor) -> SiteCall:
-        """The router's own decision with a bias on its logits, by its own code."""
-        router: Any = self.site.router
+    def decide_again(self, call: SiteCall, requests: Requests) -> SiteCall:
+        """The router's own decision as requested, by its own code; once for each number of experts per row."""
+        default = self.site.layer.top_k
+        asked = requests.get("top_k")
+        if asked is None:
+            return self._decide(call, requests, default)
+        wanted = asked.where(asked >= 0, default)
+        decided = {count: self._decide(call, requests, count) for count in wanted.unique().tolist()}
+        if len(decided) == 1:
+            return next(iter(decided.values()))
+        most = decided[max(decided)]
+        index, weights = most.index.clone(), most.weights.clone()
+        for count, fewer in decided.items():
+            rows = wanted == count
+            index[rows, :count], weights[rows, :count] = fewer.index[rows], fewer.weights[rows]
+            index[rows, count:], weights[rows, count:] = fewer.index[rows, :1], 0
+        return replace(most, index=index, weights=weights)
+
+    def _decide(self, call: SiteCall, requests: Requests, count: int) -> SiteCall:
+        """The router's own decision, with so many experts per row."""
+        router, layer, shift = self.site.router, self.site.layer, requests.shift(call.logits)
+        corrections = correction_biases(self.site.block, layer.num_experts)
+        mode = Redeciding(layer.num_experts, layer.top_k, shift, corrections, count, requests.get("scores"))
         if hasattr(router, "select"):  # of our own: logits and selection are methods
-            logits = call.logits + bias.to(call.logits)
-            weights, index = router.select(logits)
-            ranked = router.selection_scores(logits)
-            return replace(call, logits=logits, index=index.long(), weights=weights.to(call.weights), ranked=ranked)
-        layer = self.site.layer
-        mode = Biased(layer.num_experts, layer.top_k, bias, correction_biases(self.site.block, layer.num_experts))
-        decided = self._decided_by_router(mode) or self._decided_by_block(mode)
-        if decided is None or mode.met != 1 or mode.logits is None:
-            raise self.unwatchable(f"has {mode.met} linear maps to its experts where one is expected, so its choice")
-        index, weights = decided
-        logits = mode.logits.reshape(call.logits.shape).to(call.logits)
-        shape = (len(call.rows), -1)
+            own: Any = router
+            logits = call.logits + shift.to(call.logits)
+            with mode:
+                weights, index = own.select(logits)
+        else:
+            decided = self._decided_by_router(mode) or self._decided_by_block(mode)
+            if decided is None or mode.met != 1 or mode.logits is None:
+                raise self.unwatchable(
+                    f"has {mode.met} linear maps to its experts where one is expected, so its choice"
+                )
+            index, weights = decided
+            logits = mode.logits.reshape(call.logits.shape).to(call.logits)
+        index, weights = (value.reshape(len(call.rows), -1) for value in (index, weights))
+        self._require_asked(index.shape[1], count, mode, requests)
+        ranked = None if mode.ranked is None else mode.ranked.reshape(logits.shape)
         return replace(
             call,
             logits=logits,
-            index=index.reshape(shape).long(),
-            weights=weights.reshape(shape).to(call.weights),
-            ranked=mode.ranked,
+            index=index.long(),
+            weights=weights.to(call.weights),
+            ranked=ranked,
+            requests=requests,
         )
 
-    def _decided_by_router(self, mode: Biased) -> tuple[torch.Tensor, torch.Tensor] | None:
+    def _require_asked(self, found: int, wanted: int, mode: Redeciding, requests: Requests) -> None:
+        """Raises: CannotWatch: the router chose otherwise than by one top-k of all its experts."""
+        chose_otherwise = mode.counted == 0 and (requests.get("scores") is not None or wanted != mode.top_k)
+        if found != wanted or chose_otherwise:
+            raise CannotWatch(
+                f"Layer {self.site.layer.index}, {type(self.site.router).__name__}: the router does not choose by one "
+                f"top-k of all {mode.experts} experts, so no other choice can be put in its place."
+            )
+
+    def _decided_by_router(self, mode: Redeciding) -> tuple[torch.Tensor, torch.Tensor] | None:
         """Choices and weights where the router itself returns what its experts were called with."""
         args, kwargs, output = self.parts["router"]
         unchanged: SiteCall = self.parts["unchanged"]
@@ -270,7 +412,7 @@ class WatchedSite:
             again = self.site.router.forward(*args, **kwargs)
         return again[places[0]], again[places[1]]
 
-    def _decided_by_block(self, mode: Biased) -> tuple[torch.Tensor, torch.Tensor] | None:
+    def _decided_by_block(self, mode: Redeciding) -> tuple[torch.Tensor, torch.Tensor] | None:
         """Choices and weights where the block decides: it runs once more, up to its experts."""
         args, kwargs = self.parts["block"]
         self.again = True
@@ -304,11 +446,12 @@ class WatchedSite:
 @contextmanager
 def capture(
     sites: Iterable[Site],
-    on_event: Callable[[Event], None],
+    on_event: Callable[[Event], None] | None,
     owner: object | None = None,
     config: object = None,
-    interventions: Sequence[Intervention] = (),
-    tokens: Callable[[], Tokens] | None = None,
+    interventions: Sequence[Intervention] | Callable[[], Sequence[Intervention]] = (),
+    tokens: Callable[[], Tokens] = Tokens.none,
+    only: Only = lambda _: None,
 ) -> Iterator[Mapping[int, WatchedSite]]:
     """Within, `on_event` is called after every call of each site's block.
 
@@ -316,25 +459,34 @@ def capture(
 
     Args:
         sites: where to look.
-        on_event: what to do with what was seen; must not change it.
+        on_event: what to do with what was seen; must not change it. None to have nothing told, which is quicker.
         owner: whose forward passes are watched; by default those that are nobody's, such as a call of the model.
         config: of the model.
-        interventions: what changes in these sites' layers, in order.
+        interventions: what changes in these sites' layers, or a function that says what does so now.
         tokens: says which tokens run, for interventions.
+        only: tokens (tokens,) bool to which an intervention is confined; None for all.
 
     Raises:
         CannotWatch: a block does something else than weighting its experts' outputs, or was called without its experts.
     """
     watched = {}
     for site in sites:
-        own = [each for each in interventions if site.layer.index in each.layers()]
-        watched[site.layer.index] = WatchedSite(site, config, on_event, own, tokens)
+        acting = partial(acting_in, site.layer.index, interventions)
+        watched[site.layer.index] = WatchedSite(site, config, on_event, acting, tokens, only)
     handles = [handle for each in watched.values() for handle in _hook(each, owner)]
     try:
         yield watched
     finally:
         for handle in handles:
             handle.remove()
+
+
+def acting_in(
+    layer: int, interventions: Sequence[Intervention] | Callable[[], Sequence[Intervention]]
+) -> list[Intervention]:
+    """Those of the interventions that act in a layer."""
+    all_of_them = interventions() if callable(interventions) else interventions
+    return [each for each in all_of_them if each.acts_in([layer])]
 
 
 def _hook(watch: WatchedSite, owner: object | None) -> Handles:
@@ -354,9 +506,8 @@ def _hook(watch: WatchedSite, owner: object | None) -> Handles:
     def on_experts(module: nn.Module, args: tuple, output: torch.Tensor) -> torch.Tensor | None:
         return watch.on_experts(output) if OWNER.get() is owner else None
 
-    def on_shared(module: nn.Module, args: tuple, output: torch.Tensor) -> None:
-        if OWNER.get() is owner:
-            watch.on_shared(output)
+    def on_shared(module: nn.Module, args: tuple, output: torch.Tensor) -> torch.Tensor | None:
+        return watch.on_shared(output) if OWNER.get() is owner else None
 
     def on_block(module: nn.Module, args: tuple, output: Any) -> None:
         if OWNER.get() is not owner:
@@ -425,9 +576,10 @@ def check_sum(call: SiteCall, routed: torch.Tensor) -> None:
         CannotWatch: it is not.
     """
     rows = torch.linspace(0, len(call.rows) - 1, CHECKED_ROWS, device=call.rows.device).long()
-    outputs = call.site.selected_outputs(call.rows[rows], call.index[rows]).float()  # (n, k, w)
-    found = (call.weights[rows].float().unsqueeze(-1) * outputs).sum(1)
-    expected = routed[rows].float()
+    with torch.no_grad():
+        outputs = call.site.selected_outputs(call.rows[rows], call.index[rows]).float()  # (n, k, w)
+        found = (call.weights[rows].float().unsqueeze(-1) * outputs).sum(1)
+        expected = routed[rows].float()
     if not bool(expected.isfinite().all()):
         return  # said by whoever looks at the values
     error = float((found - expected).abs().max() / expected.abs().max().clamp(min=1e-6))

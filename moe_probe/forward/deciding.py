@@ -65,38 +65,76 @@ class Deciding(TorchFunctionMode):
         return value
 
 
-class Biased(Deciding):
-    """While a router decides again: its one linear map to all experts gives logits with a bias.
+class Redeciding(Deciding):
+    """While a router decides again: with a bias on its one linear map to all experts, another k, another ranking.
 
     A masked expert (-inf) is masked in the correction bias too, so that it counts neither in top-k nor in its group.
 
     Args:
         experts, top_k: as for `Deciding`.
-        bias: (E,) or (n, E).
+        bias: on the logits, (n, E).
         corrections: the router's correction biases, (E,).
+        wanted: experts per row in place of `top_k`.
+        scores: what is ranked in place of the router's own, (n, E), nan in rows that the router ranks; None for none.
 
     Attributes:
         met: how often the linear map was met.
         logits: what it gave, with the bias.
+        counted: how often the top-k of all experts was met.
     """
 
-    def __init__(self, experts: int, top_k: int, bias: torch.Tensor, corrections: Sequence[torch.Tensor]):
+    def __init__(
+        self,
+        experts: int,
+        top_k: int,
+        bias: torch.Tensor,
+        corrections: Sequence[torch.Tensor],
+        wanted: int,
+        scores: torch.Tensor | None = None,
+    ):
         super().__init__(experts, top_k)
-        self.bias, self.met = bias, 0
-        self.masked = {
-            id(tensor): torch.where(bias.to(tensor.device) == -torch.inf, -torch.inf, tensor) for tensor in corrections
-        }
+        self.bias, self.met, self.counted, self.wanted, self.scores = bias, 0, 0, wanted, scores
+        self.corrections = {id(tensor): tensor for tensor in corrections}
+        self.lead: Sequence[int] = bias.shape[:-1]
         self.logits: torch.Tensor | None = None
 
     def __torch_function__(
         self, function: Callable[..., Any], types: Sequence[type], args: tuple = (), kwargs: dict | None = None
     ) -> Any:
-        args = tuple(self.masked.get(id(value), value) for value in args)
+        args = tuple(self._masked(value) for value in args)
+        if function in TOP_K and self._is_choice(args, kwargs or {}):
+            return self._choose(*args, **(kwargs or {}))
         value = super().__torch_function__(function, types, args, kwargs)
         if function in LINEAR and value.shape[-1] == self.experts:
-            self.met += 1
-            value = self.logits = value + self.bias.to(value)
+            self.met, self.lead = self.met + 1, value.shape[:-1]
+            value = self.logits = value + self.bias.to(value).reshape(value.shape)
         return value
+
+    def _masked(self, value: Any) -> Any:
+        correction = self.corrections.get(id(value))
+        if correction is None:
+            return value
+        masked = (self.bias == -torch.inf).to(correction.device)
+        if bool((masked == masked[:1]).all()):
+            return correction.masked_fill(masked[0], -torch.inf)
+        return torch.where(masked.reshape(*self.lead, -1), -torch.inf, correction)
+
+    def _is_choice(self, args: tuple, kwargs: dict) -> bool:
+        given = args[0] if args else kwargs.get("input")
+        count = args[1] if len(args) > 1 else kwargs.get("k")
+        return isinstance(given, torch.Tensor) and given.shape[-1] == self.experts and count == self.top_k
+
+    def _choose(self, input: torch.Tensor, k: int, *_: Any, **options: Any) -> Any:
+        self.counted += 1
+        self.ranked = ranked = input.detach().clone()
+        options = {name: value for name, value in options.items() if name in ("sorted", "largest")}
+        if self.scores is not None:
+            scores = self.scores.to(ranked).reshape(ranked.shape)
+            masked = (self.bias == -torch.inf).reshape(ranked.shape)
+            ranked = torch.where(scores.isnan(), ranked, scores.masked_fill(masked.to(scores.device), -torch.inf))
+            self.ranked = ranked
+        index = torch.topk(ranked, self.wanted, -1, **options).indices
+        return torch.return_types.topk((input.gather(-1, index), index))
 
 
 def correction_biases(module: nn.Module, experts: int) -> list[torch.Tensor]:

@@ -37,9 +37,10 @@ class Runner:
         embeddings = cast(torch.Tensor, self.module.get_input_embeddings().weight)
         self.device = torch.device("cpu") if embeddings.is_meta else embeddings.device  # accelerate moves inputs itself
 
-    def each_layer(self, stop: int) -> Iterator[int]:
-        """Indices 0 to `stop - 1`, each while its layer is in memory."""
-        return iter(range(stop)) if self.streamed is None else self.streamed.each_layer(stop)
+    def each_layer(self, stop: int, backward: bool = False) -> Iterator[int]:
+        """Indices 0 to `stop - 1`, or back from there, each while its layer is in memory."""
+        order = range(stop)[::-1] if backward else range(stop)
+        return iter(order) if self.streamed is None else self.streamed.each_layer(order)
 
     def start(self, batch: Batch, owner: object, spill: Spill | None = None) -> Forward:
         """A forward pass that waits at its first layer."""

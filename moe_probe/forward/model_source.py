@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
+from moe_probe.errors import NotFitting
 from moe_probe.families import Layer
+from moe_probe.forward.reference import MAKING
 from moe_probe.model import MoEModel
 from moe_probe.routing import Intervention, Source
+
+
+def require_told(interventions: Sequence[Intervention]) -> None:
+    """Refuse interventions that need another run where there is none.
+
+    Raises:
+        NotFitting: naming the first one.
+    """
+    waiting = next((each for each in interventions if each.needs), None)
+    if waiting is not None:
+        raise NotFitting(f"{waiting!r} needs the unedited run, and there is none of these tokens; {MAKING}.")
 
 
 class ModelSource(Source):
@@ -39,10 +52,11 @@ class ModelSource(Source):
     @property
     def interventions(self) -> list[Intervention]:
         """The model's interventions that act in its layers."""
-        return [edit for edit in self.model.interventions if isinstance(edit, Intervention) and edit.layers()]
+        edits = (edit for edit in self.model.interventions if isinstance(edit, Intervention))
+        return [edit for edit in edits if edit.acts_in(self.model.moe_layers)]
 
     def watched(self, stop: int) -> list[int]:
         """Layers below `stop` to watch: those asked for, the MoE layers before them, and those that are changed."""
         before = {before for before, layer in pairwise(self.model.moe_layers) if layer in self.layers}
-        changed = {layer for edit in self.interventions for layer in edit.layers()}
+        changed = {layer for edit in self.interventions for layer in edit.acts_in(self.model.moe_layers)}
         return sorted(layer for layer in {*self.layers, *before, *changed} if layer < stop)

@@ -16,11 +16,12 @@ from moe_probe.forward.capture import Event, capture
 from moe_probe.forward.dense import DenseFFN
 from moe_probe.forward.execution import Runner, borrowed
 from moe_probe.forward.model_source import ModelSource
+from moe_probe.forward.reference import record_reference
 from moe_probe.forward.sites import find_sites
 from moe_probe.forward.spill import Spill
 from moe_probe.forward.steps import Forward, hand_over, stepping
 from moe_probe.model import MoEModel
-from moe_probe.routing import LayerBatch, LayerBefore, LogitBatch, Need
+from moe_probe.routing import Intervention, LayerBatch, LayerBefore, LogitBatch, Need
 from moe_probe.texts.corpus import Batch, Corpus, Tokens
 
 SAME_DIRECTION = 0.99  # cosine of a gate embedding with itself in another dtype
@@ -68,7 +69,20 @@ class Running(ModelSource):
 
     def split(self, parts: int) -> list[Running]:
         """The same model on parts of the corpus."""
-        return [replace(self, corpus=part) for part in self.corpus.split(parts)]
+        told = self.told()
+        return [replace(told, corpus=part) for part in self.corpus.split(parts)]
+
+    def told(self) -> Running:
+        """The same source, whose interventions know of the unedited run what they need."""
+        waiting = [edit for edit in self.interventions if edit.needs]
+        if not waiting:
+            return self
+        acting = sorted({layer for edit in waiting for layer in edit.acts_in(self.model.moe_layers)})
+        layers = {index: self.model.layer(index) for index in acting}
+        needs = {need for edit in waiting for need in edit.needs}
+        reference = record_reference(replace(self, model=self.model.unedited, layers=layers, baseline=None), needs)
+        edits = [each.told(reference) if isinstance(each, Intervention) else each for each in self.model.interventions]
+        return replace(self, model=self.model.having(edits))
 
     def identity(self) -> dict[str, Any]:
         """Models, layers, and how the corpus is cut."""
@@ -87,7 +101,7 @@ class Running(ModelSource):
             FamilyError: the model's MoE layers cannot be watched.
             WeightError: weights are missing.
         """
-        running = Pass(self, Need.LOGITS in needs, Need.BASELINE in needs)
+        running = Pass(self.told(), Need.LOGITS in needs, Need.BASELINE in needs)
         with running.hooked():
             yield from (running.by_layer if self.layerwise else running.by_batch)(done)
 

@@ -7,7 +7,8 @@ beside it a router whose outputs hold the raw router logits.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -78,18 +79,38 @@ class Site:
 
     def selected_outputs(self, rows: torch.Tensor, top_k_index: torch.Tensor) -> torch.Tensor:
         """The chosen experts' unweighted outputs: (n, w) and (n, k) to (n, k, w)."""
-        return torch.stack([self._apply(rows, chosen[:, None]) for chosen in top_k_index.unbind(1)], dim=1)
+        return torch.stack([self.apply(rows, chosen[:, None]) for chosen in top_k_index.unbind(1)], dim=1)
 
     def output(self, rows: torch.Tensor, expert: int) -> torch.Tensor:
         """One expert's unweighted output on every row, (n, w): all rows go to it, with weight 1."""
-        return self._apply(rows, torch.full((len(rows), 1), expert, dtype=torch.long, device=rows.device))
+        return self.apply(rows, torch.full((len(rows), 1), expert, dtype=torch.long, device=rows.device))
 
-    def _apply(self, rows: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+    def apply(
+        self, rows: torch.Tensor, index: torch.Tensor, parameters: Mapping[str, torch.Tensor] | None = None
+    ) -> torch.Tensor:
+        """One expert's unweighted output on each row: (m, w) and (m, 1) to (m, w).
+
+        `parameters` stand in for those of the experts module of the same names.
+        """
         weights = torch.ones_like(index, dtype=rows.dtype)
         if type(self.experts).__name__ in TWO_CHOICES:
             index = torch.cat([index, torch.full_like(index, self.layer.num_experts - 1)], dim=1)
             weights = torch.cat([weights, torch.zeros_like(weights)], dim=1)
-        return self.experts.forward(rows, index, weights).reshape(rows.shape)
+        with substituted(self.experts, parameters or {}):
+            return self.experts.forward(rows, index, weights).reshape(rows.shape)
+
+
+@contextmanager
+def substituted(module: nn.Module, parameters: Mapping[str, torch.Tensor]) -> Iterator[None]:
+    """Within, tensors stand in for a module's own parameters of the same names."""
+    own = module._parameters
+    kept = {name: own[name] for name in parameters}
+    try:
+        for name, value in parameters.items():
+            own[name] = nn.Parameter(value, requires_grad=False)
+        yield
+    finally:
+        own.update(kept)
 
 
 def find_sites(module: PreTrainedModel, layers: Sequence[int] | None = None) -> dict[int, Site]:

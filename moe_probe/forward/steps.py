@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 from greenlet import getcurrent, greenlet
@@ -55,6 +55,19 @@ class Forward(Generic[Seen]):
             self.greenlet.throw()
         if self.spill is not None:
             self.spill.close()
+
+
+class Carrier(Protocol):
+    """What carries router logits, (tokens, E), from layer to layer beside the hidden states (MoE++)."""
+
+    logits: torch.Tensor | None
+
+
+def carriers(args: Iterable[Any], kwargs: Mapping[str, Any]) -> list[Carrier]:
+    """Those among the arguments of a layer or block."""
+    return [
+        each for each in (*args, *kwargs.values()) if not isinstance(each, torch.Tensor) and hasattr(each, "logits")
+    ]
 
 
 def hand_over(seen: object) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
@@ -93,18 +93,18 @@ class StreamedModule:
         for name in names:
             set_module_tensor_to_device(self.module, name, "meta")
 
-    def each_layer(self, stop: int) -> Iterator[int]:
-        """Indices 0 to `stop - 1`, each while its layer is loaded; the next one is read meanwhile."""
+    def each_layer(self, order: Sequence[int]) -> Iterator[int]:
+        """Indices of layers, each while its layer is loaded; the next one is read meanwhile."""
         with ThreadPoolExecutor(1, thread_name_prefix="prefetch") as pool:
-            names = [self._names(prefix) for prefix in self.prefixes[:stop]]
+            names = [self._names(self.prefixes[index]) for index in order]
             ahead = pool.submit(self._read, names[0])
-            for index in range(stop):
+            for place, index in enumerate(order):
                 self._place(ahead.result())
                 self._require_written(self.layers[index])
-                if index + 1 < stop:
-                    ahead = pool.submit(self._read, names[index + 1])
+                if place + 1 < len(order):
+                    ahead = pool.submit(self._read, names[place + 1])
                 yield index
-                self._drop(names[index])
+                self._drop(names[place])
 
 
 def empty_module(model: MoEModel) -> PreTrainedModel:

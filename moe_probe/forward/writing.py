@@ -18,7 +18,8 @@ from moe_probe.errors import CannotWatch, MachineError, MoEProbeError, NoSuchNam
 from moe_probe.families import Layer
 from moe_probe.forward.capture import Event, capture
 from moe_probe.forward.execution import Runner, borrowed
-from moe_probe.forward.model_source import ModelSource
+from moe_probe.forward.live_tokens import LiveTokens
+from moe_probe.forward.model_source import ModelSource, require_told
 from moe_probe.forward.running import layer_batch
 from moe_probe.forward.sites import find_sites
 from moe_probe.forward.steps import Forward, hand_over
@@ -121,10 +122,16 @@ class Writing(ModelSource):
         """
         module, model = self.model.module, self.model
         check_generation(module.generation_config, self.options)
+        require_told(self.interventions)
         watched = self.watched(model.num_layers)
         sites = find_sites(module, watched)
         for prompt in self.prompts.documents[done:]:
-            with borrowed(module), capture(sites.values(), hand_over, self, model.config, self.interventions):
+            live = LiveTokens(self, prompt.number, partial(label_of, len(prompt.ids)))
+            with (
+                borrowed(module),
+                live.watching(module) as tokens,
+                capture(sites.values(), hand_over, self, model.config, self.interventions, tokens),
+            ):
                 yield self._continue(prompt, watched)
         self._read_written()
 
@@ -154,8 +161,9 @@ class Writing(ModelSource):
                 f"{self.model.family} ran {rows} rows for {len(ids)} tokens: it generates without a cache, so its "
                 "tokens cannot be told apart; pass use_cache=True or use dynamic.run on the finished text."
             )
-        label = np.where(np.arange(len(ids)) < len(prompt.ids), PROMPT, GENERATED).astype(object)
-        tokens = Tokens(np.full(len(ids), prompt.number), np.arange(len(ids)), np.asarray(ids), label)
+        position = np.arange(len(ids))
+        label = label_of(len(prompt.ids), position)
+        tokens = Tokens(np.full(len(ids), prompt.number), position, np.asarray(ids), label)
         parts = [layer_batch(event, tokens, every_place(event)) for event in events]
         values = [part.tensors() for part in parts]
         joined = {name: torch.cat([each[name] for each in values]) for name in values[0] if name in PER_ROW + PER_TOKEN}
@@ -164,6 +172,11 @@ class Writing(ModelSource):
             layer=layer, tokens=tokens, top_k_index=joined["top_k_index"], score_kind=kinds, experts=events[0].site
         )
         return batch.having(**joined)
+
+
+def label_of(prompt: int, position: np.ndarray) -> np.ndarray:
+    """Whether the tokens at some positions are of the prompt of so many tokens."""
+    return np.where(position < prompt, PROMPT, GENERATED).astype(object)
 
 
 @contextmanager

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
+from importlib import import_module
 from types import ModuleType
+from typing import Any
 
 from moe_probe.registry import Registry
 from moe_probe.routing import Intervention
@@ -15,10 +17,22 @@ def _kind(module: ModuleType, name: str) -> type[Intervention]:
     return next(each for each in own if issubclass(each, Intervention))
 
 
+HELPERS = ("applying", "chance", "choosing", "measured", "referring", "where")  # modules that are no kind
+FUNCTIONS = {
+    "Where": "where",
+    "applied": "applying",
+    "reference": "referring",
+    "ablate": "measured.ablation",
+    "agreement": "measured.agreeing",
+    "attribution": "measured.attributing",
+    "claims": "measured.claims",
+    "effect": "measured.effects",
+    "search": "measured.searching",
+}
 KINDS: Registry[type[Intervention]] = Registry(
-    "moe_probe.intervene", "interventions", "intervention", _kind, besides=("choosing",)
+    "moe_probe.intervene", "interventions", "intervention", _kind, besides=HELPERS
 )
-_CLASSES = {"".join(part.title() for part in name.split("_")): name for name in KINDS}
+_CLASSES = {"TopK" if name == "top_k" else "".join(part.title() for part in name.split("_")): name for name in KINDS}
 
 
 def names() -> Mapping[str, type[Intervention]]:
@@ -26,11 +40,13 @@ def names() -> Mapping[str, type[Intervention]]:
     return KINDS
 
 
-def __getattr__(name: str) -> type[Intervention]:
+def __getattr__(name: str) -> Any:
     if name in _CLASSES:
         return KINDS[_CLASSES[name]]
+    if name in FUNCTIONS:
+        return getattr(import_module(f"moe_probe.intervene.{FUNCTIONS[name]}"), name)
     raise AttributeError(f"module 'moe_probe.intervene' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted(["names", *_CLASSES])
+    return sorted(["names", *FUNCTIONS, *_CLASSES])

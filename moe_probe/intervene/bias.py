@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Self
 
-from moe_probe.intervene.choosing import OnExperts, bias_of
+from moe_probe.intervene.choosing import OnExperts
 from moe_probe.model import MoEModel
-from moe_probe.routing import Call
+from moe_probe.routing import Call, Request
 from moe_probe.signatures import check_number
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Bias(OnExperts):
     """Adds `delta` to the router logits of the named experts; everything after them follows.
+
+    Several biases on one expert add up.
 
     Args:
         layer: index of the MoE layer.
         experts: whose logits change.
         delta: what is added, in logits.
+        where: only in these tokens (`Where`); in all by default.
 
     Examples:
         >>> Bias(layer=0, experts=[3], delta=1.0)
@@ -26,9 +30,15 @@ class Bias(OnExperts):
 
     delta: float
 
+    decides = True
+
+    @classmethod
+    def example(cls) -> Self:
+        return cls(layer=0, experts=[1], delta=1.0)
+
     def check(self, model: MoEModel) -> None:
         super().check(model)
         check_number("delta", self.delta, -1e30, 1e30, whole=False)
 
-    def route(self, call: Call) -> Call:
-        return call.reselect(bias_of(call.layer.num_experts, self.experts, self.delta, call.logits))
+    def decide(self, call: Call, request: Request) -> None:
+        request.add_bias(self.flags(call.layer).float() * float(self.delta), call.rows_of(self))

@@ -4,24 +4,22 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
-
-from moe_probe.errors import NotFitting
-from moe_probe.intervene.choosing import OnExperts, bias_of
-from moe_probe.model import MoEModel
-from moe_probe.routing import Call
+from moe_probe.families import Layer
+from moe_probe.intervene.choosing import OnExperts
+from moe_probe.routing import Call, Request
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Mask(OnExperts):
     """Makes the router choose as if the named experts were deleted from the checkpoint.
 
     They are never chosen, are absent from a softmax's sum and from their group's score; the others' weights follow by
-    the family's own rule.
+    the family's own rule. Where router logits are carried to the next layer (MoE++), theirs are not.
 
     Args:
         layer: index of the MoE layer.
         experts: who cannot be chosen.
+        where: only in these tokens (`Where`); in all by default.
 
     Raises:
         NotFitting: fewer experts than top-k are left.
@@ -31,15 +29,10 @@ class Mask(OnExperts):
         Mask(layer=0, experts=(3,))
     """
 
-    def check(self, model: MoEModel) -> None:
-        super().check(model)
-        layer = model.layer(self.layer)
-        left = layer.num_experts - len(set(self.experts))
-        if left < layer.top_k:
-            raise NotFitting(
-                f"Layer {self.layer} of {model.name} chooses {layer.top_k} experts per token; masking "
-                f"{len(set(self.experts))} of {layer.num_experts} leaves {left}."
-            )
+    decides = True
 
-    def route(self, call: Call) -> Call:
-        return call.reselect(bias_of(call.layer.num_experts, self.experts, -torch.inf, call.logits))
+    def masked(self, layer: Layer) -> frozenset[int]:
+        return frozenset(self.routed(layer))
+
+    def decide(self, call: Call, request: Request) -> None:
+        request.mask(self.flags(call.layer), call.rows_of(self))

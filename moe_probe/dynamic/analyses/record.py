@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal, get_args
 
+import numpy as np
 import xarray as xr
 from rich.filesize import decimal
 
@@ -14,7 +15,7 @@ from moe_probe.errors import NoSuchName, NotFitting
 from moe_probe.families import Layer
 from moe_probe.routing import LayerBatch, LogitBatch, Need, Source
 from moe_probe.signatures import check_number
-from moe_probe.statistics.states import ALL_LAYERS, TokenTable
+from moe_probe.statistics.states import ALL_LAYERS, Kept, Rows, TokenTable
 
 Outputs = Literal["none", "selected", "all"]
 NEEDS: Final[Mapping[str, frozenset[Need]]] = {
@@ -23,6 +24,9 @@ NEEDS: Final[Mapping[str, frozenset[Need]]] = {
     "all": frozenset({Need.OUTPUTS}),
 }
 
+# what stands in the places of a layer that chooses fewer experts than others (under `intervene.TopK`)
+RANKED: Final[Mapping[str, float]] = {"topk_expert": -1, "topk_weight": 0, "selected_output": 0}
+
 
 @dataclass
 class Record(Analysis):
@@ -30,10 +34,10 @@ class Record(Analysis):
 
     The result has, float32 unless said otherwise: `router_logits` (raw), `score` and `selection`, what top-k
     ranks, (layer, token[, subtoken], expert); `topk_expert` (int64) and `topk_weight` (layer, token[, subtoken], rank),
-    in the router's order; `expert_input` and `routed_output` (layer, token[, subtoken], width); `block_output` (layer,
-    token, hidden); with `outputs="selected"` `selected_output` (..., rank, width), with `"all"` `output` (..., expert,
-    width) and `norm` (..., expert), its L2 norm: both unweighted; with `logits=True` `logits` (token, vocabulary), the
-    model's output.
+    in the router's order, expert -1 and weight 0 where a layer chooses fewer than others; `expert_input` and
+    `routed_output` (layer, token[, subtoken], width); `block_output` (layer, token, hidden); with `outputs="selected"`
+    `selected_output` (..., rank, width), with `"all"` `output` (..., expert, width) and `norm` (..., expert), its L2
+    norm: both unweighted; with `logits=True` `logits` (token, vocabulary), the model's output.
 
     Args:
         outputs: `none`, `selected` (of the chosen experts) or `all`.
@@ -110,6 +114,8 @@ class Record(Analysis):
         self.of_model.put(ALL_LAYERS, (batch.tokens, batch.logits))
 
     def variables(self, source: Source) -> Mapping[str, xr.DataArray]:
+        for name, fill in RANKED.items():
+            pad_ranks(self.state_of(name), fill)
         tables = [name for name in self.declared() if isinstance(getattr(type(self), name), TokenTable)]
         found = {name: self.state_of(name).array for name in tables if name != "of_model" and self.state_of(name)}
         if self.of_model:
@@ -120,3 +126,18 @@ class Record(Analysis):
 
     def coords(self, source: Source) -> Mapping[str, Any]:
         return {"kind": ("expert", list(source.first_layer.expert_kinds))}
+
+
+def pad_ranks(kept: Kept[Rows], fill: float) -> None:
+    """Give the tables of all layers as many ranks as the largest has."""
+    axis = -len(kept.state.dims)
+    most = max((values.shape[axis] for rows in kept.values.values() for _, values in rows.parts), default=0)
+    for rows in kept.values.values():
+        rows.parts = [(tokens, padded(values, axis, most, fill)) for tokens, values in rows.parts]
+
+
+def padded(values: np.ndarray, axis: int, most: int, fill: float) -> np.ndarray:
+    """An array with so many places along an axis, those added holding `fill`."""
+    missing = [(0, 0)] * values.ndim
+    missing[axis] = 0, most - values.shape[axis]
+    return np.pad(values, missing, constant_values=fill)

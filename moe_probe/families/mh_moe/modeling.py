@@ -79,13 +79,16 @@ class MhMoeRouter(nn.Module):
         return "wg" if self.cosine else "wg.weight"
 
     def logits(self, rows: torch.Tensor) -> torch.Tensor:
-        """(n, w) to (n, E). Cosine: r . wg / |wg| with r the reduced row, not normalized, no temperature."""
+        """(n, w) to (n, E). Cosine: r . wg / |wg| with r the reduced row, not normalized, no temperature.
+
+        What is not finite becomes the least value, but for -inf, which masks an expert.
+        """
         if not self.cosine:
             return self.wg(rows)
         directions = nn.functional.normalize(self.wg.float(), dim=-1)
         logits = nn.functional.linear(self.wg_reduction(rows).float(), directions).to(rows.dtype)
-        finite = logits.isfinite()
-        return logits if finite.all() else logits.where(finite, logits[finite].min())
+        finite = logits.isfinite() | logits.isneginf()
+        return logits if finite.all() else logits.where(finite, logits[logits.isfinite()].min())
 
     def forward(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         router_logits = self.logits(rows)

@@ -76,7 +76,8 @@ class MoePlusPlusRouter(nn.Module):
 
         Args:
             hidden_states: (tokens, d).
-            previous_logits: (tokens, E), of the layer before; None in the first layer.
+            previous_logits: (tokens, E), of the layer before; None in the first layer. Experts that are masked there
+                with -inf add nothing.
 
         Returns:
             Logits (tokens, E) with the residual, before normalization; applied weights (tokens, k) in descending order,
@@ -84,7 +85,8 @@ class MoePlusPlusRouter(nn.Module):
         """
         router_logits = self.wg(hidden_states)
         if previous_logits is not None:
-            router_logits = router_logits + self.gate_map(previous_logits.to(hidden_states))
+            present = previous_logits.masked_fill(previous_logits == -torch.inf, 0)
+            router_logits = router_logits + self.gate_map(present.to(hidden_states))
         return router_logits, *self.select(router_logits)
 
     def select(self, router_logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -1,0 +1,53 @@
+"""`moe-probe effect`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from moe_probe.cli.common import Ckpt, Out, write
+from moe_probe.cli.options import MODEL_OPTIONS, interventions_of, of_run, open_model, takes
+from moe_probe.errors import NotFitting
+from moe_probe.options import EFFECT_OPTIONS
+
+EXAMPLE = (
+    "Example: `moe-probe effect ckpt/Mixtral-8x7B-v0.1 --texts wiki.txt --under mask.layer=3,experts=1+2 --direct -o "
+    "out`. Interventions act together; a name before one, as in `--under without:zero.layer=3,experts=1`, makes edits "
+    "of several names, which are measured beside each other."
+)
+
+
+def epilog() -> str:
+    """An example."""
+    return EXAMPLE
+
+
+@takes(*EFFECT_OPTIONS, *MODEL_OPTIONS)
+def command(
+    ckpt: Ckpt,
+    out: Out,
+    texts: Annotated[str, typer.Option(metavar="FILE", help="Texts, as for dynamic.")],
+    direct: Annotated[bool, typer.Option(help="Measure effects without rerouting too.")] = False,
+    bootstrap: Annotated[int, typer.Option(metavar="N", help="Resamples for the intervals; 0 for none.")] = 1000,
+    **options: Any,
+) -> None:
+    """Measure what interventions do to the model's output: netCDF result and PDF figures in DIR."""
+    from moe_probe import intervene
+
+    edits = edits_of(options.pop("under"))
+    if not edits:
+        raise NotFitting("effect measures interventions, and none is given; pass --under mask.layer=3,experts=1+2.")
+    model, asked = open_model(ckpt, options), of_run(options, EFFECT_OPTIONS)
+    write([intervene.effect(model, texts, edits, direct=direct, bootstrap=bootstrap, **asked)], out)
+
+
+def edits_of(texts: list[str] | None) -> dict[str, list[Any]]:
+    """Interventions by the name of their edit; those without one are named by what they do."""
+    named: dict[str, list[str]] = {}
+    for text in texts or ():
+        name, colon, rest = text.partition(":")
+        alone = colon and name.isidentifier()
+        named.setdefault(name if alone else "", []).append(rest if alone else text)
+    found = {name: interventions_of(own) for name, own in named.items()}
+    return {name or ", ".join(map(repr, own)): own for name, own in found.items()}

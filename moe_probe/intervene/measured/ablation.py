@@ -1,0 +1,247 @@
+"""What each expert is good for: the loss without it, expert by expert."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any, Literal, Unpack
+
+import numpy as np
+import xarray as xr
+
+from moe_probe.forward.running import Running
+from moe_probe.intervene.choosing import ALL
+from moe_probe.intervene.mask import Mask
+from moe_probe.intervene.mean import Mean
+from moe_probe.intervene.measured.effects import (
+    DEFINITION,
+    DRAWS,
+    experiment_source,
+    lengths,
+    told_of,
+    variant_of,
+)
+from moe_probe.intervene.measured.intervals import BLOCKS, check_draws, pooled
+from moe_probe.intervene.measured.measures import Measures
+from moe_probe.intervene.measured.runs import BaseRun, measure
+from moe_probe.intervene.zero import Zero
+from moe_probe.model import MoEModel, Openable, load
+from moe_probe.options import ABLATE_OPTIONS, RunOptions, completed
+from moe_probe.results import dataset, provenance
+from moe_probe.routing import Intervention
+from moe_probe.signatures import check_types
+from moe_probe.texts.corpus import Corpus
+from moe_probe.texts.reading import Texts
+
+How = Literal["zero", "mask", "mean"]
+KINDS: Mapping[str, type[Zero | Mask | Mean]] = {"zero": Zero, "mask": Mask, "mean": Mean}
+SUMS = ("loss_change", "kl", "changed")
+
+
+class PerBlock:
+    """Measures of each variant, summed over the documents of each label and block of documents.
+
+    Documents are dealt into blocks by number, so that what is kept does not grow with the texts.
+
+    Attributes:
+        values: by name, (blocks, labels, variants).
+    """
+
+    def __init__(self, variants: int, corpus: Corpus):
+        self.labels = sorted({document.label for document in corpus.documents})
+        self.label = {document.number: self.labels.index(document.label) for document in corpus.documents}
+        self.values = {name: np.zeros((BLOCKS, len(self.labels), variants)) for name in SUMS}
+
+    def add(self, measures: Measures) -> None:
+        """Take in some rows."""
+        label = np.array([self.label[number] for number in measures.document.tolist()])
+        for name in SUMS:
+            np.add.at(self.values[name], (measures.document % BLOCKS, label, measures.variant), getattr(measures, name))
+
+    def merge(self, other: PerBlock) -> None:
+        """Take in what was measured in other documents."""
+        for name, values in other.values.items():
+            at = [self.labels.index(label) for label in other.labels]
+            self.values[name][:, at] += values
+
+    def state(self) -> Mapping[str, np.ndarray]:
+        return self.values
+
+    def restore(self, state: dict[str, np.ndarray]) -> None:
+        self.values = dict(state)
+
+
+def ablate(
+    model: Openable,
+    texts: Texts,
+    how: How = "zero",
+    *,
+    experts: Sequence[int] | int | None = None,
+    direct: bool = False,
+    bootstrap: int = DRAWS,
+    **options: Unpack[RunOptions],
+) -> xr.Dataset:
+    """The change of the loss when one expert is taken away, for each expert of each layer.
+
+    Layers before the edited one are never run again, experts run together, and a document in which no token chose the
+    expert is not run for `zero` and `mean`, which cannot change it. Layerwise, weights are read once for all edits
+    (and once more for `mean`, whose means come first).
+
+    Args:
+        model: a checkpoint folder, a hub id or a model; interventions that it has are part of the unedited run.
+        texts: as for `dynamic.run`.
+        how: `zero` (weight 0), `mask` (as if deleted, chosen anew) or `mean` (its mean output).
+        experts: numbers of experts; all by default.
+        direct: measure the direct effect too: routing of later layers replayed from the unedited run.
+        bootstrap: resamples of documents for the intervals; 0 for none.
+        options: those of `dynamic.run` but `baseline`: `layers` that are edited; with `checkpoint_dir`, an interrupted
+            run resumes.
+
+    Returns:
+        Dimensions `path` (`total`, `direct`), `layer`, `expert`, and `label` where documents have some:
+        `loss_change`, over all predicted tokens, nats, with `_low` and `_high`, the 95 % interval over documents;
+        positive is harm. `kl`, mean of KL(unedited || edited) over all positions, nats. `top1`, share of positions
+        whose most likely next token stays. `label_loss_change` (path, label, layer, expert) with its interval.
+        `base_loss`, scalar. `chosen` (layer, expert), choices in the unedited run, and `control_loss_change`, that
+        without the other expert of the layer whose number of choices is nearest: the control. An expert that a layer
+        does not have is nan.
+
+    Raises:
+        InputError: a layer or expert that there is not; a mask that leaves too few; texts too short to predict
+            anything.
+        FamilyError: the model's MoE layers cannot be watched.
+
+    Examples:
+        >>> from moe_probe import intervene
+        >>> intervene.ablate("ckpt/tiny-mixtral", ["A short text."], layers=[1]).loss_change.sizes["expert"]
+        8
+    """
+    check_types(ablate, {"how": how, "experts": experts, "direct": direct})
+    check_draws(bootstrap)
+    asked = completed(options, ABLATE_OPTIONS, "ablate")
+    opened = load(model)
+    chosen = opened.select_layers(asked["layers"])
+    cells = [(layer, expert) for layer in chosen for expert in experts_of(opened, layer, experts)]
+    edits = [KINDS[how](layer, [expert]) for layer, expert in cells]
+    for edit in edits:
+        edit.check(opened)
+    paths = ("total", "direct") if direct else ("total",)
+    source = experiment_source(opened, texts, {**asked, "layers": None}, [])
+    told = told_of_all(source, how, chosen, edits)
+    variants = [variant_of(opened, [edit], path) for path in paths for edit in told]
+    collected, unedited = measure(source, variants, partial(PerBlock, len(variants)), asked, "ablate")
+    return _result(source, collected, unedited, cells, paths, how, bootstrap)
+
+
+def experts_of(model: MoEModel, layer: int, experts: Sequence[int] | int | None) -> Sequence[int]:
+    """Experts of a layer that are taken away."""
+    if experts is None:
+        return range(model.layer(layer).num_experts)
+    return [experts] if isinstance(experts, int) else list(experts)
+
+
+def told_of_all(
+    source: Running, how: str, layers: Sequence[int], edits: Sequence[Intervention]
+) -> Sequence[Intervention]:
+    """The edits; means are taken of one run for all of them."""
+    if how != "mean":
+        return edits
+    told: Any = told_of(source, [Mean(layer, ALL) for layer in layers])
+    of = {each.layer: each.of for each in told}
+    return [edit.told(of[edit.layer]) for edit in edits if isinstance(edit, Mean)]
+
+
+def alike(counts: np.ndarray) -> np.ndarray:
+    """The other expert whose count is nearest to that of each expert, (E,); the smaller number of two."""
+    apart = np.abs(counts[:, None] - counts[None]).astype(float)
+    np.fill_diagonal(apart, np.inf)
+    return apart.argmin(1)
+
+
+def _result(
+    source: Running,
+    collected: PerBlock,
+    unedited: BaseRun,
+    cells: Sequence[tuple[int, int]],
+    paths: Sequence[str],
+    how: str,
+    draws: int,
+) -> xr.Dataset:
+    layers, experts = (sorted(set(each)) for each in zip(*cells, strict=True))
+    at = [layers.index(layer) for layer, _ in cells], [experts.index(expert) for _, expert in cells]
+    coords = {"path": list(paths), "label": collected.labels, "layer": layers, "expert": [str(e) for e in experts]}
+
+    def gridded(values: np.ndarray) -> np.ndarray:
+        """(..., variants) as (..., path, layer, expert)."""
+        by_path = values.reshape(*values.shape[:-1], len(paths), len(cells))
+        grid = np.full((*by_path.shape[:-1], len(layers), len(experts)), np.nan)
+        grid[..., at[0], at[1]] = by_path
+        return grid
+
+    predicted, tokens = _counts(source.corpus, collected)
+    positions = tokens.sum()
+    found = {
+        "base_loss": ((), np.asarray(unedited.total.sum() / predicted.sum()), "loss of the unedited run", "nats"),
+        "kl": (DIMS, gridded(collected.values["kl"].sum((0, 1)) / positions), "KL from the unedited run", "nats"),
+        "top1": (DIMS, gridded(1 - collected.values["changed"].sum((0, 1)) / positions), "next token kept", "1"),
+    }
+    change = collected.values["loss_change"]
+    for ending, values in zip(ENDINGS, pooled(change.sum(1), predicted.sum(1), draws), strict=True):
+        found[f"loss_change{ending}"] = (DIMS, gridded(values), f"change of the loss{ENDINGS[ending]}", "nats")
+    if any(collected.labels):
+        by_label = [pooled(change[:, n], predicted[:, n], draws) for n in range(len(collected.labels))]
+        for number, ending in enumerate(ENDINGS):
+            values = np.stack([gridded(each[number]) for each in by_label], 1)
+            text = f"change of the loss by label{ENDINGS[ending]}"
+            found[f"label_loss_change{ending}"] = (("path", "label", "layer", "expert"), values, text, "nats")
+    found["chosen"] = (DIMS[1:], _counts_of(unedited, layers, experts), "choices in the unedited run", "choices")
+    found["control_loss_change"] = (DIMS, _control(found["loss_change"][1], unedited, layers, experts), CONTROL, "nats")
+    about = provenance("ablate", source.model, how=how, bootstrap=draws, paths=list(paths))
+    about |= {"documents": len(source.corpus.documents), "tokens": source.corpus.num_tokens}
+    about |= {"texts": source.corpus.fingerprint, "definition": f"{HOW[how]} {DEFINITION}"}
+    arrays = {
+        name: xr.DataArray(values, {d: coords[d] for d in dims}, dims, attrs={"long_name": text, "units": unit})
+        for name, (dims, values, text, unit) in found.items()
+    }
+    return dataset(arrays, about)
+
+
+def _counts_of(unedited: BaseRun, layers: Sequence[int], experts: Sequence[int]) -> np.ndarray:
+    """How often the unedited run chose each expert, (layers, experts); nan where there is no such expert."""
+    grid = np.full((len(layers), len(experts)), np.nan)
+    for row, layer in enumerate(layers):
+        counts = unedited.chosen[layer]
+        there = [expert for expert in experts if expert < len(counts)]
+        grid[row, : len(there)] = counts[there]
+    return grid
+
+
+def _control(values: np.ndarray, unedited: BaseRun, layers: Sequence[int], experts: Sequence[int]) -> np.ndarray:
+    """The change of the loss without the expert of the layer that is chosen about as often; nan where not measured."""
+    found = np.full_like(values, np.nan)
+    for row, layer in enumerate(layers):
+        other = alike(unedited.chosen[layer])
+        for place, expert in enumerate(experts):
+            if expert < len(other) and int(other[expert]) in experts:
+                found[:, row, place] = values[:, row, experts.index(int(other[expert]))]
+    return found
+
+
+def _counts(corpus: Corpus, collected: PerBlock) -> tuple[np.ndarray, np.ndarray]:
+    """Predicted tokens and tokens, by block and label."""
+    predicted, tokens = np.zeros((2, BLOCKS, len(collected.labels)))
+    for document, length in zip(corpus.documents, lengths(corpus).tolist(), strict=True):
+        place = document.number % BLOCKS, collected.label[document.number]
+        predicted[place] += length - 1
+        tokens[place] += length
+    return predicted, tokens
+
+
+DIMS = ("path", "layer", "expert")
+ENDINGS = {"": "", "_low": ", lower end of the 95 % interval", "_high": ", upper end of the 95 % interval"}
+CONTROL = "change of the loss without the expert that is chosen about as often"
+HOW = {
+    "zero": "One expert's applied weight is 0.",
+    "mask": "One expert is as if deleted: chosen anew.",
+    "mean": "One expert's output is its mean over the tokens that chose it in the unedited run.",
+}

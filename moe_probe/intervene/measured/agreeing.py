@@ -1,0 +1,67 @@
+"""How well the first-order estimate ranks experts by what their ablation really costs."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from scipy.stats import spearmanr
+
+from moe_probe.errors import NotComparable, WrongType
+from moe_probe.results import dataset
+from moe_probe.signatures import value_shown
+
+
+def agreement(measured: xr.Dataset, estimate: xr.Dataset) -> xr.Dataset:
+    """An attribution beside the ablation that it estimates.
+
+    Args:
+        measured: result of `ablate` on some texts.
+        estimate: result of `attribution` of the same model on the same texts.
+
+    Returns:
+        `measured`, `estimate` (layer, expert), nats, of the total effects; `rank_correlation`, scalar, and
+        `layer_rank_correlation` (layer), Spearman's, nan with fewer than three experts.
+
+    Raises:
+        NotComparable: the results are of different models or texts.
+        WrongType: they are other results.
+
+    Examples:
+        >>> from moe_probe import intervene
+        >>> texts = [[5, 6, 7, 8], [9, 10, 11]]
+        >>> both = intervene.ablate("ckpt/tiny-mixtral", texts), intervene.attribution("ckpt/tiny-mixtral", texts)
+        >>> abs(intervene.agreement(*both).rank_correlation.item()) <= 1
+        True
+    """
+    for name, result in (("ablate", measured), ("attribution", estimate)):
+        if not isinstance(result, xr.Dataset) or result.attrs.get("analysis") != name:
+            raise WrongType(f"agreement takes the results of ablate and attribution, not {value_shown(result)}.")
+    for what in ("fingerprint", "texts"):
+        if measured.attrs[what] != estimate.attrs[what]:
+            raise NotComparable(f"The results differ in their {what}; pass an ablation and an attribution of one run.")
+    both = xr.Dataset({"measured": measured.loss_change.sel(path="total", drop=True), "estimate": estimate.loss_change})
+    one, other = both.measured.transpose("layer", "expert"), both.estimate.transpose("layer", "expert")
+    by_layer = [
+        rank_correlation(one.sel(layer=layer).values, other.sel(layer=layer).values) for layer in one.layer.values
+    ]
+    texts = {"measured": "change of the loss, measured", "estimate": "change of the loss, estimated"}
+    found = {name: both[name].assign_attrs(long_name=text, units="nats") for name, text in texts.items()}
+    rank = {"long_name": "Spearman's rank correlation", "units": "1"}
+    found["rank_correlation"] = xr.DataArray(rank_correlation(one.values, other.values), attrs=rank)
+    found["layer_rank_correlation"] = xr.DataArray(by_layer, {"layer": one.layer.values}, ("layer",), attrs=rank)
+    how = json.loads(measured.attrs["parameters"])["how"]
+    about = {**measured.attrs, "analysis": "agreement", "parameters": json.dumps({"how": how})}
+    return dataset(found, about)
+
+
+def rank_correlation(one: np.ndarray, other: np.ndarray) -> float:
+    """Spearman's, of the pairs that are both known; nan with fewer than three, or where one side is constant."""
+    known = np.isfinite(one) & np.isfinite(other)
+    one, other = one[known], other[known]
+    if len(one) < 3 or np.ptp(one) == 0 or np.ptp(other) == 0:
+        return float("nan")
+    found: Any = spearmanr(one, other)
+    return float(found.statistic)

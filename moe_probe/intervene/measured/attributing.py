@@ -1,0 +1,127 @@
+"""A first-order estimate of every expert's ablation, from one forward and one backward pass."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Unpack
+
+import numpy as np
+import xarray as xr
+
+from moe_probe.errors import NotFinite
+from moe_probe.forward.differentiating import Derivatives, Differentiating
+from moe_probe.intervene.measured.effects import DRAWS, experiment_source, lengths
+from moe_probe.intervene.measured.intervals import check_draws, pooled
+from moe_probe.intervene.measured.runs import LOGIT_VALUES
+from moe_probe.model import Openable, load
+from moe_probe.options import ATTRIBUTION_OPTIONS, RunOptions, completed
+from moe_probe.progress import reporting
+from moe_probe.results import dataset, provenance
+from moe_probe.texts.corpus import Batch, Corpus
+from moe_probe.texts.reading import Texts
+
+
+class PerExpert:
+    """Attributions by document: minus the summed derivatives of the document's loss.
+
+    Attributes:
+        values: by layer, (documents, E), nats.
+    """
+
+    def __init__(self, corpus: Corpus, experts: Mapping[int, int]):
+        self.place = {document.number: place for place, document in enumerate(corpus.documents)}
+        self.values = {layer: np.zeros((len(corpus.documents), count)) for layer, count in experts.items()}
+
+    def add(self, batch: Batch, layer: int, found: Derivatives) -> None:
+        """Take in a batch in one layer."""
+        if layer not in self.values:
+            return
+        index, slopes = found.index.cpu().numpy(), found.slopes.double().cpu().numpy()
+        tokens, parts = batch.places(), len(index) // (batch.shape[0] * batch.shape[1])
+        if not np.isfinite(slopes).all():
+            raise NotFinite(f"Layer {layer}: derivatives of the loss are not finite; load(..., dtype=torch.float32).")
+        place = np.repeat([self.place[number] for number in tokens.document.tolist()], parts)
+        np.add.at(self.values[layer], (place[:, None], index), -slopes)
+
+
+def attribution(
+    model: Openable,
+    texts: Texts,
+    *,
+    bootstrap: int = DRAWS,
+    **options: Unpack[RunOptions],
+) -> xr.Dataset:
+    """First-order estimate of `ablate(how="zero")` for all experts at once.
+
+    Minus the derivative of the loss to a factor on the expert's weighted output, at 1, through everything that follows,
+    the weights of later routers too (not their choices). Exact where the loss is linear in that factor.
+
+    Args:
+        model: a checkpoint folder, a hub id or a model; interventions that it has act.
+        texts: as for `dynamic.run`.
+        bootstrap: resamples of documents for the intervals; 0 for none.
+        options: those of `dynamic.run` (`layers` that are told of) but `baseline`, `checkpoint_dir` and `n_jobs`.
+
+    Returns:
+        `loss_change` (layer, expert), over all predicted tokens, nats, positive is harm, with `_low` and `_high`, the
+        95 % interval over documents; `document_loss_change` (document, layer, expert), of the document's loss, nan for
+        a document of one token; `base_loss`, scalar. An expert that a layer does not have is nan.
+
+    Raises:
+        InputError: a layer that there is not, or texts too short to predict anything.
+        FamilyError: the model's MoE layers cannot be watched.
+
+    Examples:
+        >>> from moe_probe import intervene
+        >>> intervene.attribution("ckpt/tiny-mixtral", ["A short text."]).loss_change.shape
+        (4, 8)
+    """
+    check_draws(bootstrap)
+    asked = completed(options, ATTRIBUTION_OPTIONS, "attribution")
+    opened = load(model)
+    chosen = opened.select_layers(asked["layers"])
+    source = experiment_source(opened, texts, {**asked, "layers": None}, [])
+    row_tokens = max(1, min(source.batch_tokens, LOGIT_VALUES // source.vocab_size))
+    batches = list(source.corpus.batches(row_tokens))
+    collected = PerExpert(source.corpus, {layer: opened.layer(layer).num_experts for layer in chosen})
+    total, steps = 0.0, len(batches) * (1 + opened.num_layers if source.layerwise else 1)
+    with reporting("batches", steps, asked["progress"]) as advance:
+        for batch, found, loss in Differentiating(source, batches).run():
+            for layer, derivatives in found.items():
+                collected.add(batch, layer, derivatives)
+            total += 0.0 if loss is None else float(loss)
+            advance()
+    if not np.isfinite(total):
+        raise NotFinite("The model's loss is not finite; the weights are damaged or overflow in their dtype.")
+    return _result(opened, source.corpus, collected, total, bootstrap)
+
+
+def _result(model: Any, corpus: Corpus, collected: PerExpert, total: float, draws: int) -> xr.Dataset:
+    layers, predicted = list(collected.values), lengths(corpus) - 1
+    width = max(values.shape[1] for values in collected.values.values())
+    by_layer = [np.pad(v, ((0, 0), (0, width - v.shape[1])), constant_values=np.nan) for v in collected.values.values()]
+    sums = np.stack(by_layer, 1)  # (documents, layers, experts)
+    coords = {
+        "document": [document.number for document in corpus.documents],
+        "layer": layers,
+        "expert": [str(expert) for expert in range(width)],
+    }
+    with np.errstate(invalid="ignore", divide="ignore"):
+        by_document = sums / predicted[:, None, None]
+    value, low, high = pooled(sums, predicted, draws)
+    over_all = ("layer", "expert")
+    described = {
+        "base_loss": ((), np.asarray(total / predicted.sum()), "loss of the unedited run"),
+        "loss_change": (over_all, value, "estimated change of the loss"),
+        "loss_change_low": (over_all, low, "estimated change of the loss, lower end of the 95 % interval"),
+        "loss_change_high": (over_all, high, "estimated change of the loss, upper end of the 95 % interval"),
+        "document_loss_change": (("document", *over_all), by_document, "estimated change of the loss of a document"),
+    }
+    found = {
+        name: xr.DataArray(values, {d: coords[d] for d in dims}, dims, attrs={"long_name": text, "units": "nats"})
+        for name, (dims, values, text) in described.items()
+    }
+    about = provenance("attribution", model, bootstrap=draws)
+    about |= {"documents": len(corpus.documents), "tokens": corpus.num_tokens, "texts": corpus.fingerprint}
+    about["definition"] = "Minus the derivative of the loss to a factor on each expert's weighted output, at 1."
+    return dataset(found, about)

@@ -1,0 +1,101 @@
+"""What papers observe about routing, tested by interventions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Unpack
+
+import numpy as np
+import xarray as xr
+
+from moe_probe.intervene.choosing import ALL
+from moe_probe.intervene.measured.effects import DRAWS, effect
+from moe_probe.intervene.permute import Permute
+from moe_probe.intervene.random import Random
+from moe_probe.intervene.replace import Replace
+from moe_probe.intervene.route_by_norm import RouteByNorm
+from moe_probe.intervene.uniform import Uniform
+from moe_probe.intervene.zero import Zero
+from moe_probe.model import MoEModel, Openable, load
+from moe_probe.options import ABLATE_OPTIONS, RunOptions, completed
+from moe_probe.routing import Intervention
+from moe_probe.static.analyses.similarity import similarity
+from moe_probe.texts.reading import Texts
+
+REPLACED = 2  # most similar, and least similar, pairs of each layer
+
+
+def claims(model: Openable, texts: Texts, *, bootstrap: int = DRAWS, **options: Unpack[RunOptions]) -> xr.Dataset:
+    """The effects of interventions that test what arXiv 2406.18219 and 2410.07348 observe, in the given layers at once.
+
+    Does the router choose experts with the larger norms because it should: `norm`, against `random` and the router
+    itself (no change). Is it the router or the expert: `permuted`, `uniform`. Do similar experts replace each other:
+    `most similar`, against `least similar`, the pairs of each layer with the largest and least mean cosine of their
+    matrices, of which one runs in the place of the other. Are the shared and the constant experts needed: `no shared`,
+    `no constant`, `no zero`, `no copy`, where the model has them, against `one silent`, a routed expert of each
+    layer, and `no routed`, all of them.
+
+    Args:
+        model: a checkpoint folder, a hub id or a model.
+        texts: as for `dynamic.run`.
+        bootstrap: resamples of documents for the intervals; 0 for none.
+        options: those of `dynamic.run` but `baseline`: `layers` that are edited.
+
+    Returns:
+        As `effect`, with `direct=True`.
+
+    Examples:
+        >>> from moe_probe.intervene import claims
+        >>> found = claims("ckpt/tiny-mixtral", [[5, 6, 7, 8], [9, 10, 11]], layers=[1])
+        >>> "most similar" in found.edit.values
+        True
+    """
+    asked = completed(options, ABLATE_OPTIONS, "claims")
+    opened = load(model)
+    layers = opened.select_layers(asked.pop("layers"))
+    edits = dict(_of_routing(layers)) | _of_similar(opened, layers) | _of_kinds(opened, layers)
+    found = effect(opened, texts, edits, direct=True, bootstrap=bootstrap, **asked)
+    return found.assign_attrs(layers=list(layers))
+
+
+def _of_routing(layers: Sequence[int]) -> Mapping[str, list[Intervention]]:
+    kinds: Mapping[str, Any] = {"norm": RouteByNorm, "random": Random, "permuted": Permute, "uniform": Uniform}
+    return {name: [kind(layer) for layer in layers] for name, kind in kinds.items()}
+
+
+def _of_similar(model: MoEModel, layers: Sequence[int]) -> dict[str, list[Intervention]]:
+    """Replacement of the most and of the least similar pairs."""
+    cosine = similarity(model, layers=list(layers)).cosine.mean("projection")
+    found: dict[str, list[Intervention]] = {"most similar": [], "least similar": []}
+    for layer in layers:
+        values = cosine.sel(layer=layer).values
+        labels = [int(label) for label in cosine.expert.values]
+        one, other = np.triu_indices(len(values), 1)
+        order = np.argsort(values[one, other], kind="stable")
+        for name, places in (("least similar", order), ("most similar", order[::-1])):
+            pairs = [(labels[one[place]], labels[other[place]]) for place in places]
+            found[name] += [Replace(layer, first, second) for first, second in apart(pairs)[:REPLACED]]
+    return found
+
+
+def apart(pairs: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Pairs in their order, without those that share an expert with one before."""
+    found: list[tuple[int, int]] = []
+    for pair in pairs:
+        if not {each for one in found for each in one} & set(pair):
+            found.append(pair)
+    return found
+
+
+def _of_kinds(model: MoEModel, layers: Sequence[int]) -> dict[str, list[Intervention]]:
+    """Shared experts, and those without weights, taken away; and one routed expert of each layer beside them."""
+    found: dict[str, list[Intervention]] = {"one silent": [Zero(layer, [0]) for layer in layers]}
+    shared = [layer for layer in layers if model.layer(layer).num_shared]
+    if shared:
+        found["no shared"] = [Zero(layer, ["S"]) for layer in shared]
+    for kind in ("constant", "copy", "zero"):
+        cells = {layer: [e for e, own in enumerate(model.layer(layer).expert_kinds) if own == kind] for layer in layers}
+        if any(cells.values()):
+            found[f"no {kind}"] = [Zero(layer, experts) for layer, experts in cells.items() if experts]
+    found["no routed"] = [Zero(layer, ALL) for layer in layers]
+    return found

@@ -1,0 +1,235 @@
+"""What edits do to a model's output, edit by edit and document by document."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any, Unpack
+
+import numpy as np
+import xarray as xr
+
+from moe_probe.dynamic.sources import open_source
+from moe_probe.errors import NotFitting, WrongType
+from moe_probe.forward.reference import record_reference
+from moe_probe.forward.resuming import Variant
+from moe_probe.forward.running import Running
+from moe_probe.intervene.measured.intervals import check_draws, pooled
+from moe_probe.intervene.measured.measures import Measures
+from moe_probe.intervene.measured.runs import BaseRun, check_predictable, direct_variant, measure
+from moe_probe.model import MoEModel, Openable, load
+from moe_probe.options import EFFECT_OPTIONS, RunOptions, completed
+from moe_probe.results import dataset, provenance
+from moe_probe.routing import Intervention
+from moe_probe.signatures import check_types, value_shown
+from moe_probe.texts.corpus import Corpus
+from moe_probe.texts.reading import Texts
+
+Edits = Mapping[str, Intervention | Sequence[Intervention]]
+DRAWS = 1000
+
+
+class PerDocument:
+    """Measures of each variant in each document.
+
+    Attributes:
+        values: by name, (variants, documents); `rerouted` (variants, layers, documents).
+    """
+
+    def __init__(self, variants: int, corpus: Corpus, layers: Sequence[int]):
+        shape = variants, len(corpus.documents)
+        self.values: dict[str, np.ndarray] = {name: np.zeros(shape) for name in ("loss_change", "kl", "changed")}
+        self.values["rerouted"] = np.zeros((variants, len(layers), shape[1]))
+        self.layers = {layer: place for place, layer in enumerate(layers)}
+        self.place = {document.number: place for place, document in enumerate(corpus.documents)}
+
+    def add(self, measures: Measures) -> None:
+        """Take in some rows."""
+        at = measures.variant, np.array([self.place[number] for number in measures.document.tolist()])
+        for name in ("loss_change", "kl", "changed"):
+            self.values[name][at] = getattr(measures, name)
+        for layer, values in measures.rerouted.items():
+            self.values["rerouted"][at[0], self.layers[layer], at[1]] = values
+
+    def merge(self, other: PerDocument) -> None:
+        """Take in what was measured in other documents."""
+        at = [self.place[number] for number in other.place]
+        for name, values in other.values.items():
+            self.values[name][..., at] = values
+
+    def state(self) -> Mapping[str, np.ndarray]:
+        return self.values
+
+    def restore(self, state: dict[str, np.ndarray]) -> None:
+        self.values = dict(state)
+
+
+def effect(
+    model: Openable,
+    texts: Texts,
+    edits: Edits,
+    *,
+    direct: bool = False,
+    bootstrap: int = DRAWS,
+    **options: Unpack[RunOptions],
+) -> xr.Dataset:
+    """What interventions do to the model's output, paired with the unedited run of the same documents.
+
+    The total effect lets later layers route as they then will. The direct one replays the unedited run's choices and
+    weights in all MoE layers after the first edited one; what is left of the total effect is rerouting.
+
+    Args:
+        model: a checkpoint folder, a hub id or a model; interventions that it has are part of the unedited run.
+        texts: as for `dynamic.run`.
+        edits: interventions by the name of the edit; those of one edit act together.
+        direct: measure the direct effect too.
+        bootstrap: resamples of documents for the intervals; 0 for none.
+        options: those of `dynamic.run` but `baseline` and `layers`.
+
+    Returns:
+        Dimensions `edit`, `path` (`total`, `direct`), `document`, `layer`:
+        `base_loss` (document), mean negative log-likelihood of a document's tokens but the first, nats; nan for a
+        document of one token. `loss`, `loss_change` (edit, path, document). `kl`, mean of KL(unedited || edited) over
+        all positions, nats. `top1`, share of positions whose most likely next token stays. `rerouted` (edit, path,
+        layer, document), share of the unedited run's choices that are no longer made. `mean_loss_change` (edit, path):
+        sum over all predicted tokens / their number, with `_low` and `_high`, the 95 % interval.
+
+    Raises:
+        InputError: an edit is none, does not fit the model, or the texts are too short to predict anything.
+        FamilyError: the model's MoE layers cannot be watched.
+
+    Examples:
+        >>> from moe_probe import intervene
+        >>> ds = intervene.effect("ckpt/tiny-mixtral", ["A short text."], {"zero": intervene.Zero(1, [3])}, direct=True)
+        >>> ds.loss_change.sizes["path"]
+        2
+    """
+    check_types(effect, {"direct": direct, "edits": edits})
+    check_draws(bootstrap)
+    asked = completed(options, EFFECT_OPTIONS, "effect")
+    opened = load(model)
+    several = as_edits(opened, edits)
+    paths = ("total", "direct") if direct else ("total",)
+    source = experiment_source(opened, texts, asked, [each for own in several.values() for each in own])
+    told = {name: told_of(source, own) for name, own in several.items()}
+    variants = [variant_of(opened, own, path) for own in told.values() for path in paths]
+    collecting = partial(PerDocument, len(variants), layers=opened.moe_layers)
+    collected, unedited = measure(source, variants, collecting, asked, "effect")
+    return _result(source, collected, unedited, paths, bootstrap, {name: repr(own) for name, own in several.items()})
+
+
+def as_edits(model: MoEModel, edits: Edits) -> dict[str, tuple[Intervention, ...]]:
+    """Interventions by the name of their edit, checked.
+
+    Raises:
+        InputError: there is none, or one does not fit the model.
+    """
+    if not edits:
+        raise NotFitting("edits is empty; pass interventions by name, such as {'without 3': [intervene.Zero(0, [3])]}.")
+    found = {}
+    for name, given in edits.items():
+        several = (given,) if isinstance(given, Intervention) else tuple(given)
+        wrong = next((each for each in several if not isinstance(each, Intervention)), None)
+        if wrong is not None or not several:
+            raise WrongType(f"The edit {name!r} holds {value_shown(wrong)}; pass interventions, at least one.")
+        model.under(*several)
+        elsewhere = next((each for each in several if not each.acts_in(model.moe_layers)), None)
+        if elsewhere is not None:
+            raise NotFitting(
+                f"{elsewhere!r} acts on no MoE layer; compare the model with model.under({elsewhere!r}) instead."
+            )
+        found[str(name)] = several
+    return found
+
+
+def experiment_source(
+    model: MoEModel, texts: Texts, options: Mapping[str, Any], edits: Sequence[Intervention]
+) -> Running:
+    """The unedited model on its texts.
+
+    Raises:
+        InputError: nothing is predicted in the texts, or they lack tokens that an edit names.
+    """
+    source = open_source(model, texts, {"baseline": None, "layers": None, **options})
+    if not isinstance(source, Running):
+        raise NotFitting(f"{source.name} is {source.kind}; edits need a model and texts.")
+    check_predictable(source.corpus)
+    for edit in edits:
+        if (where := getattr(edit, "where", None)) is not None:
+            where.check(source.corpus)
+    return source.told()
+
+
+def told_of(source: Running, edits: Sequence[Intervention]) -> tuple[Intervention, ...]:
+    """The edits, which know of the unedited run what they need."""
+    waiting = [each for each in edits if each.needs]
+    if not waiting:
+        return tuple(edits)
+    layers = {layer for each in waiting for layer in each.acts_in(source.model.moe_layers)}
+    of_layers = {index: source.model.layer(index) for index in sorted(layers)}
+    unedited = Running(
+        source.model, source.corpus, of_layers, batch_tokens=source.batch_tokens, layerwise=source.layerwise
+    )
+    reference = record_reference(unedited, {need for each in waiting for need in each.needs})
+    return tuple(each.told(reference) for each in edits)
+
+
+def variant_of(model: MoEModel, edits: Sequence[Intervention], path: str) -> Variant:
+    """The edits on one path."""
+    return direct_variant(model, edits) if path == "direct" else Variant(tuple(edits))
+
+
+def lengths(corpus: Corpus) -> np.ndarray:
+    """Tokens of each document."""
+    return np.array([len(document.ids) for document in corpus.documents])
+
+
+def _result(
+    source: Running,
+    collected: PerDocument,
+    unedited: BaseRun,
+    paths: Sequence[str],
+    draws: int,
+    edits: Mapping[str, str],
+) -> xr.Dataset:
+    corpus, model, names = source.corpus, source.model, list(edits)
+    tokens, shape = lengths(corpus), (len(names), len(paths))
+    values = {name: array.reshape(*shape, *array.shape[1:]) for name, array in collected.values.items()}
+    with np.errstate(invalid="ignore", divide="ignore"):
+        base = unedited.total / (tokens - 1)
+        change = values["loss_change"] / (tokens - 1)
+    mean, low, high = pooled(np.moveaxis(values["loss_change"], -1, 0), tokens - 1, draws)
+    each, over_all = ("edit", "path", "document"), ("edit", "path")
+    described = {
+        "base_loss": (("document",), base, "loss of the unedited run", "nats"),
+        "loss": (each, base + change, "loss", "nats"),
+        "loss_change": (each, change, "change of the loss", "nats"),
+        "kl": (each, values["kl"] / tokens, "KL divergence from the unedited run", "nats"),
+        "top1": (each, 1 - values["changed"] / tokens, "most likely next token kept", "1"),
+        "rerouted": (("edit", "path", "layer", "document"), values["rerouted"], "choices no longer made", "1"),
+        "mean_loss_change": (over_all, mean, "change of the loss over all tokens", "nats"),
+        "mean_loss_change_low": (over_all, low, "lower end of the 95 % interval", "nats"),
+        "mean_loss_change_high": (over_all, high, "upper end of the 95 % interval", "nats"),
+    }
+    coords = {
+        "edit": list(names),
+        "path": list(paths),
+        "document": [document.number for document in corpus.documents],
+        "layer": list(model.moe_layers),
+    }
+    about = provenance("effect", model, edits=dict(edits), bootstrap=draws)
+    about |= {"documents": len(corpus.documents), "tokens": corpus.num_tokens, "texts": corpus.fingerprint}
+    about["definition"] = DEFINITION
+    found = {
+        name: xr.DataArray(array, {dim: coords[dim] for dim in dims}, dims, attrs={"long_name": text, "units": unit})
+        for name, (dims, array, text, unit) in described.items()
+    }
+    result = dataset(found, about)
+    labels = [document.label for document in corpus.documents]
+    return result.assign_coords(label=("document", labels)) if any(labels) else result
+
+
+DEFINITION = (
+    "Losses are mean negative log-likelihoods of all tokens but the first of a document; kl and top1 are over all "
+    "positions; direct: choices and weights of the unedited run in all MoE layers after the first edited one."
+)

@@ -1,0 +1,34 @@
+"""Changes over all texts, with the bootstrap interval over documents: the one use of `statistics` here."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from moe_probe.statistics.bootstrap import BLOCKS, check_draws, interval
+
+__all__ = ["BLOCKS", "check_draws", "pooled"]
+
+
+def pooled(sums: np.ndarray, counts: np.ndarray, draws: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Sum over sum, and the ends of its 95 % interval.
+
+    Documents are resampled, and each brings its edited and its unedited run: the change is paired.
+
+    Args:
+        sums: by document or block of documents, (documents, ...).
+        counts: what they are sums over, (documents,).
+        draws: of the bootstrap; 0 for none.
+
+    Returns:
+        Value, lower and upper end, (...); ends are nan with fewer than two documents.
+    """
+    shape = (-1,) + (1,) * (sums.ndim - 1)
+    spread: Any = counts.astype(float).reshape(shape)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        value = sums.sum(0) / spread.sum(0)
+    if draws == 0:
+        return value, np.full_like(value, np.nan), np.full_like(value, np.nan)
+    low, high = interval(lambda total: total["sums"] / total["counts"], {"sums": sums, "counts": spread}, draws)
+    return value, low, high

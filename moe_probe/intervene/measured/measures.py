@@ -1,0 +1,108 @@
+"""How far an edited run's output is from that of the unedited one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from moe_probe.forward.resuming import Expected, Tail, of_documents
+from moe_probe.texts.corpus import Batch
+
+CACHED_VALUES = 1 << 17  # of logits that are looked at together
+
+
+@dataclass(frozen=True)
+class Measures:
+    """Of some rows; a row is a document under one variant.
+
+    Attributes:
+        variant: number of each row's variant, (r,).
+        document: number of each row's document, (r,).
+        loss_change: change of the negative log-likelihood, summed over the predicted tokens, nats, (r,).
+        kl: KL(unedited || edited), summed over positions, nats, (r,).
+        changed: positions whose most likely next token is another one, (r,).
+        rerouted: by MoE layer that ran, share of the unedited run's choices that are no longer made, (r,).
+    """
+
+    variant: np.ndarray
+    document: np.ndarray
+    loss_change: np.ndarray
+    kl: np.ndarray
+    changed: np.ndarray
+    rerouted: Mapping[int, np.ndarray]
+
+
+def next_losses(log_probability: torch.Tensor, batch: Batch) -> torch.Tensor:
+    """Negative log-likelihood of each token that follows another one, 0 beyond a document, (rows, places - 1), nats."""
+    ids, mask = (each.to(log_probability.device) for each in (batch.input_ids(), batch.attention_mask()))
+    found = -log_probability[:, :-1].gather(-1, ids[:, 1:, None])[..., 0].double()
+    return found.masked_fill(mask[:, 1:] == 0, 0)
+
+
+def measured(tail: Tail, variants: np.ndarray, before: Expected, logits: torch.Tensor) -> Measures:
+    """How far a finished run is from its base.
+
+    Args:
+        tail: the run.
+        variants: numbers of its rows' variants.
+        before: what the base expects, of its own documents.
+        logits: of the run, (rows, places, vocabulary).
+    """
+    mask = tail.batch.attention_mask().bool().to(logits.device)
+    parts = [slice(start, start + step) for start, step in runs_of(tail.rows, logits[0].numel())]
+    pairs = [divergence(before, int(tail.rows[part.start]), logits[part]) for part in parts]
+    after, kl, changed = (torch.cat(each) for each in zip(*pairs, strict=True))
+    ids = tail.batch.input_ids().to(logits.device)
+    base = before.log_probability[tail.rows.to(logits.device)[:, None], torch.arange(tail.places - 1), ids[:, 1:]]
+    raw = logits[:, :-1].gather(-1, ids[:, 1:, None])[..., 0].double()
+    change = (base.double() - (raw - after[:, :-1].double())).masked_fill(~mask[:, 1:], 0)
+    return Measures(
+        variant=variants,
+        document=np.asarray([document.number for document in tail.batch.documents]),
+        loss_change=change.sum(1).cpu().numpy(),
+        kl=kl.double().masked_fill(~mask, 0).sum(1).cpu().numpy(),
+        changed=(changed & mask).sum(1).cpu().numpy(),
+        rerouted=rerouted(tail, mask),
+    )
+
+
+def runs_of(rows: torch.Tensor, size: int) -> Iterator[tuple[int, int]]:
+    """Start and length of stretches of equal rows, each with so few values that they stay in the cache."""
+    most, start = max(1, CACHED_VALUES // size), 0
+    values = rows.tolist()
+    for at in range(1, len(values) + 1):
+        if at == len(values) or values[at] != values[start] or at - start == most:
+            yield start, at - start
+            start = at
+
+
+def divergence(before: Expected, row: int, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Of one document's runs: log of the sum of exponentials, KL(before || after), and whether the best token changed.
+
+    Args:
+        before: what the base expects.
+        row: the document's place in it.
+        logits: (runs, places, vocabulary).
+
+    Returns:
+        Each (runs, places).
+    """
+    after, places = logits.float(), logits.shape[1]
+    total = after.logsumexp(-1)
+    known = before.log_probability[row, :places]
+    kl = torch.linalg.vecdot(known - after + total[..., None], before.probability[row, :places].expand_as(after))
+    return total, kl, logits.argmax(-1) != before.best[row, :places]
+
+
+def rerouted(tail: Tail, mask: torch.Tensor) -> dict[int, np.ndarray]:
+    """By MoE layer, share of the base's choices that the run's rows no longer make, (rows,)."""
+    found = {}
+    for layer, index in tail.index.items():
+        before = of_documents(tail.base.index[layer], tail.rows, tail.base.batch.shape, tail.places)
+        gone = ~(before[:, :, None] == index[:, None, :]).any(-1)
+        by_place = gone.float().mean(1).reshape(len(tail.rows), tail.places, -1).mean(-1)
+        found[layer] = ((by_place * mask).sum(1) / mask.sum(1)).cpu().numpy()
+    return found
