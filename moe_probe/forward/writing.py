@@ -154,7 +154,9 @@ class Writing(ModelSource):
                 "tokens cannot be told apart; pass use_cache=True or use dynamic.run on the finished text."
             )
         label = np.where(np.arange(len(ids)) < len(prompt.ids), PROMPT, GENERATED).astype(object)
-        tokens = Tokens(np.full(len(ids), prompt.number), np.arange(len(ids)), np.asarray(ids), label)
+        of_prompt = (np.full(len(ids), number) for number in (prompt.number, prompt.unit))
+        document, unit = of_prompt
+        tokens = Tokens(document, np.arange(len(ids)), np.asarray(ids), label, unit)
         parts = [layer_batch(event, tokens, every_place(event)) for event in events]
         values = [part.tensors() for part in parts]
         joined = {name: torch.cat([each[name] for each in values]) for name in values[0] if name in PER_ROW + PER_TOKEN}
