@@ -13,7 +13,10 @@ import numpy as np
 
 STEPS, ENOUGH = 100, 1e-7
 TIMES = 240  # at which waiting times are looked at, at equal steps of their logarithm
-BEFORE, AFTER = 18.0, 4.0  # logarithms of the earliest and the latest time, from those of the fastest and slowest expert
+BEFORE, AFTER = (
+    18.0,
+    4.0,
+)  # logarithms of the earliest and the latest time, from those of the fastest and slowest expert
 
 
 def chance_pairs(share: np.ndarray, k: int) -> np.ndarray:

@@ -1,6 +1,5 @@
 """Each analysis against numbers by hand, against float64 and libraries, and merged in any order."""
 
-
 import numpy as np
 import pytest
 import torch
@@ -146,7 +145,8 @@ def test_specialization_by_hand():
     np.testing.assert_allclose(found.repetition_chance.sel(choice="first"), (2 + 6) / 20)
     np.testing.assert_allclose(found.repetition_excess.sel(choice="first"), 3 / 4 - 8 / 20)
     published = result(dynamic.TokenSpecialization(as_published=True), ByHand(layer), corpus, [batch]).isel(layer=0)
-    np.testing.assert_allclose(published.vocabulary_specialization, [2 / 3, (1 / 3 + 1) / 2])
+    np.testing.assert_allclose(published.vocabulary_specialization, [2 / 3, 1])
+    assert float(published.vocabulary_mean) == pytest.approx((2 / 3 + 1) / 2)
     assert found.place.values.tolist() == [0, 1, 2, 4]
     np.testing.assert_allclose(found.position_share, [[1, 0], [1, 0], [0, 1], [0, 1]])
 

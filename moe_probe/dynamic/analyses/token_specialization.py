@@ -41,7 +41,7 @@ class TokenSpecialization(Analysis):
 
     `vocabulary_specialization` (layer, expert): how often another occurrence of the token id of one of the expert's own
     tokens chooses the expert too, sum_x n_xe (n_xe - 1) / (n_x - 1) / sum_x n_xe; `context_independence` (layer): how
-    often two occurrences of one id have the same first choice, pairs drawn within ids without replacement.
+    often two occurrences of one id have the same first choice, pairs drawn within ids without replacement. `vocabulary_mean` (layer) is the mean of the first over experts.
     `vocabulary_chance` (layer, expert) and `context_chance` (layer): what they would be if the tokens of each document
     (or group of documents, where there are more than 256) were dealt its choices at random, so that what the topic of a
     document does is not taken for what the token does. `position_share` (layer, place, expert): choices by position in
@@ -57,9 +57,10 @@ class TokenSpecialization(Analysis):
         min_count: occurrences in the corpus from which on a token id counts.
         bootstrap: resamples of the documents for the intervals; 0 for none (the counts then take less memory).
         chance: whether to give the chance levels.
-        as_published: OLMoE's own mean of n_xe / n_x over all ids that chose the expert, each id once (its
-            script run_routing_analysis.py), ids that were seen once included, for which n_xe / n_x says nothing;
-            `min_count` is 1, and chance levels are those of choices without regard to token and document.
+        as_published: what OLMoE's code counts (run_moe_analysis.py, do_token_analysis): an id belongs to its most
+            frequent first choice, with the share of its occurrences that choose it; `vocabulary_specialization` is the
+            mean over the expert's ids and `vocabulary_mean` (layer) that over all ids. Ids that were seen once have a
+            share of 1, so that it is near 1 whatever the router does; `min_count` is 1, and there are no chance levels.
 
     Examples:
         >>> from moe_probe import dynamic
@@ -158,11 +159,12 @@ class TokenSpecialization(Analysis):
         if self.chance and not self.as_published:
             of_block = _dense(self.first_choices[layer]), _dense(self.by_place[layer]).sum(1)
             found["context_chance"], found["vocabulary_chance"] = counts.chance(*of_block)
+            found["vocabulary_mean_chance"] = mean_of_known(found["vocabulary_chance"])
         if self.bootstrap:
             used = np.unique(rows.keys % BLOCKS)
             left = np.ones((BLOCKS, len(used))) - np.eye(BLOCKS)[:, used]
             without = {name: np.moveaxis(value, -1, 0) for name, value in statistics(left).items()}
-            for name, weight in counts.weights(used).items():
+            for name, weight in counts.weights(used).items() if not self.as_published else ():
                 ends = jackknife_interval(found[name], without[name], weight, self.bootstrap, (0, 1))
                 found[f"{name}_low"], found[f"{name}_high"] = ends
         return found | {"token_ids": np.asarray(len(frequent))}
@@ -198,6 +200,13 @@ class TokenSpecialization(Analysis):
             f"{name}_{end}": np.stack(values)
             for end, values in zip(("low", "high"), zip(*drawn, strict=True), strict=True)
         }
+
+
+def mean_of_known(values: np.ndarray) -> np.ndarray:
+    """Mean over the first dimension of what is not nan; nan where nothing is known."""
+    known = ~np.isnan(values)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.where(known, values, 0).sum(0) / known.sum(0)
 
 
 def _dense(sums: UnitSums) -> np.ndarray:
@@ -255,22 +264,29 @@ class IdCounts:
             pairs = (rows * (rows - 1)).sum(0)
             return {
                 "vocabulary_specialization": again / own,
+                "vocabulary_mean": mean_of_known(again / own),
                 "context_independence": (first * (first - 1)).sum(0) / pairs,
             }
 
     def as_published(self, weights: np.ndarray) -> dict[str, np.ndarray]:
-        """OLMoE's mean over ids of n_xe / n_x, and chance levels without regard to documents."""
-        found, rows, chosen = self.statistics(weights), self.rows @ weights, self.chosen @ weights
+        """OLMoE's means over ids of the share of the most frequent first choice, of columns of weights 0 and 1."""
+        found = self.statistics(weights)
+        by_expert, over_all = zip(*(self._most_frequent(column) for column in weights.T), strict=True)
+        return found | {
+            "vocabulary_specialization": np.stack(by_expert, axis=-1),
+            "vocabulary_mean": np.stack(over_all, axis=-1),
+        }
+
+    def _most_frequent(self, weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        rows, first = self.rows @ weight, self.first @ weight
+        most = np.zeros(len(self.ids))
+        np.maximum.at(most, self.first_id, first)
+        at = np.flatnonzero((first == most[self.first_id]) & (first > 0))
+        seen, which = np.unique(self.first_id[at], return_index=True)  # the lowest of experts that are as frequent
+        expert, share = self.first_expert[at[which]], most[seen] / rows[seen]
         with np.errstate(divide="ignore", invalid="ignore"):
-            share = np.where(chosen > 0, chosen / np.maximum(rows[self.chosen_id], 1), 0)
-            ids = self._by_expert(self.chosen_expert, (chosen > 0).astype(float))
-            pooled = self._by_expert(self.first_expert, self.first @ weights)
-            total = rows.sum(0)
-            return found | {
-                "vocabulary_specialization": self._by_expert(self.chosen_expert, share) / ids,
-                "vocabulary_chance": self._by_expert(self.chosen_expert, chosen) / total,
-                "context_chance": (pooled * (pooled - 1)).sum(0) / (total * (total - 1)),
-            }
+            count = np.bincount(expert, minlength=self.experts)
+            return np.bincount(expert, share, minlength=self.experts) / count, share.mean()
 
     def chance(self, first: np.ndarray, chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Context independence (), and specialization (E,), with the tokens of each block dealt its choices.
@@ -299,7 +315,8 @@ class IdCounts:
         """What each block of documents has of each value: choices by expert (blocks, E), occurrences (blocks,)."""
         chosen = self._by_expert(self.chosen_expert, self.chosen.toarray()[:, used]).T
         occurrences = np.asarray(self.rows.sum(0)).ravel()[used]
-        return {"vocabulary_specialization": chosen, "context_independence": occurrences}
+        every = {"vocabulary_mean": occurrences, "context_independence": occurrences}
+        return {"vocabulary_specialization": chosen, **every}
 
     def _by_expert(self, expert: np.ndarray, values: np.ndarray) -> np.ndarray:
         total = np.zeros((self.experts, values.shape[1]))
