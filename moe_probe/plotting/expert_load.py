@@ -51,8 +51,8 @@ def balance(ds: xr.Dataset) -> Figure:
 def by_label(ds: xr.Dataset, layer: int) -> Figure:
     """Load of one layer by document label, in times its even share; a cross where there is none.
 
-    Dots: the 95 % interval holds the expert's share in all documents together. Circles: no interval is known. Frames: the
-    label's share differs at a false discovery rate of 5 % over all layers, labels and experts.
+    Dots: the 95 % interval holds the expert's share in all documents together. Circles: no interval is known. Frames:
+    the label's share differs at a false discovery rate of 5 % over all layers, labels and experts.
     """
     values = ds.label_share.sel(layer=layer) * ds.sizes["expert"]
     with style():

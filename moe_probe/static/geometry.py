@@ -38,7 +38,7 @@ class Tree:
 
     @classmethod
     def shortest(cls, distance: np.ndarray, norm: np.ndarray) -> Tree:
-        """The minimum spanning tree of the vectors and the origin: no edge on the way between two is longer than theirs.
+        """The minimum spanning tree of vectors and origin: no edge on the way between two is longer than theirs.
 
         Args:
             distance: of each pair, (R, R).

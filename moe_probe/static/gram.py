@@ -29,7 +29,7 @@ SAMPLE_ELEMENTS, SAMPLE_READS, LEAST_READS = (
     4,
 )  # of a matrix, of all, of each: its neighbors are told from it
 UNDERFLOWN = 1e-300
-MOST_PASSES = 3
+MOST_REPEATS = 2  # of a pass whose tree loses digits
 
 
 @dataclass(frozen=True)
@@ -114,11 +114,11 @@ def flat_geometry(matrices: Matrices) -> Geometry:
         NotFinite: a matrix holds NaN or infinity.
     """
     tree = sampled_tree(matrices)
-    for _ in range(MOST_PASSES):
-        geometry = Geometry(_differences(matrices, tree), tree)
-        if not tree.loses_digits(geometry):
+    geometry = Geometry(_differences(matrices, tree), tree)
+    for _ in range(MOST_REPEATS):
+        if not geometry.tree.loses_digits(geometry):
             break
-        tree = geometry.shortest
+        geometry = Geometry(_differences(matrices, geometry.shortest), geometry.shortest)
     return geometry
 
 
@@ -181,7 +181,7 @@ def needs_float64(squares: torch.Tensor) -> bool:
 
 
 def standardized_gram(matrices: Matrices) -> torch.Tensor:
-    """Inner products of all pairs of flattened matrices whose every entry is standardized over the R matrices (mean 0, deviation 1, ddof 1).
+    """Inner products (R, R), float64, of matrices whose every entry is standardized over the R matrices (ddof 1).
 
     Entries that are equal in all matrices have no deviation and count as 0. The trace is (R - 1) times the number of
     the others.

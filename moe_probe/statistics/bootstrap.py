@@ -1,10 +1,10 @@
 """Confidence intervals over documents, since tokens of one document are not independent.
 
-A unit is what is drawn anew: a document, or a cluster of documents. An interval here is of the t type: the estimate plus
-and minus a number of standard errors. The standard error is the jackknife's; how many of them is the larger, on each
-side, of two quantiles: of Student's t with as many degrees of freedom as units of equal size would have the same weight
-(Kish 1965), which is right where units differ in size; and of the t statistics of resampled influence values (Efron and
-Tibshirani 1993, chapter 12), which is right where units are skewed.
+A unit is what is drawn anew: a document, or a cluster of documents. An interval here is of the t type: the estimate
+plus and minus a number of standard errors. The standard error is the jackknife's; how many of them is the larger, on
+each side, of two quantiles: of Student's t with as many degrees of freedom as units of equal size would have the same
+weight (Kish 1965), which is right where units differ in size; and of the t statistics of resampled influence values
+(Efron and Tibshirani 1993, chapter 12), which is right where units are skewed.
 """
 
 from __future__ import annotations
@@ -55,8 +55,8 @@ def interval(
         draws: resamples.
         weight: how much of each value lies with each unit, (units, ...), such as its tokens; units of 0 do not count.
             By default, units that are 0 throughout do not count and the others are of equal weight.
-        limits: of the values.
-        debias: take off what the estimate has too much in few units, by the jackknife (Quenouille 1956): the interval is
+        limits: of the values. debias: take off what the estimate has too much in few units, by the jackknife
+        (Quenouille 1956): the interval is
             then around another value than the estimate.
         seed: of the draws.
         level: of the interval.
@@ -104,7 +104,7 @@ def jackknife_interval(
 def _influence(
     estimate: np.ndarray, without: np.ndarray, weight: np.ndarray, level: float
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Centered influence of each unit, the jackknife's bias and standard error, and how many errors Student's t takes."""
+    """Centered influence of units, the jackknife's bias and standard error, and how many errors Student's t takes."""
     used = weight > 0
     count = used.sum(0)
     influence = np.where(used, (estimate - without) * np.maximum(count - 1, 0), 0)
@@ -125,7 +125,7 @@ def crossed_interval(statistic: Statistic, ways: Sequence[Sums]) -> tuple[np.nda
         statistic: takes totals (n, ...) by name, gives values (n, ...).
         ways: the sums by name over the units of the first kind, of the second, and over their cells.
     """
-    errors, normals, counts = [], [], []
+    variances, normals, counts, estimate = [], [], [], np.array(np.nan)
     for sums in ways:
         totals = {name: np.sum(value, 0, keepdims=True) for name, value in sums.items()}
         with np.errstate(divide="ignore", invalid="ignore"):
@@ -133,10 +133,10 @@ def crossed_interval(statistic: Statistic, ways: Sequence[Sums]) -> tuple[np.nda
             without = statistic({name: totals[name] - value for name, value in sums.items()})
             weight = np.broadcast_to(np.ones(len(without)).reshape(-1, *[1] * (without.ndim - 1)), without.shape)
             _, _, error, normal = _influence(estimate, without, weight, LEVEL)
-        errors.append(error**2)
+        variances.append(error**2)
         normals.append(normal)
         counts.append(len(without))
-    variance = np.maximum(errors[0] + errors[1] - errors[2], np.maximum(errors[0], errors[1]))
+    variance = np.maximum(variances[0] + variances[1] - variances[2], np.maximum(variances[0], variances[1]))
     half = np.sqrt(variance) * np.maximum(normals[0], normals[1])
     half = np.where((min(counts[:2]) >= LEAST_UNITS) & (half > 0), half, np.nan)
     return estimate - half, estimate + half

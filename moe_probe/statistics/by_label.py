@@ -144,7 +144,7 @@ ROUNDING = 1e-12
 def _curve(
     tables: Mapping[str, np.ndarray], layer: int, shares: Shares, spread: Spread, draws: int, values: np.ndarray
 ) -> np.ndarray:
-    """Quantiles 0.025, 0.5, 0.975 of the distance seen where the true one is each scale's, and the true ones, (s, 4)."""
+    """Quantiles 0.025, 0.5, 0.975 of the distance seen where each scale's is true, and the true ones, (s, 4)."""
     noise = shares(resampled(tables, layer, draws)) - values
     units = np.array([table[layer].any(1).sum() for table in tables.values()])
     noise *= np.sqrt(units / (units - 1))[:, None]  # resamples vary less than samples by so much

@@ -1,8 +1,9 @@
 """Chance that keeps what was observed: k experts per row, each chosen as often as it is, without regard to each other.
 
-Experts have fixed preferences, and k are drawn one after the other without replacement in proportion to them (Plackett and
-Luce): what the k largest of fixed logits plus Gumbel noise are. Then an expert's waiting time is exponential with its
-preference as the rate, and a row's experts are the k that come first (Yellott 1977, Journal of Mathematical Psychology 15).
+Experts have fixed preferences, and k are drawn one after the other without replacement in proportion to them (Plackett
+and Luce): what the k largest of fixed logits plus Gumbel noise are. Then an expert's waiting time is exponential with
+its preference as the rate, and a row's experts are the k that come first (Yellott 1977, Journal of Mathematical
+Psychology 15).
 """
 
 from __future__ import annotations

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field, fields, replace
 import numpy as np
 import torch
 
-
 NO_UNIT = -1
 
 

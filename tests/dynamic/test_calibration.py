@@ -27,8 +27,7 @@ def promised(dataset):
     names = set()
     for name in map(str, dataset.data_vars):
         if re.search(r"_(low|high)$", name):
-            base = re.sub(r"_(low|high)$", "", name)
-            names.add(base if not base.endswith("chance") else base)
+            names.add(re.sub(r"_(low|high)$", "", name))
         elif SAID.fullmatch(name):
             names.add(name)
     return names

@@ -16,6 +16,7 @@ from moe_probe.statistics.bootstrap import DRAWS, check_draws, interval
 from moe_probe.statistics.margins import chance_pairs
 from moe_probe.statistics.states import PerUnit, Same, Total
 
+LEAST_PAIRS = 10  # that chance makes, from which on an interval is given
 BLOCKS = 64  # groups of documents whose tables of pairs are kept
 
 
@@ -27,13 +28,12 @@ class Coactivation(Analysis):
 
     The result has, per layer, `pairs` (layer, expert, other), int64: rows that chose both, on the diagonal those that
     chose the expert; `conditional`, P(other | expert); `lift`, P(both) / (P(expert) P(other)), 1 if independent;
-    `chance_lift` (layer, expert, other), that of k experts drawn one after the other, each
-    chosen as often as it is, without regard to each other (`moe_probe.statistics.margins`): mostly below 1, since a
-    choice of one is a choice less for the others; and, from
-    the second layer on, `flow` (layer, source, expert): the share of the choices of a row in this layer, given that it
-    chose `source` in the MoE layer before; nan in the first one, and where the layer before is not known or has more
-    experts; `flow_chance` (layer, expert): that share whatever was chosen before. `lift_low` and `lift_high`: 95 % interval
-    over documents, nan for pairs that fewer than five of them have.
+    `chance_lift` (layer, expert, other), that of k experts drawn one after the other, each chosen as often as it is,
+    without regard to each other (`moe_probe.statistics.margins`): mostly below 1, since a choice of one is a choice
+    less for the others; and, from the second layer on, `flow` (layer, source, expert): the share of the choices of a
+    row in this layer, given that it chose `source` in the MoE layer before; nan in the first one, and where the layer
+    before is not known or has more experts; `flow_chance` (layer, expert): that share whatever was chosen before.
+    `lift_low` and `lift_high`: 95 % interval over documents, nan for pairs that chance would make fewer than ten times.
 
     Args:
         bootstrap: draws of the interval; 0 for none (64 times less memory).
@@ -106,10 +106,7 @@ class Coactivation(Analysis):
             found = {name: value for name, value in found.items() if "chance" not in name}
         if self.bootstrap:
             counted = zip(*(PerUnit.tables(kept)[""] for kept in (self.both, self.rows)), strict=True)
-            drawn = [
-                interval(lift, {"count": count, "rows": rows}, self.bootstrap, count, (0, np.inf))
-                for count, rows in counted
-            ]
+            drawn = [lift_interval(count, rows, self.bootstrap) for count, rows in counted]
             for end, values in zip(("low", "high"), zip(*drawn, strict=True), strict=True):
                 found[f"lift_{end}"] = pairs.copy(data=np.stack(values))
         return found
@@ -140,6 +137,19 @@ def lift(total: Mapping[str, np.ndarray]) -> np.ndarray:
     chosen = np.diagonal(count, axis1=-2, axis2=-1)
     with np.errstate(divide="ignore", invalid="ignore"):
         return count * total["rows"][..., None, None] / (chosen[..., :, None] * chosen[..., None, :])
+
+
+def lift_interval(count: np.ndarray, rows: np.ndarray, draws: int) -> tuple[np.ndarray, np.ndarray]:
+    """Interval of the lift of pairs (documents, E, E); nan where chance would make fewer than LEAST_PAIRS.
+
+    What is known is told by how often chance would make the pair, and not by how often it is seen: pairs that are seen
+    often by chance alone would be picked otherwise.
+    """
+    chosen = np.diagonal(count, axis1=1, axis2=2).astype(float)
+    by_chance = chosen[:, :, None] * chosen[:, None, :] / rows[:, None, None]
+    ends = interval(lift, {"count": count, "rows": rows}, draws, by_chance, (0, np.inf))
+    few = by_chance.sum(0) < LEAST_PAIRS
+    return np.where(few, np.nan, ends[0]), np.where(few, np.nan, ends[1])
 
 
 def neighbors(batch: LayerBatch) -> Callable[[Any], torch.Tensor]:

@@ -41,11 +41,11 @@ class ExpertLoad(Analysis):
     Where documents have labels: `label_share` (layer, label, expert), the share among the tokens of one label, with a
     95 % interval over documents, `label_share_low` and `_high`, and `label_share_chance` (layer, expert), the share
     among all labeled tokens: what it would be if labels did not matter. `label_share_p` (layer, label, expert) is the
-    share of dealings of the labels to the documents at random in which the label's share is as far from that, two-sided,
-    and `label_share_q` the same with the false discovery rate controlled over all layers, labels and experts (Benjamini
-    and Hochberg 1995). `share`, `cv2_load`, `entropy` and `max_violation` have 95 % intervals over documents; the last
-    three are above, or below, their balanced value by chance in few tokens, which their intervals take off (jackknife).
-    The coordinate `kind` (expert) holds the experts' kinds.
+    share of dealings of the labels to the documents at random in which the label's share is as far from that,
+    two-sided, and `label_share_q` the same with the false discovery rate controlled over all layers, labels and experts
+    (Benjamini and Hochberg 1995). `share`, `cv2_load`, `entropy` and `max_violation` have 95 % intervals over
+    documents; the last three are above, or below, their balanced value by chance in few tokens, which their intervals
+    take off (jackknife). The coordinate `kind` (expert) holds the experts' kinds.
 
     Args:
         threshold: selections per token above which an expert counts as active.

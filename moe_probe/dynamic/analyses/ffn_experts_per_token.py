@@ -36,8 +36,9 @@ class FFNExpertsPerToken(Analysis):
     one of several; `no word`: punctuation and special tokens), `place` (position in the document 0, 1, 2-3, 4-7, ...)
     and, with a tagger, `pos`: `<class>_density` (class), float64, and `<class>_count` (class), tokens, in descending
     order of density for types, words and parts of speech, the types' strings as the coordinate `type_string`. Types and
-    words with fewer than `min_count` occurrences are omitted. `<class>_density_low` and `_high`: 95 %
-    interval over documents, nan for classes that fewer than five have; `chance`: the density of all tokens, which every class has if it does not matter.
+    words with fewer than `min_count` occurrences are omitted. `<class>_density_low` and `_high`: 95 % interval over
+    documents, nan for classes that fewer than five have; `chance`: the density of all tokens, which every class has if
+    it does not matter.
 
     Args:
         min_count: occurrences from which on a token id or word is listed.
@@ -135,9 +136,11 @@ class FFNExpertsPerToken(Analysis):
             if len(spread):
                 at = np.searchsorted(spread, inverse).clip(max=len(spread) - 1)
                 of = spread[at] == inverse
-                sums = np.zeros((2, unit.max() + 1, len(spread)))
-                np.add.at(sums, (slice(None), unit[of], at[of]), np.stack([density[of], np.ones(of.sum())]))
-                low[spread], high[spread] = ratio_interval(*sums, self.bootstrap)
+                cell, shape = unit[of] * len(spread) + at[of], (unit.max() + 1, len(spread))
+                total, count_of = (
+                    np.bincount(cell, each, shape[0] * shape[1]).reshape(shape) for each in (density[of], None)
+                )
+                low[spread], high[spread] = ratio_interval(total, count_of, self.bootstrap)
             found["density_low"], found["density_high"] = low[frequent], high[frequent]
         return names[frequent], found
 

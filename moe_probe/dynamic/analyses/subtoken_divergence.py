@@ -44,10 +44,11 @@ class SubtokenDivergence(Analysis):
     choices alone) and `divergence_mean` (token), over layers, with `group` among the coordinates. Of the groups:
     `group_mean` (group), `layer_mean` (layer, group), `tokens` (group); `difference`, PF minus non-PF, and
     `layer_difference` (layer); both with `_low` and `_high`, a 95 % interval over word types and documents (over
-    documents alone where spans are given); `u_statistic` and `p_value`, the two-sided rank test of Mann and Whitney over
-    the means of word types (of documents' marked and other tokens, Wilcoxon's signed ranks, where spans are given);
-    `superiority`, the probability that a PF type diverges more than another one; `difference_chance`, `_chance_low` and `_chance_high`: what it is when the
-    mark is dealt out at random among word types (among tokens where spans are given).
+    documents alone where spans are given); `u_statistic` and `p_value`, the two-sided rank test of Mann and Whitney
+    over the means of word types (of documents' marked and other tokens, Wilcoxon's signed ranks, where spans are
+    given); `superiority`, the probability that a PF type diverges more than another one; `difference_chance`,
+    `_chance_low` and `_chance_high`: what it is when the mark is dealt out at random among word types (among tokens
+    where spans are given).
 
     Args:
         words: PF words, exact forms without case; all lists of the package by default (see `word_list`).
@@ -240,8 +241,9 @@ def _by_type(sums: Mapping[str, np.ndarray]) -> dict[str, float]:
     marked, others = (column[~np.isnan(column)] for column in _means(sums).T)
     if not len(marked) or not len(others):
         return dict.fromkeys(("u_statistic", "p_value", "superiority"), np.nan)
-    statistic, p_value = mannwhitneyu(marked, others)
-    return {"u_statistic": statistic, "p_value": p_value, "superiority": statistic / (len(marked) * len(others))}
+    test: Any = mannwhitneyu(marked, others)
+    superiority = test.statistic / (len(marked) * len(others))
+    return {"u_statistic": test.statistic, "p_value": test.pvalue, "superiority": superiority}
 
 
 def _by_document(sums: Mapping[str, np.ndarray]) -> dict[str, float]:
@@ -250,8 +252,12 @@ def _by_document(sums: Mapping[str, np.ndarray]) -> dict[str, float]:
     away = away[~np.isnan(away)]
     if not away.any():
         return dict.fromkeys(("u_statistic", "p_value", "superiority"), np.nan)
-    statistic, p_value = wilcoxon(away)
-    return {"u_statistic": statistic, "p_value": p_value, "superiority": ((away > 0) + 0.5 * (away == 0)).mean()}
+    test: Any = wilcoxon(away)
+    return {
+        "u_statistic": test.statistic,
+        "p_value": test.pvalue,
+        "superiority": ((away > 0) + 0.5 * (away == 0)).mean(),
+    }
 
 
 def distinct(index: np.ndarray) -> np.ndarray:

@@ -34,14 +34,15 @@ class TaskLoad(Analysis):
 
     `share` (task, layer, expert), p; `ffn_per_token` (task, layer), K times p over the experts of kind `ffn`;
     `activation` (task, layer, kind), K times p over the kind, and `activation_per_expert`, that divided by the kind's
-    experts; `correlation` (layer, other), Pearson over tasks of `ffn_per_token` (nan for two tasks), `token_correlation` the same over
-    tokens of their counts of FFN experts, and the means over adjacent layers, `adjacent_correlation`,
-    `adjacent_token_correlation` (the paper claims that they agree); `task_distance` (layer), the mean over pairs of
-    tasks of half the sum over experts of |p_a - p_b|, and `ffn_spread` (layer), the standard deviation over tasks of
-    `ffn_per_token` (the paper claims that both are larger in shallow and last layers), both without what the choice of documents adds
-    (`moe_probe.statistics.by_label.apart`), nan where a task has fewer than five; with accuracies,
-    `zero_accuracy` and `layer_zero_accuracy` (layer), Spearman's correlation of zero experts' activation with
-    accuracy over tasks, and `zero_accuracy_p`, two-sided, among all orders of the tasks (or 10,000 of them).
+    experts; `correlation` (layer, other), Pearson over tasks of `ffn_per_token` (nan for two tasks),
+    `token_correlation` the same over tokens of their counts of FFN experts, and the means over adjacent layers,
+    `adjacent_correlation`, `adjacent_token_correlation` (the paper claims that they agree); `task_distance` (layer),
+    the mean over pairs of tasks of half the sum over experts of |p_a - p_b|, and `ffn_spread` (layer), the standard
+    deviation over tasks of `ffn_per_token` (the paper claims that both are larger in shallow and last layers), both
+    without what the choice of documents adds (`moe_probe.statistics.by_label.apart`), nan where a task has fewer than
+    five; with accuracies, `zero_accuracy` and `layer_zero_accuracy` (layer), Spearman's correlation of zero experts'
+    activation with accuracy over tasks, and `zero_accuracy_p`, two-sided, among all orders of the tasks (or 10,000 of
+    them).
 
     `share`, `ffn_per_token`, `task_distance` and `ffn_spread` have 95 % intervals, `_low` and `_high`, over documents
     drawn within tasks. `task_distance_chance` and its `_low` and `_high`: with the tasks dealt out at random among the

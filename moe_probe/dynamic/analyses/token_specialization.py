@@ -41,15 +41,16 @@ class TokenSpecialization(Analysis):
 
     `vocabulary_specialization` (layer, expert): how often another occurrence of the token id of one of the expert's own
     tokens chooses the expert too, sum_x n_xe (n_xe - 1) / (n_x - 1) / sum_x n_xe; `context_independence` (layer): how
-    often two occurrences of one id have the same first choice, pairs drawn within ids without replacement. `vocabulary_mean` (layer) is the mean of the first over experts.
-    `vocabulary_chance` (layer, expert) and `context_chance` (layer): what they would be if the tokens of each document
-    (or group of documents, where there are more than 256) were dealt its choices at random, so that what the topic of a
-    document does is not taken for what the token does. `position_share` (layer, place, expert): choices by position in
-    the document, places 0, 1, 2-3, 4-7, ...; `position_chance` (layer, expert), the share at all positions.
-    `repetition` (layer, choice): how often a token and the next one have the same `first` choice, or `any` of their k
-    in common (Mixtral's table 5); `repetition_chance`, the same of any two tokens of a document (of tokens up to 64
-    distances apart, in longer ones), and `repetition_excess`, the difference. All but the chance levels have 95 %
-    intervals over documents, `_low` and `_high`; nan where fewer than five documents have the id, place or pair.
+    often two occurrences of one id have the same first choice, pairs drawn within ids without replacement.
+    `vocabulary_mean` (layer) is the mean of the first over experts. `vocabulary_chance` (layer, expert) and
+    `context_chance` (layer): what they would be if the tokens of each document (or group of documents, where there are
+    more than 256) were dealt its choices at random, so that what the topic of a document does is not taken for what the
+    token does. `position_share` (layer, place, expert): choices by position in the document, places 0, 1, 2-3, 4-7,
+    ...; `position_chance` (layer, expert), the share at all positions. `repetition` (layer, choice): how often a token
+    and the next one have the same `first` choice, or `any` of their k in common (Mixtral's table 5);
+    `repetition_chance`, the same of any two tokens of a document (of tokens up to 64 distances apart, in longer ones),
+    and `repetition_excess`, the difference. All but the chance levels have 95 % intervals over documents, `_low` and
+    `_high`; nan where fewer than five documents have the id, place or pair.
 
     With sub-tokens each counts as a row of its token, and repetition compares those at the same place.
 
@@ -218,7 +219,8 @@ def _dense(sums: UnitSums) -> np.ndarray:
 
 def repeats(first: torch.Tensor, selected: torch.Tensor, parts: int) -> torch.Tensor:
     """Of the rows of one document, (6,) int64: next ones with the same first choice, with any in common, next ones;
-    pairs of tokens with the same first choice, with any in common, and pairs, at all distances up to MOST_SHIFTS of them.
+    pairs of tokens with the same first choice, with any in common, and pairs, at all distances up to MOST_SHIFTS of
+    them.
     """
     tokens = len(first) // parts
     first, selected = first.view(tokens, parts), selected.view(tokens, parts, -1)

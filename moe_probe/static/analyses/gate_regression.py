@@ -13,11 +13,11 @@ from moe_probe.errors import NotFitting
 from moe_probe.model import Openable, load
 from moe_probe.results import provenance
 from moe_probe.signatures import checked
-from moe_probe.statistics.bootstrap import DRAWS, check_draws
-from moe_probe.statistics.rates import discoveries, mantel
 from moe_probe.static.analyses.gate_similarity import gate_similarity
 from moe_probe.static.analyses.similarity import similarity
 from moe_probe.static.variables import variable
+from moe_probe.statistics.bootstrap import DRAWS, check_draws
+from moe_probe.statistics.rates import discoveries, mantel
 
 TITLE = "Gate similarity on expert similarity"
 Level = Literal["neuron_mean", "matrix", "neuron_aligned"]
