@@ -116,7 +116,7 @@ def observe_each(
     """Each source with the analyses that have seen it; texts that can be read once are read once for all."""
     asked = completed(options)
     if texts is not None and not isinstance(texts, Corpus):
-        reading = {name: asked[name] for name in ("column", "labels", "split")}
+        reading = {name: asked[name] for name in ("column", "labels", "unit", "split")}
         texts, asked = read_rows(texts, **reading), asked | dict.fromkeys(reading)
     found = {}
     for label, each in sources.items():

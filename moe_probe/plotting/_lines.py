@@ -42,7 +42,7 @@ def said_of_intervals(ds: xr.Dataset) -> str:
     """What the intervals of a result are: level, units and draws."""
     asked = json.loads(ds.attrs.get("parameters", "{}"))
     draws = f", {asked['bootstrap']:,} draws" if asked.get("bootstrap") else ""
-    return f"95 % over documents{draws}"
+    return f"95 % over {ds.attrs.get('resampled', 'documents')}{draws}"
 
 
 def chance_interval(axes: Axes, ds: xr.Dataset, name: str, label: str | None = None) -> None:

@@ -23,6 +23,7 @@ class Document:
         text: what was tokenized; for token ids, their strings one after the other.
         spans: the characters of `text` that each token stands for, (tokens, 2): start and end; empty for special
             tokens.
+        cluster: what it is resampled with, such as its source; "" for itself.
         unit: number of what is resampled as one in intervals; a corpus gives them, by content and not by place.
     """
 
@@ -31,6 +32,7 @@ class Document:
     label: str = ""
     text: str = ""
     spans: np.ndarray = field(default_factory=lambda: np.zeros((0, 2), np.int64), compare=False, repr=False)
+    cluster: str = field(default="", repr=False)
     unit: int = field(default=NO_UNIT, compare=False, repr=False)
 
 
@@ -190,11 +192,14 @@ def numbered_units(documents: Sequence[Document]) -> tuple[Document, ...]:
     So neither the order of lines nor batches change what is resampled together where documents are too many to be kept
     one by one.
     """
-    digests = [hashlib.blake2b(repr(document.ids).encode(), digest_size=8).digest() for document in documents]
-    order = sorted(range(len(documents)), key=lambda at: (documents[at].label, digests[at], at))
-    units = np.empty(len(documents), np.int64)
-    units[order] = np.arange(len(documents))
-    return tuple(replace(document, unit=int(unit)) for document, unit in zip(documents, units, strict=True))
+    places: dict[tuple[str, int], tuple[str, bytes, int]] = {}
+    keys = [(document.cluster, -1 if document.cluster else at) for at, document in enumerate(documents)]
+    for key, document in zip(keys, documents, strict=True):
+        content = document.cluster or repr(document.ids)
+        place = document.label, hashlib.blake2b(content.encode(), digest_size=8).digest(), key[1]
+        places[key] = min(place, places.get(key, place))
+    units = {key: unit for unit, key in enumerate(sorted(places, key=lambda key: places[key]))}
+    return tuple(replace(document, unit=units[key]) for document, key in zip(documents, keys, strict=True))
 
 
 def position_bin(position: np.ndarray) -> np.ndarray:

@@ -349,7 +349,7 @@ def _num_rows(path: str, part: Part) -> int:
 
 def _document(row: dict[str, Any]) -> Document:
     spans = np.asarray(row["spans"], np.int64).reshape(-1, 2)
-    return Document(row["number"], tuple(row["ids"]), row["label"], row["text"], spans)
+    return Document(row["number"], tuple(row["ids"]), row["label"], row["text"], spans, row.get("cluster") or "")
 
 
 def _tuples(layer: dict[str, Any]) -> dict[str, Any]:
