@@ -78,7 +78,11 @@ class Writing(ModelSource):
         """The corpus becomes the prompts with what was written."""
         strings, special = token_strings({token for ids in self.written.values() for token in ids}, self.model)
         documents = [
-            of_ids(prompt.number, self.written[prompt.number], prompt.label, strings, special)
+            replace(
+                of_ids(prompt.number, self.written[prompt.number], prompt.label, strings, special),
+                cluster=prompt.cluster,
+                unit=prompt.unit,
+            )
             for prompt in self.prompts.documents
             if prompt.number in self.written
         ]
