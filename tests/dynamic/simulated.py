@@ -208,6 +208,9 @@ def token_specialization(rng, world):
         found["position_chance: null"] = outside(ds, "position_share", ds.position_chance)
         found["repetition_chance: null"] = outside(ds, "repetition", ds.repetition_chance)
         found["repetition_excess: null"] = outside(ds, "repetition_excess", 0)
+        found["vocabulary_p: null"] = (ds.vocabulary_p.values < 0.05).ravel()
+        found["vocabulary_q: null"] = np.array([bool((ds.vocabulary_q < 0.05).any())])
+        found["context_p: null"] = np.array([bool(ds.context_p < 0.05)])
         for name, chance in (
             ("vocabulary_specialization", "vocabulary_chance"),
             ("vocabulary_mean", "vocabulary_mean_chance"),

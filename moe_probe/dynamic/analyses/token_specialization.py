@@ -10,11 +10,13 @@ import numpy as np
 import torch
 import xarray as xr
 from scipy.sparse import csr_array
+from scipy.stats import chi2
 
 from moe_probe.dynamic.analysis import Analysis, expert_labels, labeled
 from moe_probe.routing import LayerBatch, Need, Source
 from moe_probe.signatures import check_number
 from moe_probe.statistics.bootstrap import DRAWS, check_draws, jackknife_interval, ratio_interval
+from moe_probe.statistics.rates import discoveries
 from moe_probe.statistics.states import Counts, PerUnit, Same, Tally, UnitSums
 from moe_probe.texts.corpus import bin_start, position_bin
 
@@ -29,6 +31,8 @@ DIMS = {
     "repetition_excess": ("layer", "choice"),
     "vocabulary_specialization": ("layer", "expert"),
     "vocabulary_chance": ("layer", "expert"),
+    "vocabulary_p": ("layer", "expert"),
+    "vocabulary_q": ("layer", "expert"),
 }
 
 
@@ -45,12 +49,13 @@ class TokenSpecialization(Analysis):
     `vocabulary_mean` (layer) is the mean of the first over experts. `vocabulary_chance` (layer, expert) and
     `context_chance` (layer): what they would be if the tokens of each document (or group of documents, where there are
     more than 256) were dealt its choices at random, so that what the topic of a document does is not taken for what the
-    token does. `position_share` (layer, place, expert): choices by position in the document, places 0, 1, 2-3, 4-7,
-    ...; `position_chance` (layer, expert), the share at all positions. `repetition` (layer, choice): how often a token
-    and the next one have the same `first` choice, or `any` of their k in common (Mixtral's table 5);
-    `repetition_chance`, the same of any two tokens of a document (of tokens up to 64 distances apart, in longer ones),
-    and `repetition_excess`, the difference. All but the chance levels have 95 % intervals over documents, `_low` and
-    `_high`; nan where fewer than five documents have the id, place or pair.
+    token does. `vocabulary_p` (layer, expert) and `context_p` (layer) are their two-sided p-values, `vocabulary_q` with
+    the false discovery rate controlled over layers and experts. `position_share` (layer, place, expert): choices by
+    position in the document, places 0, 1, 2-3, 4-7, ...; `position_chance` (layer, expert), the share at all positions.
+    `repetition` (layer, choice): how often a token and the next one have the same `first` choice, or `any` of their k
+    in common (Mixtral's table 5); `repetition_chance`, the same of any two tokens of a document (of tokens up to 64
+    distances apart, in longer ones), and `repetition_excess`, the difference. All but the chance levels have 95 %
+    intervals over documents, `_low` and `_high`; nan where fewer than five documents have the id, place or pair.
 
     With sub-tokens each counts as a row of its token, and repetition compares those at the same place.
 
@@ -147,7 +152,8 @@ class TokenSpecialization(Analysis):
     def _by_id(self, source: Source) -> dict[str, np.ndarray]:
         layers = self.ids.layers
         found = [self._layer(layer, source.layers[layer].num_experts) for layer in layers]
-        return {name: np.stack([one[name] for one in found]) for name in found[0]}
+        stacked = {name: np.stack([one[name] for one in found]) for name in found[0]}
+        return stacked | ({"vocabulary_q": discoveries(stacked["vocabulary_p"])} if "vocabulary_p" in stacked else {})
 
     def _layer(self, layer: int, experts: int) -> dict[str, np.ndarray]:
         """What the result says of one layer by token id; nan where no id is frequent enough."""
@@ -161,6 +167,7 @@ class TokenSpecialization(Analysis):
             of_block = _dense(self.first_choices[layer]), _dense(self.by_place[layer]).sum(1)
             found["context_chance"], found["vocabulary_chance"] = counts.chance(*of_block)
             found["vocabulary_mean_chance"] = mean_of_known(found["vocabulary_chance"])
+            found["context_p"], found["vocabulary_p"] = counts.tests(*of_block)
         if self.bootstrap:
             used = np.unique(rows.keys % BLOCKS)
             left = np.ones((BLOCKS, len(used))) - np.eye(BLOCKS)[:, used]
@@ -208,6 +215,14 @@ def mean_of_known(values: np.ndarray) -> np.ndarray:
     known = ~np.isnan(values)
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.where(known, values, 0).sum(0) / known.sum(0)
+
+
+def two_sided(value: np.ndarray, variance: np.ndarray, degrees: float) -> np.ndarray:
+    """p-values of sums of mean 0 that are distributed as a chi-squared variable minus its mean, scaled."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        standard = np.asarray(value / np.sqrt(variance))
+    above = chi2.sf(degrees + standard * np.sqrt(2 * degrees), degrees) if degrees else np.nan * standard
+    return np.minimum(2 * np.minimum(above, 1 - above), 1)
 
 
 def _dense(sums: UnitSums) -> np.ndarray:
@@ -304,6 +319,56 @@ class IdCounts:
         with np.errstate(divide="ignore", invalid="ignore"):
             others = np.maximum(occurrences - 1, 1)[:, None]
             return same.sum() / pairs, (again / others).sum(0) / own.sum(0)
+
+    def tests(self, first: np.ndarray, chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Two-sided p-values of context independence () and specialization (E,), against `chance`.
+
+        Products of what two occurrences of an id have beyond their documents' shares have mean 0, and are not
+        correlated with each other, where the token does not matter; their sum has the shape of a chi-squared variable.
+        """
+        occurrences = np.asarray(self.rows.sum(1)).ravel()
+        weight = 1 / np.maximum(occurrences - 1, 1)
+        alike = float((occurrences**2).sum() ** 2 / max((occurrences**4).sum(), 1)) * max(self.experts - 1, 1)
+        together, variance = self._beyond(self.first, self.first_id, self.first_expert, first, np.ones(len(weight)))
+        shares = first / np.maximum(first.sum(1, keepdims=True), 1)
+        cross = shares @ shares.T
+        cross = cross - shares**2 @ shares.T - shares @ (shares**2).T + cross**2
+        loose = self._loose(np.maximum(first.sum(1), 1))
+        pairs = (loose.T @ loose).toarray()
+        whole = 2 * ((pairs * cross).sum() - (np.asarray(loose.sum(0)).ravel() * np.diagonal(cross)).sum())
+        context = two_sided(together.sum(), whole, alike)
+        rows = np.maximum(first.sum(1), 1)
+        together, variance = self._beyond(self.chosen, self.chosen_id, self.chosen_expert, chosen, weight, rows)
+        return context, two_sided(together, variance, float((occurrences > 1).sum()))
+
+    def _beyond(
+        self,
+        counts: csr_array,
+        ids: np.ndarray,
+        experts: np.ndarray,
+        of_block: np.ndarray,
+        weight: np.ndarray,
+        rows: np.ndarray | None = None,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Sums over ids of products of pairs of occurrences beyond their blocks' shares, and their variances, (E,)."""
+        size = np.maximum(of_block.sum(1) if rows is None else rows, 1)
+        share = of_block / size[:, None]
+        vary = share * (1 - share)
+        own = np.zeros((len(self.ids), self.experts))
+        own[ids, experts] = np.asarray(counts.sum(1)).ravel()
+        single = self.rows @ share**2
+        single[ids, experts] += np.asarray(counts.multiply((1 - 2 * share).T[experts]).sum(1)).ravel()
+        within = self.rows.multiply(self.rows) - self.rows
+        expected = -(within @ (vary / np.maximum(size - 1, 1)[:, None]))
+        beyond = (own - self.rows @ share) ** 2 - single - expected
+        loose = self._loose(size)
+        variance = 2 * ((loose @ vary) ** 2 - loose @ vary**2)
+        return (weight[:, None] * beyond).sum(0), (weight[:, None] ** 2 * variance).sum(0)
+
+    def _loose(self, size: np.ndarray) -> csr_array:
+        """Occurrences of each id in each block less what the block's fixed choices tell of them, (ids, blocks)."""
+        scale = np.where(size > 1, 1 / np.maximum(size - 1, 1), 0)
+        return csr_array(self.rows * (size * scale) - self.rows.multiply(self.rows) * scale)
 
     def _dealt(self, counts: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Expected pairs of occurrences that choose each expert, and occurrences, (ids, E)."""
