@@ -19,6 +19,8 @@ class TextOptions(TypedDict, total=False):
 
     Attributes:
         labels: a label per document (domain, task), or the name of the column that holds it.
+        unit: what intervals and chance levels draw anew as one: a cluster per document (its source, author or book), or
+            the name of the column that holds it; each document by default.
         column: the column that holds the text.
         split: of a dataset that has several.
         max_length: tokens per document at most; the model's maximum by default.
@@ -26,6 +28,7 @@ class TextOptions(TypedDict, total=False):
     """
 
     labels: Sequence[str] | str | None
+    unit: Sequence[str] | str | None
     column: str | None
     split: str | None
     max_length: int | None
@@ -66,6 +69,7 @@ class RunOptions(TextOptions, ObserveOptions, total=False):
 
 DEFAULTS: Final[RunOptions] = {
     "labels": None,
+    "unit": None,
     "column": None,
     "split": None,
     "max_length": None,
@@ -80,6 +84,7 @@ DEFAULTS: Final[RunOptions] = {
 }
 TYPES: Final[Mapping[str, str]] = {
     "labels": "Sequence[str] | str | None",
+    "unit": "Sequence[str] | str | None",
     "column": "str | None",
     "split": "str | None",
     "max_length": "int | None",
@@ -94,6 +99,7 @@ TYPES: Final[Mapping[str, str]] = {
 }
 HELP: Final[Mapping[str, str]] = {
     "labels": "The column of document labels.",
+    "unit": "The column of what intervals draw anew as one, such as a source. Default: each document.",
     "column": "The column of the text.",
     "split": "The split of a dataset that has several.",
     "max_length": "Tokens per document at most. Default: the model's maximum.",
@@ -108,7 +114,8 @@ HELP: Final[Mapping[str, str]] = {
 }
 TEXT_OPTIONS: Final = tuple(TextOptions.__annotations__)
 OBSERVE_OPTIONS: Final = tuple(ObserveOptions.__annotations__)
-WRITING_OPTIONS: Final = (*(name for name in TEXT_OPTIONS if name not in ("labels", "max_length")), *OBSERVE_OPTIONS)
+OF_TEXTS: Final = ("labels", "unit", "max_length")  # which prompts do not take
+WRITING_OPTIONS: Final = (*(name for name in TEXT_OPTIONS if name not in OF_TEXTS), *OBSERVE_OPTIONS)
 EXPLORE_OPTIONS: Final = tuple(name for name in DEFAULTS if name not in ("baseline", "checkpoint_dir"))
 REPORT_OPTIONS: Final = EXPLORE_OPTIONS
 REPRODUCE_OPTIONS: Final = tuple(name for name in DEFAULTS if name != "checkpoint_dir")
@@ -120,7 +127,7 @@ STATIC_OPTIONS: Final = ("layers", "baseline", "n_jobs")
 SHARD_BYTES: Final = 5 * 10**9  # of a converted checkpoint's file
 PAGE_BYTES: Final = 30_000_000  # of the explorer's page
 POSITIVE: Final = ("batch_tokens", "max_length")  # None stays where it is the default
-READ_ELSEWHERE: Final = ("labels", "layers", "baseline")  # with the texts or the model that they belong to
+READ_ELSEWHERE: Final = ("labels", "unit", "layers", "baseline")  # with the texts or the model that they belong to
 
 
 def completed(

@@ -29,6 +29,7 @@ MODEL_HELP: Final[Mapping[str, str]] = {
 MODEL_OPTIONS: Final = tuple(MODEL_HELP)
 METAVARS: Final[Mapping[str, str]] = {
     "labels": "COLUMN",
+    "unit": "COLUMN",
     "column": "COLUMN",
     "max_length": "N",
     "layers": "LAYERS",

@@ -18,7 +18,7 @@ from moe_probe.options import completed
 from moe_probe.results import provenance
 from moe_probe.routing import LayerBatch, Need, Source
 from moe_probe.signatures import checked
-from moe_probe.statistics.bootstrap import interval, per_document
+from moe_probe.statistics.bootstrap import ratio_interval, sums_over
 from moe_probe.statistics.states import TokenTable
 from moe_probe.texts.corpus import Corpus
 from moe_probe.texts.reading import Texts, read_rows
@@ -116,7 +116,7 @@ def observe_each(
     """Each source with the analyses that have seen it; texts that can be read once are read once for all."""
     asked = completed(options)
     if texts is not None and not isinstance(texts, Corpus):
-        reading = {name: asked[name] for name in ("column", "labels", "split")}
+        reading = {name: asked[name] for name in ("column", "labels", "unit", "split")}
         texts, asked = read_rows(texts, **reading), asked | dict.fromkeys(reading)
     found = {}
     for label, each in sources.items():
@@ -176,18 +176,24 @@ def means(
     """Means over tokens of values (..., tokens), and their interval."""
     found = {name: (dims, values.mean(-1))}
     if bootstrap:
-        document = routing.source.corpus.tokens().document
-        sums = {
-            "total": per_document(np.moveaxis(values, -1, 0), document),
-            "count": per_document(np.ones(len(document)), document),
-        }
-
-        def mean(total: Mapping[str, np.ndarray]) -> np.ndarray:
-            return total["total"] / total["count"].reshape(-1, *[1] * (values.ndim - 1))
-
-        for end, value in zip(("low", "high"), interval(mean, sums, bootstrap), strict=True):
+        unit = routing.source.corpus.tokens().unit
+        total, count = sums_over(np.moveaxis(values, -1, 0), unit), sums_over(np.ones(len(unit)), unit)
+        for end, value in zip(("low", "high"), ratio_interval(total, count, bootstrap, (0, 1)), strict=True):
             found[f"{name}_{end}"] = (dims, value)
     return found
+
+
+def chosen_alike(one: np.ndarray, other: np.ndarray, experts: int) -> np.ndarray:
+    """Share of one's choices (layers, ..., k) that the other's would hold if it had nothing to do with them, (layers,).
+
+    Sum over experts of both shares of rows that choose the expert, / k: each expert is chosen as often as it is.
+    """
+    layers, k = len(one), one.shape[-1]
+    shares = [
+        np.stack([np.bincount(layer.ravel(), minlength=experts) for layer in choices]) / (choices[0].size / k)
+        for choices in (one, other)
+    ]
+    return (shares[0] * shares[1]).sum(1).reshape(layers) / k
 
 
 def compared_attrs(

@@ -186,6 +186,8 @@ class Analysis(Checked, ABC):
         """Provenance, which texts, and by which function the router's logits became scores."""
         corpus = source.corpus
         texts = {"documents": len(corpus.documents), "tokens": corpus.num_tokens, "texts": corpus.fingerprint}
+        clustered = any(document.cluster for document in corpus.documents)
+        texts["resampled"] = "clusters of documents" if clustered else "documents"
         kinds = {layer: " and ".join(sorted(self.score_kinds[layer])) for layer in self.score_kinds.layers}
         scores = "; ".join(
             f"{kind} in layers {', '.join(str(layer) for layer in kinds if kinds[layer] == kind)}"

@@ -94,7 +94,7 @@ def writing_options(options: Mapping[str, Any], max_new_tokens: int | None) -> t
     """
     own = {name: value for name, value in options.items() if name in WRITING_OPTIONS}
     of_generation = {name: value for name, value in options.items() if name not in WRITING_OPTIONS}
-    for name in ("labels", "baseline", "batch_tokens", "execution"):
+    for name in ("labels", "unit", "baseline", "batch_tokens", "execution"):
         if name in of_generation:
             raise NotFitting(f"generate takes no {name}; it takes {', '.join(WRITING_OPTIONS)}, and transformers' own.")
     if max_new_tokens is not None:

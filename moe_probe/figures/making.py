@@ -28,7 +28,7 @@ from moe_probe.signatures import checked
 from moe_probe.texts.corpus import Corpus
 from moe_probe.texts.reading import Texts, read_rows
 
-OF_ROWS = ("labels", "column", "split")
+OF_ROWS = ("labels", "unit", "column", "split")
 TOGETHER = "compared"  # the folder of figures that show several models
 NO_TEXTS = "This figure needs texts; pass texts."
 LIBRARIES = ("moe-probe", "torch", "transformers")  # other versions of these may give other numbers

@@ -80,7 +80,11 @@ class Writing(ModelSource):
         """The corpus becomes the prompts with what was written."""
         strings, special = token_strings({token for ids in self.written.values() for token in ids}, self.model)
         documents = [
-            of_ids(prompt.number, self.written[prompt.number], prompt.label, strings, special)
+            replace(
+                of_ids(prompt.number, self.written[prompt.number], prompt.label, strings, special),
+                cluster=prompt.cluster,
+                unit=prompt.unit,
+            )
             for prompt in self.prompts.documents
             if prompt.number in self.written
         ]
@@ -163,7 +167,8 @@ class Writing(ModelSource):
             )
         position = np.arange(len(ids))
         label = label_of(len(prompt.ids), position)
-        tokens = Tokens(np.full(len(ids), prompt.number), position, np.asarray(ids), label)
+        document, unit = (np.full(len(ids), number) for number in (prompt.number, prompt.unit))
+        tokens = Tokens(document, position, np.asarray(ids), label, unit)
         parts = [layer_batch(event, tokens, every_place(event)) for event in events]
         values = [part.tensors() for part in parts]
         joined = {name: torch.cat([each[name] for each in values]) for name in values[0] if name in PER_ROW + PER_TOKEN}

@@ -12,14 +12,17 @@ from matplotlib.axes import Axes
 from matplotlib.colorbar import Colorbar
 from matplotlib.colors import FuncNorm
 from matplotlib.image import AxesImage
+from matplotlib.patches import Rectangle
 
 from moe_probe.errors import NoSuchName
+from moe_probe.plotting._lines import said_of_intervals
 from moe_probe.plotting._style import COLORMAP, COLUMN, DIVERGING, PAGE, Figure, label_ticks, thin_ticks
 
 Scale = Literal["layer", "all"]
 SCALES: tuple[Scale, ...] = get_args(Scale)
 FARTHEST = 8.0  # times more, or less: beyond that the colors of a ratio stay the same
 TINY = 2.0**-40
+SAID = 6.5  # points, of what is said of marks
 
 
 def show(axes: Axes, values: Any, **look: Any) -> AxesImage:
@@ -77,6 +80,40 @@ def dots(axes: Axes, where: np.ndarray) -> None:
     """Small dots on the cells (y, x) of a map."""
     y, x = np.nonzero(where)
     axes.plot(x, y, ".", color="black", markersize=1.5 if where.shape[-1] <= 64 else 0.4)
+
+
+def mark_intervals(axes: Axes, ds: xr.Dataset, name: str, chance: xr.DataArray, hidden: Any = False) -> None:
+    """Tell on a map (y, x) of `ds[name]` what is known: a dot where the interval holds the chance level, a circle where
+    there is no interval; what bears neither differs from chance. Below the x axis it is said which is which.
+
+    Args:
+        axes: of the map.
+        ds: of one layer, with `<name>_low` and `<name>_high`, or nothing is drawn.
+        name: of the variable.
+        chance: its chance level.
+        hidden: cells without marks.
+    """
+    if f"{name}_low" not in ds:
+        return
+    low, high = (ds[f"{name}_{end}"] for end in ("low", "high"))
+    within = ((low <= chance) & (chance <= high)).transpose(*low.dims).values & ~np.asarray(hidden)
+    unknown = (low.isnull() & ds[name].notnull()).values & ~np.asarray(hidden)
+    dots(axes, within)
+    y, x = np.nonzero(unknown)
+    size = 2.5 if unknown.shape[-1] <= 64 else 0.8
+    axes.plot(x, y, "o", color="black", markersize=size, markerfacecolor="none", markeredgewidth=0.4)
+    say(axes, "dots: maybe chance", *["circles: no interval"] * bool(unknown.any()), said_of_intervals(ds))
+
+
+def say(axes: Axes, *lines: str) -> None:
+    """Add lines below the x axis that say what marks mean."""
+    axes.set_xlabel("\n".join([axes.get_xlabel(), *lines]), fontsize=SAID)
+
+
+def frames(axes: Axes, where: np.ndarray) -> None:
+    """Frames around the cells (y, x) of a map."""
+    for y, x in np.argwhere(where):
+        axes.add_patch(Rectangle((x - 0.5, y - 0.5), 1, 1, fill=False, edgecolor="black", linewidth=0.6))
 
 
 def crosses(axes: Axes, where: np.ndarray) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import numpy as np
@@ -35,6 +36,13 @@ def interval(
         axes.errorbar(at, middle, half, fmt="none", ecolor=color, elinewidth=1, capsize=3, label=label)
     else:
         axes.fill_between(at, low, high, color=color, alpha=alpha, linewidth=0, label=label)
+
+
+def said_of_intervals(ds: xr.Dataset) -> str:
+    """What the intervals of a result are: level, units and draws."""
+    asked = json.loads(ds.attrs.get("parameters", "{}"))
+    draws = f", {asked['bootstrap']:,} draws" if asked.get("bootstrap") else ""
+    return f"95 % over {ds.attrs.get('resampled', 'documents')}{draws}"
 
 
 def chance_interval(axes: Axes, ds: xr.Dataset, name: str, label: str | None = None) -> None:

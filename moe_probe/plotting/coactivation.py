@@ -8,11 +8,11 @@ import xarray as xr
 
 from moe_probe.errors import NoSuchName
 from moe_probe.plotting._choices import pick_layer
-from moe_probe.plotting._heatmap import bounded, dots, heatmaps, ratio_colors
+from moe_probe.plotting._heatmap import bounded, heatmaps, mark_intervals, ratio_colors
 from moe_probe.plotting._style import Figure, style
 
 VARIABLES = {
-    "lift": ("P(both) / P(both if independent)", ("expert", "other expert")),
+    "lift": ("P(both) / P(both by chance)", ("expert", "other expert")),
     "conditional": ("P(other | expert)", ("other expert", "expert")),
     "flow": ("share of choices", ("expert of this layer", "expert of the layer before")),
 }
@@ -22,9 +22,10 @@ DIMS = ("layer", "expert", "other")
 def plot(ds: xr.Dataset, layer: int | None = None, variable: str = "lift") -> Figure:
     """Map of one layer; what has no value, such as an expert with itself, is gray.
 
-    Lift is white where it is that of experts chosen at random.
+    Lift is drawn in times its chance level, that of experts chosen as often without regard to each other, where the
+    result has one.
 
-    Dots: the pair's 95 % interval holds the lift of experts chosen at random.
+    Dots: the pair's 95 % interval holds the chance level. Circles: no interval is known.
 
     Args:
         ds: result of `dynamic.coactivation`.
@@ -47,17 +48,14 @@ def plot(ds: xr.Dataset, layer: int | None = None, variable: str = "lift") -> Fi
         values = values.where(ds.expert != ds.other)
     bar, names = VARIABLES[variable]
     chance = ds.chance_lift.sel(layer=layer) if variable == "lift" and "chance_lift" in ds else None
-    random = "" if chance is None else f" (at random: {float(chance):.2f})"
+    shown = values if chance is None else values / chance
     with style():
         colors = bounded((0.0, max(float(values.max()), 1e-9) if bool(values.notnull().any()) else 1.0))
         if variable == "lift":
-            colors = ratio_colors(values, 1.0 if chance is None else float(chance))
-        figure = heatmaps({f"layer {layer}{random}": values}, colors, ds.attrs["model"], bar, names)
-        if chance is not None and "lift_low" in ds:
-            own = ds.sel(layer=layer)
-            axes = figure.axes[0]
-            dots(axes, ((own.lift_low <= chance) & (chance <= own.lift_high) & (ds.expert != ds.other)).values)
-            axes.set_xlabel(f"{names[0]} (dots: maybe chance)")
+            colors = ratio_colors(shown, 1.0)
+        figure = heatmaps({f"layer {layer}": shown}, colors, ds.attrs["model"], bar, names)
+        if chance is not None:
+            mark_intervals(figure.axes[0], ds.sel(layer=layer), "lift", chance, (ds.expert == ds.other).values)
         return figure
 
 

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 import xarray as xr
 
-from moe_probe.plotting._heatmap import crosses, dots, layer_map, ratio_bar, ratio_colors, show
-from moe_probe.plotting._lines import whole_numbers
+from moe_probe.plotting._heatmap import crosses, frames, layer_map, mark_intervals, ratio_bar, ratio_colors, say, show
+from moe_probe.plotting._lines import line, whole_numbers
 from moe_probe.plotting._style import BLUE, COLUMN, PAGE, Figure, style, thin_ticks
 
 MEASURES = ("cv2_load", "entropy", "max_violation", "activation_ratio")  # of the short table
@@ -18,6 +18,7 @@ BALANCE = {
     "switch_loss": "Switch loss",
 }
 DIMS = ("layer", "expert")
+DISCOVERIES = 0.05
 
 
 def plot(ds: xr.Dataset) -> Figure:
@@ -40,7 +41,7 @@ def balance(ds: xr.Dataset) -> Figure:
     with style():
         figure = Figure(figsize=(PAGE, 1.9), layout="constrained")
         for axes, (name, label) in zip(figure.subplots(1, len(BALANCE)), BALANCE.items(), strict=True):
-            axes.plot(ds.layer, ds[name], marker="o", markersize=3, color=BLUE)
+            line(axes, ds, name, color=BLUE)
             axes.set_title(label)
             whole_numbers(axes, 5)
         figure.suptitle(ds.attrs["model"])
@@ -50,7 +51,8 @@ def balance(ds: xr.Dataset) -> Figure:
 def by_label(ds: xr.Dataset, layer: int) -> Figure:
     """Load of one layer by document label, in times its even share; a cross where there is none.
 
-    Dots: the 95 % interval holds the expert's share in all documents together.
+    Dots: the 95 % interval holds the expert's share in all documents together. Circles: no interval is known. Frames:
+    the label's share differs at a false discovery rate of 5 % over all layers, labels and experts.
     """
     values = ds.label_share.sel(layer=layer) * ds.sizes["expert"]
     with style():
@@ -65,11 +67,12 @@ def by_label(ds: xr.Dataset, layer: int) -> Figure:
         thin_ticks(axes.xaxis, [str(label) for label in ds.expert.values])
         thin_ticks(axes.yaxis, [str(label) for label in ds.label.values], 30)
         ratio_bar(figure, image, "load / even load")
-        if {"label_share_low", "label_share_chance"} <= set(ds):
-            own = ds.sel(layer=layer)
-            known = (own.label_share_low <= own.label_share_chance) & (own.label_share_chance <= own.label_share_high)
-            dots(axes, known.transpose("label", "expert").values)
-            axes.set_xlabel("expert (dots: maybe as all labels)")
+        own = ds.sel(layer=layer)
+        if "label_share_chance" in ds:
+            mark_intervals(axes, own, "label_share", own.label_share_chance)
+        if "label_share_q" in ds:
+            frames(axes, (own.label_share_q < DISCOVERIES).transpose("label", "expert").values)
+            say(axes, f"frames: q < {DISCOVERIES:g} over layers, labels, experts")
         return figure
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import matplotlib
 import xarray as xr
 
-from moe_probe.plotting._lines import chance_line, interval
+from moe_probe.plotting._lines import interval, said_of_intervals
 from moe_probe.plotting._style import COLORMAP, PAGE, Figure, style
 
 PANELS = {"saturation": ("all k choices", "chance"), "first_saturation": ("first choice", "first_chance")}
@@ -39,12 +39,17 @@ def plot(ds: xr.Dataset) -> Figure:
                 if f"{name}_low" in own:
                     low, high = own[f"{name}_low"], own[f"{name}_high"]
                     interval(axes, at, low, high, color=colors(number), alpha=0.15)
-            chance_line(axes, ds, chance, label="chance")
+                if chance in own:
+                    axes.plot(at, own[chance], "--", linewidth=0.8, color=colors(number))
             rotation = {"rotation": 30, "ha": "right"} if len(at) > 4 else {}
             axes.set_xticks(at, [str(label) for label in ds.checkpoint.values], **rotation)
             axes.set(title=title, ylim=(0, 1.03), xlabel="checkpoint")
         panels[-1].legend(frameon=False)
         panels[0].set_ylabel("share of the final choices")
+        notes = ["dashed: chance"] * ("chance" in ds) + [f"intervals: {said_of_intervals(ds)}"] * (
+            "saturation_low" in ds
+        )
+        figure.suptitle("; ".join(notes), fontsize="small")
         return figure
 
 

@@ -52,8 +52,11 @@ def described(ds: xr.Dataset) -> str:
     """The difference, its interval, and the rank test."""
     if bool(ds.difference.isnull()):
         return "no tokens of one group"
-    ends = f" [{float(ds.difference_low):.3f}, {float(ds.difference_high):.3f}]" if "difference_low" in ds else ""
-    return f"difference {float(ds.difference):.3f}{ends}\nrank test p = {float(ds.p_value):.2g}"
+    ends = ""
+    if "difference_low" in ds:
+        low, high = float(ds.difference_low), float(ds.difference_high)
+        ends = " (no interval)" if np.isnan(low) else f" [{low:.3f}, {high:.3f}]"
+    return f"difference {float(ds.difference):.3f}{ends}\nrank test of word types p = {float(ds.p_value):.2g}"
 
 
 def by_layer(ds: xr.Dataset) -> Figure:

@@ -13,7 +13,7 @@ from matplotlib.patches import Patch
 from moe_probe.errors import NoSuchName
 from moe_probe.plotting._choices import pick_layer
 from moe_probe.plotting._heatmap import show
-from moe_probe.plotting._lines import chance_interval, chance_line, line, whole_numbers
+from moe_probe.plotting._lines import chance_interval, chance_line, line, said_of_intervals, whole_numbers
 from moe_probe.plotting._style import BLUE, COLUMN, DIVERGING, GREEN, ORANGE, PAGE, Figure, style, thin_ticks
 
 KIND_MAPS = {"ffn": "Blues", "constant": "Greens", "copy": "Oranges", "zero": "Purples"}
@@ -108,6 +108,8 @@ def differences(ds: xr.Dataset) -> Figure:
         chance_line(panels[0], ds, "task_distance_chance", label="chance")
         panels[0].legend(frameon=False)
         panels[0].set_title("distance between tasks")
+        chance_interval(panels[1], ds, "ffn_spread_chance")
+        chance_line(panels[1], ds, "ffn_spread_chance")
         line(panels[1], ds, "ffn_spread", color=GREEN)
         panels[1].set_title("std over tasks of FFN experts")
         if "layer_zero_accuracy" in ds:
@@ -115,7 +117,8 @@ def differences(ds: xr.Dataset) -> Figure:
             panels[2].set(title="zero experts and accuracy (ρ)", ylim=(-1.05, 1.05))
         for axes in panels:
             whole_numbers(axes)
-        figure.suptitle(ds.attrs["model"])
+        notes = f" (intervals: {said_of_intervals(ds)})" if "task_distance_low" in ds else ""
+        figure.suptitle(f"{ds.attrs['model']}{notes}")
         return figure
 
 

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 import xarray as xr
 
-from moe_probe.plotting._heatmap import dots, show
-from moe_probe.plotting._lines import chance_line, line, whole_numbers
+from moe_probe.plotting._heatmap import mark_intervals, show
+from moe_probe.plotting._lines import chance_line, line, said_of_intervals, whole_numbers
 from moe_probe.plotting._style import BLUE, COLUMN, GREEN, GREY, PAGE, Figure, style, thin_ticks
 
 DIMS = ("layer", "expert")
@@ -24,10 +24,8 @@ def plot(ds: xr.Dataset) -> Figure:
         >>> ds = dynamic.token_specialization("ckpt/tiny-mixtral", "ckpt/texts.jsonl")
         >>> figure = plotting.plot(ds)
     """
-    by_expert = [name for name in ds if str(name).startswith("vocabulary")]
-    means = ds[by_expert].mean("expert")
     panels = {
-        "vocabulary specialization": {"": (means, "vocabulary_specialization", "vocabulary_chance")},
+        "vocabulary specialization": {"": (ds, "vocabulary_mean", "vocabulary_mean_chance")},
         "context independence": {"": (ds, "context_independence", "context_chance")},
         "next token, same expert": {
             str(choice): (ds.sel(choice=choice), "repetition", "repetition_chance") for choice in ds.choice.values
@@ -43,7 +41,9 @@ def plot(ds: xr.Dataset) -> Figure:
             axes.set(title=title, ylim=(0, 1))
             whole_numbers(axes)
         all_axes[-1].legend(frameon=False)
-        notes = ["dashed: chance"] * ("repetition_chance" in ds) + ["intervals: 95 %"] * ("repetition_low" in ds)
+        notes = ["dashed: chance"] * ("repetition_chance" in ds) + [f"intervals: {said_of_intervals(ds)}"] * (
+            "repetition_low" in ds
+        )
         figure.suptitle(ds.attrs["model"] + (f" ({'; '.join(notes)})" if notes else ""))
         return figure
 
@@ -51,7 +51,7 @@ def plot(ds: xr.Dataset) -> Figure:
 def places(ds: xr.Dataset, layer: int) -> Figure:
     """Load of one layer's experts by position in the document.
 
-    Dots: the 95 % interval holds the expert's share at all positions together.
+    Dots: the 95 % interval holds the expert's share at all positions together. Circles: no interval is known.
     """
     with style():
         figure = Figure(figsize=(COLUMN, 2.5), layout="constrained")
@@ -63,12 +63,9 @@ def places(ds: xr.Dataset, layer: int) -> Figure:
         thin_ticks(axes.xaxis, [str(label) for label in ds.expert.values])
         thin_ticks(axes.yaxis, names, 32)
         figure.colorbar(image, label="share of choices")
-        if {"position_share_low", "position_chance"} <= set(ds):
+        if "position_chance" in ds:
             own = ds.sel(layer=layer)
-            chance = own.position_chance
-            known = (own.position_share_low <= chance) & (chance <= own.position_share_high)
-            dots(axes, known.transpose("place", "expert").values)
-            axes.set_xlabel("expert (dots: maybe as elsewhere)")
+            mark_intervals(axes, own, "position_share", own.position_chance)
         return figure
 
 

@@ -10,6 +10,10 @@ import numpy as np
 import torch
 from scipy.stats import kendalltau
 
+from moe_probe.static.geometry import NONE, Geometry, Tree
+
+ROWS = 1024  # of neurons, whose products are summed at a time
+
 
 @dataclass(frozen=True)
 class Alignment:
@@ -39,7 +43,8 @@ def align(first: torch.Tensor, second: torch.Tensor) -> Alignment:
         >>> align(rows, rows[[2, 0, 1]]).permutation
         array([1, 2, 0])
     """
-    first, second = (_scaled(matrix) for matrix in (first, second))
+    unscaled = first, second
+    first, second = (_scaled(matrix) for matrix in unscaled)
     norms = [torch.linalg.vector_norm(matrix, dim=1) for matrix in (first, second)]
     directions = [
         matrix / norm.where(norm > 0, 1)[:, None] for matrix, norm in zip((first, second), norms, strict=True)
@@ -47,15 +52,23 @@ def align(first: torch.Tensor, second: torch.Tensor) -> Alignment:
     cosines = directions[0] @ directions[1].T
     _, permutation, _ = lap.lapjv((1 - cosines).numpy())
     permutation = permutation.astype(np.int64)
-    rows = torch.arange(len(first))
-    matched = cosines[rows, torch.from_numpy(permutation)].double() * norms[0].double()
-    dot = (matched * norms[1][torch.from_numpy(permutation)].double()).sum()
-    total = [torch.linalg.vector_norm(norm.double()) for norm in norms]
-    defined = bool(total[0] * total[1] > 0)
+    cosine = _cosine(unscaled[0], unscaled[1][torch.from_numpy(permutation)])
     tau: Any = np.nan
-    if defined and len(permutation) > 1:
+    if not np.isnan(cosine) and len(permutation) > 1:
         tau, _ = kendalltau(permutation, np.arange(len(permutation)))
-    return Alignment(permutation, float(dot / (total[0] * total[1])), float(tau))
+    return Alignment(permutation, cosine, float(tau))
+
+
+def _cosine(first: torch.Tensor, second: torch.Tensor) -> float:
+    """Of two flattened matrices, to the last digits of 1 - cosine where they are all but equal; NaN of zeros."""
+    products = torch.zeros(2, 2, dtype=torch.float64)
+    far = Tree.none(2)
+    near = Tree(np.array([NONE, 0]), np.arange(2))
+    tree = near if (first - second).abs().max() < first.abs().max() / 2 else far
+    for rows in range(0, len(first), ROWS):
+        both = torch.stack([matrix[rows : rows + ROWS].flatten().double() for matrix in (first, second)])
+        products += (differences := tree.subtract(both)) @ differences.T
+    return float(Geometry(products, tree).cosine[0, 1])
 
 
 def _scaled(matrix: torch.Tensor) -> torch.Tensor:

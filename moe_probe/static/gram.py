@@ -17,12 +17,19 @@ import torch
 
 from moe_probe.checkpoint import LazyTensor
 from moe_probe.errors import NotFinite
+from moe_probe.static.geometry import NONE, Geometry, Tree
 
 CHUNK_ELEMENTS = 1 << 20
 SLAB_ELEMENTS = 1 << 23
 FEATURE_BLOCK_BYTES = 1 << 27
 SMALLEST_SQUARE, SMALLEST_NORMAL = 1e-24, 1e-36  # below, sums of squares of float32, and single ones, lose digits
-ALIKE = 1e-3  # matrices that differ by less than this share of their squares are centered before they are multiplied
+SAMPLE_ELEMENTS, SAMPLE_READS, LEAST_READS = (
+    1 << 14,
+    256,
+    4,
+)  # of a matrix, of all, of each: its neighbors are told from it
+UNDERFLOWN = 1e-300
+MOST_REPEATS = 2  # of a pass whose tree loses digits
 
 
 @dataclass(frozen=True)
@@ -98,59 +105,83 @@ def _chunks(slab: list[torch.Tensor], dtype: torch.dtype = torch.float32) -> Ite
         yield chunk
 
 
-def flat_gram(matrices: Matrices) -> torch.Tensor:
-    """Inner products of all pairs of flattened matrices, (R, R) float64.
+def flat_geometry(matrices: Matrices) -> Geometry:
+    """How the flattened matrices lie to each other, right where they are all but equal too.
+
+    Which are near each other is told from a sample of their rows first; where that misled, the pass is repeated.
 
     Raises:
         NotFinite: a matrix holds NaN or infinity.
     """
+    tree = sampled_tree(matrices)
+    geometry = Geometry(_differences(matrices, tree), tree)
+    for _ in range(MOST_REPEATS):
+        if not geometry.tree.loses_digits(geometry):
+            break
+        geometry = Geometry(_differences(matrices, geometry.shortest), geometry.shortest)
+    return geometry
 
-    gram = _sum_over_slabs(matrices.tensors, _slab_gram)
-    if needs_float64(gram.diagonal()):
-        gram = _sum_over_slabs(matrices.tensors, partial(_slab_gram, dtype=torch.float64))
-    matrices.check(gram.diagonal())
-    return gram
+
+def sampled_tree(matrices: Matrices) -> Tree:
+    """Neighbors among the matrices by rows at equal intervals."""
+    rows, width = matrices.tensors[0].shape[0], matrices.tensors[0].shape[1:].numel()
+    count = min(rows, max(2, SAMPLE_ELEMENTS // width))
+    places = min(count, max(LEAST_READS, SAMPLE_READS // len(matrices.tensors)))
+    at = sorted({round(place) for place in torch.linspace(0, rows - 1, places).tolist()})
+    depth = max(1, count // len(at))
+    parts = [[t[row : row + depth].read().reshape(-1).double() for row in at] for t in matrices.tensors]
+    sample = torch.stack([torch.cat(part) for part in parts])
+    largest = sample.abs().max()
+    if not torch.isfinite(largest) or largest == 0:
+        return Tree.none(len(sample))
+    return Geometry.unaided(sample / largest).shortest
 
 
-def _slab_gram(slab: list[torch.Tensor], dtype: torch.dtype = torch.float32) -> torch.Tensor:
+def _differences(matrices: Matrices, tree: Tree) -> torch.Tensor:
+    """Inner products of the matrices minus their neighbors, (R, R) float64."""
+    wide = any(tensor.dtype == torch.float64 for tensor in matrices.tensors)
+    dtype = torch.float64 if wide else torch.float32
+    products = _sum_over_slabs(matrices.tensors, partial(_slab_gram, tree=tree, dtype=dtype))
+    if not wide and needs_float64(products.diagonal()):
+        products = _sum_over_slabs(matrices.tensors, partial(_slab_gram, tree=tree, dtype=torch.float64))
+    if not torch.isfinite(products).all():
+        _refuse_not_finite(matrices)
+    return products
+
+
+def _refuse_not_finite(matrices: Matrices) -> None:
+    """Raise `NotFinite` where a matrix, taken alone, holds NaN or infinity."""
+    matrices.check(
+        torch.stack(
+            [torch.stack([t[a:b].read().double().sum() for a, b in _row_slabs([t])]).sum() for t in matrices.tensors]
+        )
+    )
+
+
+def _slab_gram(slab: list[torch.Tensor], tree: Tree, dtype: torch.dtype) -> torch.Tensor:
     gram = torch.zeros(len(slab), len(slab), dtype=torch.float64)
     for chunk in _chunks(slab, dtype):
-        gram += chunk @ chunk.T
+        gram += _product(tree.subtract(chunk))
     return gram
+
+
+def _product(chunk: torch.Tensor) -> torch.Tensor:
+    """Inner products of the rows; where squares fall below what the dtype holds, a trace of them is left."""
+    product = (chunk @ chunk.T).double()
+    squares = product.diagonal()
+    gone = (squares == 0).nonzero()[:, 0]
+    if len(gone):
+        squares[gone] = chunk[gone].any(1).double() * UNDERFLOWN
+    return product
 
 
 def needs_float64(squares: torch.Tensor) -> bool:
-    """Whether sums of squares were too small or too large for float32: zeros, and what is not finite, included."""
-    return bool(((squares < SMALLEST_SQUARE) | ~torch.isfinite(squares)).any())
-
-
-def paired_gram(matrices: Matrices) -> tuple[torch.Tensor, torch.Tensor]:
-    """As `flat_gram` of 2R matrices, and the squared distances of the first R from the others, (R,), float64.
-
-    The distances are summed from differences, so that small ones are exact too.
-
-    Raises:
-        NotFinite: a matrix holds NaN or infinity.
-    """
-    half = len(matrices.tensors) // 2
-    sums = _sum_over_slabs(matrices.tensors, _paired_slab)
-    if needs_float64(sums.diagonal()):
-        sums = _sum_over_slabs(matrices.tensors, partial(_paired_slab, dtype=torch.float64))
-    matrices.check(sums.diagonal())
-    return sums[:, :-1], sums[:half, -1]
-
-
-def _paired_slab(slab: list[torch.Tensor], dtype: torch.dtype = torch.float32) -> torch.Tensor:
-    half = len(slab) // 2
-    sums = torch.zeros(len(slab), len(slab) + 1, dtype=torch.float64)
-    for chunk in _chunks(slab, dtype):
-        sums[:, :-1] += chunk @ chunk.T
-        sums[:half, -1] += (chunk[half:] - chunk[:half]).square_().sum(1)
-    return sums
+    """Whether sums of squares, but for zeros, were too small or too large for float32."""
+    return bool((((squares < SMALLEST_SQUARE) & (squares > 0)) | ~torch.isfinite(squares)).any())
 
 
 def standardized_gram(matrices: Matrices) -> torch.Tensor:
-    """As `flat_gram`, of matrices whose every entry is standardized over the R matrices (mean 0, deviation 1, ddof 1).
+    """Inner products (R, R), float64, of matrices whose every entry is standardized over the R matrices (ddof 1).
 
     Entries that are equal in all matrices have no deviation and count as 0. The trace is (R - 1) times the number of
     the others.
@@ -162,109 +193,128 @@ def standardized_gram(matrices: Matrices) -> torch.Tensor:
     if lost:
         gram, _ = _standardized(matrices, torch.float64)
     if not torch.isfinite(gram).all():
-        flat_gram(matrices)
+        _refuse_not_finite(matrices)
     return gram
 
 
-def centred_gram(matrices: Matrices) -> torch.Tensor:
-    """As `flat_gram`, of matrices minus their mean over the R matrices.
-
-    Raises:
-        NotFinite: a matrix holds NaN or infinity.
-    """
-    raw = flat_gram(matrices)
-    gram = raw - raw.mean(0) - raw.mean(1)[:, None] + raw.mean()
-    if gram.trace() > ALIKE * raw.trace():
-        return gram
-    gram, lost = _standardized(matrices, torch.float32, scale=False)
-    return _standardized(matrices, torch.float64, scale=False)[0] if lost else gram
-
-
-def _standardized(matrices: Matrices, dtype: torch.dtype, scale: bool = True) -> tuple[torch.Tensor, int]:
-    """The Gram matrix of centered, and scaled, entries, and for how many entries `dtype` is too narrow."""
+def _standardized(matrices: Matrices, dtype: torch.dtype) -> tuple[torch.Tensor, int]:
+    """The Gram matrix of standardized entries, and for how many entries `dtype` is too narrow."""
     experts = len(matrices.tensors)
-    sums = _sum_over_slabs(matrices.tensors, partial(_standardized_slab, dtype=dtype, scale=scale))
-    return sums[:experts] * (experts - 1 if scale else 1), int(sums[experts, 0])
+    sums = _sum_over_slabs(matrices.tensors, partial(_standardized_slab, dtype=dtype))
+    return sums[:experts] * (experts - 1), int(sums[experts, 0])
 
 
-def _standardized_slab(slab: list[torch.Tensor], dtype: torch.dtype, scale: bool) -> torch.Tensor:
-    """The slab's Gram matrix, (R, R), and in a last row how many entries vary, but too little or too much to square."""
+def _standardized_slab(slab: list[torch.Tensor], dtype: torch.dtype) -> torch.Tensor:
+    """The slab's Gram matrix, (R, R), and in a last row how many entries vary, but too little or too much to square.
+
+    Entries are centered twice, on the first matrix and on their mean: the first leaves exact zeros where all are equal.
+    """
     found = torch.zeros(len(slab) + 1, len(slab), dtype=torch.float64)
     for chunk in _chunks(slab, dtype):
-        equal = (chunk[1:] == chunk[:1]).all(0)
+        chunk[1:] -= chunk[:1]
+        chunk[0] = 0
         chunk -= chunk.mean(0)
         squares = chunk[0] * chunk[0]
         for row in chunk[1:]:  # ten times as fast as a norm along the first dimension
             squares.addcmul_(row, row)
-        squares[equal] = 0.0  # their mean may differ from them by a rounding
-        found[-1] += float((~equal & ~((squares > SMALLEST_NORMAL) & torch.isfinite(squares))).sum())
-        chunk *= squares.rsqrt_().nan_to_num_(nan=float("nan"), posinf=0.0) if scale else (~equal).to(dtype)
+        narrow = ~((squares > SMALLEST_NORMAL) & torch.isfinite(squares))
+        if narrow.any():
+            found[-1] += float(chunk[:, narrow].any(0).sum())
+        chunk *= squares.rsqrt_().nan_to_num_(nan=float("nan"), posinf=0.0)
         found[:-1] += chunk @ chunk.T
     return found
 
 
 def mean_neurons(matrices: Matrices) -> torch.Tensor:
-    """The mean neuron of each matrix, (R, d) float64.
+    """The mean neuron of each matrix, (R, d) float64; of matrices near each other from the mean of their difference.
 
     Raises:
         NotFinite: a matrix holds NaN or infinity.
     """
+    alike = len({tuple(tensor.shape) for tensor in matrices.tensors}) == 1
+    tree = sampled_tree(matrices) if alike else Tree.none(len(matrices.tensors))
+    neurons = 1 if matrices.projection == "down" else 0
 
-    def mean(tensor: LazyTensor) -> torch.Tensor:
-        total = torch.zeros(tensor.shape[1], dtype=torch.float64)
-        if matrices.projection == "down":
-            parts = [tensor[a:b].read().to(torch.float32).mean(1) for a, b in _row_slabs([tensor])]
-            return torch.cat(parts).double()
+    def mean(at: int) -> torch.Tensor:
+        tensor, near = matrices.tensors[at], tree.neighbor[at]
+        parts = []
         for start, stop in _row_slabs([tensor]):
-            total += tensor[start:stop].read().to(torch.float32).sum(0)
-        return total / tensor.shape[0]
+            rows = tensor[start:stop].read().to(torch.float32)
+            if near != NONE:
+                rows = rows - matrices.tensors[near][start:stop].read()
+            parts.append(rows.sum(neurons).double())
+        return (torch.cat(parts) if neurons else torch.stack(parts).sum(0)) / tensor.shape[neurons]
 
-    means = torch.stack([mean(tensor) for tensor in matrices.tensors])
-    matrices.check(means)
-    return means
+    means = torch.stack([mean(at) for at in range(len(matrices.tensors))])
+    if not torch.isfinite(means).all():
+        _refuse_not_finite(matrices)
+    return tree.paths @ means
 
 
-def kernel_gram(matrices: Matrices) -> torch.Tensor:
-    """Inner products <K_i, K_j> of the experts' centered linear kernels, (R, R) float64.
+def kernel_geometry(matrices: Matrices, biased: bool = False) -> Geometry:
+    """How the experts' centered linear kernels lie to each other, by the unbiased estimator of HSIC or the plain one.
 
     K = X X^T, (d, d), where X (d, ff) holds an expert's neurons as columns, each minus its mean over the d entries. The
-    numbers of neurons may differ. A block of kernel rows is held at a time, so the weights are read d/block times.
+    numbers of neurons may differ. A block of kernel rows is held at a time, so the weights are read d/block times. The
+    kernel of an expert near another one is kept as their difference, D S^T made symmetric, D = X - X', S = X + X'.
+
+    Plain inner products <K, L> of unrelated experts grow with the number of neurons per dimension; the unbiased ones
+    (Song et al. 2012, Journal of Machine Learning Research 13, equation 5) leave the diagonals out. For centered
+    kernels with diagonals k and l: <K, L> - (1 + 2 / (d - 2)) k.l + tr K tr L / ((d - 1) (d - 2)).
 
     Raises:
         NotFinite: a matrix holds NaN or infinity.
     """
-    gram = _kernel_gram(matrices, torch.float32)
-    if needs_float64(gram.diagonal()):
-        gram = _kernel_gram(matrices, torch.float64)
-    matrices.check(gram.diagonal())
-    return gram
+    alike = len({tuple(tensor.shape) for tensor in matrices.tensors}) == 1
+    tree = sampled_tree(matrices) if alike else Tree.none(len(matrices.tensors))
+    products, diagonals = _kernel_products(matrices, tree, torch.float32)
+    if needs_float64(products.diagonal()) or not products.diagonal().all():
+        products, diagonals = _kernel_products(matrices, tree, torch.float64)
+    if not torch.isfinite(products).all():
+        _refuse_not_finite(matrices)
+    return Geometry(products if biased else _unbiased(products, diagonals), tree)
 
 
-def _kernel_gram(matrices: Matrices, dtype: torch.dtype) -> torch.Tensor:
+def _unbiased(products: torch.Tensor, diagonals: torch.Tensor) -> torch.Tensor:
+    """n (n - 3) times the unbiased HSIC, of inner products (R, R) of centered kernels with diagonals (R, n)."""
+    n, traces = diagonals.shape[1], diagonals.sum(1)
+    own = (1 + 2 / (n - 2)) * (diagonals @ diagonals.T)
+    return products - own + traces[:, None] * traces / ((n - 1) * (n - 2))
+
+
+def _kernel_products(matrices: Matrices, tree: Tree, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+    """Inner products of the kernels, (R, R), and their diagonals, (R, d), float64."""
     neurons = matrices.neuron_major()
     width = neurons[0].shape[1]
     block = max(1, min(width, FEATURE_BLOCK_BYTES // (dtype.itemsize * width * len(neurons))))
-    gram = torch.zeros(len(neurons), len(neurons), dtype=torch.float64)
+    products = torch.zeros(len(neurons), len(neurons), dtype=torch.float64)
+    diagonals = torch.zeros(len(neurons), width, dtype=torch.float64)
     for start in range(0, width, block):
-        stop = min(start + block, width)
-        kernels = torch.zeros(len(neurons), stop - start, width, dtype=dtype)
-        for kernel, tensor in zip(kernels, neurons, strict=True):
-            for low, high in _row_slabs([tensor]):
-                rows = tensor[low:high].read().to(dtype, copy=True)  # a live model's own weights stay as they are
-                rows -= rows.mean(1, keepdim=True)
-                kernel.addmm_(rows[:, start:stop].T, rows)
+        columns = slice(start, min(start + block, width))
+        kernels = torch.zeros(len(neurons), columns.stop - start, width, dtype=dtype)
+        for at, kernel in enumerate(kernels):
+            neighbor = None if tree.neighbor[at] == NONE else neurons[tree.neighbor[at]]
+            _add_kernel(kernel, neurons[at], neighbor, columns)
         flat = kernels.flatten(1).double()
-        gram += flat @ flat.T
-    return gram
+        products += flat @ flat.T
+        diagonals[:, columns] = kernels.diagonal(start, 1, 2)
+    return products, diagonals
 
 
-def cosine(gram: torch.Tensor) -> torch.Tensor:
-    """Cosine of each pair from inner products, g_ij / (|i| |j|); NaN where a norm is 0: zeros have no direction."""
-    norms = gram.diagonal().clamp_min(0).sqrt()
-    return gram / (norms[:, None] * norms)
+def _add_kernel(kernel: torch.Tensor, tensor: LazyTensor, neighbor: LazyTensor | None, columns: slice) -> None:
+    """Add rows of an expert's kernel, or of its difference from a neighbor's, to `kernel` (columns, d)."""
+    for low, high in _row_slabs([tensor]):
+        rows = _centred(tensor[low:high], kernel.dtype)
+        if neighbor is None:
+            kernel.addmm_(rows[:, columns].T, rows)
+            continue
+        beside = neighbor[low:high].read().to(kernel.dtype)
+        difference = tensor[low:high].read().to(kernel.dtype) - beside
+        difference -= difference.mean(1, keepdim=True)
+        total = 2 * rows - difference
+        kernel.addmm_(difference[:, columns].T, total, alpha=0.5).addmm_(total[:, columns].T, difference, alpha=0.5)
 
 
-def l2_distance(gram: torch.Tensor) -> torch.Tensor:
-    """Euclidean distance of each pair from inner products."""
-    squares = gram.diagonal()
-    return (squares[:, None] + squares - 2 * gram).clamp_min(0).sqrt()
+def _centred(tensor: LazyTensor, dtype: torch.dtype) -> torch.Tensor:
+    rows = tensor.read().to(dtype, copy=True)  # a live model's own weights stay as they are
+    return rows.sub_(rows.mean(1, keepdim=True))

@@ -1,19 +1,31 @@
-"""Confidence intervals: the bootstrap resamples documents, since tokens of one document are not independent."""
+"""Confidence intervals over documents, since tokens of one document are not independent.
+
+A unit is what is drawn anew: a document, or a cluster of documents. An interval here is of the t type: the estimate
+plus and minus a number of standard errors. The standard error is the jackknife's; how many of them is the larger, on
+each side, of two quantiles: of Student's t with as many degrees of freedom as units of equal size would have the same
+weight (Kish 1965), which is right where units differ in size; and of the t statistics of resampled influence values
+(Efron and Tibshirani 1993, chapter 12), which is right where units are skewed.
+"""
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
-import torch
+from scipy.stats import t as student
 
 from moe_probe.signatures import check_number
 
-BLOCKS = 32
+DRAWS = 1000
 MOST_DRAWS = 1_000_000
+LEAST_UNITS = 5
+MOST_ERRORS = 4.0  # quantiles of resamples that hardly vary are not believed beyond so many times Student's
 LEVEL = 0.95
+ROUNDING = 1e-9  # of an estimate: standard errors below are none
+AT_ONCE = 1 << 22  # t statistics that are held
+FEW = f"fewer than {LEAST_UNITS} documents, or documents that do not differ"
 Sums = Mapping[str, np.ndarray]
+Statistic = Callable[[Sums], np.ndarray]
 
 
 def check_draws(draws: int, name: str = "bootstrap") -> None:
@@ -25,55 +37,144 @@ def check_draws(draws: int, name: str = "bootstrap") -> None:
     check_number(name, draws, 0, MOST_DRAWS)
 
 
-def block_sums(values: torch.Tensor, document: np.ndarray, blocks: int = BLOCKS) -> torch.Tensor:
-    """Sums of rows (n, ...) over the documents of each block, (blocks, ...), float64.
-
-    Documents are dealt into blocks by their number, so that what is kept does not grow with the corpus. With up to
-    `blocks` documents each one is a block.
-    """
-    total = torch.zeros(blocks, *values.shape[1:], dtype=torch.float64)
-    return total.index_add_(0, torch.from_numpy(np.asarray(document) % blocks), values.double().cpu())
-
-
 def interval(
-    statistic: Callable[[Sums], np.ndarray], sums: Sums, draws: int, seed: int = 0, level: float = LEVEL
+    statistic: Statistic,
+    sums: Sums,
+    draws: int = DRAWS,
+    weight: np.ndarray | None = None,
+    limits: tuple[float, float] = (-np.inf, np.inf),
+    debias: bool = False,
+    seed: int = 0,
+    level: float = LEVEL,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Percentile bootstrap interval of a statistic of sums over documents (Efron 1979).
+    """Interval of a statistic of sums over units.
 
     Args:
-        statistic: takes totals (draws, ...) by name, gives values (draws, ...).
-        sums: by name, (documents or blocks, ...). Those that are 0 throughout have no document.
+        statistic: takes totals (n, ...) by name, gives values (n, ...).
+        sums: by name, (units, ...).
         draws: resamples.
+        weight: how much of each value lies with each unit, (units, ...), such as its tokens; units of 0 do not count.
+            By default, units that are 0 throughout do not count and the others are of equal weight.
+        limits: of the values. debias: take off what the estimate has too much in few units, by the jackknife
+        (Quenouille 1956): the interval is
+            then around another value than the estimate.
         seed: of the draws.
         level: of the interval.
 
     Returns:
-        Lower and upper ends; nan with fewer than two documents.
+        Lower and upper ends; nan where fewer than LEAST_UNITS units count, or they do not differ.
 
     Examples:
-        >>> sums = {"hits": np.array([1.0, 2.0, 3.0]), "rows": np.array([4.0, 4.0, 4.0])}
-        >>> low, high = interval(lambda total: total["hits"] / total["rows"], sums, 100)
-        >>> bool(low < 0.5 < high)
+        >>> sums = {"hits": np.array([1.0, 2.0, 3.0, 2.0, 1.0]), "rows": np.full(5, 4.0)}
+        >>> low, high = interval(lambda total: total["hits"] / total["rows"], sums)
+        >>> bool(low < 0.45 < high)
         True
     """
-    used = np.any([np.reshape(value != 0, (len(value), -1)).any(1) for value in sums.values()], axis=0)
-    kept = {name: np.asarray(value, float)[used] for name, value in sums.items()}
-    count = int(used.sum())
-    with warnings.catch_warnings(), np.errstate(divide="ignore", invalid="ignore"):
-        warnings.simplefilter("ignore", RuntimeWarning)  # of slices that are nan throughout
-        if count < 2:
-            one = statistic({name: np.sum(value, 0, keepdims=True) for name, value in sums.items()})
-            nothing = np.full(one.shape[1:], np.nan)
-            return nothing, nothing
-        weights = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=draws)
-        values = statistic({name: np.tensordot(weights.astype(float), value, 1) for name, value in kept.items()})
-        low, high = np.nanquantile(values, [(1 - level) / 2, (1 + level) / 2], axis=0)
-    return low, high
+    totals = {name: np.sum(value, 0, keepdims=True) for name, value in sums.items()}
+    with np.errstate(divide="ignore", invalid="ignore"):
+        estimate = statistic({name: np.asarray(value, float) for name, value in totals.items()})[0]
+        without = statistic({name: totals[name] - value for name, value in sums.items()})  # (units, ...)
+    if weight is None:
+        weight = np.any([np.reshape(value != 0, (len(value), -1)).any(1) for value in sums.values()], axis=0)
+    return jackknife_interval(estimate, without, np.asarray(weight, float), draws, limits, debias, seed, level)
 
 
-def per_document(values: np.ndarray, document: np.ndarray) -> np.ndarray:
-    """Sums of rows (n, ...) over each document, (documents, ...), float64."""
-    _, inverse = np.unique(document, return_inverse=True)
+def jackknife_interval(
+    estimate: np.ndarray,
+    without: np.ndarray,
+    weight: np.ndarray,
+    draws: int = DRAWS,
+    limits: tuple[float, float] = (-np.inf, np.inf),
+    debias: bool = False,
+    seed: int = 0,
+    level: float = LEVEL,
+) -> tuple[np.ndarray, np.ndarray]:
+    """`interval`, of an estimate (...) and what it is without each unit, (units, ...)."""
+    weight = np.broadcast_to(weight.reshape(*weight.shape, *[1] * (without.ndim - weight.ndim)), without.shape)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        influence, bias, error, normal = _influence(estimate, without, weight, level)
+        below, above = _errors(influence, draws, seed, level)
+        known = ((weight > 0).sum(0) >= LEAST_UNITS) & (error > ROUNDING * np.abs(estimate)) & np.isfinite(estimate)
+        estimate = estimate - bias if debias else estimate
+        low = estimate - error * np.clip(above, normal, MOST_ERRORS * normal)
+        high = estimate + error * np.clip(-below, normal, MOST_ERRORS * normal)
+    return np.where(known, np.clip(low, *limits), np.nan), np.where(known, np.clip(high, *limits), np.nan)
+
+
+def _influence(
+    estimate: np.ndarray, without: np.ndarray, weight: np.ndarray, level: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Centered influence of units, the jackknife's bias and standard error, and how many errors Student's t takes."""
+    used = weight > 0
+    count = used.sum(0)
+    influence = np.where(used, (estimate - without) * np.maximum(count - 1, 0), 0)
+    bias = -influence.sum(0) / count
+    influence += np.where(used, bias, 0)
+    error = np.sqrt((influence**2).sum(0) / (count * (count - 1)))
+    alike = weight.sum(0) ** 2 / (weight**2).sum(0)  # units of equal size that would weigh the same (Kish 1965)
+    return influence, bias, error, student.ppf((1 + level) / 2, np.maximum(alike - 1, 1))
+
+
+def crossed_interval(statistic: Statistic, ways: Sequence[Sums]) -> tuple[np.ndarray, np.ndarray]:
+    """Interval of a statistic of sums over units of two kinds that cross, such as words and documents.
+
+    Its variance is that of either kind less that of their cells (Cameron, Gelbach and Miller 2011, Journal of Business
+    and Economic Statistics 29, equation 2.11), but no less than the larger of both.
+
+    Args:
+        statistic: takes totals (n, ...) by name, gives values (n, ...).
+        ways: the sums by name over the units of the first kind, of the second, and over their cells.
+    """
+    variances, normals, counts, estimate = [], [], [], np.array(np.nan)
+    for sums in ways:
+        totals = {name: np.sum(value, 0, keepdims=True) for name, value in sums.items()}
+        with np.errstate(divide="ignore", invalid="ignore"):
+            estimate = statistic(totals)[0]
+            without = statistic({name: totals[name] - value for name, value in sums.items()})
+            weight = np.broadcast_to(np.ones(len(without)).reshape(-1, *[1] * (without.ndim - 1)), without.shape)
+            _, _, error, normal = _influence(estimate, without, weight, LEVEL)
+        variances.append(error**2)
+        normals.append(normal)
+        counts.append(len(without))
+    variance = np.maximum(variances[0] + variances[1] - variances[2], np.maximum(variances[0], variances[1]))
+    half = np.sqrt(variance) * np.maximum(normals[0], normals[1])
+    half = np.where((min(counts[:2]) >= LEAST_UNITS) & (half > 0), half, np.nan)
+    return estimate - half, estimate + half
+
+
+def _errors(influence: np.ndarray, draws: int, seed: int, level: float) -> tuple[np.ndarray, np.ndarray]:
+    """Quantiles of the t statistics of resampled influence values (units, ...), whose mean is 0."""
+    units, flat = len(influence), influence.reshape(len(influence), -1)
+    drawn = np.random.default_rng(seed).multinomial(units, np.full(units, 1 / units), size=draws).astype(np.float32)
+    scale = np.abs(flat).max(0)
+    flat = (flat / np.where(scale > 0, scale, 1)).astype(np.float32)
+    found = np.zeros((2, flat.shape[1]))
+    step = max(1, AT_ONCE // draws)
+    for start in range(0, flat.shape[1], step):
+        part = flat[:, start : start + step]
+        total, squares = drawn @ part, drawn @ part**2
+        t = total / np.sqrt(np.maximum(squares - total**2 / units, 0))
+        t[~np.isfinite(t)] = 0
+        found[:, start : start + step] = np.quantile(t, [(1 - level) / 2, (1 + level) / 2], axis=0)
+    return found[0].reshape(influence.shape[1:]), found[1].reshape(influence.shape[1:])
+
+
+def ratio(total: Sums) -> np.ndarray:
+    """The statistic `total` (n, ...) / `count` (n, ...), which may lack the last dimensions."""
+    count = total["count"]
+    return total["total"] / count.reshape(*count.shape, *[1] * (total["total"].ndim - count.ndim))
+
+
+def ratio_interval(
+    total: np.ndarray, count: np.ndarray, draws: int = DRAWS, limits: tuple[float, float] = (-np.inf, np.inf)
+) -> tuple[np.ndarray, np.ndarray]:
+    """`interval` of the sum of `total` (units, ...) over that of `count`, of the same shape up to trailing ones."""
+    return interval(ratio, {"total": total, "count": count}, draws, count, limits)
+
+
+def sums_over(values: np.ndarray, unit: np.ndarray) -> np.ndarray:
+    """Sums of rows (n, ...) over each unit, (units, ...), float64."""
+    _, inverse = np.unique(unit, return_inverse=True)
     total = np.zeros((inverse.max(initial=-1) + 1, *values.shape[1:]))
     np.add.at(total, inverse, values)
     return total

@@ -2,30 +2,39 @@
 
 from __future__ import annotations
 
-from itertools import combinations
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from moe_probe.routing import LayerBatch
-from moe_probe.statistics.bootstrap import LEVEL, block_sums
-from moe_probe.statistics.states import Kept
+from moe_probe.statistics.bootstrap import DRAWS, LEAST_UNITS, LEVEL
+from moe_probe.statistics.states import Kept, PerUnit, UnitSums
 
 ENDS = [(1 - LEVEL) / 2, (1 + LEVEL) / 2]
+SCALES = np.array([0, 0.2, 0.4, 0.6, 0.8, 1, 1.2, 1.5, 2, 3, 5])  # of the differences that are tried
+Shares = Callable[[np.ndarray], np.ndarray]  # choices (..., labels, E) to values (..., labels, m)
+Spread = Callable[[np.ndarray], np.ndarray]  # values (..., labels, m) to how far apart labels are, (...)
 
 
-def add_by_label(kept: Kept[np.ndarray], batch: LayerBatch) -> None:
-    """Keep the choices of each expert in the documents of each label, dealt into blocks: (blocks, E) by label."""
-    labels, document = batch.labels, np.repeat(batch.tokens.document, batch.layer.subtokens)
-    selected = batch.selected
+def add_by_label(kept: Kept[UnitSums], batch: LayerBatch) -> None:
+    """Keep the choices of each expert in each document, (units, E) by label."""
+    labels, unit = batch.labels, np.repeat(batch.tokens.unit, batch.layer.subtokens)
+    selected = batch.selected.long()
     for label in sorted(set(labels)):
         rows = np.flatnonzero(labels == label)
-        kept.add(batch, block_sums(selected[rows], document[rows]), key=str(label))
+        kept.add(batch, (unit[rows], selected[rows]), key=str(label))
 
 
-def stack_labels(kept: Kept[np.ndarray]) -> tuple[list[str], np.ndarray]:
-    """The labels except "", and their choices (layers, labels, blocks, E)."""
-    names = [label for label in kept.keys if label]
-    return names, kept.stacked("label", names).values if names else np.zeros(0)
+def labeled_tables(kept: Kept[UnitSums]) -> dict[str, np.ndarray]:
+    """Choices (layers, units, E) of each label but ""."""
+    return {label: table for label, table in PerUnit.tables(kept).items() if label}
+
+
+def totals(tables: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Choices of each label, (layers, labels, E)."""
+    return np.stack([table.sum(1) for table in tables.values()], axis=1)
 
 
 def expert_shares(counts: np.ndarray) -> np.ndarray:
@@ -36,35 +45,114 @@ def expert_shares(counts: np.ndarray) -> np.ndarray:
 
 def total_variation(share: np.ndarray) -> np.ndarray:
     """Mean total variation distance of pairs of labels: half the sum of |p_a - p_b|, (..., labels, E) to (...)."""
-    pairs = list(combinations(range(share.shape[-2]), 2))
-    if not pairs:
+    labels = share.shape[-2]
+    if labels < 2:
         return np.full(share.shape[:-2], np.nan)
-    one, other = (share[..., list(at), :] for at in zip(*pairs, strict=True))
-    return 0.5 * np.abs(one - other).sum(-1).mean(-1)
+    weight = 2 * np.arange(labels) - labels + 1  # how often a value is the larger of a pair, less how often the smaller
+    return (weight[:, None] * np.sort(share, axis=-2)).sum((-2, -1)) / (labels * (labels - 1))
 
 
-def resampled(counts: np.ndarray, draws: int) -> np.ndarray:
-    """Choices with documents resampled within their labels: (labels, blocks, E) to (draws, labels, E)."""
+def resampled(tables: Mapping[str, np.ndarray], layer: int, draws: int) -> np.ndarray:
+    """Choices of one layer with documents resampled within their labels, (draws, labels, E)."""
     generator = np.random.default_rng(0)
-    found = np.full((draws, len(counts), counts.shape[-1]), np.nan)
-    for at, blocks in enumerate(counts):
-        used = blocks[blocks.any(1)]
-        if len(used) > 1:
-            found[:, at] = generator.multinomial(len(used), np.full(len(used), 1 / len(used)), size=draws) @ used
-    return found
+    found = []
+    for table in tables.values():
+        units = len(table[layer])
+        drawn = generator.multinomial(units, np.full(units, 1 / units), size=draws)
+        found.append(drawn.astype(float) @ table[layer])
+    return np.stack(found, axis=1)
 
 
-def permuted(counts: np.ndarray, draws: int) -> np.ndarray:
-    """Choices with the labels dealt out at random among the documents: (labels, blocks, E) to (draws, labels, E)."""
+def permuted(tables: Mapping[str, np.ndarray], layer: int, draws: int) -> np.ndarray:
+    """Choices of one layer with the labels dealt out at random among the documents, (draws, labels, E)."""
     generator = np.random.default_rng(0)
-    label, block = np.nonzero(counts.any(-1))
-    units = counts[label, block]
-    found = np.zeros((draws, len(counts), counts.shape[-1]))
-    for draw in found:
-        np.add.at(draw, generator.permutation(label), units)
-    return found
+    label = np.repeat(np.arange(len(tables)), [table.shape[1] for table in tables.values()])
+    units = np.concatenate([table[layer] for table in tables.values()]).astype(float)
+    dealt = generator.permuted(np.tile(label, (draws, 1)), axis=1)
+    return np.stack([(dealt == at).astype(float) @ units for at in range(len(tables))], axis=1)
 
 
-def interval_ends(values: np.ndarray) -> np.ndarray:
-    """Both ends of the 95 % interval of draws (draws, ...): (2, ...); nan where a draw is."""
-    return np.quantile(values, ENDS, axis=0)
+@dataclass(frozen=True)
+class Apart:
+    """How far labels are apart, without what chance adds; each (layers,).
+
+    Attributes:
+        value: the estimate, 0 where the labels differ no more than resampled documents do.
+        low, high: ends of its 95 % interval.
+        chance, chance_low, chance_high: mean and ends of what it is with the labels dealt out at random.
+        p: share of such dealings that are as far apart.
+    """
+
+    value: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+    chance: np.ndarray
+    chance_low: np.ndarray
+    chance_high: np.ndarray
+    p: np.ndarray
+
+
+def apart(
+    tables: Mapping[str, np.ndarray], shares: Shares, spread: Spread, draws: int, permutations: int, plain: bool = False
+) -> Apart:
+    """How far labels are apart, in layers.
+
+    A distance of two estimates is above 0 where there is none. The estimate is the one at which the observed distance
+    would be the median: labels' differences are scaled, noise of resampled documents is added, and the distances of the
+    sums are compared with the observed one. The interval holds the scales that the observed distance does not exclude.
+
+    Args:
+        tables: choices (layers, units, E) by label.
+        shares: what is compared, of choices (..., labels, E).
+        spread: the distance, which must grow as its argument is scaled.
+        draws: resamples; with 0 there is no interval.
+        permutations: draws of the chance level; with 0 there is none.
+        plain: take the observed distance as it is.
+    """
+    layers = len(next(iter(tables.values())))
+    found = [_apart(tables, layer, shares, spread, draws, permutations, plain) for layer in range(layers)]
+    return Apart(*np.array(found, float).T)
+
+
+def _apart(
+    tables: Mapping[str, np.ndarray],
+    layer: int,
+    shares: Shares,
+    spread: Spread,
+    draws: int,
+    permutations: int,
+    plain: bool,
+) -> list[float]:
+    values = shares(np.stack([table[layer].sum(0) for table in tables.values()]))
+    observed = float(spread(values))
+    few = min(int(table[layer].any(1).sum()) for table in tables.values()) < LEAST_UNITS
+    curve = None if few else _curve(tables, layer, shares, spread, draws or DRAWS, values)
+    value = observed if plain else _true(curve, 1, observed)
+    low, high = (_true(curve if draws else None, end, observed) for end in (2, 0))
+    if not permutations:
+        return [value, low, high, np.nan, np.nan, np.nan, np.nan]
+    null = spread(shares(permuted(tables, layer, permutations)))
+    p = (1 + (null >= observed - ROUNDING).sum()) / (1 + permutations)
+    if not plain:
+        null = _true(curve, 1, null)
+    return [value, low, high, null.mean(), *np.quantile(null, ENDS), p]
+
+
+ROUNDING = 1e-12
+
+
+def _curve(
+    tables: Mapping[str, np.ndarray], layer: int, shares: Shares, spread: Spread, draws: int, values: np.ndarray
+) -> np.ndarray:
+    """Quantiles 0.025, 0.5, 0.975 of the distance seen where each scale's is true, and the true ones, (s, 4)."""
+    noise = shares(resampled(tables, layer, draws)) - values
+    units = np.array([table[layer].any(1).sum() for table in tables.values()])
+    noise *= np.sqrt(units / (units - 1))[:, None]  # resamples vary less than samples by so much
+    unit = float(spread(values)) or 1.0
+    quantiles = [np.quantile(spread(scale * values + noise), [ENDS[0], 0.5, ENDS[1]]) for scale in SCALES]
+    return np.column_stack([np.maximum.accumulate(quantiles, axis=0), SCALES * unit])
+
+
+def _true(curve: np.ndarray | None, quantile: int, observed: Any) -> Any:
+    """The true distance of which an observed one would be the quantile (of `_curve`); nan where that is not known."""
+    return np.nan * observed if curve is None else np.interp(observed, curve[:, quantile], curve[:, 3])

@@ -20,6 +20,7 @@ from moe_probe.texts.corpus import Tokens
 
 EXPERTS = ("expert", "other", "source")  # dimensions whose coordinates are expert labels
 PENDING = 1 << 16  # keys of a tally that wait before they are sorted in
+MOST_UNITS = 4096  # that a table keeps apart
 ALL_LAYERS = -1  # the place of what belongs to no single layer
 
 Value = TypeVar("Value")
@@ -306,6 +307,88 @@ class Tally(State[Counts]):
 
     def value(self, arrays: dict[str, np.ndarray]) -> Counts:
         return Counts(arrays["keys"], arrays["counts"])
+
+
+class UnitSums:
+    """Sums over units, such as documents.
+
+    Attributes:
+        keys: numbers of the units, ascending, int64; at a level above 0, of 2^level neighboring units together.
+        values: (units, ...).
+        level: how often neighboring units were joined.
+    """
+
+    def __init__(self, keys: np.ndarray, values: np.ndarray, level: int = 0):
+        self.keys, self.values, self.level = keys, values, level
+
+    def at(self, level: int) -> UnitSums:
+        """The sums with neighboring units joined up to a level."""
+        if level == self.level:
+            return self
+        keys, inverse = np.unique(self.keys >> (level - self.level), return_inverse=True)
+        values = np.zeros((len(keys), *self.values.shape[1:]), self.values.dtype)
+        np.add.at(values, inverse, self.values)
+        return UnitSums(keys, values, level)
+
+
+class PerUnit(State[UnitSums]):
+    """A sum per unit: per document, or per cluster of documents, which is what intervals and chance levels resample.
+
+    Where there are more than `most` units, neighbors in number are joined two by two until there are not; numbers are
+    given by content within labels (`numbered_units`), so what is joined depends on neither order nor batches.
+
+    Args:
+        dims: dimensions of a sum.
+        most: units that are kept apart; a table holds so many sums at most.
+    """
+
+    def __init__(self, *dims: str, most: int = MOST_UNITS):
+        super().__init__(*dims)
+        self.most = most
+
+    def of(self, value: Any) -> UnitSums:
+        unit, rows = value
+        rows = rows.cpu() if isinstance(rows, torch.Tensor) else torch.as_tensor(rows)
+        rows = rows.double() if rows.is_floating_point() else rows.long()
+        keys, inverse = np.unique(np.asarray(unit, np.int64), return_inverse=True)
+        total = torch.zeros(len(keys), *rows.shape[1:], dtype=rows.dtype)
+        return self._held(UnitSums(keys, total.index_add_(0, torch.from_numpy(inverse), rows).numpy()))
+
+    def _held(self, sums: UnitSums) -> UnitSums:
+        while len(sums.keys) > self.most:
+            sums = sums.at(sums.level + 1)
+        return sums
+
+    def join(self, one: UnitSums, other: UnitSums) -> UnitSums:
+        level = max(one.level, other.level)
+        one, other = one.at(level), other.at(level)
+        keys, inverse = np.unique(np.concatenate([one.keys, other.keys]), return_inverse=True)
+        values = np.zeros((len(keys), *one.values.shape[1:]), np.result_type(one.values, other.values))
+        np.add.at(values, inverse, np.concatenate([one.values, other.values]))
+        return self._held(UnitSums(keys, values, level))
+
+    def arrays(self, value: UnitSums) -> dict[str, np.ndarray]:
+        return {"keys": value.keys, "values": value.values, "level": np.asarray(value.level)}
+
+    def value(self, arrays: dict[str, np.ndarray]) -> UnitSums:
+        return UnitSums(arrays["keys"], arrays["values"], int(arrays["level"]))
+
+    def array(self, values: dict[int, UnitSums]) -> xr.DataArray:
+        return stacked_layers({layer: sums.values.sum(0) for layer, sums in values.items()}, self.dims)
+
+    @staticmethod
+    def tables(kept: Kept[UnitSums]) -> dict[str, np.ndarray]:
+        """By key, the sums of all units that the key has, (layers, units, ...), all at one level."""
+        level = max(sums.level for sums in kept.values.values())
+        found = {}
+        for key in kept.keys:
+            sums = [kept[layer, key].at(level) for layer in kept.layers if (layer, key) in kept.values]
+            every = np.unique(np.concatenate([one.keys for one in sums]))
+            table = np.zeros((len(sums), len(every), *sums[0].values.shape[1:]), sums[0].values.dtype)
+            for layer, one in zip(table, sums, strict=True):
+                layer[np.searchsorted(every, one.keys)] = one.values
+            found[key] = table
+        return found
 
 
 class Rows:

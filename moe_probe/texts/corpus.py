@@ -9,6 +9,8 @@ from dataclasses import dataclass, field, fields, replace
 import numpy as np
 import torch
 
+NO_UNIT = -1
+
 
 @dataclass(frozen=True)
 class Document:
@@ -21,6 +23,8 @@ class Document:
         text: what was tokenized; for token ids, their strings one after the other.
         spans: the characters of `text` that each token stands for, (tokens, 2): start and end; empty for special
             tokens.
+        cluster: what it is resampled with, such as its source; "" for itself.
+        unit: number of what is resampled as one in intervals; a corpus gives them, by content and not by place.
     """
 
     number: int
@@ -28,6 +32,8 @@ class Document:
     label: str = ""
     text: str = ""
     spans: np.ndarray = field(default_factory=lambda: np.zeros((0, 2), np.int64), compare=False, repr=False)
+    cluster: str = field(default="", repr=False)
+    unit: int = field(default=NO_UNIT, compare=False, repr=False)
 
 
 @dataclass(frozen=True)
@@ -49,6 +55,10 @@ class Corpus:
     documents: tuple[Document, ...]
     strings: dict[int, str]
     special: frozenset[int] = frozenset()
+
+    def __post_init__(self) -> None:
+        if any(document.unit == NO_UNIT for document in self.documents):
+            object.__setattr__(self, "documents", numbered_units(self.documents))
 
     def tokens(self) -> Tokens:
         """What is known of each token, document by document."""
@@ -122,6 +132,7 @@ class Batch:
             position=np.tile(np.arange(places), rows),
             token_id=self.input_ids().flatten().numpy(),
             label=np.repeat(np.asarray([document.label for document in self.documents], dtype=object), places),
+            unit=np.repeat([document.unit for document in self.documents], places),
         )
 
     def tokens(self) -> Tokens:
@@ -132,31 +143,37 @@ class Batch:
             position=np.concatenate([np.arange(length) for length in lengths]),
             token_id=np.concatenate([np.asarray(document.ids) for document in self.documents]),
             label=np.repeat(np.asarray([document.label for document in self.documents], dtype=object), lengths),
+            unit=np.repeat([document.unit for document in self.documents], lengths),
         )
 
 
 @dataclass(frozen=True)
 class Tokens:
-    """Document number, position in it, id and document label of each token; arrays of one length."""
+    """Document number, position in it, id, document label and unit of each token; arrays of one length.
+
+    The unit is what intervals resample as one: the document, unless it is said otherwise.
+    """
 
     document: np.ndarray
     position: np.ndarray
     token_id: np.ndarray
     label: np.ndarray
+    unit: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+
+    def __post_init__(self) -> None:
+        if len(self.unit) != len(self.document):
+            object.__setattr__(self, "unit", self.document)
 
     def __len__(self) -> int:
         return len(self.document)
 
     def __getitem__(self, index: slice | np.ndarray) -> Tokens:
-        return Tokens(self.document[index], self.position[index], self.token_id[index], self.label[index])
+        return Tokens(**{each.name: getattr(self, each.name)[index] for each in fields(self)})
 
     @classmethod
     def joined(cls, parts: Sequence[Tokens]) -> Tokens:
         """The tokens of all parts, one after the other."""
-        document, position, token_id, label = (
-            np.concatenate([getattr(part, each.name) for part in parts]) for each in fields(cls)
-        )
-        return cls(document, position, token_id, label)
+        return cls(**{each.name: np.concatenate([getattr(part, each.name) for part in parts]) for each in fields(cls)})
 
     @classmethod
     def none(cls) -> Tokens:
@@ -167,6 +184,22 @@ class Tokens:
     def arrays(self) -> dict[str, np.ndarray]:
         """The fields as arrays without objects."""
         return {**vars(self), "label": self.label.astype(str)}
+
+
+def numbered_units(documents: Sequence[Document]) -> tuple[Document, ...]:
+    """The documents with numbers of units: those of a label in a row, in an order that their content gives.
+
+    So neither the order of lines nor batches change what is resampled together where documents are too many to be kept
+    one by one.
+    """
+    places: dict[tuple[str, int], tuple[str, bytes, int]] = {}
+    keys = [(document.cluster, -1 if document.cluster else at) for at, document in enumerate(documents)]
+    for key, document in zip(keys, documents, strict=True):
+        content = document.cluster or repr(document.ids)
+        place = document.label, hashlib.blake2b(content.encode(), digest_size=8).digest(), key[1]
+        places[key] = min(place, places.get(key, place))
+    units = {key: unit for unit, key in enumerate(sorted(places, key=lambda key: places[key]))}
+    return tuple(replace(document, unit=units[key]) for document, key in zip(documents, keys, strict=True))
 
 
 def position_bin(position: np.ndarray) -> np.ndarray:

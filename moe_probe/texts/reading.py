@@ -6,7 +6,7 @@ import io
 import os
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from operator import index
 from typing import Any
@@ -43,11 +43,13 @@ class Row:
         number: of the row among all that were given, blank ones counted.
         content: a text, token ids, or a conversation.
         label: domain, task or other group; "" where none is given.
+        cluster: what it is drawn anew with in intervals; "" for itself.
     """
 
     number: int
     content: str | tuple[int, ...] | Chat
     label: str = ""
+    cluster: str = field(default="", repr=False)
 
 
 Texts = str | os.PathLike[str] | Corpus | Iterable[Any] | Mapping[str, Any]
@@ -58,6 +60,7 @@ def read_rows(
     *,
     column: str | None = None,
     labels: Sequence[str] | str | None = None,
+    unit: Sequence[str] | str | None = None,
     split: str | None = None,
 ) -> list[Row]:
     """The rows that texts come as, read once: several models can each tokenize them.
@@ -69,6 +72,7 @@ def read_rows(
             returned, whose padding is dropped; `{label: [texts]}`; or rows that were read already.
         column: the column of the text; by default `text`, `content`, `document`, `sentence`, `messages` or `input_ids`.
         labels: a label per row, blank ones included, or the name of the column that holds it.
+        unit: a cluster per row, or the name of the column that holds it: rows of one are drawn anew together.
         split: of a dataset that has several.
 
     Returns:
@@ -85,14 +89,15 @@ def read_rows(
         Row(number=1, content='A text.', label='prose')
     """
     if isinstance(texts, list) and texts and all(isinstance(row, Row) for row in texts):
-        refuse_options("rows that were read already", column=column, labels=labels, split=split)
+        refuse_options("rows that were read already", column=column, labels=labels, unit=unit, split=split)
         return texts
     records, implied = _records(texts, column, labels, split)
     contents = [_content(record, number, column) for number, record in enumerate(records)]
     named = implied if implied is not None else _labels(records, labels)
+    clusters = _labels(records, unit, "unit")
     rows = [
-        Row(number, content, label)
-        for number, (content, label) in enumerate(zip(contents, named, strict=True))
+        Row(number, content, label, cluster)
+        for number, (content, label, cluster) in enumerate(zip(contents, named, clusters, strict=True))
         if content is not None and not _is_blank(content)
     ]
     if not rows:
@@ -310,21 +315,21 @@ def _index(value: Any) -> int | None:
         return None
 
 
-def _labels(records: Sequence[Any], labels: Any) -> list[str]:
-    """A label per row."""
+def _labels(records: Sequence[Any], labels: Any, what: str = "label") -> list[str]:
+    """A label, or the name of a unit, per row."""
     if labels is None:
         return [""] * len(records)
     if isinstance(labels, str):
         if not all(isinstance(record, Mapping) for record in records):
             raise NotFitting(
-                f"The texts have no columns, so there is no column {labels!r}; give a label for each text."
+                f"The texts have no columns, so there is no column {labels!r}; give a {what} for each text."
             )
         return [_label(_named(record, labels)) for record in records]
     if isinstance(labels, Mapping | set | frozenset | bytes) or not isinstance(labels, Iterable):
-        raise WrongType(f"The labels are {_kind(labels)}; give a list, one for each text, or the name of a column.")
+        raise WrongType(f"The {what}s are {_kind(labels)}; give a list, one for each text, or the name of a column.")
     given = list(labels)
     if len(given) != len(records):
-        raise NotFitting(f"There are {len(given)} labels for {len(records)} documents; give one for each.")
+        raise NotFitting(f"There are {len(given)} {what}s for {len(records)} documents; give one for each.")
     return [_label(label) for label in given]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -30,6 +30,7 @@ def make_corpus(
     texts: Texts,
     *,
     labels: Sequence[str] | str | None = None,
+    unit: Sequence[str] | str | None = None,
     column: str | None = None,
     split: str | None = None,
     max_length: int | None = None,
@@ -44,6 +45,7 @@ def make_corpus(
             `.json`, `.csv`, `.tsv`, `.parquet`: a document per row); a DataFrame or a `datasets` dataset; what a
             tokenizer returned; `{label: [texts]}`; rows of `reading.read_rows`; or a corpus, which stays as it is.
         labels: a label per row, or the name of the column that holds it.
+        unit: a cluster per row, or the name of the column that holds it: intervals draw those of one anew together.
         column: the column of the text; `text`, `content`, `document` or `sentence` by default.
         split: of a dataset that has several.
         max_length: tokens per document at most; the model's maximum by default.
@@ -61,13 +63,13 @@ def make_corpus(
         OutOfRange: a token id outside the vocabulary, or max_length below 1.
     """
     if isinstance(texts, Corpus):
-        given = {"labels": labels, "column": column, "split": split, "max_length": max_length}
+        given = {"labels": labels, "unit": unit, "column": column, "split": split, "max_length": max_length}
         refuse_options("a corpus already", **given, add_special_tokens=add_special_tokens, strip=strip)
         _check_vocabulary({document.number: document.ids for document in texts.documents}, model)
         return texts
     if max_length is not None:
         check_number("max_length", max_length, 1)
-    rows = read_rows(texts, column=column, labels=labels, split=split)
+    rows = read_rows(texts, column=column, labels=labels, unit=unit, split=split)
     written = [row for row in rows if not isinstance(row.content, tuple)]
     encoded = _Encoder(model, add_special_tokens, strip).encode(written) if written else {}
     ids = {row.number: row.content for row in rows if isinstance(row.content, tuple)}
@@ -101,7 +103,8 @@ def _corpus(
             documents.append(of_ids(row.number, tokens, row.label, strings, special))
         else:
             documents.append(Document(row.number, tokens, row.label, text.text, text.spans[: len(tokens)]))
-    return Corpus(tuple(documents), strings, special)
+    clustered = (replace(document, cluster=row.cluster) for document, row in zip(documents, rows, strict=True))
+    return Corpus(tuple(clustered), strings, special)
 
 
 class _Encoder:

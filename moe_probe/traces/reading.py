@@ -167,7 +167,8 @@ class Trace:
         }
         document, position, token = (values[name][tokens].astype(np.int64) for name in TOKEN_KEYS)
         label = np.asarray(rows["label"].to_pylist()[tokens], dtype=object)
-        return LayerBatch(layer, Tokens(document, position, token, label), **fields)
+        at = np.searchsorted(self._documents[0], document)
+        return LayerBatch(layer, Tokens(document, position, token, label, self._units[at]), **fields)
 
     def _check(self, values: Mapping[str, np.ndarray], layer: Layer) -> None:
         """Refuse rows of what there is not.
@@ -193,6 +194,11 @@ class Trace:
         if wrong.any():
             row = int(wrong.argmax())
             raise ValueError(words.format(**{name: column[row] for name, column in values.items()}))
+
+    @cached_property
+    def _units(self) -> np.ndarray:
+        """Units of the documents in ascending order of their numbers."""
+        return np.asarray([d.unit for d in sorted(self.corpus.documents, key=lambda document: document.number)])
 
     @cached_property
     def _documents(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -343,7 +349,7 @@ def _num_rows(path: str, part: Part) -> int:
 
 def _document(row: dict[str, Any]) -> Document:
     spans = np.asarray(row["spans"], np.int64).reshape(-1, 2)
-    return Document(row["number"], tuple(row["ids"]), row["label"], row["text"], spans)
+    return Document(row["number"], tuple(row["ids"]), row["label"], row["text"], spans, row.get("cluster") or "")
 
 
 def _tuples(layer: dict[str, Any]) -> dict[str, Any]:

@@ -216,7 +216,14 @@ def card_digest(card: Mapping[str, Any]) -> str:
 
 def _write_documents(corpus: Corpus, path: Path) -> None:
     rows = [
-        {"number": d.number, "label": d.label, "text": d.text, "ids": d.ids, "spans": d.spans.flatten()}
+        {
+            "number": d.number,
+            "label": d.label,
+            "cluster": d.cluster,
+            "text": d.text,
+            "ids": d.ids,
+            "spans": d.spans.flatten(),
+        }
         for d in corpus.documents
     ]
     with whole_file(path) as partial:
@@ -227,6 +234,7 @@ DOCUMENT_SCHEMA = pa.schema(
     [
         ("number", pa.int64()),
         ("label", pa.string()),
+        ("cluster", pa.string()),
         ("text", pa.string()),
         ("ids", pa.list_(pa.int64())),
         ("spans", pa.list_(pa.int64())),

@@ -1,7 +1,5 @@
 """Each analysis against numbers by hand, against float64 and libraries, and merged in any order."""
 
-import itertools
-
 import numpy as np
 import pytest
 import torch
@@ -106,7 +104,10 @@ def test_pairs_by_hand(three):
     assert found.pairs.values.tolist() == [[2, 1, 1, 0], [1, 2, 1, 0], [1, 1, 2, 0], [0, 0, 0, 0]]
     assert float(found.conditional.sel(expert="0", other="2")) == 0.5
     assert float(found.lift.sel(expert="0", other="1")) == pytest.approx((1 / 3) / (2 / 3) ** 2)
-    assert float(found.chance_lift) == pytest.approx(4 * 1 / (2 * 3))
+    # experts 0, 1, 2 are chosen by two rows of three each, so that pairs of them are equally likely
+    assert float(found.chance_lift.sel(expert="0", other="1")) == pytest.approx((1 / 3) / (2 / 3) ** 2, rel=1e-4)
+    published = result(dynamic.Coactivation(as_published=True), *three).isel(layer=0)
+    assert float(published.chance_lift) == pytest.approx(4 * 1 / (2 * 3))
 
 
 def test_flow_between_layers_by_hand():
@@ -134,12 +135,18 @@ def test_specialization_by_hand():
     logits = torch.nn.functional.one_hot(torch.tensor(index)[:, 0], 2).float()
     batch = batch_of(layer, corpus, logits, index)
     found = result(dynamic.TokenSpecialization(min_count=1), ByHand(layer), corpus, [batch]).isel(layer=0)
-    np.testing.assert_allclose(found.vocabulary_specialization, [2 / 3, (1 / 3 + 2) / 3])
-    np.testing.assert_allclose(found.vocabulary_chance, [2 / 5, 3 / 5])
+    # other occurrences that choose the same: of id 7, one of two for expert 0, none for 1; of id 8, the one other
+    np.testing.assert_allclose(found.vocabulary_specialization, [(2 * 1 / 2) / 2, (0 + 2 * 1 / 1) / 3])
+    # any two of the five tokens: another choice of expert 0 among the 4 others is 1, of expert 1 it is 2
+    np.testing.assert_allclose(found.vocabulary_chance, [1 / 4, 2 / 4])
     assert float(found.context_independence) == pytest.approx((2 + 2) / (6 + 2))  # ordered pairs of one id
     assert float(found.context_chance) == pytest.approx((2 + 6) / 20)
     np.testing.assert_allclose(found.repetition.sel(choice="first"), 3 / 4)
-    np.testing.assert_allclose(found.repetition_chance.sel(choice="first"), 0.4**2 + 0.6**2)
+    np.testing.assert_allclose(found.repetition_chance.sel(choice="first"), (2 + 6) / 20)
+    np.testing.assert_allclose(found.repetition_excess.sel(choice="first"), 3 / 4 - 8 / 20)
+    published = result(dynamic.TokenSpecialization(as_published=True), ByHand(layer), corpus, [batch]).isel(layer=0)
+    np.testing.assert_allclose(published.vocabulary_specialization, [2 / 3, 1])
+    assert float(published.vocabulary_mean) == pytest.approx((2 / 3 + 1) / 2)
     assert found.place.values.tolist() == [0, 1, 2, 4]
     np.testing.assert_allclose(found.position_share, [[1, 0], [1, 0], [0, 1], [0, 1]])
 
@@ -157,8 +164,7 @@ def test_consecutive_tokens_are_of_one_document_and_share_any_expert():
     batch = batch_of(layer, corpus, torch.zeros(4, 4), [[0, 1], [1, 2], [1, 2], [0, 3]])
     found = result(dynamic.TokenSpecialization(min_count=1), ByHand(layer), corpus, [batch]).isel(layer=0)
     assert float(found.repetition.sel(choice="any")) == 0.5  # of two pairs, not three
-    disjoint = sum(not {0, 1} & set(pair) for pair in itertools.combinations(range(4), 2)) / 6
-    assert float(found.repetition_chance.sel(choice="any")) == pytest.approx(1 - disjoint)
+    assert float(found.repetition_chance.sel(choice="any")) == 0.5  # documents of two tokens have one pair
 
 
 def test_subtokens_are_rows_of_their_token():

@@ -85,7 +85,7 @@ def test_divergence_of_two_groups_by_hand():
     assert float(found.difference) == 1
     assert found.token_group.values.tolist() == ["PF", "non-PF", "PF", "non-PF"]
     assert float(found.superiority) == 1
-    assert float(found.p_value) == pytest.approx(mannwhitneyu([2, 2], [1, 1]).pvalue)
+    assert float(found.p_value) == pytest.approx(mannwhitneyu([2], [1, 1]).pvalue)  # word types 1; 2 and 3
 
 
 def test_without_a_listed_word_there_is_divergence_but_no_difference():
@@ -193,7 +193,7 @@ def test_tasks_of_ffn_experts_alone_have_nothing_to_correlate():
     texts, labels = ["1 + 1 = 2", "def f(x): return x", "The river was soft."], ["sums", "code", "prose"]
     found = dynamic.task_load("ckpt/tiny-deepseek-moe", texts, labels=labels, progress=False)
     assert (found.ffn_per_token == 4).all()
-    assert (found.ffn_spread == 0).all()
+    assert found.ffn_spread.isnull().all()  # one document a task
     assert found.correlation.isnull().all()
     assert "task_load_correlation_tasks" not in [stem for stem, _ in plotting.figures(found)]
 
@@ -206,8 +206,11 @@ def test_task_load_by_hand():
     found = result(dynamic.TaskLoad(accuracy), ByHand(layer), corpus, [batch]).isel(layer=0)
     np.testing.assert_allclose(found.share, [[1, 0, 0], [0.5, 0, 0.5], [0, 0, 1]])
     np.testing.assert_allclose(found.ffn_per_token, [1, 0.5, 0])
-    assert float(found.task_distance) == pytest.approx((0.5 + 1 + 0.5) / 3)
-    assert float(found.ffn_spread) == pytest.approx(np.std([1, 0.5, 0]))
+    assert found.task_distance.isnull()  # one document a task
+    plain = result(dynamic.TaskLoad(accuracy, as_published=True), ByHand(layer), corpus, [batch]).isel(layer=0)
+    assert float(plain.task_distance) == pytest.approx((0.5 + 1 + 0.5) / 3)
+    assert float(plain.ffn_spread) == pytest.approx(np.std([1, 0.5, 0]))
+    assert float(found.zero_accuracy_p) == pytest.approx(2 / 6)  # of the orders of three tasks
     assert float(found.zero_accuracy) == pytest.approx(spearmanr([0, 0.5, 1], [0.1, 0.5, 0.9]).statistic)
 
 
@@ -226,15 +229,16 @@ def test_tasks_of_one_kind_differ_by_chance_and_others_beyond():
         batches.append(batch_of(layer, corpus, torch.zeros(30, 6), index, documents=[document.number]))
     other = result(dynamic.TaskLoad(), ByHand(layer), corpus, batches)
     assert float(other.task_distance[0]) == 1
-    assert float(other.task_distance_chance_high[0]) < 0.5
+    assert float(other.task_distance_chance_high[0]) <= 0.5
+    assert float(other.task_distance_p[0]) == pytest.approx(1 / 1001)
 
 
-def test_the_interval_is_that_of_scipy():
-    from scipy.stats import bootstrap
+def test_the_interval_of_a_mean_is_that_of_student():
+    from scipy.stats import t
 
     values = np.random.default_rng(0).normal(size=30)
-    low, high = interval(lambda t: t["x"] / t["n"], {"x": values, "n": np.ones(30)}, 4000)
-    expected = bootstrap((values,), np.mean, method="percentile", n_resamples=4000, rng=1).confidence_interval
+    low, high = interval(lambda total: total["x"] / total["n"], {"x": values, "n": np.ones(30)}, 4000)
+    expected = t.interval(0.95, 29, values.mean(), values.std(ddof=1) / 30**0.5)
     np.testing.assert_allclose([low, high], expected, atol=0.03)
 
 

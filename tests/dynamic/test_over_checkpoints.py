@@ -43,8 +43,10 @@ def test_saturation_is_the_share_of_final_choices_made_already(steps):
             assert float(found.saturation.sel(checkpoint=label, layer=layer)) == pytest.approx(expected)
     assert (found.saturation.sel(checkpoint="final") == 1).all()
     assert (found.saturation.sel(checkpoint="early").mean() < found.saturation.sel(checkpoint="late").mean()).item()
-    assert float(found.chance) == 2 / 8
-    assert (found.saturation_low <= found.saturation + 1e-9).all()
+    inclusion = {label: np.stack([chosen.mean(0) for chosen in by_layer.values()]) for label, by_layer in sets.items()}
+    for label, share in inclusion.items():
+        np.testing.assert_allclose(found.chance.sel(checkpoint=label), (share * inclusion["final"]).sum(1) / 2)
+    assert found.saturation_low.isnull().all()  # three documents
 
 
 def test_one_document_has_values_but_no_intervals(steps):

@@ -41,7 +41,7 @@ def coactivation(count=8, layers=2, seed=0):
         "lift": (dims, lift),
         "lift_low": (dims, lift * 0.5),
         "lift_high": (dims, lift * 2),
-        "chance_lift": (("layer",), np.full(layers, 0.57)),
+        "chance_lift": (dims, np.full((layers, count, count), 0.57)),
         "conditional": (dims, rng.uniform(size=(layers, count, count))),
         "flow": (dims, rng.dirichlet(np.ones(count), size=(layers, count))),
         "pairs": (dims, rng.integers(0, 9, (layers, count, count))),
@@ -115,7 +115,7 @@ def router_saturation(checkpoints=("1k", "2k"), layers=1, seed=0):
         values = rng.uniform(0.3, 0.7, size)
         variables |= {name: (("checkpoint", "layer"), values), f"{name}_low": (("checkpoint", "layer"), values - 0.1)}
         variables[f"{name}_high"] = (("checkpoint", "layer"), values + 0.1)
-    variables |= {"chance": ((), 0.25), "first_chance": ((), 0.125)}
+    variables |= {name: (("checkpoint", "layer"), np.full(size, 0.2)) for name in ("chance", "first_chance")}
     coords = {"checkpoint": list(checkpoints), "layer": range(layers)}
     return xr.Dataset(variables, coords, attrs("router_saturation"))
 
@@ -125,12 +125,13 @@ def token_specialization(count=8, layers=1, seed=0):
     variables = {}
     for name, dims in {
         "vocabulary_specialization": BY_LAYER,
+        "vocabulary_mean": ("layer",),
         "context_independence": ("layer",),
         "repetition": ("layer", "choice"),
     }.items():
         size = [{"layer": layers, "expert": count, "choice": 2}[dim] for dim in dims]
         values = rng.uniform(0.3, 0.7, size)
-        chance = f"{name.split('_')[0]}_chance"
+        chance = "vocabulary_mean_chance" if name == "vocabulary_mean" else f"{name.split('_')[0]}_chance"
         variables |= {name: (dims, values), f"{name}_low": (dims, values - 0.1), f"{name}_high": (dims, values + 0.1)}
         variables[chance] = (dims, values / 2)
     places = ("layer", "place", "expert")

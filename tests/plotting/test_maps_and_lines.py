@@ -50,7 +50,7 @@ def color_of(figure, value):
     return np.array(image.cmap(image.norm(value))[:3])
 
 
-@pytest.mark.parametrize(("make", "even"), [(by_hand.expert_load, 1.0), (by_hand.coactivation, 0.57)])
+@pytest.mark.parametrize(("make", "even"), [(by_hand.expert_load, 1.0), (by_hand.coactivation, 1.0)])
 def test_a_ratio_is_white_where_nothing_happens_and_symmetric_in_its_logarithm(make, even):
     figure = plotting.plot(make())
     image = figure.axes[0].images[0]

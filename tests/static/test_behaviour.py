@@ -20,7 +20,7 @@ def neurons(model, layer, label, projection):
 
 
 def test_cka_is_the_definition_and_ignores_the_order_of_neurons(deepseek):
-    found = static.similarity(deepseek, metric="cka", layers=1, shared=True)
+    found = static.similarity(deepseek, metric="cka", layers=1, shared=True, as_published=True)
     for projection in ("up", "down"):
         x, y = (neurons(deepseek, 1, label, projection).T for label in ("2", "S"))
         x, y = (m - m.mean(0) for m in (x, y))

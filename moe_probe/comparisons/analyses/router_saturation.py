@@ -7,12 +7,12 @@ from typing import Unpack
 import numpy as np
 import xarray as xr
 
-from moe_probe.comparisons.side_by_side import Sources, means, overlap, record_choices, routing_attrs
+from moe_probe.comparisons.side_by_side import Sources, chosen_alike, means, overlap, record_choices, routing_attrs
 from moe_probe.dynamic.analysis import described, labeled
 from moe_probe.options import RunOptions
 from moe_probe.results import dataset
 from moe_probe.signatures import checked
-from moe_probe.statistics.bootstrap import check_draws
+from moe_probe.statistics.bootstrap import DRAWS, check_draws
 from moe_probe.texts.reading import Texts
 
 SOURCES = (2, None)
@@ -28,7 +28,7 @@ def router_saturation(
     checkpoints: Sources,
     texts: Texts | None = None,
     *,
-    bootstrap: int = 200,
+    bootstrap: int = DRAWS,
     chance: bool = True,
     **options: Unpack[RunOptions],
 ) -> xr.Dataset:
@@ -45,7 +45,8 @@ def router_saturation(
         Dataset with `saturation` (checkpoint, layer), float64: the mean over tokens (or sub-tokens) of the share of the
         final top-k experts that the checkpoint chooses too; `first_saturation`, of the first choices alone (the
         largest score); with 95 % bootstrap intervals over documents, `_low` and `_high`;
-        `chance`, k / E, and `first_chance`, 1 / E: of choices made at random.
+        `chance` and `first_chance` (checkpoint, layer): of choices that have nothing to do with the final ones, by
+        checkpoints that choose each expert as often as these (k / E and 1 / E with even load, as the paper has it).
 
     Raises:
         InputError: fewer than two checkpoints, or their tokenizers or layers differ.
@@ -64,8 +65,10 @@ def router_saturation(
     firsts = np.stack([(final.first == routing.first).mean(-1) for routing in routings])
     found |= means("first_saturation", ("checkpoint", "layer"), firsts, final, bootstrap)
     if chance:
-        found["chance"] = ((), np.asarray(final.index.shape[-1] / final.num_experts))
-        found["first_chance"] = ((), np.asarray(1 / final.num_experts))
+        sides = {"chance": lambda routing: routing.index, "first_chance": lambda routing: routing.first[..., None]}
+        for name, of in sides.items():
+            levels = [chosen_alike(of(final), of(routing), final.num_experts) for routing in routings]
+            found[name] = (("checkpoint", "layer"), np.stack(levels))
     arrays = labeled(found, {"checkpoint": [routing.label for routing in routings], "layer": list(final.layers)})
     variables = {name: array.assign_attrs(described(LEGEND, name)) for name, array in arrays.items()}
     return dataset(variables, routing_attrs("router_saturation", routings))

@@ -8,14 +8,14 @@ from typing import Unpack
 import numpy as np
 import xarray as xr
 
-from moe_probe.comparisons.side_by_side import means, overlap, record_choices, routing_attrs
+from moe_probe.comparisons.side_by_side import chosen_alike, means, overlap, record_choices, routing_attrs
 from moe_probe.dynamic.analysis import described, labeled
 from moe_probe.errors import NotComparable
 from moe_probe.model import Openable
 from moe_probe.options import RunOptions
 from moe_probe.results import dataset
 from moe_probe.signatures import check_number, checked
-from moe_probe.statistics.bootstrap import check_draws
+from moe_probe.statistics.bootstrap import DRAWS, check_draws
 from moe_probe.texts.reading import Texts
 from moe_probe.traces.reading import Trace
 
@@ -37,7 +37,7 @@ def routing_drift(
     texts: Texts | None = None,
     *,
     bins: int = BINS,
-    bootstrap: int = 200,
+    bootstrap: int = DRAWS,
     chance: bool = True,
     **options: Unpack[RunOptions],
 ) -> xr.Dataset:
@@ -60,7 +60,8 @@ def routing_drift(
         Dataset with `changed` (layer), float64, the share of tokens (or sub-tokens) whose set of k experts differs;
         `overlap` (layer), the mean share of their k choices that stay; both with 95 % bootstrap intervals over
         documents, `_low` and `_high`; by margin, `margin_changed`, `margin_overlap` (layer, bin), and `margin`
-        (layer, bin), the bin's mean margin; `chance`, k / E, the overlap of choices made at random.
+        (layer, bin), the bin's mean margin; `chance` (layer), the overlap of choices that have nothing to do with each
+        other, of checkpoints that choose each expert as often as these.
 
     Raises:
         InputError: the two differ in their tokenizers or layers.
@@ -87,7 +88,7 @@ def routing_drift(
     for name, values in zip(("margin", "margin_overlap", "margin_changed"), zip(*by_bin, strict=True), strict=True):
         found[name] = (("layer", "bin"), np.stack(values))
     if chance:
-        found["chance"] = ((), np.asarray(first.index.shape[-1] / first.num_experts))
+        found["chance"] = (("layer",), chosen_alike(first.index, second.index, first.num_experts))
     coords = {"checkpoint": [r.label for r in routings], "layer": list(first.layers), "bin": np.arange(1, bins + 1)}
     variables = {n: array.assign_attrs(described(LEGEND, n)) for n, array in labeled(found, coords).items()}
     about = routing_attrs("routing_drift", routings, bins=bins)

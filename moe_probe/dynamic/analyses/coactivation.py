@@ -12,8 +12,12 @@ import xarray as xr
 
 from moe_probe.dynamic.analysis import Analysis
 from moe_probe.routing import LayerBatch, Need, Source
-from moe_probe.statistics.bootstrap import BLOCKS, block_sums, check_draws, interval
-from moe_probe.statistics.states import Same, Total
+from moe_probe.statistics.bootstrap import DRAWS, check_draws, interval
+from moe_probe.statistics.margins import chance_pairs
+from moe_probe.statistics.states import PerUnit, Same, Total
+
+LEAST_PAIRS = 10  # that chance makes, from which on an interval is given
+BLOCKS = 64  # groups of documents whose tables of pairs are kept
 
 
 @dataclass
@@ -24,17 +28,19 @@ class Coactivation(Analysis):
 
     The result has, per layer, `pairs` (layer, expert, other), int64: rows that chose both, on the diagonal those that
     chose the expert; `conditional`, P(other | expert); `lift`, P(both) / (P(expert) P(other)), 1 if independent;
-    `chance_lift`, what k experts drawn at random without preference would have: E (k - 1) / (k (E - 1)); and, from
-    the second layer on, `flow` (layer, source, expert): the share of the choices of a row in this layer, given that it
-    chose `source` in the MoE layer before; nan in the first one, and where the layer before is not known or has more
-    experts; `flow_chance` (layer, expert): that share whatever was chosen before. `lift_low` and `lift_high`: 95 %
-    bootstrap interval over documents.
+    `chance_lift` (layer, expert, other), that of k experts drawn one after the other, each chosen as often as it is,
+    without regard to each other (`moe_probe.statistics.margins`): mostly below 1, since a choice of one is a choice
+    less for the others; and, from the second layer on, `flow` (layer, source, expert): the share of the choices of a
+    row in this layer, given that it chose `source` in the MoE layer before; nan in the first one, and where the layer
+    before is not known or has more experts; `flow_chance` (layer, expert): that share whatever was chosen before.
+    `lift_low` and `lift_high`: 95 % interval over documents, nan for pairs that chance would make fewer than ten times.
 
     Args:
-        bootstrap: draws of the interval; 0 for none (32 times less memory).
+        bootstrap: draws of the interval; 0 for none (64 times less memory).
         chance: whether to give the chance levels.
         as_published: count what OLMoE's code counts, pairs of neighbors in the top-k list, best score first; for k
-            above 2 that leaves most pairs out.
+            above 2 that leaves most pairs out. `chance_lift` (layer) is then that of experts that are all chosen
+            alike, E (k - 1) / (k (E - 1)).
 
     Examples:
         >>> from moe_probe import dynamic
@@ -42,7 +48,7 @@ class Coactivation(Analysis):
         ('layer', 'expert', 'other')
     """
 
-    bootstrap: int = 200
+    bootstrap: int = DRAWS
     chance: bool = True
     as_published: bool = False
 
@@ -58,7 +64,7 @@ class Coactivation(Analysis):
         "flow": ("share of choices after choosing source in the layer before", "1"),
     }
 
-    both, rows = Total("block", "expert", "other"), Total("block")
+    both, rows = PerUnit("expert", "other", most=BLOCKS), PerUnit(most=BLOCKS)
     flows, sources, k = Total("source", "expert"), Same(), Same()
 
     def __post_init__(self) -> None:
@@ -66,48 +72,54 @@ class Coactivation(Analysis):
 
     def update(self, batch: LayerBatch) -> None:
         selected, layer = batch.selected.double(), batch.layer
-        blocks = BLOCKS if self.bootstrap else 1
-        block = np.repeat(batch.tokens.document, layer.subtokens) % blocks
+        unit = np.repeat(batch.tokens.unit, layer.subtokens) if self.bootstrap else np.zeros(len(selected), np.int64)
         count = neighbors(batch) if self.as_published else lambda rows: selected[rows].T @ selected[rows]
-        pairs = torch.zeros(blocks, layer.num_experts, layer.num_experts, dtype=torch.int64)
-        for at in np.unique(block):
-            pairs[at] = count(torch.from_numpy(np.flatnonzero(block == at)).to(selected.device)).round().long().cpu()
-        self.both.add(batch, pairs)
-        self.rows.add(batch, block_sums(torch.ones(len(selected)), block, blocks))
+        units = np.unique(unit)
+        rows = (torch.from_numpy(np.flatnonzero(unit == each)).to(selected.device) for each in units)
+        self.both.add(batch, (units, torch.stack([count(each).round().long().cpu() for each in rows])))
+        self.rows.add(batch, (unit, torch.ones(len(selected), dtype=torch.int64)))
         self.k.add(batch, batch.top_k_index.shape[1])
         self._follow(batch, selected)
 
     def _follow(self, batch: LayerBatch, selected: torch.Tensor) -> None:
         """Choices in this layer by what the same row chose in the layer before."""
         experts = batch.layer.num_experts
-        flow = torch.zeros(experts, experts, dtype=torch.float64)
+        flow = torch.zeros(experts, experts, dtype=torch.int64)
         if batch.layer_before is not None and len(batch.before) == len(selected) and int(batch.before.max()) < experts:
-            flow = torch.zeros_like(selected).scatter_(1, batch.before, 1.0).T @ selected
+            flow = (torch.zeros_like(selected).scatter_(1, batch.before, 1.0).T @ selected).round().long()
         self.flows.add(batch, flow)
         self.sources.add(batch, -1 if batch.layer_before is None else batch.layer_before)
 
     def variables(self, source: Source) -> Mapping[str, xr.DataArray]:
-        blocks = self.both.array
-        pairs, k = blocks.sum("block"), self.k.array
-        experts = pairs.sizes["expert"]
+        pairs = self.both.array
         chosen = chosen_rows(pairs)
         flow = self.flows.array
         found = {
             "pairs": pairs,
             "conditional": pairs / chosen,
-            "lift": pairs.copy(data=lift({"count": pairs.values, "rows": self.rows.array.sum("block").values})),
-            "chance_lift": experts * (k - 1) / (k * max(experts - 1, 1)),
+            "lift": pairs.copy(data=lift({"count": pairs.values, "rows": self.rows.array.values})),
+            "chance_lift": self._chance(pairs),
             "flow": flow / flow.sum("expert"),
             "flow_chance": chosen / chosen.sum("expert"),
         }
         if not self.chance:
             found = {name: value for name, value in found.items() if "chance" not in name}
         if self.bootstrap:
-            counted = zip(blocks.values, self.rows.array.values, strict=True)
-            drawn = [interval(lift, {"count": count, "rows": rows}, self.bootstrap) for count, rows in counted]
+            counted = zip(*(PerUnit.tables(kept)[""] for kept in (self.both, self.rows)), strict=True)
+            drawn = [lift_interval(count, rows, self.bootstrap) for count, rows in counted]
             for end, values in zip(("low", "high"), zip(*drawn, strict=True), strict=True):
                 found[f"lift_{end}"] = pairs.copy(data=np.stack(values))
         return found
+
+    def _chance(self, pairs: xr.DataArray) -> xr.DataArray:
+        """Lift of experts that are chosen as often, without regard to each other."""
+        k, experts = self.k.array, pairs.sizes["expert"]
+        if self.as_published:
+            return experts * (k - 1) / (k * max(experts - 1, 1))
+        share = (chosen_rows(pairs) / self.rows.array).values
+        together = np.stack([chance_pairs(one, int(choices)) for one, choices in zip(share, k.values, strict=True)])
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return pairs.copy(data=together / (share[:, :, None] * share[:, None, :]))
 
     def notes(self, source: Source) -> Mapping[str, Any]:
         before = {layer: int(self.sources[layer]) for layer in self.sources.layers}
@@ -125,6 +137,19 @@ def lift(total: Mapping[str, np.ndarray]) -> np.ndarray:
     chosen = np.diagonal(count, axis1=-2, axis2=-1)
     with np.errstate(divide="ignore", invalid="ignore"):
         return count * total["rows"][..., None, None] / (chosen[..., :, None] * chosen[..., None, :])
+
+
+def lift_interval(count: np.ndarray, rows: np.ndarray, draws: int) -> tuple[np.ndarray, np.ndarray]:
+    """Interval of the lift of pairs (documents, E, E); nan where chance would make fewer than LEAST_PAIRS.
+
+    What is known is told by how often chance would make the pair, and not by how often it is seen: pairs that are seen
+    often by chance alone would be picked otherwise.
+    """
+    chosen = np.diagonal(count, axis1=1, axis2=2).astype(float)
+    by_chance = chosen[:, :, None] * chosen[:, None, :] / rows[:, None, None]
+    ends = interval(lift, {"count": count, "rows": rows}, draws, by_chance, (0, np.inf))
+    few = by_chance.sum(0) < LEAST_PAIRS
+    return np.where(few, np.nan, ends[0]), np.where(few, np.nan, ends[1])
 
 
 def neighbors(batch: LayerBatch) -> Callable[[Any], torch.Tensor]:

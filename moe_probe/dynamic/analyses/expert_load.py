@@ -9,13 +9,15 @@ from typing import Any
 import numpy as np
 import torch
 import xarray as xr
+from scipy.stats import entropy as scipy_entropy
 
 from moe_probe.dynamic.analysis import Analysis
 from moe_probe.routing import LayerBatch, Need, Source
 from moe_probe.signatures import check_number
-from moe_probe.statistics.bootstrap import check_draws
-from moe_probe.statistics.by_label import add_by_label, expert_shares, interval_ends, resampled, stack_labels
-from moe_probe.statistics.states import Same, Total
+from moe_probe.statistics.bootstrap import DRAWS, FEW, check_draws, interval, ratio_interval
+from moe_probe.statistics.by_label import add_by_label, expert_shares, labeled_tables, permuted, totals
+from moe_probe.statistics.rates import discoveries, p_of_draws
+from moe_probe.statistics.states import PerUnit, Same, Total
 
 
 @dataclass
@@ -37,13 +39,18 @@ class ExpertLoad(Analysis):
     arXiv 2202.08906, equation 5). Losses are those of the whole corpus as one batch, without their coefficients.
 
     Where documents have labels: `label_share` (layer, label, expert), the share among the tokens of one label, with a
-    95 % bootstrap interval over documents, `label_share_low` and `_high`, and `label_share_chance` (layer, expert), the
-    share among all labeled tokens: what it would be if labels did not matter. The coordinate `kind` (expert) holds
-    the experts' kinds.
+    95 % interval over documents, `label_share_low` and `_high`, and `label_share_chance` (layer, expert), the share
+    among all labeled tokens: what it would be if labels did not matter. `label_share_p` (layer, label, expert) is the
+    share of dealings of the labels to the documents at random in which the label's share is as far from that,
+    two-sided, and `label_share_q` the same with the false discovery rate controlled over all layers, labels and experts
+    (Benjamini and Hochberg 1995). `share`, `cv2_load`, `entropy` and `max_violation` have 95 % intervals over
+    documents; the last three are above, or below, their balanced value by chance in few tokens, which their intervals
+    take off (jackknife). The coordinate `kind` (expert) holds the experts' kinds.
 
     Args:
         threshold: selections per token above which an expert counts as active.
         bootstrap: resamples of the documents for the intervals; 0 for none.
+        permutations: dealings of the labels to the documents; 0 for none.
         chance: whether to give the chance level.
 
     Examples:
@@ -54,7 +61,8 @@ class ExpertLoad(Analysis):
     """
 
     threshold: float = 0.0
-    bootstrap: int = 200
+    bootstrap: int = DRAWS
+    permutations: int = DRAWS
     chance: bool = True
 
     name = "expert_load"
@@ -73,15 +81,16 @@ class ExpertLoad(Analysis):
     selections, first, importance = Total("expert"), Total("expert"), Total("expert")
     gates, smooth, scores = Total("expert"), Total("expert"), Total("expert")
     z, rows, tokens_seen, k = Total(), Total(), Total(), Same()
-    by_label = Total("block", "expert")
+    by_label = PerUnit("expert")
 
     def __post_init__(self) -> None:
         check_number("threshold", self.threshold, 0, whole=False)
         check_draws(self.bootstrap)
+        check_draws(self.permutations, "permutations")
 
     def update(self, batch: LayerBatch) -> None:
         scores, weights = batch.scores.double(), batch.weights.double()
-        self.selections.add(batch, batch.selected.double().sum(0))
+        self.selections.add(batch, batch.selected.long().sum(0))
         self.first.add(batch, torch.bincount(batch.first_choice, minlength=batch.layer.num_experts))
         self.importance.add(batch, weights.sum(0))
         self.gates.add(batch, (weights / weights.sum(1, keepdim=True)).nan_to_num().sum(0))
@@ -119,26 +128,80 @@ class ExpertLoad(Analysis):
             "first_choice_loss": experts * (first / rows * mean_scores).sum("expert"),
             "switch_loss": experts * (share * mean_scores).sum("expert"),
             "z_loss": self.z.array / rows,
+            **self._intervals(share),
             **self._label_shares(load),
         }
 
-    def _label_shares(self, like: xr.DataArray) -> dict[str, xr.DataArray]:
-        """Shares among the tokens of each label, with intervals and chance level."""
-        labels, counts = stack_labels(self.by_label)  # (layers, labels, blocks, E)
-        if not labels:
+    def _intervals(self, share: xr.DataArray) -> dict[str, xr.DataArray]:
+        """Intervals over documents of the shares and of how balanced they are."""
+        if not self.bootstrap:
             return {}
-        coords = {"layer": like.layer, "label": labels, "expert": like.expert}
-        values = {"label_share": expert_shares(counts.sum(2))}
+        table = np.concatenate(list(PerUnit.tables(self.by_label).values()), axis=1)  # (layers, units, E)
+        found: dict[str, xr.DataArray] = {}
+        for name, (statistic, limits) in BALANCE.items():
+            drawn = [
+                interval(
+                    lambda total, of=statistic: of(total["load"]),
+                    {"load": one},
+                    self.bootstrap,
+                    limits=limits,
+                    debias=name != "share",
+                )
+                for one in table
+            ]
+            like = share if name == "share" else share.isel(expert=0, drop=True)
+            for end, values in zip(("low", "high"), zip(*drawn, strict=True), strict=True):
+                found[f"{name}_{end}"] = like.copy(data=np.stack(values)).assign_attrs(undefined=FEW)
+        return found
+
+    def _label_shares(self, like: xr.DataArray) -> dict[str, xr.DataArray]:
+        """Shares among the tokens of each label, with intervals, chance level and tests."""
+        tables = labeled_tables(self.by_label) if any(self.by_label.keys) else {}
+        if not tables:
+            return {}
+        coords = {"layer": like.layer, "label": list(tables), "expert": like.expert}
+        counts = totals(tables)
+        pooled = expert_shares(counts.sum(1))
+        values = {"label_share": expert_shares(counts)}
         if self.bootstrap:
-            drawn = [interval_ends(expert_shares(resampled(one, self.bootstrap))) for one in counts]
-            values["label_share_low"], values["label_share_high"] = np.stack(drawn, axis=1)
+            ends = [
+                [ratio_interval(one, one.sum(1), self.bootstrap, (0, 1)) for one in table] for table in tables.values()
+            ]
+            values["label_share_low"], values["label_share_high"] = np.moveaxis(np.array(ends), [0, 1, 2], [2, 1, 0])
+        if self.permutations and len(tables) > 1:
+            away = np.abs(values["label_share"] - pooled[:, None])
+            null = (
+                np.abs(expert_shares(permuted(tables, at, self.permutations)) - pooled[at]) for at in range(len(pooled))
+            )
+            values["label_share_p"] = np.stack([p_of_draws(one, draws) for one, draws in zip(away, null, strict=True)])
+            values["label_share_q"] = discoveries(values["label_share_p"])
         found = {name: xr.DataArray(v, coords, ("layer", "label", "expert")) for name, v in values.items()}
         if self.chance:
-            found["label_share_chance"] = like.copy(data=expert_shares(counts.sum((1, 2))))
+            found["label_share_chance"] = like.copy(data=pooled)
         return found
 
     def coords(self, source: Source) -> Mapping[str, Any]:
         return {"kind": ("expert", list(source.first_layer.expert_kinds))}
+
+
+def _cv2(load: np.ndarray) -> np.ndarray:
+    return load.var(-1) / load.mean(-1) ** 2
+
+
+def _entropy(load: np.ndarray) -> np.ndarray:
+    return scipy_entropy(load, axis=-1) / np.log(max(load.shape[-1], 2))
+
+
+def _violation(load: np.ndarray) -> np.ndarray:
+    return load.max(-1) / load.mean(-1) - 1
+
+
+BALANCE = {  # by variable: of loads (..., E), and its limits
+    "share": (expert_shares, (0, 1)),
+    "cv2_load": (_cv2, (0, np.inf)),
+    "entropy": (_entropy, (0, 1)),
+    "max_violation": (_violation, (0, np.inf)),
+}
 
 
 def entropy(share: xr.DataArray) -> xr.DataArray:

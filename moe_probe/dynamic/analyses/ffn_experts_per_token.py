@@ -14,12 +14,13 @@ from moe_probe.dynamic.analysis import Analysis
 from moe_probe.errors import NotFitting
 from moe_probe.routing import LayerBatch, Source
 from moe_probe.signatures import check_number
-from moe_probe.statistics.bootstrap import BLOCKS, check_draws, interval
+from moe_probe.statistics.bootstrap import DRAWS, LEAST_UNITS, check_draws, ratio_interval
 from moe_probe.statistics.states import TokenTable
 from moe_probe.texts.corpus import Corpus, bin_start, position_bin
 from moe_probe.texts.tagging import make_tagger, tag_words
 from moe_probe.texts.words import find_words, normal_form
 
+BLOCKS = 256  # groups of documents that classes of tokens are counted by
 PIECES = ["whole word", "word piece", "no word"]
 
 
@@ -35,8 +36,9 @@ class FFNExpertsPerToken(Analysis):
     one of several; `no word`: punctuation and special tokens), `place` (position in the document 0, 1, 2-3, 4-7, ...)
     and, with a tagger, `pos`: `<class>_density` (class), float64, and `<class>_count` (class), tokens, in descending
     order of density for types, words and parts of speech, the types' strings as the coordinate `type_string`. Types and
-    words with fewer than `min_count` occurrences are omitted. `<class>_density_low` and `_high`: 95 % bootstrap
-    interval over documents; `chance`: the density of all tokens, which every class has if it does not matter.
+    words with fewer than `min_count` occurrences are omitted. `<class>_density_low` and `_high`: 95 % interval over
+    documents, nan for classes that fewer than five have; `chance`: the density of all tokens, which every class has if
+    it does not matter.
 
     Args:
         min_count: occurrences from which on a token id or word is listed.
@@ -57,7 +59,7 @@ class FFNExpertsPerToken(Analysis):
 
     min_count: int = 5
     tagger: object = None  # checked by make_tagger
-    bootstrap: int = 200
+    bootstrap: int = DRAWS
     chance: bool = True
 
     name = "ffn_experts_per_token"
@@ -94,8 +96,8 @@ class FFNExpertsPerToken(Analysis):
         found: dict[str, xr.DataArray] = {"ffn_experts": count, "layer_density": count.mean("token")}
         for name, (of_token, rare) in self._of_tokens(corpus).items():
             keep = of_token != "" if of_token.dtype == object else np.ones(len(of_token), bool)
-            document = self.tokens(source).document[keep]
-            names, values = self._classes(of_token[keep], density[keep], document, self.min_count if rare else 1)
+            unit = self._units(source)[keep]
+            names, values = self._classes(of_token[keep], density[keep], unit, self.min_count if rare else 1)
             order = np.argsort(-values["density"], kind="stable") if name in ("type", "word", "pos") else slice(None)
             coords: dict[str, Any] = {name: [v.item() if hasattr(v, "item") else v for v in names[order]]}
             if name == "type":
@@ -121,23 +123,31 @@ class FFNExpertsPerToken(Analysis):
         return classes
 
     def _classes(
-        self, of_token: np.ndarray, density: np.ndarray, document: np.ndarray, least: int
+        self, of_token: np.ndarray, density: np.ndarray, unit: np.ndarray, least: int
     ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         names, inverse, count = np.unique(of_token, return_inverse=True, return_counts=True)
         frequent = count >= least
         total = np.bincount(inverse, density, minlength=len(names))
         found = {"density": (total / count)[frequent], "count": count[frequent]}
-        if self.bootstrap and frequent.any():
-            blocks = np.zeros((BLOCKS, len(names), 2))
-            np.add.at(blocks, (document % BLOCKS, inverse), np.stack([density, np.ones_like(density)], axis=1))
-            found["density_low"], found["density_high"] = interval(
-                _ratio, {"sums": blocks[:, frequent]}, self.bootstrap
-            )
+        if self.bootstrap:
+            low, high = (np.full(len(names), np.nan) for _ in range(2))
+            pairs = np.unique(np.stack([inverse, unit]), axis=1)
+            spread = np.flatnonzero(frequent & (np.bincount(pairs[0], minlength=len(names)) >= LEAST_UNITS))
+            if len(spread):
+                at = np.searchsorted(spread, inverse).clip(max=len(spread) - 1)
+                of = spread[at] == inverse
+                cell, shape = unit[of] * len(spread) + at[of], (unit.max() + 1, len(spread))
+                total, count_of = (
+                    np.bincount(cell, each, shape[0] * shape[1]).reshape(shape) for each in (density[of], None)
+                )
+                low[spread], high[spread] = ratio_interval(total, count_of, self.bootstrap)
+            found["density_low"], found["density_high"] = low[frequent], high[frequent]
         return names[frequent], found
 
-
-def _ratio(total: Mapping[str, np.ndarray]) -> np.ndarray:
-    return total["sums"][..., 0] / total["sums"][..., 1]
+    def _units(self, source: Source) -> np.ndarray:
+        """The document of each token, (tokens,); a group of documents where there are more than BLOCKS."""
+        _, unit = np.unique(self.tokens(source).unit, return_inverse=True)
+        return unit * BLOCKS // max(BLOCKS, unit.max(initial=0) + 1)
 
 
 def _normal(texts: np.ndarray) -> np.ndarray:

@@ -16,6 +16,7 @@ from moe_probe.routing import LayerBatch, Need, Source
 from moe_probe.statistics.states import TokenTable, Total
 
 Metric = Literal["cosine", "angular"]
+ROUNDING = 2e-15  # of a sum of products in float64, relative
 
 
 @dataclass
@@ -83,15 +84,9 @@ class OutputSimilarity(Analysis):
             self.defined.add(batch, (~similarity.isnan()).sum(0))
 
     def similarity(self, batch: LayerBatch) -> torch.Tensor:
-        """(rows, R, R) in float32; nan where an output is zero."""
-        stacked = torch.stack([*batch.outputs.float(), *self._beside(batch)], dim=1)  # (n, R, w)
-        products = stacked @ stacked.transpose(1, 2)
-        norms = products.diagonal(dim1=1, dim2=2).sqrt()  # (n, R)
-        cosine = products / (norms[:, :, None] * norms[:, None, :])
-        if self.metric == "angular":
-            cosine = 1 - torch.arccos(cosine.clamp(-1, 1)) / torch.pi
-        cosine.diagonal(dim1=1, dim2=2).masked_fill_(norms > 0, 1)
-        return cosine
+        """(rows, R, R) in float64; nan where an output is zero."""
+        gap = cosine_gaps(torch.stack([*batch.outputs.double(), *self._beside(batch)], dim=1))  # (n, R, w)
+        return 1 - 2 * torch.arcsin((gap / 2).sqrt()) / torch.pi if self.metric == "angular" else 1 - gap
 
     def _beside(self, batch: LayerBatch) -> list[torch.Tensor]:
         """Outputs of the shared block and the dense model's FFN, as far as they are asked for."""
@@ -102,7 +97,7 @@ class OutputSimilarity(Analysis):
             output = getattr(batch, field) if batch.holds(field) else None
             if output is None or output.shape != batch.outputs[0].shape:
                 raise NotFitting(f"Layer {batch.layer.index} has no output {label!r} of an expert's width to compare.")
-            beside.append(output.float())
+            beside.append(output.double())
         return beside
 
     def variables(self, source: Source) -> Mapping[str, xr.DataArray]:
@@ -115,3 +110,21 @@ class OutputSimilarity(Analysis):
 
     def notes(self, source: Source) -> Mapping[str, Any]:
         return {"metric": self.metric}
+
+
+def cosine_gaps(vectors: torch.Tensor) -> torch.Tensor:
+    """1 - cosine of each pair of vectors (n, R, w) float64, (n, R, R): 0 to 2, 0 for equal ones; nan with zeros.
+
+    Lengths are 1 first, so that no scale loses digits. What remains of near vectors is that of their differences from
+    the first one.
+    """
+    largest = vectors.abs().amax(2, keepdim=True)
+    scaled = vectors / largest
+    unit = scaled / scaled.norm(dim=2, keepdim=True)
+    away = unit - unit[:, :1].nan_to_num()
+    products = away @ away.transpose(1, 2)
+    squares = products.diagonal(dim1=1, dim2=2)
+    gap = (squares[:, :, None] + squares[:, None, :]) / 2 - products
+    gap = torch.where(gap > ROUNDING * torch.maximum(squares[:, :, None], squares[:, None, :]), gap, 0.0 * gap)
+    gap.diagonal(dim1=1, dim2=2).mul_(0)
+    return gap.clamp(0, 2)

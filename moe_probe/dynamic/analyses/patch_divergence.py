@@ -15,7 +15,7 @@ from moe_probe.dynamic.analysis import Analysis, labeled, recorded
 from moe_probe.errors import NoSuchName, NotFitting, OutOfRange
 from moe_probe.routing import LayerBatch, Source
 from moe_probe.signatures import check_number
-from moe_probe.statistics.bootstrap import check_draws, interval
+from moe_probe.statistics.bootstrap import DRAWS, check_draws, ratio_interval
 from moe_probe.statistics.states import TokenTable
 from moe_probe.texts.pictures import ENERGIES, patch_energy, read_picture
 
@@ -65,7 +65,7 @@ class PatchDivergence(Analysis):
     energy: str = "gradient"
     radius: float = 0.25
     quantile: float = 0.5
-    bootstrap: int = 200
+    bootstrap: int = DRAWS
 
     name = "patch_divergence"
     title = "Patch divergence"
@@ -141,7 +141,7 @@ class PatchDivergence(Analysis):
         with np.errstate(invalid="ignore"):
             found = {"texture_mean": (("texture_group",), values.sum(0) / sums["count"].sum(0))}
         if self.bootstrap:
-            ends = interval(lambda total: total["total"] / total["count"], sums, self.bootstrap)
+            ends = ratio_interval(sums["total"], sums["count"], self.bootstrap)
             for end, value in zip(("low", "high"), ends, strict=True):
                 found[f"texture_mean_{end}"] = (("texture_group",), value)
         names = np.select(list(groups), TEXTURES, "").reshape(energy.shape)

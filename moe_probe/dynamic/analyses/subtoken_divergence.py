@@ -8,12 +8,12 @@ from typing import Any, Self
 
 import numpy as np
 import xarray as xr
-from scipy.stats import mannwhitneyu
+from scipy.stats import mannwhitneyu, wilcoxon
 
 from moe_probe.dynamic.analysis import Analysis, labeled
 from moe_probe.errors import NotFitting, OutOfRange, WrongType
 from moe_probe.routing import LayerBatch, Source
-from moe_probe.statistics.bootstrap import check_draws, interval, per_document
+from moe_probe.statistics.bootstrap import DRAWS, check_draws, crossed_interval, interval, sums_over
 from moe_probe.statistics.states import TokenTable
 from moe_probe.texts.corpus import Corpus
 from moe_probe.texts.words import (
@@ -43,10 +43,12 @@ class SubtokenDivergence(Analysis):
     The result has, per token, `divergence` (layer, token), float32, `divergence_first` (sub-tokens only: of first
     choices alone) and `divergence_mean` (token), over layers, with `group` among the coordinates. Of the groups:
     `group_mean` (group), `layer_mean` (layer, group), `tokens` (group); `difference`, PF minus non-PF, and
-    `layer_difference` (layer); both with `_low` and `_high`, a 95 % bootstrap interval over documents; `u_statistic`
-    and `p_value`, the two-sided rank test of Mann and Whitney over tokens; `superiority`, the probability that a PF
-    token diverges more than another one; `difference_chance`, `_chance_low` and `_chance_high`: what it is when the
-    mark is dealt out at random among word types (among tokens where spans are given).
+    `layer_difference` (layer); both with `_low` and `_high`, a 95 % interval over word types and documents (over
+    documents alone where spans are given); `u_statistic` and `p_value`, the two-sided rank test of Mann and Whitney
+    over the means of word types (of documents' marked and other tokens, Wilcoxon's signed ranks, where spans are
+    given); `superiority`, the probability that a PF type diverges more than another one; `difference_chance`,
+    `_chance_low` and `_chance_high`: what it is when the mark is dealt out at random among word types (among tokens
+    where spans are given).
 
     Args:
         words: PF words, exact forms without case; all lists of the package by default (see `word_list`).
@@ -68,8 +70,8 @@ class SubtokenDivergence(Analysis):
 
     words: Collection[str] | None = None
     spans: Mapping[int, Sequence[tuple[int, int]]] | None = None
-    bootstrap: int = 200
-    permutations: int = 200
+    bootstrap: int = DRAWS
+    permutations: int = DRAWS
 
     name = "subtoken_divergence"
     title = "Sub-token divergence"
@@ -159,11 +161,9 @@ class SubtokenDivergence(Analysis):
     ) -> dict[str, tuple[tuple[str, ...], np.ndarray]]:
         """What is said of the two groups (2, tokens) of divergences (layers, tokens)."""
         values = np.where(groups.any(0), divergence, 0).T  # (tokens, layers)
-        document = corpus.tokens().document
-        sums = {
-            "total": per_document(groups.T[:, :, None] * values[:, None], document),  # (documents, group, layers)
-            "count": per_document(groups.T.astype(float), document),
-        }
+        units = [corpus.tokens().unit] if self.spans is not None else [_word_types(corpus), corpus.tokens().unit]
+        ways = [_sums(values, groups, unit) for unit in (*units, _cells(units))]
+        sums = ways[0]
 
         def means(total: Mapping[str, np.ndarray]) -> np.ndarray:
             with np.errstate(divide="ignore", invalid="ignore"):
@@ -188,7 +188,9 @@ class SubtokenDivergence(Analysis):
 
         add("", differences)
         if self.bootstrap:
-            low, high = interval(difference, sums, self.bootstrap)
+            low, high = (
+                interval(difference, sums, self.bootstrap) if len(units) == 1 else crossed_interval(difference, ways)
+            )
             add("_low", low)
             add("_high", high)
         if self.permutations:
@@ -196,21 +198,15 @@ class SubtokenDivergence(Analysis):
             add("_chance", null.mean(0))
             for suffix, at in (("_chance_low", 0.025), ("_chance_high", 0.975)):
                 add(suffix, np.quantile(null, at, axis=0))
-        pooled = divergence.mean(0)
-        statistic, p_value = np.nan, np.nan
-        if groups.any(1).all():
-            statistic, p_value = mannwhitneyu(pooled[groups[0]], pooled[groups[1]])
-        found |= {"u_statistic": ((), statistic), "p_value": ((), p_value)}
-        with np.errstate(invalid="ignore"):
-            found["superiority"] = ((), statistic / np.float64(groups[0].sum() * groups[1].sum()))
-        return found
+        test = _by_document(sums) if len(units) == 1 else _by_type(sums)
+        return found | {name: ((), value) for name, value in test.items()}
 
     def _permuted(self, values: np.ndarray, groups: np.ndarray, corpus: Corpus, difference: Any) -> np.ndarray:
         """Differences (permutations, layers + 1) with the mark dealt out at random."""
         usable = groups.any(0)
         units = _word_types(corpus)[usable] if self.spans is None else np.arange(usable.sum())
-        total, count = per_document(values[usable], units), per_document(np.ones(usable.sum()), units)
-        marks = per_document(groups[0][usable].astype(float), units) > 0
+        total, count = sums_over(values[usable], units), sums_over(np.ones(usable.sum()), units)
+        marks = sums_over(groups[0][usable].astype(float), units) > 0
         generator = np.random.default_rng(0)
         null = []
         for _ in range(self.permutations):
@@ -219,6 +215,49 @@ class SubtokenDivergence(Analysis):
             sums["count"] = np.stack([count[dealt].sum(), count[~dealt].sum()])
             null.append(difference(sums))
         return np.stack(null)
+
+
+def _sums(values: np.ndarray, groups: np.ndarray, unit: np.ndarray) -> dict[str, np.ndarray]:
+    """Divergences (units, group, layers) and tokens (units, group) of each unit, of values (tokens, layers)."""
+    return {
+        "total": sums_over(groups.T[:, :, None] * values[:, None], unit),
+        "count": sums_over(groups.T.astype(float), unit),
+    }
+
+
+def _cells(units: Sequence[np.ndarray]) -> np.ndarray:
+    """A number for each combination of units, (tokens,)."""
+    return np.unique(np.stack(units), axis=1, return_inverse=True)[1].ravel()
+
+
+def _means(sums: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Mean divergence of each unit and group over tokens and layers, (units, group); nan without tokens."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return sums["total"].mean(2) / sums["count"]
+
+
+def _by_type(sums: Mapping[str, np.ndarray]) -> dict[str, float]:
+    """Mann and Whitney's test of the word types' means: a type is in one group."""
+    marked, others = (column[~np.isnan(column)] for column in _means(sums).T)
+    if not len(marked) or not len(others):
+        return dict.fromkeys(("u_statistic", "p_value", "superiority"), np.nan)
+    test: Any = mannwhitneyu(marked, others)
+    superiority = test.statistic / (len(marked) * len(others))
+    return {"u_statistic": test.statistic, "p_value": test.pvalue, "superiority": superiority}
+
+
+def _by_document(sums: Mapping[str, np.ndarray]) -> dict[str, float]:
+    """Wilcoxon's test of the documents' differences of both groups' means."""
+    away = np.subtract(*_means(sums).T)
+    away = away[~np.isnan(away)]
+    if not away.any():
+        return dict.fromkeys(("u_statistic", "p_value", "superiority"), np.nan)
+    test: Any = wilcoxon(away)
+    return {
+        "u_statistic": test.statistic,
+        "p_value": test.pvalue,
+        "superiority": ((away > 0) + 0.5 * (away == 0)).mean(),
+    }
 
 
 def distinct(index: np.ndarray) -> np.ndarray:

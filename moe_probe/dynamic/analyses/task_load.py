@@ -2,32 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
 import numpy as np
 import torch
 import xarray as xr
-from scipy.stats import spearmanr
+from scipy.stats import permutation_test, rankdata, spearmanr
 
 from moe_probe.dynamic.analysis import Analysis, expert_labels, labeled
 from moe_probe.errors import NotFitting
 from moe_probe.families import Layer
 from moe_probe.routing import LayerBatch, Source
-from moe_probe.statistics.bootstrap import check_draws
-from moe_probe.statistics.by_label import (
-    add_by_label,
-    expert_shares,
-    interval_ends,
-    permuted,
-    resampled,
-    stack_labels,
-    total_variation,
-)
-from moe_probe.statistics.states import TokenTable, Total
+from moe_probe.statistics.bootstrap import DRAWS, check_draws, ratio_interval
+from moe_probe.statistics.by_label import add_by_label, apart, expert_shares, labeled_tables, total_variation, totals
+from moe_probe.statistics.states import PerUnit, TokenTable
 
 KINDS = ["ffn", "constant", "copy", "zero"]
+LEAST_TASKS = 3  # two points always lie on a line
+MOST_ORDERS = 10_000
 Variables = dict[str, tuple[tuple[str, ...], Any]]
 
 
@@ -40,22 +34,26 @@ class TaskLoad(Analysis):
 
     `share` (task, layer, expert), p; `ffn_per_token` (task, layer), K times p over the experts of kind `ffn`;
     `activation` (task, layer, kind), K times p over the kind, and `activation_per_expert`, that divided by the kind's
-    experts; `correlation` (layer, other), Pearson over tasks of `ffn_per_token`, `token_correlation` the same over
-    tokens of their counts of FFN experts, and the means over adjacent layers, `adjacent_correlation`,
-    `adjacent_token_correlation` (the paper claims that they agree); `task_distance` (layer), the mean over pairs of
-    tasks of half the sum over experts of |p_a - p_b|, and `ffn_spread` (layer), the standard deviation over tasks of
-    `ffn_per_token` (the paper claims that both are larger in shallow and last layers); with accuracies,
-    `zero_accuracy` and `layer_zero_accuracy` (layer), Spearman's correlation of zero experts' activation with
-    accuracy over tasks, and `zero_accuracy_p`.
+    experts; `correlation` (layer, other), Pearson over tasks of `ffn_per_token` (nan for two tasks),
+    `token_correlation` the same over tokens of their counts of FFN experts, and the means over adjacent layers,
+    `adjacent_correlation`, `adjacent_token_correlation` (the paper claims that they agree); `task_distance` (layer),
+    the mean over pairs of tasks of half the sum over experts of |p_a - p_b|, and `ffn_spread` (layer), the standard
+    deviation over tasks of `ffn_per_token` (the paper claims that both are larger in shallow and last layers), both
+    without what the choice of documents adds (`moe_probe.statistics.by_label.apart`), nan where a task has fewer than
+    five; with accuracies, `zero_accuracy` and `layer_zero_accuracy` (layer), Spearman's correlation of zero experts'
+    activation with accuracy over tasks, and `zero_accuracy_p`, two-sided, among all orders of the tasks (or 10,000 of
+    them).
 
-    `share_low`, `share_high`, `ffn_per_token_low`, `_high`, `task_distance_low`, `_high`: 95 % bootstrap intervals,
-    with documents drawn within tasks. `task_distance_chance` and its `_low` and `_high`: with the tasks dealt out at
-    random among the documents; `share_chance` (layer, expert): the share over all tasks.
+    `share`, `ffn_per_token`, `task_distance` and `ffn_spread` have 95 % intervals, `_low` and `_high`, over documents
+    drawn within tasks. `task_distance_chance` and its `_low` and `_high`: with the tasks dealt out at random among the
+    documents, and `task_distance_p`, the share of such dealings that are as far apart; the same of `ffn_spread`;
+    `share_chance` (layer, expert): the share over all tasks.
 
     Args:
         accuracy: of the model, by task.
         bootstrap: resamples of the documents for the intervals; 0 for none.
         permutations: draws of the chance level; 0 for none.
+        as_published: distance and spread of the shares as they are, which are above 0 where tasks do not differ.
 
     Raises:
         InputError: documents have no labels, or all the same, or accuracies are of other tasks.
@@ -68,8 +66,9 @@ class TaskLoad(Analysis):
     """
 
     accuracy: Mapping[str, float] | None = None
-    bootstrap: int = 200
-    permutations: int = 200
+    bootstrap: int = DRAWS
+    permutations: int = DRAWS
+    as_published: bool = False
 
     name = "task_load"
     title = "Task load"
@@ -82,7 +81,7 @@ class TaskLoad(Analysis):
         "ffn_spread": ("spread of FFN experts per token over tasks", "experts"),
     }
 
-    by_task, ffn = Total("block", "expert"), TokenTable(dtype=np.uint8)
+    by_task, ffn = PerUnit("expert"), TokenTable(dtype=np.uint8)
 
     def __post_init__(self) -> None:
         if self.accuracy is not None:
@@ -109,19 +108,21 @@ class TaskLoad(Analysis):
         self.ffn.add(batch, batch.by_token(ffn[batch.top_k_index].sum(1)).sum(1))
 
     def variables(self, source: Source) -> Mapping[str, xr.DataArray]:
-        tasks, counts = stack_labels(self.by_task)  # (layers, tasks, blocks, E)
-        layers, layer = self.by_task.layers, source.first_layer
+        tables = labeled_tables(self.by_task)
+        tasks, layers, layer = list(tables), self.by_task.layers, source.first_layer
         kinds = [kind for kind in KINDS if kind in layer.expert_kinds]
         of_kind = np.asarray([[kind == k for kind in layer.expert_kinds] for k in kinds], dtype=float)
-        totals = counts.sum(2)
-        activation = layer.top_k * (totals @ of_kind.T / totals.sum(-1, keepdims=True))  # (layers, tasks, kinds)
-        found = self._descriptions(expert_shares(totals), activation, of_kind, kinds.index("ffn"))
+        counts = totals(tables)
+        load = expert_shares(counts)
+        activation = layer.top_k * (counts @ of_kind.T / counts.sum(-1, keepdims=True))  # (layers, tasks, kinds)
+        weight = layer.top_k * of_kind[kinds.index("ffn")]
+        found = self._descriptions(load, activation, of_kind, kinds.index("ffn")) | self._apart(tables, weight)
         if "zero" in kinds and self.accuracy is not None:
             found |= _with_accuracy(activation[..., kinds.index("zero")], [self.accuracy[task] for task in tasks])
         if self.bootstrap:
-            found |= _intervals(counts, layer.top_k * of_kind[kinds.index("ffn")], self.bootstrap)
+            found |= _intervals(tables, weight, self.bootstrap)
         if self.permutations:
-            found |= _chance(counts, self.permutations)
+            found["share_chance"] = ("layer", "expert"), expert_shares(counts.sum(1))
         coords = self._named(layers, tasks, kinds, layer)
         order = ("task", "layer", "other", "kind", "expert")
         return {n: v.transpose(*(d for d in order if d in v.dims)) for n, v in labeled(found, coords).items()}
@@ -133,10 +134,26 @@ class TaskLoad(Analysis):
             "ffn_per_token": (("layer", "task"), ffn),
             "activation": (("layer", "task", "kind"), activation),
             "activation_per_expert": (("layer", "task", "kind"), activation / of_kind.sum(1)),
-            "task_distance": (("layer",), total_variation(load)),
-            "ffn_spread": (("layer",), ffn.std(1)),
         }
-        return found | _correlations("", ffn) | _correlations("token_", self.ffn.array.values)
+        over_tasks = ffn if ffn.shape[1] >= LEAST_TASKS else np.full_like(ffn, np.nan)
+        return found | _correlations("", over_tasks) | _correlations("token_", self.ffn.array.values)
+
+    def _apart(self, tables: Mapping[str, np.ndarray], weight: np.ndarray) -> Variables:
+        """How far tasks are apart in their experts, and in their FFN experts per token."""
+        found: Variables = {}
+        for name, shares, spread in (
+            ("task_distance", expert_shares, total_variation),
+            ("ffn_spread", lambda counts: expert_shares(counts) @ weight[:, None], _deviation),
+        ):
+            one = apart(tables, shares, spread, self.bootstrap, self.permutations, self.as_published)
+            found |= {f"{name}{ending}": (("layer",), getattr(one, of)) for ending, of in self._parts().items()}
+        return found
+
+    def _parts(self) -> dict[str, str]:
+        """Endings of the variables' names, and what of `Apart` they hold."""
+        interval = {"_low": "low", "_high": "high"} if self.bootstrap else {}
+        chance = ("chance", "chance_low", "chance_high", "p") if self.permutations else ()
+        return {"": "value", **interval, **{f"_{part}": part for part in chance}}
 
     def _named(self, layers: list[int], tasks: list[str], kinds: list[str], layer: Layer) -> dict[str, Any]:
         coords: dict[str, Any] = {"layer": layers, "other": layers, "task": tasks, "kind": kinds}
@@ -147,16 +164,9 @@ class TaskLoad(Analysis):
         return coords
 
 
-def _chance(counts: np.ndarray, draws: int) -> Variables:
-    """Of (layers, tasks, blocks, E) choices: what they are with the tasks dealt out at random."""
-    null = [total_variation(expert_shares(permuted(one, draws))) for one in counts]
-    low, high = interval_ends(np.stack(null, axis=1))
-    return {
-        "share_chance": (("layer", "expert"), expert_shares(counts.sum((1, 2)))),
-        "task_distance_chance": (("layer",), np.mean(null, axis=1)),
-        "task_distance_chance_low": (("layer",), low),
-        "task_distance_chance_high": (("layer",), high),
-    }
+def _deviation(values: np.ndarray) -> np.ndarray:
+    """Standard deviation over tasks, (..., tasks, 1) to (...)."""
+    return values[..., 0].std(-1)
 
 
 def _correlations(name: str, values: np.ndarray) -> dict[str, tuple[tuple[str, ...], Any]]:
@@ -174,7 +184,7 @@ def _with_accuracy(zero: np.ndarray, accuracy: list[float]) -> dict[str, tuple[t
         raise NotFitting(
             f"Accuracies of {len(accuracy)} tasks say nothing of a correlation; pass at least three tasks."
         )
-    statistic, p_value = spearmanr(zero.mean(0), accuracy)
+    statistic, p_value = exact_spearman(zero.mean(0), accuracy)
     by_layer = [spearmanr(one, accuracy)[0] for one in zero]
     return {
         "zero_accuracy": ((), statistic),
@@ -183,16 +193,38 @@ def _with_accuracy(zero: np.ndarray, accuracy: list[float]) -> dict[str, tuple[t
     }
 
 
-def _intervals(counts: np.ndarray, ffn: np.ndarray, draws: int) -> dict[str, tuple[tuple[str, ...], Any]]:
-    """Of (layers, tasks, blocks, E) choices; `ffn` (E,) weights the experts that count for FFN experts per token."""
-    drawn = [expert_shares(resampled(one, draws)) for one in counts]
-    found = {
-        "share": (("layer", "task", "expert"), np.stack([interval_ends(one) for one in drawn], axis=1)),
-        "ffn_per_token": (("layer", "task"), np.stack([interval_ends(one @ ffn) for one in drawn], axis=1)),
-        "task_distance": (("layer",), np.stack([interval_ends(total_variation(one)) for one in drawn], axis=1)),
-    }
+def exact_spearman(one: np.ndarray, other: Sequence[float]) -> tuple[float, float]:
+    """Spearman's correlation, and its two-sided p-value from all orders, or MOST_ORDERS drawn ones.
+
+    Examples:
+        >>> round(exact_spearman(np.arange(4.0), [1, 2, 3, 4])[1], 4)  # 2 of 4! orders
+        0.0833
+    """
+    fixed = rankdata(other) - (len(other) + 1) / 2
+
+    def statistic(values: np.ndarray, axis: int = -1) -> np.ndarray:
+        ranks = rankdata(values, axis=axis) - (len(other) + 1) / 2
+        return (ranks * fixed).sum(axis) / np.sqrt((ranks**2).sum(axis) * (fixed**2).sum())
+
+    if np.ptp(one) == 0 or np.ptp(other) == 0:
+        return np.nan, np.nan
+    asked: dict[str, Any] = {"permutation_type": "pairings", "n_resamples": MOST_ORDERS, "vectorized": True}
+    found = permutation_test((one,), statistic, rng=np.random.default_rng(0), **asked)
+    return float(found.statistic), float(found.pvalue)
+
+
+def _intervals(tables: Mapping[str, np.ndarray], ffn: np.ndarray, draws: int) -> Variables:
+    """Of choices (layers, units, E) by task; `ffn` (E,) weights the experts that count for FFN experts per token."""
+    drawn = {"share": [], "ffn_per_token": []}
+    for table in tables.values():
+        rows = table.sum(2)
+        both = zip(table, rows, strict=True)
+        drawn["share"].append([ratio_interval(one, count, draws, (0, 1)) for one, count in both])
+        both = zip(table @ ffn, rows, strict=True)
+        drawn["ffn_per_token"].append([ratio_interval(one, count, draws, (0, ffn.max())) for one, count in both])
+    dims = {"share": ("task", "layer", "expert"), "ffn_per_token": ("task", "layer")}
     return {
-        f"{name}_{end}": (dims, value[at])
-        for name, (dims, value) in found.items()
+        f"{name}_{end}": (dims[name], np.array(values)[:, :, at])
+        for name, values in drawn.items()
         for at, end in enumerate(("low", "high"))
     }

@@ -4,31 +4,35 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import comb
 from typing import Self
 
 import numpy as np
 import torch
 import xarray as xr
 from scipy.sparse import csr_array
+from scipy.stats import chi2
 
 from moe_probe.dynamic.analysis import Analysis, expert_labels, labeled
 from moe_probe.routing import LayerBatch, Need, Source
 from moe_probe.signatures import check_number
-from moe_probe.statistics.bootstrap import BLOCKS, block_sums, check_draws, interval
-from moe_probe.statistics.by_label import interval_ends
-from moe_probe.statistics.states import Counts, Same, Tally, Total
+from moe_probe.statistics.bootstrap import DRAWS, check_draws, jackknife_interval, ratio_interval
+from moe_probe.statistics.rates import discoveries
+from moe_probe.statistics.states import Counts, PerUnit, Same, Tally, UnitSums
 from moe_probe.texts.corpus import bin_start, position_bin
 
 PLACES = 32
-DRAWS_AT_ONCE = 25
+BLOCKS = 256  # groups of documents by which token ids are counted
+MOST_SHIFTS = 64  # distances at which tokens of a document are compared for the chance of repetition
 DIMS = {
     "position_share": ("layer", "place", "expert"),
     "position_chance": ("layer", "expert"),
     "repetition": ("layer", "choice"),
     "repetition_chance": ("layer", "choice"),
+    "repetition_excess": ("layer", "choice"),
     "vocabulary_specialization": ("layer", "expert"),
     "vocabulary_chance": ("layer", "expert"),
+    "vocabulary_p": ("layer", "expert"),
+    "vocabulary_q": ("layer", "expert"),
 }
 
 
@@ -39,15 +43,19 @@ class TokenSpecialization(Analysis):
     With n_x occurrences of token id x in the corpus (ids with fewer than `min_count` are omitted), n_xe of which
     choose expert e:
 
-    `vocabulary_specialization` (layer, expert): the mean of n_xe / n_x over the expert's own tokens, that is
-    sum_x n_xe (n_xe / n_x) / sum_x n_xe; `vocabulary_chance`, sum_x n_xe / sum_x n_x: what it would be if routing did
-    not depend on the token. `context_independence` (layer): how often two occurrences of one id have the same first
-    choice, pairs drawn within ids without replacement; `context_chance`, the same of any two tokens. `position_share`
-    (layer, place, expert): choices by position in the document, places 0, 1, 2-3, 4-7, ...; `repetition` (layer,
-    choice): how often a token and the next one have the same `first` choice, or `any` of their k in common (Mixtral's
-    table 5), and `repetition_chance`: sum of squares of the first choices' shares, and 1 - C(E-k, k) / C(E, k);
-    `position_chance` (layer, expert), the share at all positions. `vocabulary_specialization`, `context_independence`,
-    `position_share` and `repetition` have 95 % bootstrap intervals over documents, `_low` and `_high`.
+    `vocabulary_specialization` (layer, expert): how often another occurrence of the token id of one of the expert's own
+    tokens chooses the expert too, sum_x n_xe (n_xe - 1) / (n_x - 1) / sum_x n_xe; `context_independence` (layer): how
+    often two occurrences of one id have the same first choice, pairs drawn within ids without replacement.
+    `vocabulary_mean` (layer) is the mean of the first over experts. `vocabulary_chance` (layer, expert) and
+    `context_chance` (layer): what they would be if the tokens of each document (or group of documents, where there are
+    more than 256) were dealt its choices at random, so that what the topic of a document does is not taken for what the
+    token does. `vocabulary_p` (layer, expert) and `context_p` (layer) are their two-sided p-values, `vocabulary_q` with
+    the false discovery rate controlled over layers and experts. `position_share` (layer, place, expert): choices by
+    position in the document, places 0, 1, 2-3, 4-7, ...; `position_chance` (layer, expert), the share at all positions.
+    `repetition` (layer, choice): how often a token and the next one have the same `first` choice, or `any` of their k
+    in common (Mixtral's table 5); `repetition_chance`, the same of any two tokens of a document (of tokens up to 64
+    distances apart, in longer ones), and `repetition_excess`, the difference. All but the chance levels have 95 %
+    intervals over documents, `_low` and `_high`; nan where fewer than five documents have the id, place or pair.
 
     With sub-tokens each counts as a row of its token, and repetition compares those at the same place.
 
@@ -55,8 +63,10 @@ class TokenSpecialization(Analysis):
         min_count: occurrences in the corpus from which on a token id counts.
         bootstrap: resamples of the documents for the intervals; 0 for none (the counts then take less memory).
         chance: whether to give the chance levels.
-        as_published: the means of OLMoE's code, which include ids that were seen once, for which n_xe / n_x says
-            nothing; `min_count` is 1.
+        as_published: what OLMoE's code counts (run_moe_analysis.py, do_token_analysis): an id belongs to its most
+            frequent first choice, with the share of its occurrences that choose it; `vocabulary_specialization` is the
+            mean over the expert's ids and `vocabulary_mean` (layer) that over all ids. Ids that were seen once have a
+            share of 1, so that it is near 1 whatever the router does; `min_count` is 1, and there are no chance levels.
 
     Examples:
         >>> from moe_probe import dynamic
@@ -65,7 +75,7 @@ class TokenSpecialization(Analysis):
     """
 
     min_count: int = 5
-    bootstrap: int = 200
+    bootstrap: int = DRAWS
     chance: bool = True
     as_published: bool = False
 
@@ -82,8 +92,8 @@ class TokenSpecialization(Analysis):
     }
 
     ids, chosen, first = Tally(), Tally(), Tally()
-    by_place, repeated = Total("block", "place", "expert"), Total("block", "choice")
-    first_choices, k = Total("expert"), Same()
+    by_place, repeated = PerUnit("place", "expert", most=BLOCKS), PerUnit("pairs")
+    first_choices, k = PerUnit("expert", most=BLOCKS), Same()
 
     def __post_init__(self) -> None:
         check_number("min_count", self.min_count, 1)
@@ -102,31 +112,34 @@ class TokenSpecialization(Analysis):
     def _count_ids(self, batch: LayerBatch) -> None:
         """Rows, choices and first choices by token id and block of documents."""
         experts, parts = batch.layer.num_experts, batch.layer.subtokens
-        block = batch.tokens.document % BLOCKS if self.bootstrap else 0
+        block = batch.tokens.unit % BLOCKS
         row = np.repeat(batch.tokens.token_id * BLOCKS + block, parts)
         self.ids.add(batch, row)
         self.chosen.add(batch, (row[:, None] * experts + batch.top_k_index.cpu().numpy()).flatten())
         self.first.add(batch, row * experts + batch.first_choice.cpu().numpy())
 
     def _count_places(self, batch: LayerBatch) -> None:
-        """Choices by position, and repeated ones, by block of documents."""
+        """Choices by position, and repeated ones, by document."""
         parts, experts = batch.layer.subtokens, batch.layer.num_experts
         selected, first = batch.selected.cpu(), batch.first_choice.cpu()
-        document = np.repeat(batch.tokens.document, parts)
-        cell = np.repeat(position_bin(batch.tokens.position), parts) + PLACES * (document % BLOCKS)
-        self.by_place.add(batch, block_sums(selected, cell, BLOCKS * PLACES).view(BLOCKS, PLACES, experts))
-        follows = torch.from_numpy(document[parts:] == document[:-parts])
-        same = first[parts:] == first[:-parts]
-        common = (selected[parts:] * selected[:-parts]).sum(1) > 0
-        repeated = torch.stack([same & follows, common & follows, follows], dim=1)
-        self.repeated.add(batch, block_sums(repeated, document[parts:]))
-        self.first_choices.add(batch, torch.bincount(first, minlength=experts))
+        document, unit = (np.repeat(each, parts) for each in (batch.tokens.document, batch.tokens.unit))
+        place = np.repeat(position_bin(batch.tokens.position), parts)
+        for at in np.unique(place):
+            rows = np.flatnonzero(place == at)
+            placed = torch.zeros(len(rows), PLACES, experts, dtype=torch.int64)
+            placed[:, at] = selected[rows].long()
+            self.by_place.add(batch, (unit[rows] % BLOCKS, placed))
+        ones = torch.nn.functional.one_hot(first, experts)
+        self.first_choices.add(batch, (unit % BLOCKS, ones))
+        for number in np.unique(document):
+            rows = np.flatnonzero(document == number)
+            self.repeated.add(batch, (unit[rows[:1]], repeats(first[rows], selected[rows], parts)[None]))
 
     def variables(self, source: Source) -> Mapping[str, xr.DataArray]:
         found = self._by_id(source) | self._by_place()
         if not self.chance:
             found = {name: value for name, value in found.items() if not name.endswith("_chance")}
-        places = np.flatnonzero(self.by_place.array.values.sum((0, 1, 3)))
+        places = np.flatnonzero(self.by_place.array.values.sum((0, 2)))
         coords = {
             "layer": self.ids.layers,
             "expert": expert_labels(source.first_layer.num_experts),
@@ -139,7 +152,8 @@ class TokenSpecialization(Analysis):
     def _by_id(self, source: Source) -> dict[str, np.ndarray]:
         layers = self.ids.layers
         found = [self._layer(layer, source.layers[layer].num_experts) for layer in layers]
-        return {name: np.stack([one[name] for one in found]) for name in found[0]}
+        stacked = {name: np.stack([one[name] for one in found]) for name in found[0]}
+        return stacked | ({"vocabulary_q": discoveries(stacked["vocabulary_p"])} if "vocabulary_p" in stacked else {})
 
     def _layer(self, layer: int, experts: int) -> dict[str, np.ndarray]:
         """What the result says of one layer by token id; nan where no id is frequent enough."""
@@ -147,40 +161,94 @@ class TokenSpecialization(Analysis):
         ids, of_row = np.unique(rows.keys // BLOCKS, return_inverse=True)
         frequent = np.flatnonzero(np.bincount(of_row, rows.counts) >= self.min_count)
         counts = IdCounts(ids[frequent], rows, self.chosen[layer], self.first[layer], experts)
-        found = {name: value[..., 0] for name, value in counts.statistics(np.ones((BLOCKS, 1))).items()}
-        found["token_ids"] = np.asarray(len(frequent))
+        statistics = counts.as_published if self.as_published else counts.statistics
+        found = {name: value[..., 0] for name, value in statistics(np.ones((BLOCKS, 1))).items()}
+        if self.chance and not self.as_published:
+            of_block = _dense(self.first_choices[layer]), _dense(self.by_place[layer]).sum(1)
+            found["context_chance"], found["vocabulary_chance"] = counts.chance(*of_block)
+            found["vocabulary_mean_chance"] = mean_of_known(found["vocabulary_chance"])
+            found["context_p"], found["vocabulary_p"] = counts.tests(*of_block)
         if self.bootstrap:
             used = np.unique(rows.keys % BLOCKS)
-            for name in ("vocabulary_specialization", "context_independence"):
-                both = [np.full(found[name].shape, np.nan)] * 2
-                if len(used) > 1:
-                    both = interval_ends(counts.resampled(name, used, self.bootstrap))
-                found[f"{name}_low"], found[f"{name}_high"] = both
-        return found
+            left = np.ones((BLOCKS, len(used))) - np.eye(BLOCKS)[:, used]
+            without = {name: np.moveaxis(value, -1, 0) for name, value in statistics(left).items()}
+            for name, weight in counts.weights(used).items() if not self.as_published else ():
+                ends = jackknife_interval(found[name], without[name], weight, self.bootstrap, (0, 1))
+                found[f"{name}_low"], found[f"{name}_high"] = ends
+        return found | {"token_ids": np.asarray(len(frequent))}
 
     def _by_place(self) -> dict[str, np.ndarray]:
-        first, k = self.first_choices.array.values, int(self.k.array[0])
-        place, repeated = self.by_place.array.values, self.repeated.array.values  # (layers, blocks, ...)
-        place = place[:, :, np.flatnonzero(place.sum((0, 1, 3)))]
-        experts, share = first.shape[1], first / first.sum(1, keepdims=True)
-        in_common = np.full(len(first), 1 - comb(experts - k, k) / comb(experts, k))
+        place, repeated = (PerUnit.tables(kept)[""] for kept in (self.by_place, self.repeated))
+        place = place[:, :, np.flatnonzero(place.sum((0, 1, 3)))].astype(float)  # (layers, units, places, E)
+        rows = place.sum(-1)
+        following, pairs, same = repeated[..., [0, 1]], repeated[..., [2, 2]], repeated[..., [3, 4]]
+        chance = pairs * same / repeated[..., [5, 5]].clip(1)  # next ones with the same choice, in each document
         with np.errstate(divide="ignore", invalid="ignore"):
             found = {
-                "position_share": _place_share({"place": place.sum(1)}),
-                "repetition": _repetition({"repeated": repeated.sum(1)}),
+                "position_share": place.sum(1) / rows.sum(1)[..., None],
+                "position_chance": place.sum((1, 2)) / rows.sum((1, 2))[:, None],
+                "repetition": following.sum(1) / pairs.sum(1),
+                "repetition_chance": chance.sum(1) / pairs.sum(1),
             }
-        found["repetition_chance"] = np.stack([(share**2).sum(1), in_common], axis=1)
-        found["position_chance"] = _place_share({"place": place.sum((1, 2))})
+        if self.chance:
+            found["repetition_excess"] = found["repetition"] - found["repetition_chance"]
         if self.bootstrap:
-            asked = (
-                ("position_share", "place", place, _place_share),
-                ("repetition", "repeated", repeated, _repetition),
-            )
-            for name, key, values, statistic in asked:
-                drawn = [interval(statistic, {key: of_layer}, self.bootstrap) for of_layer in values]
-                for end, both in zip(("low", "high"), zip(*drawn, strict=True), strict=True):
-                    found[f"{name}_{end}"] = np.stack(both)
+            found |= self._ends("position_share", place, rows, (0, 1))
+            found |= self._ends("repetition", following, pairs, (0, 1))
+            if self.chance:
+                found |= self._ends("repetition_excess", following - chance, pairs, (-1, 1))
         return found
+
+    def _ends(
+        self, name: str, total: np.ndarray, count: np.ndarray, limits: tuple[float, float]
+    ) -> dict[str, np.ndarray]:
+        """Ends of the intervals of a ratio of sums (layers, units, ...)."""
+        drawn = [ratio_interval(one, of, self.bootstrap, limits) for one, of in zip(total, count, strict=True)]
+        return {
+            f"{name}_{end}": np.stack(values)
+            for end, values in zip(("low", "high"), zip(*drawn, strict=True), strict=True)
+        }
+
+
+def mean_of_known(values: np.ndarray) -> np.ndarray:
+    """Mean over the first dimension of what is not nan; nan where nothing is known."""
+    known = ~np.isnan(values)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.where(known, values, 0).sum(0) / known.sum(0)
+
+
+def two_sided(value: np.ndarray, variance: np.ndarray, degrees: float) -> np.ndarray:
+    """p-values of sums of mean 0 that are distributed as a chi-squared variable minus its mean, scaled."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        standard = np.asarray(value / np.sqrt(variance))
+    above = chi2.sf(degrees + standard * np.sqrt(2 * degrees), degrees) if degrees else np.nan * standard
+    return np.minimum(2 * np.minimum(above, 1 - above), 1)
+
+
+def _dense(sums: UnitSums) -> np.ndarray:
+    """A table of all blocks, (BLOCKS, ...)."""
+    table = np.zeros((BLOCKS, *sums.values.shape[1:]))
+    table[sums.keys] = sums.values
+    return table
+
+
+def repeats(first: torch.Tensor, selected: torch.Tensor, parts: int) -> torch.Tensor:
+    """Of the rows of one document, (6,) int64: next ones with the same first choice, with any in common, next ones;
+    pairs of tokens with the same first choice, with any in common, and pairs, at all distances up to MOST_SHIFTS of
+    them.
+    """
+    tokens = len(first) // parts
+    first, selected = first.view(tokens, parts), selected.view(tokens, parts, -1)
+
+    def alike(distance: int) -> torch.Tensor:
+        same = first[distance:] == first[:-distance]
+        common = (selected[distance:] * selected[:-distance]).sum(-1) > 0
+        return torch.stack([same.sum(), common.sum(), torch.tensor(same.numel())])
+
+    if tokens < 2:
+        return torch.zeros(6, dtype=torch.int64)
+    distances = np.unique(np.linspace(1, tokens - 1, MOST_SHIFTS).round().astype(int))
+    return torch.cat([alike(1), torch.stack([alike(int(distance)) for distance in distances]).sum(0)])
 
 
 class IdCounts:
@@ -202,48 +270,122 @@ class IdCounts:
         matrix = csr_array((counts.astype(float), (of_key, row % BLOCKS)), shape=(len(pairs), BLOCKS))
         return matrix, pairs % experts, np.searchsorted(self.ids, pairs // experts)
 
-    def statistics(self, weights: np.ndarray, only: str | None = None) -> dict[str, np.ndarray]:
-        """Values (..., draws) for documents that count so many times, (blocks, draws).
-
-        Where a document counts twice, its tokens make no pairs with their own copies.
-        """
-        found = {}
+    def statistics(self, weights: np.ndarray) -> dict[str, np.ndarray]:
+        """Values (..., n) of the documents that n weightings of 0 and 1 (blocks, n) take; pairs without replacement."""
         rows = self.rows @ weights
+        chosen, first = self.chosen @ weights, self.first @ weights
         with np.errstate(divide="ignore", invalid="ignore"):
-            if only != "context_independence":
-                chosen = self.chosen @ weights
-                squares = chosen**2 - self.chosen @ weights**2 + chosen
-                of_id = np.maximum(rows[self.chosen_id], 1e-300)
-                own = self._by_expert(self.chosen_expert, chosen)
-                found["vocabulary_specialization"] = self._by_expert(self.chosen_expert, squares / of_id) / own
-                found["vocabulary_chance"] = own / rows.sum(0)
-            if only != "vocabulary_specialization":
-                first = self.first @ weights
-                pooled, own = self._by_expert(self.first_expert, first), self.first @ weights**2
-                same, pairs = first**2 - own, rows**2 - self.rows @ weights**2
-                found["context_independence"] = same.sum(0) / pairs.sum(0)
-                total = rows.sum(0)
-                found["context_chance"] = (pooled * (pooled - 1)).sum(0) / (total * (total - 1))
-        return found
+            others = np.maximum(rows[self.chosen_id] - 1, 1)
+            own = self._by_expert(self.chosen_expert, chosen)
+            again = self._by_expert(self.chosen_expert, chosen * (chosen - 1) / others)
+            pairs = (rows * (rows - 1)).sum(0)
+            return {
+                "vocabulary_specialization": again / own,
+                "vocabulary_mean": mean_of_known(again / own),
+                "context_independence": (first * (first - 1)).sum(0) / pairs,
+            }
 
-    def resampled(self, name: str, used: np.ndarray, draws: int) -> np.ndarray:
-        """A statistic with the blocks of documents resampled, (draws, ...)."""
-        weights = np.zeros((BLOCKS, draws))
-        share = np.full(len(used), 1 / len(used))
-        weights[used] = np.random.default_rng(0).multinomial(len(used), share, size=draws).T
-        chunks = (weights[:, at : at + DRAWS_AT_ONCE] for at in range(0, draws, DRAWS_AT_ONCE))
-        drawn = np.concatenate([self.statistics(chunk, name)[name] for chunk in chunks], axis=-1)
-        return np.moveaxis(drawn, -1, 0)
+    def as_published(self, weights: np.ndarray) -> dict[str, np.ndarray]:
+        """OLMoE's means over ids of the share of the most frequent first choice, of columns of weights 0 and 1."""
+        found = self.statistics(weights)
+        by_expert, over_all = zip(*(self._most_frequent(column) for column in weights.T), strict=True)
+        return found | {
+            "vocabulary_specialization": np.stack(by_expert, axis=-1),
+            "vocabulary_mean": np.stack(over_all, axis=-1),
+        }
+
+    def _most_frequent(self, weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        rows, first = self.rows @ weight, self.first @ weight
+        most = np.zeros(len(self.ids))
+        np.maximum.at(most, self.first_id, first)
+        at = np.flatnonzero((first == most[self.first_id]) & (first > 0))
+        seen, which = np.unique(self.first_id[at], return_index=True)  # the lowest of experts that are as frequent
+        expert, share = self.first_expert[at[which]], most[seen] / rows[seen]
+        with np.errstate(divide="ignore", invalid="ignore"):
+            count = np.bincount(expert, minlength=self.experts)
+            return np.bincount(expert, share, minlength=self.experts) / count, share.mean()
+
+    def chance(self, first: np.ndarray, chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Context independence (), and specialization (E,), with the tokens of each block dealt its choices.
+
+        Args:
+            first: first choices of each block, (blocks, E).
+            chosen: choices of each block, (blocks, E).
+        """
+        rows = np.maximum(first.sum(1, keepdims=True), 1)
+        (same, _), (again, own) = (self._dealt(counts, rows) for counts in (first, chosen))
+        occurrences = np.asarray(self.rows.sum(1)).ravel()
+        pairs = (occurrences * (occurrences - 1)).sum()
+        with np.errstate(divide="ignore", invalid="ignore"):
+            others = np.maximum(occurrences - 1, 1)[:, None]
+            return same.sum() / pairs, (again / others).sum(0) / own.sum(0)
+
+    def tests(self, first: np.ndarray, chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Two-sided p-values of context independence () and specialization (E,), against `chance`.
+
+        Products of what two occurrences of an id have beyond their documents' shares have mean 0, and are not
+        correlated with each other, where the token does not matter; their sum has the shape of a chi-squared variable.
+        """
+        occurrences = np.asarray(self.rows.sum(1)).ravel()
+        weight = 1 / np.maximum(occurrences - 1, 1)
+        alike = float((occurrences**2).sum() ** 2 / max((occurrences**4).sum(), 1)) * max(self.experts - 1, 1)
+        together, variance = self._beyond(self.first, self.first_id, self.first_expert, first, np.ones(len(weight)))
+        shares = first / np.maximum(first.sum(1, keepdims=True), 1)
+        cross = shares @ shares.T
+        cross = cross - shares**2 @ shares.T - shares @ (shares**2).T + cross**2
+        loose = self._loose(np.maximum(first.sum(1), 1))
+        pairs = (loose.T @ loose).toarray()
+        whole = 2 * ((pairs * cross).sum() - (np.asarray(loose.sum(0)).ravel() * np.diagonal(cross)).sum())
+        context = two_sided(together.sum(), whole, alike)
+        rows = np.maximum(first.sum(1), 1)
+        together, variance = self._beyond(self.chosen, self.chosen_id, self.chosen_expert, chosen, weight, rows)
+        return context, two_sided(together, variance, float((occurrences > 1).sum()))
+
+    def _beyond(
+        self,
+        counts: csr_array,
+        ids: np.ndarray,
+        experts: np.ndarray,
+        of_block: np.ndarray,
+        weight: np.ndarray,
+        rows: np.ndarray | None = None,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Sums over ids of products of pairs of occurrences beyond their blocks' shares, and their variances, (E,)."""
+        size = np.maximum(of_block.sum(1) if rows is None else rows, 1)
+        share = of_block / size[:, None]
+        vary = share * (1 - share)
+        own = np.zeros((len(self.ids), self.experts))
+        own[ids, experts] = np.asarray(counts.sum(1)).ravel()
+        single = self.rows @ share**2
+        single[ids, experts] += np.asarray(counts.multiply((1 - 2 * share).T[experts]).sum(1)).ravel()
+        within = self.rows.multiply(self.rows) - self.rows
+        expected = -(within @ (vary / np.maximum(size - 1, 1)[:, None]))
+        beyond = (own - self.rows @ share) ** 2 - single - expected
+        loose = self._loose(size)
+        variance = 2 * ((loose @ vary) ** 2 - loose @ vary**2)
+        return (weight[:, None] * beyond).sum(0), (weight[:, None] ** 2 * variance).sum(0)
+
+    def _loose(self, size: np.ndarray) -> csr_array:
+        """Occurrences of each id in each block less what the block's fixed choices tell of them, (ids, blocks)."""
+        scale = np.where(size > 1, 1 / np.maximum(size - 1, 1), 0)
+        return csr_array(self.rows * (size * scale) - self.rows.multiply(self.rows) * scale)
+
+    def _dealt(self, counts: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Expected pairs of occurrences that choose each expert, and occurrences, (ids, E)."""
+        share = counts / rows
+        pair = counts * (counts - 1) / np.maximum(rows * (rows - 1), 1)
+        own = self.rows @ share
+        within = self.rows.multiply(self.rows)
+        return own**2 - within @ share**2 + (within - self.rows) @ pair, own
+
+    def weights(self, used: np.ndarray) -> dict[str, np.ndarray]:
+        """What each block of documents has of each value: choices by expert (blocks, E), occurrences (blocks,)."""
+        chosen = self._by_expert(self.chosen_expert, self.chosen.toarray()[:, used]).T
+        occurrences = np.asarray(self.rows.sum(0)).ravel()[used]
+        every = {"vocabulary_mean": occurrences, "context_independence": occurrences}
+        return {"vocabulary_specialization": chosen, **every}
 
     def _by_expert(self, expert: np.ndarray, values: np.ndarray) -> np.ndarray:
         total = np.zeros((self.experts, values.shape[1]))
         np.add.at(total, expert, values)
         return total
-
-
-def _place_share(total: Mapping[str, np.ndarray]) -> np.ndarray:
-    return total["place"] / total["place"].sum(-1, keepdims=True)
-
-
-def _repetition(total: Mapping[str, np.ndarray]) -> np.ndarray:
-    return total["repeated"][..., :2] / total["repeated"][..., 2:]

@@ -16,6 +16,8 @@ from moe_probe.signatures import checked
 from moe_probe.static.analyses.gate_similarity import gate_similarity
 from moe_probe.static.analyses.similarity import similarity
 from moe_probe.static.variables import variable
+from moe_probe.statistics.bootstrap import DRAWS, check_draws
+from moe_probe.statistics.rates import discoveries, mantel
 
 TITLE = "Gate similarity on expert similarity"
 Level = Literal["neuron_mean", "matrix", "neuron_aligned"]
@@ -25,8 +27,7 @@ FIT = {  # by variable: the attribute of the fit, and what it is
     "r": ("rvalue", "Pearson's correlation of gate and expert similarity"),
     "slope": ("slope", "slope of gate similarity on expert similarity"),
     "intercept": ("intercept", "intercept of gate similarity on expert similarity"),
-    "p_value": ("pvalue", "p-value of a slope of 0"),
-    "stderr": ("stderr", "standard error of the slope"),
+    "stderr": ("stderr", "standard error of the slope, if pairs of experts were independent"),
 }
 ROUNDING = {"neuron_mean": 1e-12, "matrix": 1e-6, "neuron_aligned": 1e-6}  # of cosines: float64 or float32 products
 GATE_ROUNDING = 1e-12
@@ -40,6 +41,7 @@ def gate_regression(
     *,
     projections: Sequence[str] | str | None = None,
     layers: Sequence[int] | int | None = None,
+    permutations: int = DRAWS,
     n_jobs: int = 1,
 ) -> xr.Dataset:
     """Least-squares line of gate similarity (y) on expert similarity (x) over the pairs of experts of a layer.
@@ -52,6 +54,8 @@ def gate_regression(
         ```text
         over all pairs i < j of a layer:   cos(g_i, g_j) = intercept + slope · cos(w_i, w_j) + error
         R² = r², r Pearson's correlation
+        p: the share of orders of the gate embeddings in which |r| is as large (Mantel 1967)
+        q: the same with the false discovery rate controlled over layers and projections (Benjamini and Hochberg 1995)
         ```
 
     Needs:
@@ -68,10 +72,12 @@ def gate_regression(
         level: of the expert similarity: `neuron_mean` as in the paper, `matrix` or `neuron_aligned`.
         projections: some of `up`, `gate`, `down`; all by default.
         layers: MoE layers; all by default.
+        permutations: orders of the gate embeddings for the p-values; 0 for none.
         n_jobs: layers computed at a time, through joblib.
 
     Returns:
-        Dataset with `r`, `r_squared`, `slope`, `intercept`, `p_value`, `stderr` (layer, projection);
+        Dataset with `r`, `r_squared`, `slope`, `intercept`, `stderr`, `p_value`, `q_value` (layer, projection); a pair
+        shares its experts with others, so that the p-values are those of experts dealt out at random;
         `r_squared_average` (projection); and the pairs: `gate` (layer, pair), `similarity` (layer, projection, pair).
         The fit is NaN where all experts, or all gate embeddings, are alike: there is no line through one point.
 
@@ -83,6 +89,7 @@ def gate_regression(
         >>> gate_regression("ckpt/tiny-mixtral").r.dims
         ('layer', 'projection')
     """
+    check_draws(permutations, "permutations")
     model = load(model)
     experts = similarity(model, level, projections=projections, layers=layers, n_jobs=n_jobs)
     labels = experts.expert.values.tolist()
@@ -98,7 +105,28 @@ def gate_regression(
     }
     left_out = {name: text for name, text in experts.attrs.items() if name == "left_out"}
     attrs = {**provenance("gate_regression", model, level=level), **left_out, "level": level}
-    return xr.Dataset(_variables(x, y, ROUNDING[level]), coords, attrs)
+    found = _variables(x, y, ROUNDING[level])
+    if permutations:
+        found |= _tests(experts.cosine.values, gates.cosine.values, found["r"].values, permutations)
+    return xr.Dataset(found, coords, attrs)
+
+
+def _tests(experts: np.ndarray, gates: np.ndarray, r: np.ndarray, permutations: int) -> dict[str, xr.DataArray]:
+    """Mantel's test of each layer and projection: of similarities (layer, projection, E, E) and (layer, E, E)."""
+    p = np.array(
+        [
+            [
+                mantel(one, gate, permutations) if np.isfinite(own) else np.nan
+                for one, own in zip(layer, fits, strict=True)
+            ]
+            for layer, gate, fits in zip(experts, gates, r, strict=True)
+        ]
+    )
+    tests = {
+        "p_value": (p, "p-value of Mantel's test"),
+        "q_value": (discoveries(p), "p-value, corrected for layers and projections"),
+    }
+    return {name: variable(BY_PROJECTION, values, said, undefined=UNDEFINED) for name, (values, said) in tests.items()}
 
 
 def _variables(x: np.ndarray, y: np.ndarray, rounding: float) -> dict[str, xr.DataArray]:

@@ -12,7 +12,7 @@ from moe_probe.errors import NotFinite, NotFitting
 from moe_probe.model import MoEModel, Openable, load
 from moe_probe.results import provenance
 from moe_probe.signatures import checked
-from moe_probe.static.gram import cosine
+from moe_probe.static.geometry import Geometry
 from moe_probe.static.variables import variable
 
 TITLE = "Similarity of gate embeddings"
@@ -91,4 +91,4 @@ def _router_matrix(model: MoEModel, layer: int) -> torch.Tensor:
 
 
 def _cosines(weight: torch.Tensor) -> np.ndarray:
-    return cosine(weight @ weight.T).numpy()
+    return Geometry.of(weight).cosine.numpy()

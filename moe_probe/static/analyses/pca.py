@@ -20,7 +20,7 @@ from moe_probe.parallel import map_items
 from moe_probe.results import provenance
 from moe_probe.signatures import checked
 from moe_probe.static.analyses.similarity import select_layers_and_matrices
-from moe_probe.static.gram import SMALLEST_NORMAL, Matrices, centred_gram, standardized_gram
+from moe_probe.static.gram import SMALLEST_NORMAL, Matrices, flat_geometry, standardized_gram
 from moe_probe.static.selection import left_out, require_same_shape
 from moe_probe.static.variables import variable
 
@@ -186,7 +186,7 @@ def _variables(results: Sequence[Pca], shape: tuple[int, int]) -> dict[str, xr.D
 
 
 def _matrix_pca(matrices: Matrices, n_components: int, standardize: bool) -> Pca:
-    gram = (standardized_gram(matrices) if standardize else centred_gram(matrices)).numpy()
+    gram = (standardized_gram(matrices) if standardize else flat_geometry(matrices).centred).numpy()
     values, vectors = eigh(gram)
     values, vectors = values[::-1][:n_components].clip(0), vectors[:, ::-1][:, :n_components]
     return _result(vectors * np.sqrt(values), values / (len(gram) - 1), _ratio(values, float(np.trace(gram))))

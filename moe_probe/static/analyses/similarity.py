@@ -17,7 +17,8 @@ from moe_probe.parallel import map_items
 from moe_probe.results import provenance
 from moe_probe.signatures import checked
 from moe_probe.static.alignment import align
-from moe_probe.static.gram import Matrices, cosine, flat_gram, kernel_gram, l2_distance, mean_neurons
+from moe_probe.static.geometry import Geometry
+from moe_probe.static.gram import Matrices, flat_geometry, kernel_geometry, mean_neurons
 from moe_probe.static.selection import left_out, require_same_shape, select_matrices, select_projections
 from moe_probe.static.variables import variable
 
@@ -44,6 +45,7 @@ def similarity(
     experts: Sequence[str | int] | None = None,
     baseline: Openable | None = None,
     shared: bool = False,
+    as_published: bool = False,
     n_jobs: int = 1,
 ) -> xr.Dataset:
     """Similarity of every pair of experts, layer by layer and projection by projection.
@@ -62,6 +64,8 @@ def similarity(
                         Kendall's tau of the permutation says how far it is from the identity
 
         cka(a, b) = <K_a, K_b> / (|K_a| |K_b|),  K = X Xᵀ, X (d, neurons) with centered columns
+        < , > is the unbiased estimator of HSIC, which leaves the diagonals out: 0 on average for unrelated experts;
+        as_published: the plain sum over all entries, which tends to 1 with neurons per dimension
         ```
 
     Needs:
@@ -76,7 +80,8 @@ def similarity(
     Source:
         Lo et al., *A Closer Look into Mixture-of-Experts in Large Language Models*, arXiv 2406.18219, section 4.1. CKA:
         Kornblith et al. 2019, arXiv 1905.00414, section 3, with the d hidden dimensions as examples and the neurons as
-        features, so that it does not depend on the order of neurons.
+        features, so that it does not depend on the order of neurons; debiased: Song et al. 2012 (Journal of Machine
+        Learning Research 13), equation 5, and Nguyen et al. 2021, arXiv 2010.15327, section 2.
 
     Args:
         model: a checkpoint folder, a hub id, a live transformers model or a `MoEModel`.
@@ -87,6 +92,7 @@ def similarity(
         layers: MoE layers; all by default.
         experts: labels to restrict the work to; all routed experts with weights by default.
         baseline: a dense model, added as the last label `"F"`.
+        as_published: CKA as Kornblith et al. publish it, with its bias.
         shared: add the shared block as `"S"` (level `neuron_mean` or metric `cka`: it has more neurons than one).
         n_jobs: layers (pairs for `neuron_aligned`) computed at a time, through joblib.
 
@@ -104,7 +110,7 @@ def similarity(
         >>> ds.cosine.dims
         ('layer', 'projection', 'expert', 'other')
     """
-    _check(level, metric, shared, n_jobs)
+    _check(level, metric, as_published)
     model, baseline = load(model), None if baseline is None else load(baseline)
     chosen = select_layers_and_matrices(model, layers, projections, baseline, shared, experts)
     if metric != "cka" and level != "neuron_mean":
@@ -112,7 +118,7 @@ def similarity(
     if level == "neuron_aligned":
         values = _aligned(chosen, n_jobs)
     else:
-        compare = partial(_compare, level=level, metric=metric)
+        compare = partial(_compare, level=level, metric=metric, as_published=as_published)
         values = {metric: np.stack(map_items(compare, chosen, n_jobs, f"Similarity ({level}, {metric})"))}
     layer_index = list(dict.fromkeys(item.layer for item in chosen))
     names = list(dict.fromkeys(item.projection for item in chosen))
@@ -121,15 +127,19 @@ def similarity(
     attrs = provenance(
         "similarity", model, level=level, metric=metric, shared=shared or None, baseline=baseline and baseline.name
     )
+    if metric == "cka":
+        attrs["estimator"] = "plain HSIC (as published)" if as_published else "unbiased HSIC"
     coords = {"layer": layer_index, "projection": names, "expert": labels, "other": labels}
     variables = {name: _variable(name, array.reshape(shape)) for name, array in values.items()}
     return xr.Dataset(variables, coords, {**attrs, **left_out(model, layer_index), "level": level, "metric": metric})
 
 
-def _check(level: str, metric: str, shared: object, n_jobs: object) -> None:
+def _check(level: str, metric: str, as_published: bool) -> None:
     if metric != "cosine" and level != "matrix" and (metric, level) != ("l2", "neuron_mean"):
         fits = "level='matrix' or 'neuron_mean'" if metric == "l2" else "level='matrix'"
         raise NotFitting(f"The metric {metric!r} is not defined at level {level!r}; pass {fits}, or metric='cosine'.")
+    if as_published and metric != "cka":
+        raise NotFitting(f"as_published=True changes metric='cka' alone, not {metric!r}; omit it.")
 
 
 def _variable(name: str, values: np.ndarray) -> xr.DataArray:
@@ -151,13 +161,12 @@ def select_layers_and_matrices(
     return select_matrices(model, indices, select_projections(model, indices, projections), baseline, shared, experts)
 
 
-def _compare(matrices: Matrices, level: str, metric: str) -> np.ndarray:
+def _compare(matrices: Matrices, level: str, metric: str, as_published: bool) -> np.ndarray:
     if level == "neuron_mean":
-        means = mean_neurons(matrices)
-        gram = means @ means.T
+        geometry = Geometry.of(mean_neurons(matrices))
     else:
-        gram = kernel_gram(matrices) if metric == "cka" else flat_gram(matrices)
-    return (l2_distance(gram) if metric == "l2" else cosine(gram)).numpy()
+        geometry = kernel_geometry(matrices, as_published) if metric == "cka" else flat_geometry(matrices)
+    return (geometry.distance if metric == "l2" else geometry.cosine).numpy()
 
 
 def _aligned(chosen: Sequence[Matrices], n_jobs: int) -> dict[str, np.ndarray]:

@@ -13,7 +13,8 @@ from moe_probe.model import MoEModel, Openable, load
 from moe_probe.parallel import map_items
 from moe_probe.results import provenance
 from moe_probe.signatures import checked
-from moe_probe.static.gram import Matrices, cosine, paired_gram
+from moe_probe.static.geometry import Geometry
+from moe_probe.static.gram import Matrices, flat_geometry
 from moe_probe.static.selection import left_out, select_matrices, select_projections
 from moe_probe.static.variables import variable
 
@@ -140,31 +141,36 @@ def _require_alike(first: MoEModel, second: MoEModel, indices: Sequence[int]) ->
 
 
 def _compare(matrices: Matrices) -> dict[str, np.ndarray]:
-    gram, squares = paired_gram(matrices)
-    half = len(squares)
-    cosines = cosine(gram)[:half, half:]
-    before, after = gram[:half, :half], gram[half:, half:]
+    geometry = flat_geometry(matrices)
+    half = len(matrices.tensors) // 2
+    gap, gram = geometry.gap[:half, half:], geometry.gram
+    both = torch.stack([gram[:half, :half].flatten(), gram[half:, half:].flatten()])
     return {
-        "cosine": cosines.diagonal().numpy(),
-        "relative_change": (squares.sqrt() / before.diagonal().sqrt()).nan_to_num(torch.nan, torch.nan).numpy(),
-        "nearest": _nearest(cosines).numpy(),
-        "gram_similarity": ((before * after).sum() / (before.norm() * after.norm())).numpy(),
+        "cosine": 1 - gap.diagonal().numpy(),
+        "relative_change": _changes(geometry),
+        "nearest": _nearest(gap).numpy(),
+        "gram_similarity": Geometry.of(both).cosine[0, 1].numpy(),
     }
 
 
-def _nearest(cosines: torch.Tensor) -> torch.Tensor:
+def _changes(geometry: Geometry) -> np.ndarray:
+    """|after - before| / |before| of 2 n vectors, the first n before, (n,); NaN for a vector of zeros."""
+    half = len(geometry.products) // 2
+    norm = geometry.norm[:half]
+    return (geometry.distance.diagonal(half) / norm).masked_fill(norm == 0, torch.nan).numpy()
+
+
+def _nearest(gap: torch.Tensor) -> torch.Tensor:
     """The most similar expert after, the same one where others are as similar; -1 for an expert of zeros."""
-    known = cosines.nan_to_num(-2.0)
-    best, nearest = known.max(1)
-    itself = torch.arange(len(cosines))
-    nearest = itself.where(known.diagonal() >= best, nearest)
-    return nearest.where(best > -2, -1)
+    known = gap.nan_to_num(torch.inf)
+    best, nearest = known.min(1)
+    itself = torch.arange(len(gap))
+    nearest = itself.where(known.diagonal() <= best, nearest)
+    return nearest.where(best < torch.inf, -1)
 
 
 def _routers(first: MoEModel, second: MoEModel, layer: int) -> np.ndarray:
     """Cosine and relative change of the gate embeddings, (2, E); NaN for those of zeros."""
-    one, other = (model.router_weight(layer).double() for model in (first, second))
-    zero = torch.stack([one.norm(dim=1) == 0, other.norm(dim=1) == 0])
-    alike = torch.nn.functional.cosine_similarity(one, other, dim=1).masked_fill(zero.any(0), torch.nan)
-    change = ((other - one).norm(dim=1) / one.norm(dim=1)).masked_fill(zero[0], torch.nan)
-    return torch.stack([alike, change]).numpy()
+    geometry = Geometry.of(torch.cat([model.router_weight(layer).double() for model in (first, second)]))
+    half = len(geometry.products) // 2
+    return np.stack([geometry.cosine.diagonal(half).numpy(), _changes(geometry)])

@@ -1,0 +1,170 @@
+"""How vectors lie to each other, exactly even where they are all but equal: upcycled experts, quantized copies.
+
+Inner products of vectors that differ by a thousandth share six digits, so their distances cannot be told from them in
+float32. Here a vector that lies near another one is replaced by its difference from that neighbor before anything is
+multiplied. Differences of neighboring floating-point numbers are exact (Sterbenz 1974).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from scipy.sparse.csgraph import breadth_first_order, minimum_spanning_tree
+from scipy.stats import rankdata
+
+NONE = -1  # the neighbor of a vector that is kept as it is
+NEAR = 2.0  # a neighbor is nearer than 1 / NEAR of the vector's length
+LOST = 100.0  # a tree whose edges, squared, are so many times as long as they could be costs too many digits
+
+
+@dataclass(frozen=True)
+class Tree:
+    """Each vector's neighbor; sums of differences along the paths give the vectors back.
+
+    Attributes:
+        neighbor: of each vector, or NONE, (R,).
+        order: the vectors, each after its neighbor, (R,).
+    """
+
+    neighbor: np.ndarray
+    order: np.ndarray
+
+    @classmethod
+    def none(cls, count: int) -> Tree:
+        """Every vector as it is."""
+        return cls(np.full(count, NONE), np.arange(count))
+
+    @classmethod
+    def shortest(cls, distance: np.ndarray, norm: np.ndarray) -> Tree:
+        """The minimum spanning tree of vectors and origin: no edge on the way between two is longer than theirs.
+
+        Args:
+            distance: of each pair, (R, R).
+            norm: of each vector, (R,).
+        """
+        count = len(norm)
+        lengths = np.zeros((count + 1, count + 1))
+        lengths[:count, :count], lengths[:count, count] = NEAR * distance, norm
+        upper = np.triu_indices(count + 1, 1)
+        ranks = np.zeros_like(lengths)
+        ranks[upper] = rankdata(lengths[upper])  # all above 0: the solver takes 0 for no edge
+        order, parent = breadth_first_order(minimum_spanning_tree(ranks), count, directed=False)
+        return cls(np.where(parent[:count] == count, NONE, parent[:count]), order[1:])
+
+    @property
+    def paths(self) -> torch.Tensor:
+        """Which differences add up to each vector, (R, R) float64 of 0 and 1."""
+        paths = np.eye(len(self.order))
+        for at in self.order:
+            if self.neighbor[at] != NONE:
+                paths[at] += paths[self.neighbor[at]]
+        return torch.from_numpy(paths)
+
+    def subtract(self, vectors: torch.Tensor) -> torch.Tensor:
+        """`vectors` (R, ...), in place, each minus its neighbor."""
+        for at in self.order[::-1]:
+            if self.neighbor[at] != NONE:
+                vectors[at] -= vectors[self.neighbor[at]]
+        return vectors
+
+    def loses_digits(self, geometry: Geometry) -> bool:
+        """Whether its edges are much longer than those of the shortest tree."""
+        own = np.sort(geometry.products.diagonal().numpy())
+        best = geometry.shortest
+        edges = np.where(
+            best.neighbor == NONE,
+            geometry.norm.numpy() ** 2,
+            geometry.squared_distance.numpy()[np.arange(len(own)), best.neighbor],
+        )
+        return bool((own > LOST * np.sort(edges)).any())
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Inner products of R vectors, from those of their differences.
+
+    Attributes:
+        products: of the vectors minus their neighbors, (R, R) float64.
+        tree: the neighbors.
+
+    Examples:
+        >>> near = Geometry.of(torch.tensor([[1.0, 0.0], [1.0, 1e-9]], dtype=torch.float64))
+        >>> round(float(near.distance[0, 1]) * 1e9, 6)
+        1.0
+    """
+
+    products: torch.Tensor
+    tree: Tree
+
+    @classmethod
+    def of(cls, vectors: torch.Tensor) -> Geometry:
+        """Of vectors in memory, (R, d) float64; their scale does not matter."""
+        if not torch.isfinite(vectors).all() or not vectors.any():
+            return cls.unaided(vectors)
+        exponent = torch.frexp(vectors.abs().max()).exponent
+        scaled = torch.ldexp(vectors, -exponent)
+        tree = cls.unaided(scaled).shortest
+        differences = tree.subtract(scaled.clone())
+        return cls(torch.ldexp(differences @ differences.T, 2 * exponent), tree)
+
+    @classmethod
+    def unaided(cls, vectors: torch.Tensor) -> Geometry:
+        """Of vectors (R, d) as they are: distances below 1e-8 of their lengths drown."""
+        return cls(vectors @ vectors.T, Tree.none(len(vectors)))
+
+    @property
+    def shortest(self) -> Tree:
+        """The minimum spanning tree of the vectors."""
+        return Tree.shortest(self.distance.numpy(), self.norm.numpy())
+
+    @property
+    def gram(self) -> torch.Tensor:
+        """Inner products of the vectors themselves, (R, R)."""
+        paths = self.tree.paths
+        return paths @ self.products @ paths.T
+
+    @property
+    def norm(self) -> torch.Tensor:
+        """Lengths, (R,)."""
+        return self.gram.diagonal().clamp_min(0).sqrt()
+
+    @property
+    def squared_distance(self) -> torch.Tensor:
+        """Squared Euclidean distance of each pair, (R, R); 0 for equal vectors."""
+        paths = self.tree.paths
+        rows = [((away @ self.products) * away).sum(1) for away in (path - paths for path in paths)]
+        squares = torch.stack(rows).clamp_min(0)
+        return (squares + squares.T) / 2
+
+    @property
+    def distance(self) -> torch.Tensor:
+        """Euclidean distance of each pair, (R, R)."""
+        return self.squared_distance.sqrt()
+
+    @property
+    def centred(self) -> torch.Tensor:
+        """Inner products of the vectors minus their mean, (R, R)."""
+        squares = self.squared_distance
+        mean = squares.mean(0)
+        return (mean + mean[:, None] - squares - mean.mean()) / 2
+
+    @property
+    def gap(self) -> torch.Tensor:
+        """1 - cosine of each pair, (R, R), to its last digits for near vectors; NaN with a vector of zeros.
+
+        |a - b|^2 - (|a| - |b|)^2 = 2 |a| |b| (1 - cosine).
+        """
+        norm, squares, gram, paths = self.norm, self.squared_distance, self.gram, self.tree.paths
+        scale = norm[:, None] * norm
+        known = torch.where((norm[:, None] > 0) & (norm > 0), 1.0, torch.nan)
+        taller = torch.stack([((path - paths) @ self.products * (path + paths)).sum(1) for path in paths])
+        near = (squares - (taller / (norm[:, None] + norm)).square()).clamp_min(0) / (2 * scale)
+        far = 1 - gram / norm[:, None] / norm
+        return torch.where(squares < scale, near, far).clamp(0, 2).fill_diagonal_(0) * known
+
+    @property
+    def cosine(self) -> torch.Tensor:
+        """Cosine of each pair, (R, R), between -1 and 1; NaN with a vector of zeros, which has no direction."""
+        return 1 - self.gap
