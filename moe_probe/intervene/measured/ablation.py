@@ -21,7 +21,7 @@ from moe_probe.intervene.measured.effects import (
     told_of,
     variant_of,
 )
-from moe_probe.intervene.measured.intervals import BLOCKS, check_draws, pooled
+from moe_probe.intervene.measured.intervals import check_draws, pooled
 from moe_probe.intervene.measured.measures import Measures
 from moe_probe.intervene.measured.runs import BaseRun, measure
 from moe_probe.intervene.zero import Zero
@@ -36,12 +36,14 @@ from moe_probe.texts.reading import Texts
 How = Literal["zero", "mask", "mean"]
 KINDS: Mapping[str, type[Zero | Mask | Mean]] = {"zero": Zero, "mask": Mask, "mean": Mean}
 SUMS = ("loss_change", "kl", "changed")
+BLOCKS = 1024  # of units that are kept apart: documents, or the clusters that they belong to
 
 
 class PerBlock:
     """Measures of each variant, summed over the documents of each label and block of documents.
 
-    Documents are dealt into blocks by number, so that what is kept does not grow with the texts.
+    Units are dealt into blocks by their number, which their content gives, so that what is kept does not grow with
+    the texts.
 
     Attributes:
         values: by name, (blocks, labels, variants).
@@ -50,13 +52,15 @@ class PerBlock:
     def __init__(self, variants: int, corpus: Corpus):
         self.labels = sorted({document.label for document in corpus.documents})
         self.label = {document.number: self.labels.index(document.label) for document in corpus.documents}
+        self.block = {document.number: document.unit % BLOCKS for document in corpus.documents}
         self.values = {name: np.zeros((BLOCKS, len(self.labels), variants)) for name in SUMS}
 
     def add(self, measures: Measures) -> None:
         """Take in some rows."""
-        label = np.array([self.label[number] for number in measures.document.tolist()])
+        documents = measures.document.tolist()
+        block, label = (np.array([of[number] for number in documents], int) for of in (self.block, self.label))
         for name in SUMS:
-            np.add.at(self.values[name], (measures.document % BLOCKS, label, measures.variant), getattr(measures, name))
+            np.add.at(self.values[name], (block, label, measures.variant), getattr(measures, name))
 
     def merge(self, other: PerBlock) -> None:
         """Take in what was measured in other documents."""
@@ -231,7 +235,7 @@ def _counts(corpus: Corpus, collected: PerBlock) -> tuple[np.ndarray, np.ndarray
     """Predicted tokens and tokens, by block and label."""
     predicted, tokens = np.zeros((2, BLOCKS, len(collected.labels)))
     for document, length in zip(corpus.documents, lengths(corpus).tolist(), strict=True):
-        place = document.number % BLOCKS, collected.label[document.number]
+        place = collected.block[document.number], collected.label[document.number]
         predicted[place] += length - 1
         tokens[place] += length
     return predicted, tokens

@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from moe_probe.statistics.bootstrap import BLOCKS, check_draws, interval
+from moe_probe.statistics.bootstrap import check_draws, interval
 
-__all__ = ["BLOCKS", "check_draws", "pooled"]
+__all__ = ["check_draws", "pooled"]
 
 
 def pooled(sums: np.ndarray, counts: np.ndarray, draws: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -22,7 +22,7 @@ def pooled(sums: np.ndarray, counts: np.ndarray, draws: int) -> tuple[np.ndarray
         draws: of the bootstrap; 0 for none.
 
     Returns:
-        Value, lower and upper end, (...); ends are nan with fewer than two documents.
+        Value, lower and upper end, (...); ends are nan with fewer than five documents.
     """
     shape = (-1,) + (1,) * (sums.ndim - 1)
     spread: Any = counts.astype(float).reshape(shape)
