@@ -152,7 +152,7 @@ def test_ablations_by_label_are_those_of_the_documents_of_the_label():
     for label in ("a", "b"):
         own = [ids for ids, each in zip(texts, labels, strict=True) if each == label]
         alone = intervene.ablate(model, own, layers=[0], progress=False)
-        np.testing.assert_allclose(found.label_loss_change.sel(label=label), alone.loss_change, atol=1e-6)
+        np.testing.assert_allclose(found.label_loss_change.sel(label=label), alone.loss_change, atol=5e-6)
     some = intervene.ablate(model, texts, layers=[0, 2], experts=[1, 5], progress=False)
     assert some.loss_change.shape == (1, 2, 2)
     np.testing.assert_allclose(

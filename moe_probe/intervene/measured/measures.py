@@ -53,12 +53,10 @@ def measured(tail: Tail, variants: np.ndarray, before: Expected, logits: torch.T
     """
     mask = tail.batch.attention_mask().bool().to(logits.device)
     parts = [slice(start, start + step) for start, step in runs_of(tail.rows, logits[0].numel())]
-    pairs = [divergence(before, int(tail.rows[part.start]), logits[part]) for part in parts]
-    after, kl, changed = (torch.cat(each) for each in zip(*pairs, strict=True))
     ids = tail.batch.input_ids().to(logits.device)
-    base = before.log_probability[tail.rows.to(logits.device)[:, None], torch.arange(tail.places - 1), ids[:, 1:]]
-    raw = logits[:, :-1].gather(-1, ids[:, 1:, None])[..., 0].double()
-    change = (base.double() - (raw - after[:, :-1].double())).masked_fill(~mask[:, 1:], 0)
+    found = [divergence(before, int(tail.rows[part.start]), logits[part], ids[part]) for part in parts]
+    change, kl, changed = (torch.cat(each) for each in zip(*found, strict=True))
+    change = change.masked_fill(~mask[:, 1:], 0)
     return Measures(
         variant=variants,
         document=np.asarray([document.number for document in tail.batch.documents]),
@@ -79,22 +77,27 @@ def runs_of(rows: torch.Tensor, size: int) -> Iterator[tuple[int, int]]:
             start = at
 
 
-def divergence(before: Expected, row: int, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Of one document's runs: log of the sum of exponentials, KL(before || after), and whether the best token changed.
+def divergence(
+    before: Expected, row: int, logits: torch.Tensor, ids: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """How far one document's runs are from its unedited one.
 
     Args:
         before: what the base expects.
         row: the document's place in it.
         logits: (runs, places, vocabulary).
+        ids: of the document, once for each run, (runs, places).
 
     Returns:
-        Each (runs, places).
+        Change of the negative log-likelihood of each token but the first, (runs, places - 1); KL(before || after) and
+        whether the most likely token changed, (runs, places).
     """
-    after, places = logits.float(), logits.shape[1]
-    total = after.logsumexp(-1)
-    known = before.log_probability[row, :places]
-    kl = torch.linalg.vecdot(known - after + total[..., None], before.probability[row, :places].expand_as(after))
-    return total, kl, logits.argmax(-1) != before.best[row, :places]
+    places, targets = logits.shape[1], ids[:, 1:, None]
+    known, after = before.log_probability[row, :places], logits.float().log_softmax(-1)
+    base = known[:-1].expand(len(logits), -1, -1).gather(-1, targets)[..., 0].double()
+    change = base - after[:, :-1].gather(-1, targets)[..., 0].double()
+    kl = torch.linalg.vecdot(known - after, before.probability[row, :places].expand_as(after))
+    return change, kl, logits.argmax(-1) != before.best[row, :places]
 
 
 def rerouted(tail: Tail, mask: torch.Tensor) -> dict[int, np.ndarray]:
