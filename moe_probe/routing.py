@@ -196,15 +196,15 @@ class LayerBatch:
     def selected(self) -> torch.Tensor:
         """Whether an expert was chosen, (n, E), float32."""
         index = self.top_k_index
-        chosen = torch.zeros(len(index), self.layer.num_experts, device=index.device)
+        chosen = torch.zeros(len(index), self.layer.num_experts, dtype=torch.float32, device=index.device)
         return chosen.scatter_(1, index, 1.0)
 
     @property
     def weights(self) -> torch.Tensor:
         """The applied weight of every expert, 0 where it was not chosen, (n, E), float32."""
         index = self.top_k_index
-        applied = torch.zeros(len(index), self.layer.num_experts, device=index.device)
-        return applied.scatter_add_(1, index, self.top_k_weights)
+        applied = torch.zeros(len(index), self.layer.num_experts, dtype=torch.float32, device=index.device)
+        return applied.scatter_add_(1, index, self.top_k_weights.float())
 
     @property
     def ranked_by(self) -> torch.Tensor:

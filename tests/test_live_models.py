@@ -9,6 +9,7 @@ from torch import nn
 from transformers import MixtralForCausalLM, Qwen2MoeConfig, Qwen2MoeForCausalLM
 
 import moe_probe
+from moe_probe import dynamic
 from moe_probe.errors import NotFitting, WrongType
 
 SOURCE = "ckpt/tiny-mixtral"
@@ -171,3 +172,13 @@ def test_files_and_live_model_count_the_same_parameters(tmp_path):
     module.save_pretrained(tmp_path)
     assert moe_probe.load(tmp_path).counts == moe_probe.load(module).counts
     assert moe_probe.load(module).counts.language == sum(p.numel() for p in module.parameters())
+
+
+def test_another_thread_that_loads_a_model_changes_no_dtype(mixtral):
+    expected = dynamic.gate_choices(mixtral, [[4, 5, 6]], progress=False)
+    torch.set_default_dtype(torch.bfloat16)  # as transformers does while it builds a model
+    try:
+        found = dynamic.gate_choices(mixtral, [[4, 5, 6]], progress=False)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert found.equals(expected)

@@ -370,6 +370,7 @@ WRITTEN = {
     "layers": "0",
     "analysis": "gate_choices",
 }
+UNDER = "zero.layer=0,experts=1"  # which `effect` cannot do without
 
 
 def typed(command):
@@ -378,6 +379,7 @@ def typed(command):
     given = {name: value for name, value in WRITTEN.items() if name in known}
     given |= {"out": "out"} if "out" in known else {}
     given |= {"analysis": {"static": "gate_similarity", "compare": "expert_activation"}.get(command, "gate_choices")}
+    given |= {"under": UNDER} if command == "effect" else {}
     return {name: value for name, value in given.items() if name in known}
 
 

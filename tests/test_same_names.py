@@ -44,6 +44,8 @@ BY_OPTION = {
     "experts",
     "metric",
     "shared",
+    "as_published",
+    "permutations",
 }  # --option pca.outliers=[0.5,3]
 NOT_FOR_COMPARE = {"baseline"}  # nothing that is compared looks at it
 LOADING = {"config", "source"}

@@ -127,7 +127,7 @@ class Recording:
         sums.index_add_(0, index, outputs)
         counts += torch.bincount(index, minlength=layer.num_experts)
         if batch.holds("shared_output"):
-            there, count = self.shared.get(layer.index, (torch.zeros(()), 0))
+            there, count = self.shared.get(layer.index, (torch.zeros((), dtype=torch.float32), 0))
             total = there + batch.shared_output.double().cpu().sum(0)
             self.shared[layer.index] = total, count + len(batch.shared_output)
 

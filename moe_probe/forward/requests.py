@@ -47,7 +47,7 @@ class Requests:
         return self.fields.setdefault(name, torch.zeros(self.size, dtype=torch.bool, device=self.device)).clone()
 
     def add_bias(self, bias: torch.Tensor, rows: torch.Tensor) -> None:
-        there = self.fields.get("bias", torch.zeros(self.size, device=self.device))
+        there = self.fields.get("bias", torch.zeros(self.size, dtype=torch.float32, device=self.device))
         self.fields["bias"] = there + torch.where(rows[:, None], bias.to(there), 0)
 
     def mask(self, experts: torch.Tensor, rows: torch.Tensor) -> None:
@@ -60,12 +60,12 @@ class Requests:
             raise NotFitting(f"Layer {self.layer.index}: an expert is promoted and demoted for one token; pass either.")
 
     def set_top_k(self, top_k: int, rows: torch.Tensor) -> None:
-        there = self.fields.get("top_k", torch.full(self.size[:1], -1, device=self.device))
+        there = self.fields.get("top_k", torch.full(self.size[:1], -1, dtype=torch.long, device=self.device))
         self._require_free(rows & (there >= 0) & (there != top_k), "the number of experts")
         self.fields["top_k"] = torch.where(rows, top_k, there)
 
     def rank(self, scores: torch.Tensor, rows: torch.Tensor) -> None:
-        there = self.fields.get("scores", torch.full(self.size, torch.nan, device=self.device))
+        there = self.fields.get("scores", torch.full(self.size, torch.nan, dtype=torch.float32, device=self.device))
         self._require_free(rows & ~there[:, 0].isnan(), "the choice")
         self.fields["scores"] = torch.where(rows[:, None], scores.to(there), there)
 
@@ -78,7 +78,7 @@ class Requests:
 
     def shift(self, logits: torch.Tensor) -> torch.Tensor:
         """What comes on top of the router's raw logits (n, E); -inf masks an expert."""
-        bias = self.fields.get("bias", torch.zeros(self.size, device=self.device))
+        bias = self.fields.get("bias", torch.zeros(self.size, dtype=torch.float32, device=self.device))
         masked = self.fields.get("masked")
         if "promoted" in self.fields:
             biased = logits.float() + bias

@@ -39,7 +39,7 @@ def applied(model: Openable, interventions: Intervention | Sequence[Intervention
         >>> import moe_probe, torch
         >>> from moe_probe import intervene
         >>> model, ids = moe_probe.load("ckpt/tiny-mixtral"), torch.tensor([[1, 2, 3]])
-        >>> with intervene.applied(model, intervene.Zero(layer=0, experts=[3])) as module:
+        >>> with intervene.applied(model, intervene.Zero(layer=0, experts="all")) as module:
         ...     edited = module(ids).logits
         >>> bool((edited != model.module(ids).logits).any())
         True

@@ -70,7 +70,7 @@ def _workspace(shape: tuple[int, int]) -> torch.Tensor:
     """This thread's float32 chunk buffer."""
     size = shape[0] * shape[1]
     if getattr(_buffers, "chunk", None) is None or _buffers.chunk.numel() < size:
-        _buffers.chunk = torch.empty(max(size, CHUNK_ELEMENTS))
+        _buffers.chunk = torch.empty(max(size, CHUNK_ELEMENTS), dtype=torch.float32)
     return _buffers.chunk[:size].view(shape)
 
 

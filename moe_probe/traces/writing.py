@@ -73,7 +73,7 @@ def _order(batch: LayerBatch) -> torch.Tensor:
     """The choices of each row, (n, k), by what top-k ranked; by what is known of it otherwise."""
     if batch.holds("selection") or not batch.holds("scores"):
         known = batch.holds("selection") or batch.holds("top_k_weights")
-        ranked = batch.ranked_by if known else torch.zeros(batch.top_k_index.shape)
+        ranked = batch.ranked_by if known else torch.zeros(batch.top_k_index.shape, dtype=torch.float32)
     else:
         ranked = batch.scores.gather(1, batch.top_k_index)
     return ranked.argsort(dim=1, descending=True, stable=True)
