@@ -408,6 +408,18 @@ def prepare():
 
 
 OF_COMMANDS = [(name, each.name) for name, each in COMMANDS.items() for each in each.params if name != "demo"]
+# options of a run have one definition: every value is typed for one command, the most awkward one for the others
+EVERY_VALUE = {parameter: command for command, parameter in sorted(OF_COMMANDS, key=lambda each: each[0] == "dynamic")}
+DRAWING = ("reproduce", "report")  # take seconds for what they take
+
+
+def values_typed(command, parameter):
+    if command in DRAWING and parameter in ("out", "labels", "column", "split", "config"):
+        return []
+    every = TYPED[-5:] if parameter in NAMES else TYPED
+    chosen = every if EVERY_VALUE[parameter] == command or parameter not in DEFAULTS else ["a\x1b[31mb"]
+    refused = [value for value in chosen if (parameter, value) != ("n_jobs", "-1")]
+    return [value for value in refused if command not in DRAWING or (parameter, value) != ("layers", "0")]
 
 
 @pytest.mark.parametrize(("command", "parameter"), OF_COMMANDS)
@@ -415,9 +427,7 @@ def test_options_of_a_command(command, parameter):
     prepare()
     flag = getattr(next(each for each in COMMANDS[command].params if each.name == parameter), "is_flag", False)
     failed = []
-    for value in TYPED[-5:] if parameter in NAMES else TYPED:
-        if (parameter == "n_jobs" and value == "-1") or (command == "reproduce" and takes_it(parameter, value)):
-            continue
+    for value in values_typed(command, parameter):
         arguments = line(command, {**typed(command), parameter: value})
         try:
             code, said = execute(arguments)
@@ -429,11 +439,6 @@ def test_options_of_a_command(command, parameter):
         if "\x1b" in said:
             failed.append(f"{parameter}={value!r}: escapes reach the terminal")
     assert not failed, "\n".join(["", *failed])
-
-
-def takes_it(parameter, value):
-    """What `reproduce` takes, and then draws figures for seconds."""
-    return parameter in ("out", "labels", "column", "split") or (parameter, value) == ("layers", "0")
 
 
 @pytest.mark.parametrize("command", sorted(COMMANDS.keys() - {"demo", "reproduce"}))
