@@ -38,16 +38,18 @@ def command(
     ] = False,
 ) -> None:
     """Analyze each bundled checkpoint in one pass over bundled texts: a page of the main figures, and an explorer."""
+    from joblib import cpu_count
+
     from moe_probe.report.page import write_page, write_section
 
-    root = bundled()
+    root, n_jobs = bundled(), cpu_count()
     texts, sections = str(root / "texts.jsonl"), []
     for model in mixtures(root, only):
         with timed(model.name):
             sections.append(section(model, root, texts, out))
-            write_section(out, sections[-1])
+            write_section(out, sections[-1], n_jobs)
     with timed("page"):
-        page = write_page(out, "moe_probe demo", "The main figure of every analysis, by checkpoint.", sections)
+        page = write_page(out, "moe_probe demo", "The main figure of every analysis, by checkpoint.", sections, n_jobs)
     with timed("explorer"):
         explorer = out / "explorer.html"
         explore.command(str(root / "tiny-mixtral"), explorer, texts, labels="domain", progress=False)
