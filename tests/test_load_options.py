@@ -1,10 +1,12 @@
 """Every option of load is taken or refused, for everything that it opens."""
 
 import copy
+import json
 import shutil
 
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file, save_file
 from transformers import MixtralForCausalLM
 
@@ -123,3 +125,14 @@ def test_prefixes_of_wrappers_are_stripped(tmp_path, prefix):
     shutil.copy(f"{SOURCE}/config.json", tmp_path)
     router = moe_probe.load(tmp_path).router_weight(1)
     assert torch.equal(router, moe_probe.load(SOURCE).router_weight(1))
+
+
+def test_loading_writes_nothing_on_the_terminal(tmp_path, capfd):
+    folder = tmp_path / "shorter"
+    shutil.copytree("ckpt/tiny-mixtral", folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 2}))  # tensors are left over
+    assert moe_probe.load(folder).module.config.num_hidden_layers == 2
+    written = capfd.readouterr()
+    assert (written.out, written.err) == ("", "")
+    assert transformers.utils.logging.is_progress_bar_enabled()

@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import re
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
@@ -13,6 +14,7 @@ import transformers
 from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from transformers.utils import logging as transformers_logging
 
 from moe_probe.checkpoint import LazyTensor
 from moe_probe.errors import DamagedFile, MissingWeight, UnknownModel
@@ -135,17 +137,32 @@ def load_module(
     converted = Converted(meta_module(config), tensors)
     converted.check()
     chosen: Any = model_class(config)  # with output_loading_info it returns two, which its annotation does not say
-    module, info = chosen.from_pretrained(
-        None,
-        config=config,
-        state_dict=converted.used(),
-        dtype=dtype or default_dtype(config, tensors, device),
-        device_map=device,
-        output_loading_info=True,
-        **(EXACT_ON_CPU if on_cpu(device) else {}),
-    )
+    with _quiet():
+        module, info = chosen.from_pretrained(
+            None,
+            config=config,
+            state_dict=converted.used(),
+            dtype=dtype or default_dtype(config, tensors, device),
+            device_map=device,
+            output_loading_info=True,
+            **(EXACT_ON_CPU if on_cpu(device) else {}),
+        )
     require_values(module, info["missing_keys"])
     return module.eval()
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Within, transformers shows neither its own bars nor its tables of keys: what is missing is refused here."""
+    bars, level = transformers_logging.is_progress_bar_enabled(), transformers_logging.get_verbosity()
+    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(level)
+        if bars:
+            transformers_logging.enable_progress_bar()
 
 
 def require_values(module: PreTrainedModel, missing: Collection[str] = ()) -> None:
