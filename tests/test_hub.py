@@ -127,3 +127,11 @@ def test_a_path_whose_first_part_is_a_folder_here_is_a_path(tmp_path, monkeypatc
     monkeypatch.chdir(tmp_path)
     with pytest.raises(MissingFiles, match="someone/tiny is not a folder"):
         moe_probe.load(NAME)
+
+
+def test_a_hub_that_cannot_be_reached_is_one_sentence(tmp_path, monkeypatch):
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")  # where nobody listens
+    with pytest.raises(MissingFiles, match=r"someone/tiny is no folder, .* cannot be had from the hub"):
+        moe_probe.load(NAME)

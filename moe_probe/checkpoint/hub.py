@@ -29,6 +29,9 @@ from moe_probe.errors import CheckpointError, DamagedFile, MissingFiles
 SMALL = (".json", ".model", ".txt", ".jinja", ".tiktoken", ".bpe", ".vocab", ".spm")  # what describes a model
 INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json", "consolidated.safetensors.index.json")
 SINGLES = ("model.safetensors", "pytorch_model.bin", "consolidated.safetensors", "qmodel.pt")
+# of the connection too: by what class, the hub's library changed with its HTTP library
+HTTP_ERROR = next((base for base in HfHubHTTPError.__mro__ if base.__name__ == "HTTPError"), HfHubHTTPError)
+HUB_FAILURES = (HTTP_ERROR, LocalEntryNotFoundError, OSError)
 READERS = 8  # headers that are read at a time
 
 
@@ -60,7 +63,7 @@ class Repository:
             self._announce()
         try:
             return Path(hf_hub_download(self.name, name, revision=self.commit))
-        except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        except HUB_FAILURES as error:
             raise MissingFiles(f"{name} of {self.name} cannot be downloaded ({_reason(error)}); try again.") from error
 
     def _announce(self) -> None:
@@ -125,7 +128,7 @@ def _repository(name: str, revision: str | None) -> Repository:
         top = {each.rfilename: each for each in info.siblings or () if "/" not in each.rfilename}
         small = [file for file in top if file.endswith(SMALL)]
         folder = snapshot_download(name, revision=revision, allow_patterns=small)  # which notes the revision
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+    except HUB_FAILURES as error:
         raise MissingFiles(f"{name} cannot be had from the hub ({_reason(error)}).") from error
     return Repository(name, str(info.sha), top, Path(folder))
 
@@ -150,7 +153,7 @@ class HubFile:
             header = HfApi().parse_safetensors_file_metadata(
                 self.repository.name, self.name, revision=self.repository.commit
             )
-        except HfHubHTTPError as error:
+        except HUB_FAILURES as error:
             raise MissingFiles(f"{self.name} of {self.repository.name} cannot be read ({_reason(error)}).") from error
         except Exception as error:  # the hub's library raises what its parser meets
             raise DamagedFile(f"{self.name} of {self.repository.name} has no header ({_reason(error)}).") from error
