@@ -26,6 +26,7 @@ ROOMS = {
     "figures": (2.2, 1, "papers' figures"),
     "explorer": (1, 2.7, "one page of HTML"),
     "comparisons": (2, 2, "several sources"),
+    "pruning": (3.3, 2, "expert scores, their worth"),
     "intervene": (2.4, 3, "kinds of intervention"),
     "static": (1, 4, "analyses of weights"),
     "dynamic": (2.2, 4, "analyses, the one driver"),

@@ -121,6 +121,7 @@ REPORT_OPTIONS: Final = EXPLORE_OPTIONS
 REPRODUCE_OPTIONS: Final = tuple(name for name in DEFAULTS if name != "checkpoint_dir")
 COMPARE_OPTIONS: Final = tuple(name for name in DEFAULTS if name != "baseline")
 ABLATE_OPTIONS: Final = tuple(name for name in DEFAULTS if name != "baseline")
+SCORE_OPTIONS: Final = ABLATE_OPTIONS
 EFFECT_OPTIONS: Final = tuple(name for name in ABLATE_OPTIONS if name != "layers")
 ATTRIBUTION_OPTIONS: Final = tuple(name for name in ABLATE_OPTIONS if name not in ("checkpoint_dir", "n_jobs"))
 STATIC_OPTIONS: Final = ("layers", "baseline", "n_jobs")

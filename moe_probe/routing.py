@@ -34,6 +34,8 @@ class Need(StrEnum):
     BASELINE = "baseline"
     LOGITS = "logits"
     BEFORE = "choices of the layer before"
+    RESIDUAL = "residual stream"
+    WITHOUT = "choices without each expert"
 
 
 ROUTING = frozenset({Need.CHOICES, Need.WEIGHTS, Need.SCORES, Need.BEFORE})
@@ -92,8 +94,8 @@ PER_ROW = (
     "selected_outputs",
     "before",
 )
-PER_TOKEN = ("block_output", "shared_output", "baseline_output", "baseline_activation")
-PER_EXPERT = ("outputs", "activations")
+PER_TOKEN = ("block_output", "shared_output", "baseline_output", "baseline_activation", "residual")
+PER_EXPERT = ("outputs", "activations", "without_index", "without_weights")
 
 
 @dataclass(frozen=True)
@@ -120,6 +122,10 @@ class LayerBatch:
         shared_output: of the shared block, (tokens, d).
         baseline_output: of the dense model's FFN, (tokens, d).
         baseline_activation: act(gate projection) of the dense model's FFN, (tokens, ff).
+        residual: the residual stream before the norm that the block follows, (tokens, d); not held where no module
+            beside the block gives its input.
+        without_index, without_weights: what the router would choose, and apply, if one expert were deleted, for each
+            expert, (E, n, k); not held where all experts are always chosen.
         before: experts that the same rows chose in the MoE layer before, (n, k), int64.
         layer_before: that layer's index; None where it is not known.
         score_kind: the name of the affinity's function, "(assumed)" added where nothing could confirm it.
@@ -142,6 +148,9 @@ class LayerBatch:
     shared_output: Held = Held()
     baseline_output: Held = Held()
     baseline_activation: Held = Held()
+    residual: Held = Held()
+    without_index: Held = Held()
+    without_weights: Held = Held()
     before: Held = Held()
     layer_before: int | None = None
     score_kind: str = ""

@@ -19,7 +19,7 @@ from moe_probe.forward.deciding import Deciding, Redeciding, correction_biases
 from moe_probe.forward.requests import OutputChanges, Requests
 from moe_probe.forward.sites import Site, expert_call, raw_logits
 from moe_probe.forward.steps import OWNER, carriers
-from moe_probe.routing import Intervention
+from moe_probe.routing import Intervention, Need
 from moe_probe.texts.corpus import Tokens
 
 CHECKED_ROWS = 2
@@ -45,6 +45,8 @@ class Event:
         routed_output: the weighted sum, (n, w).
         block_output: of the whole block, (tokens, d).
         shared_output: of the shared block, (tokens, d), where there is one.
+        residual: the residual stream before the block's norm, (tokens, d), where it is asked for and found.
+        without: choices and weights (E, n, k) if one expert were deleted, for each expert, where they are asked for.
         gate: the weight (E, w) of the router's linear map, where it has one; of the first call of each layer alone.
     """
 
@@ -59,6 +61,8 @@ class Event:
     routed_output: torch.Tensor
     block_output: torch.Tensor
     shared_output: torch.Tensor | None = None
+    residual: torch.Tensor | None = None
+    without: tuple[torch.Tensor, torch.Tensor] | None = None
     gate: torch.Tensor | None = None
 
 
@@ -189,6 +193,7 @@ class WatchedSite:
         interventions: says which act in this layer now.
         tokens: the tokens of the running pass.
         only: tokens to which an intervention is confined.
+        needs: what is asked for beside what every event has.
         affinity: found at the first call that is told of.
         checked: whether a call has been checked.
     """
@@ -199,17 +204,27 @@ class WatchedSite:
     interventions: Callable[[], Sequence[Intervention]]
     tokens: Callable[[], Tokens]
     only: Only
+    needs: frozenset[Need] = frozenset()
     affinity: Affinity | None = None
     checked: bool = False
     deciding: Deciding | None = None
     again: bool = False
     parts: dict[str, Any] = field(default_factory=dict)
     memory: dict[Any, Any] = field(default_factory=dict)
+    passed: list[tuple[torch.Tensor, torch.Tensor]] = field(default_factory=list)
+
+    def on_beside(self, args: tuple, output: Any) -> None:
+        """A module beside the block has run; it may be the norm before it."""
+        if args and all(isinstance(each, torch.Tensor) for each in (args[0], output)) and args[0].shape == output.shape:
+            self.passed.append((args[0], output))
 
     def before_block(self, args: tuple, kwargs: dict) -> None:
         """A call of the block begins."""
         if not self.again:
             self.parts = {"block": (args, kwargs)}
+            given = next((each for each in (*args, *kwargs.values()) if isinstance(each, torch.Tensor)), None)
+            self.parts["residual"] = next((before for before, after in self.passed if after is given), None)
+            self.passed = []
             if self.on_event is not None:
                 self.deciding = Deciding(self.site.layer.num_experts, self.site.layer.top_k)
                 self.deciding.__enter__()
@@ -253,6 +268,8 @@ class WatchedSite:
         for intervention in acting:
             call = intervention.route(call)
         self.parts["call"] = call
+        if Need.WITHOUT in self.needs and self.on_event is not None:
+            self.parts["without"] = self.without_each(call)
         self.parts["changes"] = changes = OutputChanges(self.site.layer, call, rows.shape[-1])
         for intervention in acting:
             intervention.change(call, changes)
@@ -261,6 +278,21 @@ class WatchedSite:
         self.carry(call.logits)
         shape = index.shape[:-1] + call.index.shape[-1:]
         return with_choice(args, kwargs, call.index.to(index).reshape(shape), changes.weights())
+
+    def without_each(self, call: SiteCall) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """Choices and weights (E, n, k) if one expert were deleted, for each expert; None where none can be spared."""
+        experts, found = self.site.layer.num_experts, []
+        if call.index.shape[1] >= experts:
+            return None
+        for expert in range(experts):
+            mask = torch.zeros(experts, device=call.index.device)
+            mask[expert] = -torch.inf
+            decided: Any = call.reselect(mask)
+            for intervention in self.parts["acting"]:
+                decided = intervention.route(decided)
+            found.append((decided.index, decided.weights))
+        index, weights = zip(*found, strict=True)
+        return torch.stack(index), torch.stack(weights)
 
     def carry(self, logits: torch.Tensor) -> None:
         """Let what carries the router's logits to the next layer (MoE++) carry the changed ones."""
@@ -325,6 +357,8 @@ class WatchedSite:
             routed_output=parts["routed"],
             block_output=block_output.reshape(-1, block_output.shape[-1]),
             shared_output=parts.get("shared"),
+            residual=None if (residual := parts["residual"]) is None else residual.reshape(-1, residual.shape[-1]),
+            without=parts.get("without"),
             gate=gates[0] if len(gates) == 1 else None,
         )
 
@@ -452,6 +486,7 @@ def capture(
     interventions: Sequence[Intervention] | Callable[[], Sequence[Intervention]] = (),
     tokens: Callable[[], Tokens] = Tokens.none,
     only: Only = lambda _: None,
+    needs: frozenset[Need] = frozenset(),
 ) -> Iterator[Mapping[int, WatchedSite]]:
     """Within, `on_event` is called after every call of each site's block.
 
@@ -465,6 +500,7 @@ def capture(
         interventions: what changes in these sites' layers, or a function that says what does so now.
         tokens: says which tokens run, for interventions.
         only: tokens (tokens,) bool to which an intervention is confined; None for all.
+        needs: `Need.RESIDUAL` and `Need.WITHOUT` are told only where they are asked for.
 
     Raises:
         CannotWatch: a block does something else than weighting its experts' outputs, or was called without its experts.
@@ -472,7 +508,7 @@ def capture(
     watched = {}
     for site in sites:
         acting = partial(acting_in, site.layer.index, interventions)
-        watched[site.layer.index] = WatchedSite(site, config, on_event, acting, tokens, only)
+        watched[site.layer.index] = WatchedSite(site, config, on_event, acting, tokens, only, needs)
     handles = [handle for each in watched.values() for handle in _hook(each, owner)]
     try:
         yield watched
@@ -509,6 +545,10 @@ def _hook(watch: WatchedSite, owner: object | None) -> Handles:
     def on_shared(module: nn.Module, args: tuple, output: torch.Tensor) -> torch.Tensor | None:
         return watch.on_shared(output) if OWNER.get() is owner else None
 
+    def on_beside(module: nn.Module, args: tuple, output: Any) -> None:
+        if OWNER.get() is owner:
+            watch.on_beside(args, output)
+
     def on_block(module: nn.Module, args: tuple, output: Any) -> None:
         if OWNER.get() is not owner:
             return
@@ -524,6 +564,8 @@ def _hook(watch: WatchedSite, owner: object | None) -> Handles:
         site.experts.register_forward_hook(on_experts),
         site.block.register_forward_hook(on_block, always_call=True),
     ]
+    if Need.RESIDUAL in watch.needs:
+        handles += [module.register_forward_hook(on_beside) for module in site.beside]
     if site.shared is not None:
         handles.append(site.shared.register_forward_hook(on_shared))
     return handles

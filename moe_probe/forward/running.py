@@ -101,7 +101,7 @@ class Running(ModelSource):
             FamilyError: the model's MoE layers cannot be watched.
             WeightError: weights are missing.
         """
-        running = Pass(self.told(), Need.LOGITS in needs, Need.BASELINE in needs)
+        running = Pass(self.told(), needs)
         with running.hooked():
             yield from (running.by_layer if self.layerwise else running.by_batch)(done)
 
@@ -112,20 +112,19 @@ class Pass:
 
     Attributes:
         source: what runs.
-        head: whether the model's output is wanted.
-        beside: whether the dense model is.
+        needs: what is asked of it.
     """
 
     source: Running
-    head: bool
-    beside: bool
+    needs: frozenset[Need]
     batch: Batch = field(init=False)  # that runs now
     before: LayerBefore = field(default_factory=LayerBefore)
     seen: dict[int, Tokens] = field(default_factory=dict)  # tokens of each batch, made once
 
     def __post_init__(self) -> None:
+        self.head = Need.LOGITS in self.needs
         self.runner = Runner(self.source.model, self.source.layerwise, self.head)
-        dense = self.source.baseline if self.beside else None
+        dense = self.source.baseline if Need.BASELINE in self.needs else None
         self.dense = None if dense is None else Runner(dense, self.source.layerwise)
         self.tap = DenseFFN(self)
         self.runners = [runner for runner in (self.dense, self.runner) if runner is not None]
@@ -143,7 +142,8 @@ class Pass:
                 stack.enter_context(self.tap.watching(self.dense.module, layers))
             sites = find_sites(self.runner.module, self.source.watched(self.stop)).values()
             edits = self.source.interventions
-            stack.enter_context(capture(sites, hand_over, self, model.config, edits, lambda: self.batch.places()))
+            tokens, needs = lambda: self.batch.places(), self.needs
+            stack.enter_context(capture(sites, hand_over, self, model.config, edits, tokens, needs=needs))
             yield
 
     def by_batch(self, done: int) -> Iterator[Iterable[LayerBatch | LogitBatch]]:
@@ -243,6 +243,9 @@ def layer_batch(event: Event, tokens: Tokens, keep: torch.Tensor, **beside: torc
         routed_output=event.routed_output[rows],
         block_output=event.block_output[keep],
         shared_output=None if event.shared_output is None else event.shared_output[keep],
+        residual=None if event.residual is None else event.residual[keep],
+        without_index=None if event.without is None else event.without[0][:, rows],
+        without_weights=None if event.without is None else event.without[1][:, rows].float(),
         score_kind=event.score_kind,
         experts=event.site,
     )

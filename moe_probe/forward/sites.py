@@ -33,13 +33,17 @@ TWO_CHOICES = {"LongcatFlashExperts"}
 
 @dataclass(frozen=True)
 class Site:
-    """One MoE layer of a live module: what it is made of, its block, router, experts and shared experts."""
+    """One MoE layer of a live module: what it is made of, its block, router, experts and shared experts.
+
+    `beside` are the modules that stand beside the block in the decoder layer, such as the norm before it.
+    """
 
     layer: Layer
     block: nn.Module
     router: nn.Module
     experts: nn.Module
     shared: nn.Module | None
+    beside: tuple[nn.Module, ...] = ()
 
     def all_outputs(self, rows: torch.Tensor) -> torch.Tensor:
         """Every expert's unweighted output on every row, by the module's own code: (n, w) to (E, n, w)."""
@@ -140,6 +144,7 @@ def find_sites(module: PreTrainedModel, layers: Sequence[int] | None = None) -> 
             router=router,
             experts=experts,
             shared=None if shared is None else module.get_submodule(shared),
+            beside=tuple(child for child in part(module, path.rpartition(".")[0]).children() if child is not block),
         )
     return sites
 

@@ -65,7 +65,7 @@ class Writing(ModelSource):
     corpus: Corpus = field(init=False)
 
     kind = "generation"
-    holds = frozenset(Need) - {Need.BASELINE, Need.LOGITS}
+    holds = frozenset(Need) - {Need.BASELINE, Need.LOGITS, Need.RESIDUAL, Need.WITHOUT}
 
     def __post_init__(self) -> None:
         self.model.require_module()

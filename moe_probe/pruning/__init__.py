@@ -1,0 +1,12 @@
+"""Expert scores, and what they are worth: by which experts are pruned or merged, beside what removing them costs.
+
+Each file of `scores/` holds one score. Another package adds one through the entry points of the group
+`moe_probe.scores`: the entry point's name is the score's, its value the module that holds it.
+"""
+
+from __future__ import annotations
+
+import moe_probe.pruning.scores  # noqa: F401 - before the function of that name, which hides it from here on
+from moe_probe.pruning.scoring import names, scores
+
+__all__ = ["names", "scores"]

@@ -1,0 +1,129 @@
+"""What every expert score is: a formula with its source, and which of its ends says that an expert matters."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from functools import cached_property
+from typing import ClassVar
+
+import numpy as np
+import torch
+
+from moe_probe.model import MoEModel
+from moe_probe.routing import LayerBatch, Need
+
+
+class Score(ABC):
+    """A number per expert by which experts are kept or pruned.
+
+    Attributes:
+        keep_high: whether experts with large values are kept; where not, they are pruned first.
+        formula: the definition, in the words of `moe_probe.pruning`.
+        source: paper, with section or equation where there is one.
+        units: of the value.
+    """
+
+    keep_high: ClassVar[bool] = True
+    formula: ClassVar[str]
+    source: ClassVar[str]
+    units: ClassVar[str] = "1"
+
+
+class Seen:
+    """A batch of a MoE layer, with what several scores take of it computed once.
+
+    Attributes:
+        batch: n rows of one layer, E experts, k of them chosen per row.
+    """
+
+    def __init__(self, batch: LayerBatch):
+        self.batch = batch
+
+    def outputs_of(self, index: torch.Tensor) -> torch.Tensor:
+        """Unweighted outputs of some experts (n, k) on their rows, (n, k, w), float32."""
+        batch = self.batch
+        if batch.holds("outputs"):
+            return batch.outputs[index, torch.arange(len(index), device=index.device)[:, None]].float()
+        if index is batch.top_k_index and batch.holds("selected_outputs"):
+            return batch.selected_outputs.float()
+        assert batch.experts is not None, "scores run models, not traces"
+        return batch.experts.selected_outputs(batch.expert_input, index).float()
+
+    @cached_property
+    def chosen_outputs(self) -> torch.Tensor:
+        """Unweighted outputs of the chosen experts, (n, k, w), float32."""
+        return self.outputs_of(self.batch.top_k_index)
+
+    @cached_property
+    def norms(self) -> torch.Tensor:
+        """Their L2 norms, (n, k), float64."""
+        return self.chosen_outputs.norm(dim=-1).double()
+
+    @cached_property
+    def affinities(self) -> torch.Tensor:
+        """Affinities of the chosen experts, (n, k), float64."""
+        return self.batch.scores.gather(1, self.batch.top_k_index).double()
+
+    @cached_property
+    def weights(self) -> torch.Tensor:
+        """Applied weights, (n, k), float64."""
+        return self.batch.top_k_weights.double()
+
+    def by_expert(self, values: torch.Tensor, index: torch.Tensor | None = None) -> torch.Tensor:
+        """Sums over the rows of values of chosen experts, (n, k[, w]) to (E[, w]), float64."""
+        index = self.batch.top_k_index if index is None else index
+        flat = values.double().reshape(index.numel(), *values.shape[2:])
+        total = flat.new_zeros(self.batch.layer.num_experts, *flat.shape[1:])
+        return total.index_add_(0, index.flatten(), flat)
+
+    def largest(self, values: torch.Tensor) -> torch.Tensor:
+        """Maxima over the rows of values (n, k) of the chosen experts, (E,), -inf where there is none."""
+        total = values.new_full((self.batch.layer.num_experts,), -torch.inf)
+        return total.scatter_reduce_(0, self.batch.top_k_index.flatten(), values.flatten(), "amax")
+
+
+class OnePass(Score):
+    """A score that is computed in one pass over texts, from sums over rows.
+
+    Attributes:
+        needs: what batches must hold beside the choices.
+        maximum: batches are joined by their maximum instead of their sum.
+        mixed: sums of each document label are divided by their total over the layer's experts, and then added.
+
+    Examples:
+        >>> from moe_probe import pruning
+        >>> pruning.names()["frequency"].formula
+        '|S_e| / T'
+    """
+
+    needs: ClassVar[frozenset[Need]] = frozenset()
+    maximum: ClassVar[bool] = False
+    mixed: ClassVar[bool] = False
+
+    @abstractmethod
+    def add(self, seen: Seen) -> torch.Tensor | None:
+        """What a batch adds, (E, ...); None where the batch does not hold what is needed."""
+
+    def value(self, total: np.ndarray, chosen: np.ndarray, rows: int) -> np.ndarray:
+        """The score (E,) of what all batches added, float64.
+
+        Args:
+            total: (E, ...).
+            chosen: rows that chose each expert, (E,); nan where there is none.
+            rows: in all.
+        """
+        return total
+
+
+class OfWeights(Score):
+    """A score that reads the published weights alone; interventions do not count.
+
+    Attributes:
+        needs_base: whether it compares with another checkpoint.
+    """
+
+    needs_base: ClassVar[bool] = False
+
+    @abstractmethod
+    def of_layer(self, model: MoEModel, layer: int, base: MoEModel | None = None) -> np.ndarray:
+        """The score of each expert, (E,), float64; nan for experts without weights."""

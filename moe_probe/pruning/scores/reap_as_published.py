@@ -1,0 +1,31 @@
+"""REAP as its code computes it for every family: softmax and top-k of the raw logits."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from moe_probe.pruning.score import OnePass, Seen
+from moe_probe.routing import Need
+
+
+class ReapAsPublished(OnePass):
+    """REAP as its code of before March 2026 computes it for every family: softmax and top-k of the raw logits.
+
+    Not what sigmoid, bias-corrected and grouped routers choose and apply: `reap` is. P are rows whose k largest raw
+    logits have e's among them.
+    """
+
+    formula = "sum over P of softmax(logits)_e |f_e(x)| / |P|"
+    source = "Lasby et al., arXiv 2510.13999; its code, observer"
+    units = "residual stream"
+    needs = frozenset({Need.SCORES, Need.SELECTED})
+
+    def add(self, seen: Seen) -> torch.Tensor | None:
+        batch = seen.batch
+        weights, index = batch.router_logits.softmax(-1).topk(batch.top_k_index.shape[1], dim=-1)
+        sums = seen.by_expert(weights * seen.outputs_of(index).norm(dim=-1), index)
+        return torch.stack([sums, seen.by_expert(torch.ones_like(weights), index)], 1)
+
+    def value(self, total: np.ndarray, chosen: np.ndarray, rows: int) -> np.ndarray:
+        return total[:, 0] / np.where(total[:, 1] > 0, total[:, 1], np.nan)

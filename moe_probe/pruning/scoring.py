@@ -1,0 +1,273 @@
+"""Scores of every expert: those of activations in one pass over texts, those of weights from the files."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any, Unpack
+
+import numpy as np
+import torch
+import xarray as xr
+
+from moe_probe.dynamic.analysis import Analysis
+from moe_probe.dynamic.driver import observe
+from moe_probe.dynamic.sources import open_source
+from moe_probe.errors import NotComparable, NotFitting, WrongType
+from moe_probe.model import MoEModel, Openable, load
+from moe_probe.options import SCORE_OPTIONS, RunOptions, completed
+from moe_probe.progress import reporting
+from moe_probe.pruning.score import OnePass, Score, Seen
+from moe_probe.registry import Registry
+from moe_probe.results import dataset, provenance
+from moe_probe.routing import LayerBatch, Need, Source
+from moe_probe.statistics.states import Most, Total
+from moe_probe.texts.reading import Texts
+
+UNDEFINED = "a mean or maximum over the rows of an expert that none chose, or what the model does not let be seen"
+
+
+def score_of(module: ModuleType, name: str) -> Score:
+    """The score that a module is the file of."""
+    own = (each for each in vars(module).values() if inspect.isclass(each) and each.__module__ == module.__name__)
+    return next(each for each in own if issubclass(each, Score))()
+
+
+SCORES: Registry[Score] = Registry("moe_probe.pruning.scores", "scores", "score", score_of)
+
+
+def names() -> Mapping[str, Score]:
+    """Every score by its name, those of other packages too (entry points `moe_probe.scores`).
+
+    Examples:
+        >>> "reap" in names()
+        True
+    """
+    return SCORES
+
+
+def scores(
+    model: Openable,
+    texts: Texts | None = None,
+    names: Sequence[str] | str = "all",
+    *,
+    base: Openable | None = None,
+    **options: Unpack[RunOptions],
+) -> xr.Dataset:
+    """Scores of every expert, all of them from one pass over the texts.
+
+    Weights and choices are the model's own, whatever its router: softmax, sigmoid, correction bias, groups.
+
+    Args:
+        model: a checkpoint folder, a hub id or a model; its interventions act, but on scores of the weights alone.
+        texts: as for `dynamic.run`; None where only scores of weights are asked for.
+        names: of scores (`pruning.names()`), one or several; `all` for those that texts and base allow.
+        base: the checkpoint that scores of change are taken from.
+        options: those of `dynamic.run` but `baseline`.
+
+    Returns:
+        `value` (score, layer, expert), float64: nan where a mean is over no rows, and for experts that a layer does not
+        have or whose weights a score needs and that have none. `keep_high` (score), whether large values are kept.
+        `chosen` (layer, expert), rows that chose the expert, where texts are given. Coordinates `formula` and `source`
+        (score); `attrs` have them too, as `formula_<score>` and `source_<score>`.
+
+    Raises:
+        InputError: there is no such score, or it needs texts or a base that are not given.
+        FamilyError: the model's MoE layers cannot be watched.
+
+    Examples:
+        >>> from moe_probe import pruning
+        >>> found = pruning.scores("ckpt/tiny-mixtral", ["A short text."], ["reap", "frequency"])
+        >>> found.value.dims
+        ('score', 'layer', 'expert')
+    """
+    asked = completed(options, SCORE_OPTIONS, "scores")
+    chosen = chosen_scores(names, texts is not None, base is not None)
+    opened = load(model)
+    layers = opened.select_layers(asked["layers"])
+    passing = tuple(name for name in chosen if isinstance(SCORES[name], OnePass))
+    values: dict[str, dict[int, np.ndarray]] = {}
+    about = provenance("scores", opened, scores=chosen)
+    counts: dict[int, np.ndarray] = {}
+    static = [name for name in chosen if name not in passing]
+    if static:
+        values |= of_weights(opened, layers, static, base, asked["progress"])
+    if passing:
+        source = open_source(opened, texts, {"baseline": None, **asked})
+        (analysis,) = observe(source, [ScorePass(passing)], asked)
+        assert isinstance(analysis, ScorePass)
+        values |= {name: analysis.values(name) for name in passing}
+        counts = {layer: analysis.chosen[layer] for layer in layers}
+        about = {**analysis.attrs(source), "analysis": "scores", "parameters": about["parameters"]}
+    return _result(opened, layers, chosen, values, counts, about)
+
+
+def chosen_scores(names: Sequence[str] | str, with_texts: bool, with_base: bool) -> list[str]:
+    """The scores asked for.
+
+    Raises:
+        InputError: there is no such score, one is named twice, or it needs what is not given.
+    """
+    if names == "all":
+        return [name for name, score in SCORES.items() if _possible(score, with_texts, with_base)]
+    several = [names] if isinstance(names, str) else list(names)
+    if not several or not all(isinstance(name, str) for name in several):
+        raise WrongType(f"names is {names!r}; pass names of scores, such as 'reap', or 'all'.")
+    twice = next((name for name in several if several.count(name) > 1), None)
+    if twice is not None:
+        raise NotFitting(f"The score {twice} is named twice; name it once.")
+    for name in several:
+        score = SCORES[name]
+        if not _possible(score, with_texts, with_base):
+            lacks = "texts to run the model on" if isinstance(score, OnePass) else "base=, a checkpoint to compare with"
+            raise NotFitting(f"The score {name} needs what is not given; pass {lacks}.")
+    return several
+
+
+def _possible(score: Score, with_texts: bool, with_base: bool) -> bool:
+    return with_texts if isinstance(score, OnePass) else with_base or not getattr(score, "needs_base", False)
+
+
+@dataclass
+class ScorePass(Analysis):
+    """The sums of several scores, in one pass; an analysis for `scores` alone.
+
+    Args:
+        scores: names of scores of one pass.
+    """
+
+    scores: tuple[str, ...]
+
+    name = "scores"
+
+    sums, most = Total("expert"), Most("expert")
+    chosen, rows = Total("expert"), Total()
+
+    @classmethod
+    def example(cls) -> ScorePass:
+        return cls(("frequency",))
+
+    def members(self) -> dict[str, OnePass]:
+        """The scores by name."""
+        found = {name: SCORES[name] for name in self.scores}
+        return {name: score for name, score in found.items() if isinstance(score, OnePass)}
+
+    def needed(self) -> frozenset[Need]:
+        asked = frozenset({Need.CHOICES}).union(*(score.needs for score in self.members().values()))
+        return asked - {Need.SELECTED} if Need.OUTPUTS in asked else asked
+
+    def update(self, batch: LayerBatch) -> None:
+        self.chosen.add(batch, batch.selected.double().sum(0))
+        self.rows.add(batch, len(batch.top_k_index))
+        whole = Seen(batch)
+        for name, score in self.members().items():
+            for label, seen in domains(whole) if score.mixed else [("", whole)]:
+                if (added := score.add(seen)) is not None:
+                    (self.most if score.maximum else self.sums).add(batch, added, f"{name}/{label}")
+
+    def variables(self, source: Source) -> Mapping[str, xr.DataArray]:
+        return {"chosen": self.chosen.array}
+
+    def values(self, name: str) -> dict[int, np.ndarray]:
+        """The score (E,) of each layer."""
+        score, found = self.members()[name], {}
+        kept = self.most if score.maximum else self.sums
+        for layer in self.chosen.layers:
+            parts = [kept[place] for place in kept if place[0] == layer and place[1].startswith(f"{name}/")]
+            count = self.chosen[layer]
+            if not parts:
+                found[layer] = np.full(len(count), np.nan)
+                continue
+            if score.mixed:
+                parts = [part / part.sum() for part in parts]
+            with np.errstate(invalid="ignore", divide="ignore"):
+                counted = np.where(count > 0, count, np.nan)
+                found[layer] = score.value(np.sum(parts, axis=0), counted, int(self.rows[layer]))
+        return found
+
+
+def domains(seen: Seen) -> list[tuple[str, Seen]]:
+    """The batch by document label."""
+    labels = seen.batch.tokens.label.astype(str)
+    found = np.unique(labels).tolist()
+    if len(found) == 1:
+        return [(found[0], seen)]
+    return [(label, Seen(seen.batch.part(labels == label))) for label in found]
+
+
+def of_weights(
+    model: MoEModel, layers: Sequence[int], several: Sequence[str], base: Openable | None, progress: bool
+) -> dict[str, dict[int, np.ndarray]]:
+    """Scores of the weights by name and layer.
+
+    Raises:
+        NotComparable: the base has other routers.
+    """
+    other = None if base is None else load(base)
+    if other is not None:
+        check_base(model, other, layers)
+    found: dict[str, dict[int, np.ndarray]] = {name: {} for name in several}
+    with reporting("layers", len(layers), progress) as advance, torch.no_grad():
+        for layer in layers:
+            for name in several:
+                score: Any = SCORES[name]
+                found[name][layer] = score.of_layer(model, layer, other if score.needs_base else None)
+            advance()
+    return found
+
+
+def check_base(model: MoEModel, base: MoEModel, layers: Sequence[int]) -> None:
+    """Refuse a base whose routers are of other shapes."""
+    for layer in layers:
+        own = tuple(model.router_tensor(layer).shape)
+        there = tuple(base.router_tensor(layer).shape) if layer in base.moe_layers else None
+        if own != there:
+            raise NotComparable(
+                f"Layer {layer}: the router of {model.name} is {own}, that of the base {base.name} {there}; pass the "
+                "checkpoint that the model was tuned from."
+            )
+
+
+def _result(
+    model: MoEModel,
+    layers: Sequence[int],
+    several: Sequence[str],
+    values: Mapping[str, Mapping[int, np.ndarray]],
+    counts: Mapping[int, np.ndarray],
+    about: Mapping[str, Any],
+) -> xr.Dataset:
+    experts = max(model.layer(layer).num_experts for layer in layers)
+    of = [SCORES[name] for name in several]
+    coords = {"score": list(several), "layer": list(layers), "expert": [str(expert) for expert in range(experts)]}
+    value = np.stack([filled(values[name], layers, experts) for name in several])
+    described = {"long_name": "score", "units": "that of the score"}
+    if np.isnan(value).any():
+        described["undefined"] = UNDEFINED
+    found = {
+        "value": xr.DataArray(value, coords, ("score", "layer", "expert"), attrs=described),
+        "keep_high": xr.DataArray(
+            [score.keep_high for score in of],
+            {"score": list(several)},
+            ("score",),
+            attrs={"long_name": "large values are kept", "units": "1"},
+        ),
+    }
+    if counts:
+        own = {name: coords[name] for name in ("layer", "expert")}
+        attrs = {"long_name": "rows that choose the expert", "units": "rows"}
+        found["chosen"] = xr.DataArray(filled(counts, layers, experts), own, ("layer", "expert"), attrs=attrs)
+    told = {f"formula_{name}": score.formula for name, score in zip(several, of, strict=True)}
+    told |= {f"source_{name}": score.source for name, score in zip(several, of, strict=True)}
+    result = dataset(found, {**about, **told})
+    words = {key: ("score", [getattr(score, key) for score in of]) for key in ("formula", "source", "units")}
+    return result.assign_coords(words)
+
+
+def filled(by_layer: Mapping[int, np.ndarray], layers: Sequence[int], experts: int) -> np.ndarray:
+    """Values of each layer, (layers, experts); nan for experts that a layer does not have."""
+    grid = np.full((len(layers), experts), np.nan)
+    for row, layer in enumerate(layers):
+        grid[row, : len(by_layer[layer])] = by_layer[layer]
+    return grid

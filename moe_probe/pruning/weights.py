@@ -1,0 +1,20 @@
+"""An expert's weights as one vector."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+
+from moe_probe.model import MoEModel
+
+
+def of_experts(model: MoEModel, layer: int, statistic: Callable[[torch.Tensor], torch.Tensor]) -> np.ndarray:
+    """A statistic of all weights of each expert, (E,), float64; nan for experts without weights."""
+    own = model.layer(layer)
+    values = np.full(own.num_experts, np.nan)
+    for label in own.weighted_experts:
+        matrices = [model.expert_weight(layer, label, projection) for projection in own.projections]
+        values[int(label)] = float(statistic(torch.cat([each.flatten().double() for each in matrices])))
+    return values
