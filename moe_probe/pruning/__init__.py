@@ -7,6 +7,7 @@ Each file of `scores/` holds one score. Another package adds one through the ent
 from __future__ import annotations
 
 import moe_probe.pruning.scores  # noqa: F401 - before the function of that name, which hides it from here on
+from moe_probe.pruning.agreeing import agreement
 from moe_probe.pruning.scoring import names, scores
 
-__all__ = ["names", "scores"]
+__all__ = ["agreement", "names", "scores"]

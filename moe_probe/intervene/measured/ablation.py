@@ -82,6 +82,7 @@ def ablate(
     *,
     experts: Sequence[int] | int | None = None,
     direct: bool = False,
+    by_unit: bool = False,
     bootstrap: int = DRAWS,
     **options: Unpack[RunOptions],
 ) -> xr.Dataset:
@@ -97,6 +98,7 @@ def ablate(
         how: `zero` (weight 0), `mask` (as if deleted, chosen anew) or `mean` (its mean output).
         experts: numbers of experts; all by default.
         direct: measure the direct effect too: routing of later layers replayed from the unedited run.
+        by_unit: give the sums that intervals are made of too, for statistics of several experts together.
         bootstrap: resamples of documents for the intervals; 0 for none.
         options: those of `dynamic.run` but `baseline`: `layers` that are edited; with `checkpoint_dir`, an interrupted
             run resumes.
@@ -108,7 +110,9 @@ def ablate(
         whose most likely next token stays. `label_loss_change` (path, label, layer, expert) with its interval.
         `base_loss`, scalar. `chosen` (layer, expert), choices in the unedited run, and `control_loss_change`, that
         without the other expert of the layer whose number of choices is nearest: the control. An expert that a layer
-        does not have is nan.
+        does not have is nan. With `by_unit`, `unit_loss_change` (unit, path, layer, expert), nats, summed over the
+        predicted tokens of each unit, and `unit_tokens` (unit), their number: a unit is a document, or cluster of
+        documents, or some of them together where there are more than 1024.
 
     Raises:
         InputError: a layer or expert that there is not; a mask that leaves too few; texts too short to predict
@@ -120,7 +124,7 @@ def ablate(
         >>> intervene.ablate("ckpt/tiny-mixtral", ["A short text."], layers=[1]).loss_change.sizes["expert"]
         8
     """
-    check_types(ablate, {"how": how, "experts": experts, "direct": direct})
+    check_types(ablate, {"how": how, "experts": experts, "direct": direct, "by_unit": by_unit})
     check_draws(bootstrap)
     asked = completed(options, ABLATE_OPTIONS, "ablate")
     opened = load(model)
@@ -134,7 +138,7 @@ def ablate(
     told = told_of_all(source, how, chosen, edits)
     variants = [variant_of(opened, [edit], path) for path in paths for edit in told]
     collected, unedited = measure(source, variants, partial(PerBlock, len(variants)), asked, "ablate")
-    return _result(source, collected, unedited, cells, paths, how, bootstrap)
+    return _result(source, collected, unedited, cells, paths, how, bootstrap, by_unit)
 
 
 def experts_of(model: MoEModel, layer: int, experts: Sequence[int] | int | None) -> Sequence[int]:
@@ -170,6 +174,7 @@ def _result(
     paths: Sequence[str],
     how: str,
     draws: int,
+    by_unit: bool,
 ) -> xr.Dataset:
     layers, experts = (sorted(set(each)) for each in zip(*cells, strict=True))
     at = [layers.index(layer) for layer, _ in cells], [experts.index(expert) for _, expert in cells]
@@ -198,6 +203,12 @@ def _result(
             values = np.stack([gridded(each[number]) for each in by_label], 1)
             text = f"change of the loss by label{ENDINGS[ending]}"
             found[f"label_loss_change{ending}"] = (("path", "label", "layer", "expert"), values, text, "nats")
+    if by_unit:
+        there = predicted.sum(1) > 0
+        sums = gridded(change.sum(1)[there])
+        found["unit_loss_change"] = (("unit", *DIMS), sums, "change of the loss, summed over a unit's tokens", "nats")
+        found["unit_tokens"] = (("unit",), predicted.sum(1)[there], "predicted tokens of a unit", "tokens")
+        coords["unit"] = list(range(int(there.sum())))
     found["chosen"] = (DIMS[1:], _counts_of(unedited, layers, experts), "choices in the unedited run", "choices")
     found["control_loss_change"] = (DIMS, _control(found["loss_change"][1], unedited, layers, experts), CONTROL, "nats")
     about = provenance("ablate", source.model, how=how, bootstrap=draws, paths=list(paths))
