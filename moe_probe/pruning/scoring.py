@@ -71,7 +71,8 @@ def scores(
         `value` (score, layer, expert), float64: nan where a mean is over no rows, and for experts that a layer does not
         have or whose weights a score needs and that have none. `keep_high` (score), whether large values are kept.
         `chosen` (layer, expert), rows that chose the expert, where texts are given. Coordinates `formula` and `source`
-        (score); `attrs` have them too, as `formula_<score>` and `source_<score>`.
+        (score), and `calibration` (document), a number for each document's content;
+        `attrs` have formulas and sources too, as `formula_<score>` and `source_<score>`.
 
     Raises:
         InputError: there is no such score, or it needs texts or a base that are not given.
@@ -91,6 +92,7 @@ def scores(
     values: dict[str, dict[int, np.ndarray]] = {}
     about = provenance("scores", opened, scores=chosen)
     counts: dict[int, np.ndarray] = {}
+    calibration: list[int] = []
     static = [name for name in chosen if name not in passing]
     if static:
         values |= of_weights(opened, layers, static, base, asked["progress"])
@@ -100,8 +102,10 @@ def scores(
         assert isinstance(analysis, ScorePass)
         values |= {name: analysis.values(name) for name in passing}
         counts = {layer: analysis.chosen[layer] for layer in layers}
+        calibration = source.corpus.digests
         about = {**analysis.attrs(source), "analysis": "scores", "parameters": about["parameters"]}
-    return _result(opened, layers, chosen, values, counts, about)
+    found = _result(opened, layers, chosen, values, counts, about)
+    return found.assign_coords(calibration=("document", calibration)) if passing else found
 
 
 def chosen_scores(names: Sequence[str] | str, with_texts: bool, with_base: bool) -> list[str]:

@@ -75,6 +75,12 @@ class Corpus:
         content = [(document.number, document.ids, document.label) for document in self.documents]
         return hashlib.sha256(repr(content).encode()).hexdigest()[:16]
 
+    @property
+    def digests(self) -> list[int]:
+        """A number for each document's token ids, whatever its place and label: the same where the ids are."""
+        contents = (repr(document.ids).encode() for document in self.documents)
+        return [int.from_bytes(hashlib.sha256(each).digest()[:8], "big", signed=True) for each in contents]
+
     def beginning(self, tokens: int) -> Corpus:
         """The first document alone, no longer than so many tokens."""
         first = self.documents[0]
