@@ -11,6 +11,8 @@ from moe_probe.facts import facts
 from moe_probe.model import MoEModel
 from moe_probe.shown import printable
 
+ENDS = ("_low", "_high")
+
 
 def info_table(model: MoEModel) -> Table:
     """What a model is made of."""
@@ -31,6 +33,25 @@ def summary(dataset: xr.Dataset) -> Table | None:
         table.add_column(_plain(name))
     for layer in values.layer.values:
         table.add_row(_plain(layer), *(f"{value:.3f}" for value in values.sel(layer=layer).values))
+    return table
+
+
+def worth_table(agreement: xr.Dataset, curve: xr.Dataset) -> Table:
+    """What scores are worth: rank correlation with ablation, and the change of the loss by share pruned."""
+    table = Table("score", title="Scores: rank correlation with ablation, loss by share pruned", title_justify="left")
+    for head in ("rank", "low", "high", *(f"{100 * share:g} %" for share in curve.fraction.values)):
+        table.add_column(head, justify="right", no_wrap=True)
+    ranked = agreement.sortby("mean_rank_correlation", ascending=False)
+    for score in ranked.score.values:
+        one = ranked.sel(score=score)
+        low, high = (one.get(f"mean_rank_correlation{end}", one.mean_rank_correlation * float("nan")) for end in ENDS)
+        known = score in curve.order.values
+        losses = curve.loss_change.sel(order=score).values if known else [float("nan")] * curve.sizes["fraction"]
+        ranks = (f"{float(value):+.2f}" for value in (one.mean_rank_correlation, low, high))
+        table.add_row(_plain(score), *ranks, *(f"{x:+.4f}" for x in losses))
+    if drawn := [order for order in curve.order.values if order not in agreement.score.values]:
+        means = curve.loss_change.sel(order=drawn).mean("order").values
+        table.add_row(f"random ({len(drawn)})", "", "", "", *(f"{x:+.4f}" for x in means))
     return table
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import moe_probe.pruning.scores  # noqa: F401 - before the function of that name, which hides it from here on
 from moe_probe.pruning.agreeing import agreement
 from moe_probe.pruning.curves import curve
+from moe_probe.pruning.halves import halves
 from moe_probe.pruning.scoring import names, scores
 
-__all__ = ["agreement", "curve", "names", "scores"]
+__all__ = ["agreement", "curve", "halves", "names", "scores"]

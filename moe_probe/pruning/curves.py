@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Unpack
 
 import numpy as np
@@ -55,9 +55,9 @@ def curve(
 
     Returns:
         Dimensions `order` (the scores, then `random 0`, ...), `fraction`: `loss_change`, over all predicted tokens,
-        nats, with `_low` and `_high`, the 95 % interval over documents; `kl`, mean KL(whole || pruned) over all positions,
-        nats; `top1`, share of positions whose most likely next token stays; `pruned`, experts that are masked;
-        `label_loss_change` (order, label, fraction) where documents have labels. `base_loss`, scalar, nats.
+        nats, with `_low` and `_high`, the 95 % interval over documents; `kl`, mean KL(whole || pruned) over all
+        positions, nats; `top1`, share of positions whose most likely next token stays; `pruned`, experts that are
+        masked; `label_loss_change` (order, label, fraction) where documents have labels. `base_loss`, scalar, nats.
 
     Raises:
         NotComparable: the scores are of another model.
@@ -75,7 +75,7 @@ def curve(
     opened = load(model)
     check_scores(opened, scores)
     corpus = make_corpus(opened, texts, **{name: asked.pop(name) for name in TEXT_OPTIONS})
-    check_held_out(scores, corpus)
+    check_held_out(scores.calibration.values.tolist() if "calibration" in scores else (), corpus)
     orders = orders_of(opened, scores, random)
     cells = [(name, fraction) for name in orders for fraction in fractions]
     pruned = [lowest(opened, orders[name], fraction, per) for name, fraction in cells]
@@ -95,9 +95,9 @@ def check_scores(model: MoEModel, scores: xr.Dataset) -> None:
         raise NotComparable(f"The scores are of another model than {model.name}; compute them of this one.")
 
 
-def check_held_out(scores: xr.Dataset, corpus: Corpus) -> None:
-    """Raises: NotFitting: a document is among those that the scores are of."""
-    seen = set(scores.calibration.values.tolist()) if "calibration" in scores else set()
+def check_held_out(digests: Iterable[int], corpus: Corpus) -> None:
+    """Raises: NotFitting: a document is among those, by their digests, that the scores are of."""
+    seen = set(digests)
     both = [
         document.number for document, digest in zip(corpus.documents, corpus.digests, strict=True) if digest in seen
     ]
@@ -179,6 +179,6 @@ def weighted(values: np.ndarray, counts: np.ndarray) -> np.ndarray:
 ENDS = {"": "", "_low": ", lower end of the 95 % interval", "_high": ", upper end of the 95 % interval"}
 DEFINITION = (
     "Masked experts are as if deleted: never chosen, the others chosen and weighted by the router's own rules. Losses "
-    "are mean negative log-likelihoods of all tokens but the first of a document, kl and top1 over all positions; none of "
-    "the documents is among those that the scores were computed from."
+    "are mean negative log-likelihoods of all tokens but the first of a document, kl and top1 over all positions; none "
+    "of the documents is among those that the scores were computed from."
 )

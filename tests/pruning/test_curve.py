@@ -5,8 +5,8 @@ import pytest
 from conftest import FIXTURES
 
 import moe_probe
-from moe_probe import intervene, pruning
-from moe_probe.errors import InputError, NotComparable, NotFitting
+from moe_probe import dynamic, intervene, pruning
+from moe_probe.errors import InputError, NotComparable, NotFitting, NothingToRead
 from moe_probe.pruning.selecting import lowest
 
 FOLDER = FIXTURES / "mixtral" / "checkpoint"
@@ -91,3 +91,18 @@ def test_what_cannot_be_pruned_is_refused(scores):
     unknown.value[0, 0, 3] = np.nan
     with pytest.raises(NotFitting, match="Expert 3 of layer 0 has no value"):
         pruning.curve(FOLDER, unknown, EVALUATION, **QUIET)
+
+
+def test_halves_share_no_document_and_do_not_depend_on_the_order():
+    model = moe_probe.load(FOLDER)
+    texts = [*EVALUATION, EVALUATION[0], *CALIBRATION]
+    labels = ["a"] * 7 + ["b"] * 2
+    corpus = dynamic.make_corpus(model, texts, labels=labels)
+    one, other = pruning.halves(corpus)
+    assert not {document.ids for document in one.documents} & {document.ids for document in other.documents}
+    assert len(one.documents) + len(other.documents) == len(texts)
+    assert [sum(each.label == "b" for each in half.documents) for half in (one, other)] == [1, 1]
+    turned = pruning.halves(dynamic.make_corpus(model, texts[::-1], labels=labels[::-1]))[0]
+    assert {document.ids for document in turned.documents} == {document.ids for document in one.documents}
+    with pytest.raises(NothingToRead, match="one document"):
+        pruning.halves(dynamic.make_corpus(model, [[5, 6], [5, 6]]))

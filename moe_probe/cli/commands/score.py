@@ -1,0 +1,108 @@
+"""`moe-probe score`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import numpy as np
+import typer
+
+from moe_probe.cli.common import Ckpt, Out, Texts, console, write
+from moe_probe.cli.options import MODEL_OPTIONS, of_run, open_model, takes
+from moe_probe.errors import InputError, NotFitting
+from moe_probe.options import SCORE_OPTIONS, TEXT_OPTIONS
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+    from moe_probe.texts.corpus import Corpus
+
+OF_SCORE = tuple(name for name in SCORE_OPTIONS if name != "checkpoint_dir")
+EXAMPLE = (
+    "Example: `moe-probe score ckpt/tiny-mixtral --texts ckpt/texts.jsonl --labels domain -o out`. Without "
+    "`--evaluate`, every second document is held out; without texts, weights alone are scored."
+)
+
+
+def epilog() -> str:
+    """An example."""
+    return EXAMPLE
+
+
+@takes(*OF_SCORE, *MODEL_OPTIONS)
+def command(
+    ckpt: Ckpt,
+    out: Out,
+    texts: Texts = None,
+    evaluate: Annotated[str | None, typer.Option(metavar="FILE", help="Held-out texts to judge scores on.")] = None,
+    names: Annotated[str, typer.Option(metavar="NAMES", help="Scores, such as reap,ean. Default: all.")] = "all",
+    base: Annotated[str | None, typer.Option(metavar="CKPT", help="The checkpoint that gate_change is from.")] = None,
+    fractions: Annotated[
+        str, typer.Option(metavar="SHARES", help="Shares of the experts that are masked.")
+    ] = "0.125,0.25,0.5",
+    per: Annotated[str, typer.Option(metavar="WHAT", help="Shares of each layer, or of the whole model.")] = "layer",
+    random: Annotated[int, typer.Option(metavar="N", help="Random orders to compare with.")] = 5,
+    truth: Annotated[bool, typer.Option(help="Measure the loss without each expert, and the curves.")] = True,
+    bootstrap: Annotated[int, typer.Option(metavar="N", help="Resamples for the intervals; 0 for none.")] = 1000,
+    **options: Any,
+) -> None:
+    """Score every expert, and measure what the scores are worth: netCDF results and one table."""
+    from moe_probe import intervene, pruning
+    from moe_probe.cli.tables import worth_table
+
+    shares, model, asked = parse_shares(fractions), open_model(ckpt, options), of_run(options, OF_SCORE)
+    reading = {name: asked.pop(name) for name in TEXT_OPTIONS}
+    several = names if names == "all" else names.split(",")
+    if texts is None:
+        if evaluate is not None:
+            raise NotFitting("--evaluate judges scores of --texts, which are not given; pass both, or --texts alone.")
+        write([pruning.scores(model, None, several, base=base, **asked)], out)
+        return
+    calibration, held_out = two_corpora(model, texts, evaluate, reading)
+    found = pruning.scores(model, calibration, several, base=base, **asked)
+    if not truth:
+        write([found], out)
+        return
+    ablation = intervene.ablate(model, held_out, "mask", by_unit=True, bootstrap=bootstrap, **asked)
+    agreement = pruning.agreement(found, ablation, bootstrap=bootstrap)
+    how: Any = {"per": per, "random": random, "bootstrap": bootstrap}
+    of_curve = {name: value for name, value in asked.items() if name != "layers"}
+    curve = pruning.curve(model, known(found), held_out, shares, **how, **of_curve)
+    write([found, ablation, agreement, curve], out)
+    console.print(worth_table(agreement, curve))
+
+
+def two_corpora(model: Any, texts: str, evaluate: str | None, reading: dict[str, Any]) -> tuple[Corpus, Corpus]:
+    """The texts to score by, and those to judge on."""
+    from moe_probe import dynamic, pruning
+    from moe_probe.pruning.curves import check_held_out
+
+    corpus = dynamic.make_corpus(model, texts, **reading)
+    if evaluate is None:
+        return pruning.halves(corpus)
+    held_out = dynamic.make_corpus(model, evaluate, **reading)
+    check_held_out(corpus.digests, held_out)
+    return corpus, held_out
+
+
+def known(scores: xr.Dataset) -> xr.Dataset:
+    """The scores without those that some expert has no value of, though it is chosen; they are said."""
+    from moe_probe.pruning.agreeing import importance
+
+    there = np.isfinite(scores.chosen.values) if "chosen" in scores else True
+    unknown = (np.isnan(importance(scores)) & there).any((1, 2))
+    if unknown.any():
+        console.print(f"No curve of {', '.join(scores.score.values[unknown])}: some experts have no value.")
+    return scores.isel(score=np.flatnonzero(~unknown))
+
+
+def parse_shares(text: str) -> list[float]:
+    """`"0.125,0.25"` as [0.125, 0.25].
+
+    Raises:
+        InputError: the text is no such list.
+    """
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise InputError(f"{text!r} is no list of shares; write it like 0.125,0.25,0.5.") from None

@@ -1,0 +1,40 @@
+"""Texts in two halves: one to choose by, one to judge on."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from moe_probe.errors import NothingToRead
+from moe_probe.texts.corpus import Corpus, Document
+
+
+def halves(corpus: Corpus) -> tuple[Corpus, Corpus]:
+    """A corpus in two, for calibration and for evaluation.
+
+    Of each label every second unit goes to either half; documents of one cluster, and equal ones, stay together. Which
+    goes where follows from the texts alone, not from their order.
+
+    Args:
+        corpus: documents, as of `dynamic.make_corpus`.
+
+    Raises:
+        NothingToRead: there are fewer than two different documents or clusters.
+
+    Examples:
+        >>> from moe_probe import dynamic, load, pruning
+        >>> corpus = dynamic.make_corpus(load("ckpt/tiny-mixtral"), [[5, 6], [7, 8], [9, 10]])
+        >>> [len(half.documents) for half in pruning.halves(corpus)]
+        [2, 1]
+    """
+    units: dict[tuple[int, ...] | str, list[Document]] = {}
+    for document in corpus.documents:
+        units.setdefault(document.cluster or document.ids, []).append(document)
+    if len(units) < 2:
+        raise NothingToRead("The texts are one document or cluster, which cannot be in two halves; pass more of them.")
+    first: set[int] = set()
+    ordered = sorted(units.values(), key=lambda unit: (unit[0].label, str(unit[0].cluster or unit[0].ids)))
+    for place, unit in enumerate(ordered):
+        first |= {document.number for document in unit} if place % 2 == 0 else set()
+    parts = (tuple(each for each in corpus.documents if (each.number in first) == chosen) for chosen in (True, False))
+    one, other = (replace(corpus, documents=documents) for documents in parts)
+    return one, other
