@@ -287,7 +287,7 @@ class WatchedSite:
         for expert in range(experts):
             mask = torch.zeros(experts, device=call.index.device)
             mask[expert] = -torch.inf
-            decided: Any = call.reselect(mask)
+            decided: Any = replace(call, memory=dict(call.memory)).reselect(mask)
             for intervention in self.parts["acting"]:
                 decided = intervention.route(decided)
             found.append((decided.index, decided.weights))

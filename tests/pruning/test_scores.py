@@ -2,6 +2,7 @@
 
 import json
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -142,3 +143,13 @@ def test_two_workers_find_the_same():
 def test_the_name_of_the_folder_stays_the_function():
     pruning.names()["reap"]
     assert callable(pruning.scores)
+
+
+@pytest.mark.parametrize("name", ["tiny-moe-plus-plus", "tiny-mh-moe", "tiny-deepseek-moe"])
+def test_asking_for_choices_without_experts_leaves_the_pass_as_it_is(name):
+    folder = Path(__file__).parents[2] / "ckpt" / name
+    texts = [[5, 6, 7, 8, 9], [10, 11, 12, 13]]
+    alone = found_in(folder, texts, ["weight_sum"])
+    beside = found_in(folder, texts, ["weight_sum", "naee_single", "easy_ep"])
+    np.testing.assert_allclose(beside.value.sel(score="weight_sum"), alone.value.sel(score="weight_sum"), rtol=1e-12)
+    assert (beside.value.sel(score="naee_single").values[beside.chosen.values > 0] > 0).all()

@@ -9,7 +9,7 @@ import typer
 
 from moe_probe.cli.common import Ckpt, Out, Texts, console, write
 from moe_probe.cli.options import MODEL_OPTIONS, of_run, open_model, takes
-from moe_probe.errors import InputError, NotFitting
+from moe_probe.errors import InputError, NotFitting, NothingToRead
 from moe_probe.options import SCORE_OPTIONS, TEXT_OPTIONS
 
 if TYPE_CHECKING:
@@ -58,9 +58,9 @@ def command(
             raise NotFitting("--evaluate judges scores of --texts, which are not given; pass both, or --texts alone.")
         write([pruning.scores(model, None, several, base=base, **asked)], out)
         return
-    calibration, held_out = two_corpora(model, texts, evaluate, reading)
+    calibration, held_out = two_corpora(model, texts, evaluate, reading, truth)
     found = pruning.scores(model, calibration, several, base=base, **asked)
-    if not truth:
+    if held_out is None:
         write([found], out)
         return
     ablation = intervene.ablate(model, held_out, "mask", by_unit=True, bootstrap=bootstrap, **asked)
@@ -72,14 +72,24 @@ def command(
     console.print(worth_table(agreement, curve))
 
 
-def two_corpora(model: Any, texts: str, evaluate: str | None, reading: dict[str, Any]) -> tuple[Corpus, Corpus]:
-    """The texts to score by, and those to judge on."""
+def two_corpora(
+    model: Any, texts: str, evaluate: str | None, reading: dict[str, Any], truth: bool
+) -> tuple[Corpus, Corpus | None]:
+    """The texts to score by, and those to judge on: None where nothing is measured on them."""
     from moe_probe import dynamic, pruning
     from moe_probe.pruning.curves import check_held_out
 
     corpus = dynamic.make_corpus(model, texts, **reading)
+    if not truth:
+        return corpus, None
     if evaluate is None:
-        return pruning.halves(corpus)
+        try:
+            return pruning.halves(corpus)
+        except NothingToRead:
+            console.print(
+                "The texts are one document, of which none can be held out: scores alone, without their worth."
+            )
+            return corpus, None
     held_out = dynamic.make_corpus(model, evaluate, **reading)
     check_held_out(corpus.digests, held_out)
     return corpus, held_out
