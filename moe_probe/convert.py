@@ -92,7 +92,7 @@ def _quantized(model: MoEModel) -> dict[str, LazyTensor]:
 def _write(
     model: MoEModel, folder: Path, tensors: Mapping[str, LazyTensor], dtype: torch.dtype | None, shard_bytes: int
 ) -> None:
-    shards = list(_shards(tensors, dtype, shard_bytes))
+    shards = list(shards_of(tensors, dtype, shard_bytes))
     weight_map, total = {}, 0
     with reporting(f"Converting {model.name}", len(shards)) as advance:
         for number, names in enumerate(shards, start=1):
@@ -136,7 +136,8 @@ def write_shard(path: Path, tensors: Mapping[str, LazyTensor], dtype: torch.dtyp
     return end
 
 
-def _shards(tensors: Mapping[str, LazyTensor], dtype: torch.dtype | None, shard_bytes: int) -> Iterator[list[str]]:
+def shards_of(tensors: Mapping[str, LazyTensor], dtype: torch.dtype | None, shard_bytes: int) -> Iterator[list[str]]:
+    """Names of the tensors of each file, at least one, no more bytes than asked for where there are several."""
     names: list[str] = []
     size = 0
     for name in tensors:

@@ -35,7 +35,7 @@ ALLOWED = {
     "static": HANDLE | {"statistics"},
     "dynamic": WORDS | {"statistics", "forward", "traces"},
     "intervene": WORDS | {"statistics", "forward", "static", "dynamic"},
-    "pruning": WORDS | {"statistics", "forward", "static", "dynamic", "intervene"},
+    "pruning": WORDS | {"convert", "statistics", "forward", "static", "dynamic", "intervene"},
     "comparisons": WORDS | {"statistics", "traces", "dynamic", "static", "intervene"},
     "plotting": {"errors", "registry", "shown", "signatures"},
     "figures": WORDS | {"static", "forward", "dynamic", "comparisons", "intervene", "plotting"},

@@ -10,6 +10,8 @@ import moe_probe.pruning.scores  # noqa: F401 - before the function of that name
 from moe_probe.pruning.agreeing import agreement
 from moe_probe.pruning.curves import curve
 from moe_probe.pruning.halves import halves
+from moe_probe.pruning.plans import Plan, plan, read_plan
 from moe_probe.pruning.scoring import names, scores
+from moe_probe.pruning.smaller import prune
 
-__all__ = ["agreement", "curve", "halves", "names", "scores"]
+__all__ = ["Plan", "agreement", "curve", "halves", "names", "plan", "prune", "read_plan", "scores"]

@@ -141,7 +141,8 @@ def _result(
         return found.reshape(*values.shape[:-1], len(orders), len(fractions))
 
     dims = ("order", "fraction")
-    found = {"base_loss": ((), weighted(measured.base_loss.values, tokens - 1), "loss of the whole model", "nats")}
+    found: dict[str, tuple[tuple[str, ...], np.ndarray, str, str]] = {}
+    found["base_loss"] = ((), weighted(measured.base_loss.values, tokens - 1), "loss of the whole model", "nats")
     for end, text in ENDS.items():
         values = grid(measured[f"mean_loss_change{end}"].values)
         found[f"loss_change{end}"] = (dims, values, f"{CHANGE}{text}", "nats")

@@ -1,0 +1,155 @@
+"""Which experts stay: made from scores, and kept as JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import xarray as xr
+
+from moe_probe.errors import Damaged, NoSuchName, NotFitting
+from moe_probe.files import as_path, whole_file
+from moe_probe.intervene.mask import Mask
+from moe_probe.model import MoEModel, Openable, load
+from moe_probe.pruning.curves import check_scores, orders_of
+from moe_probe.pruning.selecting import Per, Pruned, check_fraction, check_values, lowest
+from moe_probe.signatures import check_types
+
+FORMAT = "moe_probe pruning plan 1"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which experts of each layer stay.
+
+    Attributes:
+        model: name of the model.
+        kept: numbers of the experts that stay, ascending, by layer.
+        experts: of each layer before.
+        score: by which they were chosen.
+        fraction: of the experts that go.
+    """
+
+    model: str
+    kept: Mapping[int, tuple[int, ...]]
+    experts: Mapping[int, int]
+    score: str = ""
+    fraction: float = 0.0
+
+    def masks(self) -> list[Mask]:
+        """The same as interventions: masks of the experts that go."""
+        gone = {layer: sorted(set(range(self.experts[layer])) - set(own)) for layer, own in self.kept.items()}
+        return [Mask(layer, experts) for layer, experts in gone.items() if experts]
+
+    def save(self, path: str | Path) -> Path:
+        """Write the plan as JSON; the file appears when it is complete."""
+        text = json.dumps({"format": FORMAT, **asdict(self)}, indent=1)
+        with whole_file(as_path(path)) as partial:
+            partial.write_text(text + "\n", encoding="utf-8")
+        return Path(path)
+
+    @classmethod
+    def of(cls, content: Any) -> Self:
+        """The plan that `save` wrote."""
+        if not isinstance(content, dict) or content.pop("format", None) != FORMAT:
+            raise ValueError(f"no {FORMAT!r}")
+        for name in ("kept", "experts"):
+            content[name] = {int(layer): own for layer, own in content[name].items()}
+        content["kept"] = {layer: tuple(int(each) for each in own) for layer, own in content["kept"].items()}
+        found = cls(**content)
+        for layer, own in found.kept.items():
+            if sorted(set(own)) != list(own) or not own or not 0 <= own[0] <= own[-1] < found.experts[layer]:
+                raise ValueError(f"the experts of layer {layer}")
+        return found
+
+
+def read_plan(path: str | Path) -> Plan:
+    """The plan in a file.
+
+    Raises:
+        Damaged: the file holds none.
+
+    Examples:
+        >>> read_plan("plan.json")  # doctest: +SKIP
+    """
+    try:
+        return Plan.of(json.loads(Path(path).read_text(encoding="utf-8")))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise Damaged(f"{path} holds no plan of what to prune ({error}); write it with Plan.save.") from None
+
+
+def plan(model: Openable, scores: xr.Dataset, fraction: float, score: str | None = None, *, per: Per = "layer") -> Plan:
+    """The experts that stay if the lowest by a score go.
+
+    Where the router selects groups of experts first, as many go from each group. Experts that no row chose go first.
+
+    Args:
+        model: what the scores are of.
+        scores: result of `pruning.scores`.
+        fraction: of the experts that go, rounded to whole ones.
+        score: which one; may be left out where there is one alone.
+        per: `layer`, the same number in each layer, or `model`, the lowest of the whole model, which no published
+            layout can hold, but masks can.
+
+    Raises:
+        NoSuchName: there is no such score.
+        NotFitting: fewer experts than a token chooses would be left, a score is nan, or groups would be unequal.
+
+    Examples:
+        >>> from moe_probe import pruning
+        >>> found = pruning.scores("ckpt/tiny-mixtral", names="gate_norm")
+        >>> len(pruning.plan("ckpt/tiny-mixtral", found, 0.25).kept[0])
+        6
+    """
+    check_types(plan, {"per": per, "score": score})
+    opened = load(model)
+    check_scores(opened, scores)
+    names = [str(name) for name in scores.score.values]
+    chosen = names[0] if score is None and len(names) == 1 else score
+    if chosen not in names:
+        raise NoSuchName.among("score of these", str(chosen), names)
+    values = orders_of(opened, scores, 0)[chosen]
+    groups = groups_of(opened)
+    if groups > 1 and per == "model":
+        raise NotFitting(f"{opened.name} selects groups of experts, which must stay equal; pass per='layer'.")
+    gone = by_group(opened, values, fraction, groups) if groups > 1 else lowest(opened, values, fraction, per)
+    counts = {layer: opened.layer(layer).num_experts for layer in values}
+    kept = {layer: tuple(e for e in range(count) if e not in gone.get(layer, ())) for layer, count in counts.items()}
+    return Plan(opened.name, kept, counts, chosen, float(fraction))
+
+
+def groups_of(model: MoEModel) -> int:
+    """Groups of experts of which the router excludes some; 1 where there are none."""
+    config: Any = model.config.get_text_config(decoder=True)
+    found = (getattr(config, name, None) for name in ("n_group", "num_expert_group"))
+    return next((groups for groups in found if isinstance(groups, int) and groups > 1), 1)
+
+
+def by_group(model: MoEModel, values: Mapping[int, np.ndarray], fraction: float, groups: int) -> Pruned:
+    """The lowest experts of each group, as many of each.
+
+    Raises:
+        NotFitting: the share is no whole number of experts of each group, or leaves too few to choose from.
+    """
+    check_fraction(fraction)
+    check_values(values)
+    config: Any = model.config.get_text_config(decoder=True)
+    found: dict[int, tuple[int, ...]] = {}
+    for layer, own in values.items():
+        size = len(own) // groups
+        count = round(fraction * len(own))
+        left = size - count // groups
+        if count % groups:
+            raise NotFitting(
+                f"A share of {fraction:g} is {count} of {len(own)} experts in {groups} groups, which must stay equal; "
+                f"pass a share of which {groups} divides the experts, such as {count // groups * groups / len(own):g}."
+            )
+        if left < 2 or left * getattr(config, "topk_group", groups) < model.layer(layer).top_k:
+            raise NotFitting(f"A share of {fraction:g} leaves {left} experts in each group of layer {layer}: too few.")
+        order = own.reshape(groups, size).argsort(1, kind="stable")[:, : count // groups]
+        found[layer] = tuple(sorted((order + size * np.arange(groups)[:, None]).ravel().tolist()))
+    return {layer: own for layer, own in found.items() if own}

@@ -1,0 +1,182 @@
+"""A smaller checkpoint in the published layout: the experts of a plan, their rows of the router, the configuration."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from moe_probe.checkpoint import Checkpoint, LazyTensor
+from moe_probe.convert import shards_of, write_shard
+from moe_probe.errors import MoEProbeError, NotComparable, NotFitting
+from moe_probe.files import refuse_existing, whole_folder
+from moe_probe.model import MoEModel, Openable, load
+from moe_probe.options import SHARD_BYTES
+from moe_probe.progress import reporting
+from moe_probe.pruning.plans import Plan, groups_of, read_plan
+from moe_probe.signatures import check_number, checked
+
+LAYER = re.compile(r"\blayers\.(\d+)\.")
+NUMBERED = re.compile(r"(?P<before>.*\bexperts\.)(?P<expert>\d+)(?P<after>\..+)")
+ROUTED = re.compile(r"\.(gate|router|experts|e_score_correction_bias|expert_bias)\b")
+COUNTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".index.json")
+
+
+@checked
+def prune(model: Openable, plan: Plan | str | Path, destination: str | Path, *, shard_bytes: int = SHARD_BYTES) -> Path:
+    """Write the model without the experts that a plan takes away, under its published names, shard by shard.
+
+    Experts are numbered anew; router, correction bias and configuration follow. The folder is opened, and its routers
+    compared with the plan, before it appears under its name. Its logits are those of `model.under(*plan.masks())`.
+
+    Args:
+        model: a checkpoint folder, or an opened one, without interventions.
+        plan: what stays, or its file.
+        destination: a folder that does not exist yet.
+        shard_bytes: size of a shard; a single tensor may be larger.
+
+    Raises:
+        AlreadyThere: the folder exists.
+        NotComparable: the plan is of layers or experts that the model does not have.
+        NotFitting: layers would have different numbers of experts, or the checkpoint is packed, live, of a format
+            without numbered or stacked experts, or has experts beside those of its layers.
+
+    Examples:
+        >>> from moe_probe import pruning
+        >>> found = pruning.scores("ckpt/tiny-mixtral", names="gate_norm")
+        >>> plan = pruning.plan("ckpt/tiny-mixtral", found, 0.25)
+        >>> pruning.prune("ckpt/tiny-mixtral", plan, "/tmp/smaller").name  # doctest: +SKIP
+        'smaller'
+    """
+    opened, folder = load(model), Path(destination)
+    kept = plan if isinstance(plan, Plan) else read_plan(plan)
+    check_number("shard_bytes", shard_bytes, 1)
+    checkpoint = checked_checkpoint(opened)
+    count = checked_plan(opened, kept)
+    refuse_existing(folder)
+    config = smaller_config(opened, checkpoint, count)
+    tensors = dict(cut for key, tensor in checkpoint.items() if (cut := cut_tensor(opened, kept, key, tensor)))
+    with whole_folder(folder) as partial:
+        (partial / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        copy_beside(checkpoint, partial)
+        write_tensors(partial, tensors, shard_bytes, opened.name)
+        check_written(opened, kept, partial)
+    return folder
+
+
+def checked_checkpoint(model: MoEModel) -> Checkpoint:
+    """The files of a model that can be cut."""
+    checkpoint = model.checkpoint
+    if checkpoint is None or model.interventions:
+        raise NotFitting("A live model, or one under interventions, has no files of its own; pass the checkpoint.")
+    packed = "quantization_config" in checkpoint.config or set(checkpoint.stored) != set(checkpoint)
+    if packed or not all(file.suffix in (".safetensors", ".bin") for file in checkpoint.files):
+        raise NotFitting(
+            f"{model.name} is packed, or no folder of safetensors; convert it first, and prune the result."
+        )
+    return checkpoint
+
+
+def checked_plan(model: MoEModel, plan: Plan) -> int:
+    """How many experts stay in each layer."""
+    counts = {layer: model.layer(layer).num_experts for layer in model.moe_layers}
+    if dict(plan.experts) != counts or set(plan.kept) != set(counts):
+        raise NotComparable(
+            f"The plan is of {len(plan.kept)} layers of {plan.model}, and does not fit the {len(counts)} MoE layers of "
+            f"{model.name} with their experts; make it of all layers of this model."
+        )
+    left = {len(own) for own in plan.kept.values()}
+    if len(left) > 1:
+        raise NotFitting(
+            f"The plan leaves {min(left)} to {max(left)} experts, and a published configuration has one number for all "
+            "layers; make the plan per='layer', or run the model under plan.masks()."
+        )
+    (count,) = left
+    groups = groups_of(model)
+    for layer, own in plan.kept.items():
+        size = counts[layer] // groups
+        if len({sum(expert // size == group for expert in own) for group in range(groups)}) > 1:
+            raise NotFitting(f"Layer {layer}: the router selects among {groups} groups, which the plan makes unequal.")
+    most = max(model.layer(layer).top_k for layer in counts)
+    if count < most:
+        raise NotFitting(f"The plan leaves {count} experts, and a token chooses {most}; keep more.")
+    return count
+
+
+def smaller_config(model: MoEModel, checkpoint: Checkpoint, count: int) -> dict[str, Any]:
+    """The configuration as published, with another number of experts."""
+    config: dict[str, Any] = json.loads((checkpoint.path / "config.json").read_text(encoding="utf-8"))
+    before = {model.layer(layer).num_experts for layer in model.moe_layers}
+    holders = [config, *(value for value in config.values() if isinstance(value, dict))]
+    changed = [(holder, name) for holder in holders for name in COUNTS if holder.get(name) in before]
+    if len(before) > 1 or not changed:
+        raise NotFitting(
+            f"{model.name} does not say its number of experts in one field of config.json ({', '.join(COUNTS)})."
+        )
+    for holder, name in changed:
+        holder[name] = count
+    return config
+
+
+def cut_tensor(model: MoEModel, plan: Plan, key: str, tensor: LazyTensor) -> tuple[str, LazyTensor] | None:
+    """The tensor under its new key, of the experts that stay; None where its expert goes."""
+    found, numbered = LAYER.search(key), NUMBERED.fullmatch(key)
+    layer = int(found[1]) if found else -1
+    if layer not in plan.kept:
+        if numbered:
+            raise NotFitting(f"{key} is an expert beside those of the MoE layers, which no plan tells of.")
+        return key, tensor
+    kept = plan.kept[layer]
+    if numbered:
+        expert = int(numbered["expert"])
+        return (f"{numbered['before']}{kept.index(expert)}{numbered['after']}", tensor) if expert in kept else None
+    stacked = ROUTED.search(key) and tensor.ndim > 0 and tensor.shape[0] == model.layer(layer).num_experts
+    return key, rows_of(tensor, kept) if stacked else tensor
+
+
+def rows_of(tensor: LazyTensor, kept: Sequence[int]) -> LazyTensor:
+    """Some rows, unread."""
+    lazy: Any = tensor
+    return torch.cat([lazy[row : row + 1] for row in kept])  # pyright: ignore[reportReturnType]
+
+
+def copy_beside(checkpoint: Checkpoint, folder: Path) -> None:
+    """Copy what stands beside the weights, such as the tokenizer."""
+    for file in checkpoint.path.iterdir():
+        if file.is_file() and file.name != "config.json" and not file.name.endswith(WEIGHTS):
+            shutil.copyfile(file, folder / file.name)
+
+
+def write_tensors(folder: Path, tensors: dict[str, LazyTensor], shard_bytes: int, name: str) -> None:
+    """Write the tensors, one in memory at a time, with their index."""
+    shards, weight_map, total = list(shards_of(tensors, None, shard_bytes)), {}, 0
+    with reporting(f"Pruning {name}", len(shards)) as advance:
+        for number, names in enumerate(shards, start=1):
+            file = f"model-{number:05}-of-{len(shards):05}.safetensors"
+            total += write_shard(folder / file, {each: tensors[each] for each in names}, None)
+            weight_map |= dict.fromkeys(names, file)
+            advance()
+    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=1), encoding="utf-8")
+
+
+def check_written(model: MoEModel, plan: Plan, folder: Path) -> None:
+    """Refuse a layout that was not cut as a whole: what is written must open, with the routers' rows that stay."""
+    try:
+        smaller = load(folder)
+        same = all(
+            torch.equal(smaller.router_weight(layer), model.router_weight(layer)[list(kept)])
+            for layer, kept in plan.kept.items()
+        )
+    except MoEProbeError as error:
+        raise NotFitting(f"{model.name} is laid out in a way that cannot be cut: {error}") from error
+    if not same:
+        raise NotFitting(
+            f"{model.name} keeps its routers in a way that cannot be cut; run it under plan.masks() instead."
+        )
