@@ -23,7 +23,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import moe_probe
-from moe_probe import comparisons, dynamic, explorer, figures, intervene, plotting, results, static
+from moe_probe import comparisons, dynamic, explorer, figures, intervene, plotting, pruning, results, static
 from moe_probe.cli import app, main
 from moe_probe.convert import convert
 from moe_probe.errors import MoEProbeError, NoSuchName
@@ -380,6 +380,7 @@ def typed(command):
     given |= {"out": "out"} if "out" in known else {}
     given |= {"analysis": {"static": "gate_similarity", "compare": "expert_activation"}.get(command, "gate_choices")}
     given |= {"under": UNDER} if command == "effect" else {}
+    given |= {"plan": "plan.json", "ckpt": OTHER} if command == "prune" else {}
     return {name: value for name, value in given.items() if name in known}
 
 
@@ -405,6 +406,7 @@ def execute(arguments):
 def prepare():
     Path("texts.txt").write_text("def f(x):\n")
     results.save(results_of("gate_similarity"), "results/a.nc")
+    pruning.Plan("tiny", dict.fromkeys(range(4), (0, 1, 2, 5)), dict.fromkeys(range(4), 8)).save("plan.json")
 
 
 OF_COMMANDS = [(name, each.name) for name, each in COMMANDS.items() for each in each.params if name != "demo"]

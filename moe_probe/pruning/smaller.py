@@ -114,14 +114,19 @@ def smaller_config(model: MoEModel, checkpoint: Checkpoint, count: int) -> dict[
     config: dict[str, Any] = json.loads((checkpoint.path / "config.json").read_text(encoding="utf-8"))
     before = {model.layer(layer).num_experts for layer in model.moe_layers}
     holders = [config, *(value for value in config.values() if isinstance(value, dict))]
-    changed = [(holder, name) for holder in holders for name in COUNTS if holder.get(name) in before]
-    if len(before) > 1 or not changed:
+    changed = [(holder, name) for holder in holders for name in COUNTS if counts_all(holder.get(name), before)]
+    if not changed:
         raise NotFitting(
             f"{model.name} does not say its number of experts in one field of config.json ({', '.join(COUNTS)})."
         )
     for holder, name in changed:
         holder[name] = count
     return config
+
+
+def counts_all(value: object, experts: set[int]) -> bool:
+    """Whether a field of a configuration is the number of experts of all layers."""
+    return isinstance(value, int) and {value} == experts
 
 
 def cut_tensor(model: MoEModel, plan: Plan, key: str, tensor: LazyTensor) -> tuple[str, LazyTensor] | None:

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -84,6 +85,15 @@ def test_what_cannot_be_pruned_is_refused(tmp_path):
     for other in (moe_probe.load(model.module), model.under(*plan.masks())):
         with pytest.raises(InputError):
             pruning.prune(other, plan, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["tiny-moe-plus-plus", "tiny-mh-moe", "tiny-grok-1"])
+def test_layouts_that_cannot_be_cut_are_refused(name, tmp_path):
+    folder = Path(__file__).parents[2] / "ckpt" / name
+    plan = pruning.plan(folder, pruning.scores(folder, names="gate_norm", progress=False), 0.25)
+    with pytest.raises(NotFitting, match=r"num_experts|convert it"):
+        pruning.prune(folder, plan, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
