@@ -40,8 +40,8 @@ def curve(
 ) -> xr.Dataset:
     """Held-out loss with a share of the experts masked, for each score and for random sets of as many.
 
-    A mask is as a deletion: the router chooses anew among the rest, by its own rules. Experts that no row chose go
-    first. In each layer as many experts stay as a token chooses.
+    A mask is as a deletion: the router chooses anew among the rest, by its own rules. Experts that have no value,
+    since no row chose them, go first. In each layer as many experts stay as a token chooses.
 
     Args:
         model: what the scores are of.
