@@ -31,7 +31,7 @@ INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json", "cons
 SINGLES = ("model.safetensors", "pytorch_model.bin", "consolidated.safetensors", "qmodel.pt")
 # of the connection too: by what class, the hub's library changed with its HTTP library
 HTTP_ERROR = next((base for base in HfHubHTTPError.__mro__ if base.__name__ == "HTTPError"), HfHubHTTPError)
-HUB_FAILURES = (HTTP_ERROR, LocalEntryNotFoundError, OSError)
+HUB_FAILURES: Any = (HTTP_ERROR, LocalEntryNotFoundError, OSError)
 READERS = 8  # headers that are read at a time
 
 
