@@ -37,7 +37,7 @@ ROOMS = {
     "texts": (2, 7, "rows, documents, words"),
     "convert": (0, 7, "safetensors folders"),
     "model": (2, 8, "load, under"),
-    "tables": (3.4, 10, "results as CSV, JSON, LaTeX"),
+    "tabular": (3.4, 10, "results as CSV, JSON, LaTeX"),
     "results": (0.6, 10, "Datasets, provenance"),
     "families": (2, 9, "what a model is made of"),
     "checkpoint": (2, 10, "files as lazy tensors"),

@@ -52,6 +52,7 @@ MODULES = {
     "static.router_spectrum": "static.analyses.router_spectrum",
     "static.similarity": "static.analyses.similarity",
     "static.weight_drift": "static.analyses.weight_drift",
+    "tables": "cli.tables",
     "whole_files": "files",
 }
 

@@ -6,7 +6,7 @@ from pathlib import Path
 PACKAGE = Path(__file__).parents[1] / "moe_probe"
 GROUND = {"errors", "shown", "signatures", "files", "checked", "progress", "parallel", "registry", "options"}
 WEIGHTS = GROUND | {"checkpoint", "families"}
-HANDLE = WEIGHTS | {"model", "facts", "tokenizer", "results", "tables"}
+HANDLE = WEIGHTS | {"model", "facts", "tokenizer", "results", "tabular"}
 WORDS = HANDLE | {"texts", "routing"}
 ALLOWED = {
     "errors": set(),
@@ -22,7 +22,7 @@ ALLOWED = {
     "checkpoint": GROUND,
     "families": GROUND | {"checkpoint"},
     "results": {"errors", "shown", "files", "checked", "signatures"},
-    "tables": {"errors", "shown", "signatures", "files"},
+    "tabular": {"errors", "shown", "signatures", "files"},
     "facts": {"errors", "checkpoint", "families"},
     "tokenizer": {"errors", "files", "checkpoint"},
     "model": WEIGHTS | {"facts", "tokenizer"},

@@ -11,7 +11,7 @@ import xarray as xr
 from moe_probe import dynamic
 from moe_probe.cli import main
 from moe_probe.errors import NoSuchName
-from moe_probe.tables import tables, write_tables
+from moe_probe.tabular import tables, write_tables
 
 TEXTS = [[4, 9, 5, 9, 7, 11], [8, 9, 4, 12, 6]]
 

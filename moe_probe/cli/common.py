@@ -35,7 +35,7 @@ def write(results: Iterable[xr.Dataset], out: Path, n_jobs: int = 1, table: str 
     from moe_probe.cli.tables import summary
     from moe_probe.figures import draw, result_stem
     from moe_probe.results import save
-    from moe_probe.tables import SUFFIXES, Format, write_tables
+    from moe_probe.tabular import SUFFIXES, Format, write_tables
 
     if table is not None and table not in SUFFIXES:
         raise NoSuchName.among("format of tables", table, SUFFIXES)

@@ -31,7 +31,7 @@ def tables(ds: xr.Dataset) -> dict[str, pd.DataFrame]:
 
     Examples:
         >>> from moe_probe import dynamic
-        >>> from moe_probe.tables import tables
+        >>> from moe_probe.tabular import tables
         >>> ds = dynamic.expert_load("ckpt/tiny-mixtral", ["A short text."], progress=False)
         >>> list(tables(ds)["layer-expert"].columns[:3])
         ['layer', 'expert', 'kind']
