@@ -21,8 +21,12 @@ def __getattr__(name: str) -> Any:
     """Parts are imported on first use: `import moe_probe` alone takes no time, and loads no torch."""
     if name in OF_MODEL:
         return getattr(import_module("moe_probe.model"), name)
-    if name in __all__:
-        return import_module(f"moe_probe.{name}")
+    try:
+        if not name.startswith("_"):
+            return import_module(f"moe_probe.{name}")
+    except ModuleNotFoundError as error:
+        if error.name != f"moe_probe.{name}":
+            raise
     raise AttributeError(f"module 'moe_probe' has no attribute {name!r}")
 
 

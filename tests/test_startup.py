@@ -52,3 +52,12 @@ def test_parts_are_found_in_a_new_process():
     code = "import moe_probe\nprint(moe_probe.plotting.expert_load.balance.__name__, moe_probe.load.__name__)"
     assert "balance load" in imported(code)[1]
     assert "dynamic" in dir(__import__("moe_probe"))
+
+
+@pytest.mark.parametrize("part", ["errors", "results", "options", "families.live", "checkpoint"])
+def test_every_module_is_an_attribute_in_a_new_process(part):
+    assert part.split(".")[-1] in imported(f"import moe_probe\nprint(moe_probe.{part}.__name__)")[1]
+
+
+def test_what_there_is_not_is_no_attribute():
+    assert not hasattr(__import__("moe_probe"), "nonesuch")
