@@ -147,8 +147,24 @@ def test_specialization_by_hand():
     published = result(dynamic.TokenSpecialization(as_published=True), ByHand(layer), corpus, [batch]).isel(layer=0)
     np.testing.assert_allclose(published.vocabulary_specialization, [2 / 3, 1])
     assert float(published.vocabulary_mean) == pytest.approx((2 / 3 + 1) / 2)
+    assert float(published.vocabulary_first_mean) == pytest.approx((2 / 3 + 1) / 2)
     assert found.place.values.tolist() == [0, 1, 2, 4]
     np.testing.assert_allclose(found.position_share, [[1, 0], [1, 0], [0, 1], [0, 1]])
+
+
+def test_published_specialization_counts_all_choices():
+    """OLMoE's do_token_analysis_layers_experts with topk = k: an id's most frequent expert, by its occurrences."""
+    layer, corpus = layer_of(4, 2), corpus_of([[7, 7, 7, 8, 8, 9, 9, 9, 9]])
+    index = [[1, 0], [2, 0], [1, 0], [2, 1], [1, 2], [0, 1], [1, 2], [2, 0], [0, 1]]
+    logits = torch.zeros(len(index), 4)
+    for row, (first, second) in enumerate(index):
+        logits[row, first], logits[row, second] = 2, 1
+    batch = batch_of(layer, corpus, logits, index)
+    found = result(dynamic.TokenSpecialization(as_published=True), ByHand(layer), corpus, [batch]).isel(layer=0)
+    # id 7: expert 0 in 3 of 3; id 8: 1 and 2 in 2 of 2; id 9: 0 and 1 in 3 of 4; of equal ones the lowest
+    np.testing.assert_allclose(found.vocabulary_specialization, [(1 + 3 / 4) / 2, 1, np.nan, np.nan])
+    assert float(found.vocabulary_mean) == pytest.approx((1 + 1 + 3 / 4) / 3)
+    assert float(found.vocabulary_first_mean) == pytest.approx((2 / 3 + 1 / 2 + 2 / 4) / 3)
 
 
 def test_rare_tokens_are_left_out():

@@ -63,10 +63,12 @@ class TokenSpecialization(Analysis):
         min_count: occurrences in the corpus from which on a token id counts.
         bootstrap: resamples of the documents for the intervals; 0 for none (the counts then take less memory).
         chance: whether to give the chance levels.
-        as_published: what OLMoE's code counts (run_moe_analysis.py, do_token_analysis): an id belongs to its most
-            frequent first choice, with the share of its occurrences that choose it; `vocabulary_specialization` is the
-            mean over the expert's ids and `vocabulary_mean` (layer) that over all ids. Ids that were seen once have a
-            share of 1, so that it is near 1 whatever the router does; `min_count` is 1, and there are no chance levels.
+        as_published: what OLMoE's code counts (run_moe_analysis.py, do_token_analysis_layers_experts): an id belongs to
+            the expert that is most often among its k choices (the lowest of several), with the share of its occurrences
+            that choose it; `vocabulary_specialization` is the mean over the expert's ids and `vocabulary_mean` (layer)
+            that over all ids; `vocabulary_first_mean` (layer), the latter of first choices alone (`--topk 1` there, and
+            do_token_analysis). Ids that were seen once have a share of 1, so that it is near 1 whatever the router
+            does; `min_count` is 1, and there are no chance levels.
 
     Examples:
         >>> from moe_probe import dynamic
@@ -85,6 +87,7 @@ class TokenSpecialization(Analysis):
     needs = frozenset({Need.CHOICES})
     legend = {
         "vocabulary_specialization": ("share of a token id's occurrences that choose the expert", "1"),
+        "vocabulary_first_mean": ("share of a token id's occurrences with its most frequent first choice", "1"),
         "context_independence": ("pairs of occurrences with one first choice", "1"),
         "position_share": ("share of choices by position", "1"),
         "repetition": ("next token with the same choice", "1"),
@@ -286,24 +289,35 @@ class IdCounts:
             }
 
     def as_published(self, weights: np.ndarray) -> dict[str, np.ndarray]:
-        """OLMoE's means over ids of the share of the most frequent first choice, of columns of weights 0 and 1."""
-        found = self.statistics(weights)
-        by_expert, over_all = zip(*(self._most_frequent(column) for column in weights.T), strict=True)
-        return found | {
-            "vocabulary_specialization": np.stack(by_expert, axis=-1),
-            "vocabulary_mean": np.stack(over_all, axis=-1),
+        """OLMoE's means over ids of the share of the most frequent expert, of columns of weights 0 and 1."""
+        rows = self.rows @ weights
+        chosen = self._most_frequent(rows, self.chosen @ weights, self.chosen_id, self.chosen_expert)
+        first = self._most_frequent(rows, self.first @ weights, self.first_id, self.first_expert)
+        return self.statistics(weights) | {
+            "vocabulary_specialization": chosen[0],
+            "vocabulary_mean": chosen[1],
+            "vocabulary_first_mean": first[1],
         }
 
-    def _most_frequent(self, weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        rows, first = self.rows @ weight, self.first @ weight
+    def _most_frequent(
+        self, rows: np.ndarray, counts: np.ndarray, ids: np.ndarray, experts: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Means by expert (E, n) and over ids (n,), of occurrences (ids, n) and counts of pairs (pairs, n)."""
+        found = [self._of_column(*column, ids, experts) for column in zip(rows.T, counts.T, strict=True)]
+        by_expert, over_all = zip(*found, strict=True)
+        return np.stack(by_expert, axis=-1), np.stack(over_all, axis=-1)
+
+    def _of_column(
+        self, rows: np.ndarray, counts: np.ndarray, ids: np.ndarray, experts: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
         most = np.zeros(len(self.ids))
-        np.maximum.at(most, self.first_id, first)
-        at = np.flatnonzero((first == most[self.first_id]) & (first > 0))
-        seen, which = np.unique(self.first_id[at], return_index=True)  # the lowest of experts that are as frequent
-        expert, share = self.first_expert[at[which]], most[seen] / rows[seen]
+        np.maximum.at(most, ids, counts)
+        at = np.flatnonzero((counts == most[ids]) & (counts > 0))
+        seen, which = np.unique(ids[at], return_index=True)  # the lowest of experts that are as frequent
+        expert, share = experts[at[which]], most[seen] / rows[seen]
         with np.errstate(divide="ignore", invalid="ignore"):
             count = np.bincount(expert, minlength=self.experts)
-            return np.bincount(expert, share, minlength=self.experts) / count, share.mean()
+            return np.bincount(expert, share, minlength=self.experts) / count, np.divide(share.sum(), len(share))
 
     def chance(self, first: np.ndarray, chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Context independence (), and specialization (E,), with the tokens of each block dealt its choices.
