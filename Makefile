@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint notebooks docs clean
+.PHONY: demo test thorough lint notebooks docs clean
 
 .venv/installed: pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -15,7 +15,10 @@ demo: .venv/installed
 	$(BIN)/moe-probe demo -o out/demo
 
 test: .venv/installed
-	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadgroup --no-loadscope-reorder
+	$(BIN)/python -m pytest -m "not thorough" --numprocesses auto --maxprocesses 4 --dist loadgroup --no-loadscope-reorder
+
+thorough: .venv/installed # what takes longer: clusters, every argument of everything, every page of the documentation
+	$(BIN)/python -m pytest -m thorough --numprocesses auto --maxprocesses 4 --dist loadgroup --no-loadscope-reorder
 
 lint: .venv/installed
 	$(BIN)/ruff check moe_probe tests ckpt benchmarks docs notebooks

@@ -19,6 +19,7 @@ def names(section):
     return {path.stem for path in paths} - {"index"}
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("page", [name for name, text in PAGES.items() if "```" in text])
 def test_the_code_on_every_page_runs(page, tmp_path):
     run_page(page, PAGES[page], tmp_path)

@@ -29,6 +29,7 @@ from moe_probe.convert import convert
 from moe_probe.errors import MoEProbeError, NoSuchName
 from moe_probe.options import DEFAULTS, EXPLORE_OPTIONS, OBSERVE_OPTIONS, WRITING_OPTIONS
 
+pytestmark = pytest.mark.thorough
 CHECKPOINT, DENSE = FIXTURES / "moe_plus_plus" / "checkpoint", FIXTURES / "mistral" / "checkpoint"
 TEXTS = [[4, 9, 5, 9, 7, 11], [8, 9, 4, 12, 6]]
 RUN = {"layers": [0], "labels": ["a", "b"], "progress": False}

@@ -17,7 +17,7 @@ from ray.util.joblib import register_ray
 
 from moe_probe import dynamic
 
-pytestmark = pytest.mark.xdist_group("clusters")  # on one worker: a cluster is started once
+pytestmark = [pytest.mark.thorough, pytest.mark.xdist_group("clusters")]  # on one worker: a cluster is started once
 RESTART = {"max_restarts": -1, "max_task_retries": -1}
 
 

@@ -13,6 +13,7 @@ from moe_probe import dynamic, explorer, static
 CHROMIUM = shutil.which("chromium")
 WANTED = CHROMIUM is not None or "REQUIRE_BROWSER" in os.environ
 pytestmark = [
+    pytest.mark.thorough,
     pytest.mark.skipif(not WANTED, reason="no chromium; .ci/run installs it"),
     pytest.mark.xdist_group("browser"),
 ]

@@ -14,6 +14,8 @@ from moe_probe.figures.recipes import Paper
 from moe_probe.model import MoEModel
 from moe_probe.results import load_result
 
+pytestmark = pytest.mark.thorough
+
 HOSTILE = ["../../up", "a/b", "a\\b", "..", "x" * 300, "\x1b[31m", "a\0b", "$a_{$ 数", "[red]"]
 
 

@@ -15,7 +15,7 @@ from moe_probe.figures import recipes
 from moe_probe.figures.making import digest
 from moe_probe.results import load_result
 
-pytestmark = pytest.mark.xdist_group("reproduce")  # on one worker: what it draws is drawn once
+pytestmark = [pytest.mark.thorough, pytest.mark.xdist_group("reproduce")]  # on one worker: what it draws is drawn once
 TEXTS = ["The bank of the river was soft.", "def area(r):\n    return 3.14 * r ** 2", "12 * 3 = 36", "A light watch."]
 LABELS = ["prose", "code", "arithmetic", "prose"]
 
