@@ -24,7 +24,8 @@ class Steer(OnTokens):
     (a correction bias, groups) still counts. SteerMoE (arXiv 2509.09660, section 3.2).
 
     Args:
-        promote, demote: (layer, expert) pairs, or lists of experts by layer; with `layer`, experts of that layer.
+        promote: (layer, expert) pairs, or lists of experts by layer; with `layer`, experts of that layer.
+        demote: (layer, expert) pairs, or lists of experts by layer; with `layer`, experts of that layer.
         layer: of the experts, where they come without one.
         where: only in these tokens (`Where`); in all by default.
 
