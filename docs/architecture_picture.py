@@ -22,7 +22,8 @@ APART = ("moved", "__init__", "__main__")  # old names, and what users import
 ROOMS = {
     "cli": (0, 0, "commands"),
     "callbacks": (3.3, 1, "routing while a model trains"),
-    "report": (1.1, 0.45, "a page about a checkpoint"),
+    "claims": (1.1, 0.3, "papers' claims, tested"),
+    "report": (1.1, 0.65, "a page about a checkpoint"),
     "figures": (2.2, 1, "papers' figures"),
     "explorer": (1, 2.7, "one page of HTML"),
     "comparisons": (2, 2, "several sources"),

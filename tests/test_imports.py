@@ -43,6 +43,7 @@ ALLOWED = {
 }
 ALLOWED["callbacks"] = WORDS | {"dynamic", "comparisons"}
 ALLOWED["report"] = WORDS | {"static", "dynamic", "comparisons", "plotting", "figures"}
+ALLOWED["claims"] = ALLOWED["report"] | {"statistics", "intervene", "report"}
 ALLOWED["cli"] = set(ALLOWED) | {"cli"}
 ALLOWED["__init__"] = ALLOWED["__main__"] = set(ALLOWED)
 

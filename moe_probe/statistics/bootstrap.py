@@ -115,6 +115,35 @@ def _influence(
     return influence, bias, error, student.ppf((1 + level) / 2, np.maximum(alike - 1, 1))
 
 
+def student_p(
+    estimate: np.ndarray, without: np.ndarray, null: float = 0.0, less: bool = False, debias: bool = False
+) -> np.ndarray:
+    """p-value of Student's test, with the jackknife's standard error, that what was estimated is `null`.
+
+    Args:
+        estimate: (...).
+        without: what it is without each unit, (units, ...); units are of equal weight.
+        null: value under the hypothesis.
+        less: one-sided, against smaller values; two-sided by default.
+        debias: take off what the estimate has too much in few units, by the jackknife.
+
+    Returns:
+        (...); nan where fewer than LEAST_UNITS units are there, or they do not differ.
+
+    Examples:
+        >>> values = np.array([1.0, 2.0, 3.0, 2.0, 1.0])
+        >>> without = (values.sum() - values) / 4
+        >>> student_p(values.mean(), without, 1.8).item()
+        1.0
+    """
+    units = len(without)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        _, bias, error, _ = _influence(estimate, without, np.ones_like(without), LEVEL)
+        t = ((estimate - bias if debias else estimate) - null) / error
+        p = student.cdf(t, units - 1) if less else 2 * student.sf(np.abs(t), units - 1)
+    return np.where((units >= LEAST_UNITS) & (error > ROUNDING * np.abs(estimate)), p, np.nan)
+
+
 def crossed_interval(statistic: Statistic, ways: Sequence[Sums]) -> tuple[np.ndarray, np.ndarray]:
     """Interval of a statistic of sums over units of two kinds that cross, such as words and documents.
 

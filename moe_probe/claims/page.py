@@ -1,0 +1,79 @@
+"""One page of tested claims, with the figure beside each verdict."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+
+from moe_probe import plotting
+from moe_probe.claims.testing import RATE
+from moe_probe.errors import WrongType
+from moe_probe.files import make_folder
+from moe_probe.report.page import write_page, write_section
+from moe_probe.report.section import Measure, Section
+from moe_probe.results import save
+
+COLUMNS = {"layer": "layer", "effect": "effect", "low": "low", "high": "high", "p_value": "p", "q_value": "q"}
+
+
+def page(ds: xr.Dataset, folder: str | Path) -> Path:
+    """Write the page of a result of `claims.test`, the result (.nc), and tables (CSV) and figures (PDF) beside it.
+
+    Returns:
+        The path of `index.html`.
+
+    Raises:
+        WrongType: it is the result of something else.
+        MachineError: the disk is full, or cannot be written to.
+
+    Examples:
+        >>> from moe_probe import claims
+        >>> found = claims.test("ckpt/tiny-mixtral", ["One text.", "Another."], ["norm_preference"], progress=False)
+        >>> claims.page(found, "claims-page").name
+        'index.html'
+    """
+    if not isinstance(ds, xr.Dataset) or ds.attrs.get("analysis") != "claims":
+        raise WrongType("The page tells of tested claims; pass the result of claims.test.")
+    target = make_folder(folder)
+    save(ds, target / "claims.nc")
+    sections = [_overview(ds), *(_section(ds, str(claim)) for claim in ds.claim.values)]
+    for section in sections:
+        write_section(target, section)
+    note = (
+        f"Fingerprint {ds.attrs['fingerprint']}. Intervals are 95 % over {ds.attrs['resampled']} where p is. q: "
+        f"{ds.attrs['correction']}, at {RATE:g}. {ds.attrs['rule'].capitalize()}."
+    )
+    return write_page(target, ds.attrs["model"], note, sections)
+
+
+def _overview(ds: xr.Dataset) -> Section:
+    table = pd.DataFrame(
+        {"verdict": ds.claim_verdict.values, "hypothesis": ds.hypothesis.values},
+        index=pd.Index(ds.claim.values, name="claim"),
+    )
+    return Section("Verdicts", [], table)
+
+
+def _section(ds: xr.Dataset, claim: str) -> Section:
+    """Hypothesis, verdict, findings and figure of one claim."""
+    own = ds.sel(claim=claim)
+    verdict = own.claim_verdict.item()
+    measures = [
+        Measure("hypothesis", own.hypothesis.item(), own.hypothesis.item(), own.published.item()),
+        Measure("verdict", verdict, verdict, own.claim_why.item()),
+        Measure("effect size", own.effect_size.item(), own.effect_size.item(), f"p: over {own.units_of_p.item()}"),
+    ]
+    rows = ds.isel(finding=np.flatnonzero(ds.claim_of.values == claim))
+    if not rows.sizes["finding"]:
+        return Section(claim, measures)
+    table = pd.DataFrame({shown: rows[name].values for name, shown in COLUMNS.items()})
+    table["layer"] = ["all" if layer < 0 else str(layer) for layer in rows.layer.values]
+    table["verdict"], table["why"] = rows.verdict.values, rows.why.values
+    drawn = []
+    if np.isfinite(rows.effect.values).any():
+        caption = "Effect size and 95 % interval; hollow: no interval. Dotted: no effect, or the largest small one."
+        drawn = [(f"claims_{claim}", caption, plotting.plot(ds, claim=claim))]
+    return Section(claim, measures, table.set_index("layer"), drawn)

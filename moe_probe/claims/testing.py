@@ -1,0 +1,212 @@
+"""Tests claims on a model and texts: one pass, every finding, false discoveries controlled over all of them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal, Unpack
+
+import numpy as np
+import xarray as xr
+
+from moe_probe.claims.claim import Claim, Evidence, Finding
+from moe_probe.dynamic.driver import check, results
+from moe_probe.dynamic.sources import open_source
+from moe_probe.errors import DenseModel, InputError, NotFitting
+from moe_probe.model import MoEModel, Openable, load
+from moe_probe.options import REPORT_OPTIONS, RunOptions, completed
+from moe_probe.registry import Registry
+from moe_probe.results import dataset, provenance
+from moe_probe.routing import Source
+from moe_probe.signatures import checked
+from moe_probe.statistics.bootstrap import FEW
+from moe_probe.statistics.rates import discoveries
+from moe_probe.texts.reading import Texts
+
+CLAIMS: Registry[Claim] = Registry("moe_probe.claims.published", "claims", "claim", lambda module, _: module.CLAIM)
+RATE = 0.05  # of false ones among the findings that are believed
+HOLDS, FAILS, UNTOLD, UNFIT = "holds", "does not hold", "cannot be told", "does not apply"
+NUMBERS = {
+    "effect": "effect size",
+    "low": "effect size, lower end of the 95 % interval",
+    "high": "effect size, upper end of the 95 % interval",
+    "p_value": "p-value",
+    "q_value": "p-value, false discoveries controlled over all findings",
+}
+RULE = "a claim holds, or does not, where more than half of its findings do and none says the opposite"
+
+
+@checked
+def test(
+    model: Openable,
+    texts: Texts,
+    names: Sequence[str] | Literal["all"] = "all",  # noqa: PT028
+    **options: Unpack[RunOptions],
+) -> xr.Dataset:
+    """Each claim's effect size, interval, p, q and verdict, by layer where it is by layer.
+
+    The texts run once for all claims (once more for a claim about the model without a part). A finding holds, or does
+    not, where its q-value is at most 0.05 and its effect is on that side; a claim that an effect is small does not hold
+    where the interval lies beyond what is called small. Everything else cannot be told, such as where p and interval
+    disagree, and the reason is given.
+
+    Args:
+        model: a checkpoint folder, a hub id, or a model.
+        texts: what it runs on; units of the intervals are documents, or those that `unit=` names.
+        names: of claims; all by default.
+        options: those of `dynamic.run`, without `baseline` and `checkpoint_dir`; `labels` for claims about domains.
+
+    Returns:
+        Dataset with `effect`, `low`, `high`, `p_value`, `q_value` (finding), float64, nan where there is none;
+        `verdict` and `why` (finding), text, with the coordinates `claim_of` and `layer` (-1: all layers together);
+        `claim_verdict`, `claim_why`, `hypothesis`, `published`, `effect_size`, `units_of_p` (claim), text; `within`
+        (claim), the largest effect that is called small, nan for a claim of an effect.
+
+    Raises:
+        NoSuchName: there is no such claim.
+        NotFitting: no claim is named.
+        DenseModel: the model has no experts.
+        InputError: the texts, layers or options do not fit the model.
+
+    Examples:
+        >>> from moe_probe import claims
+        >>> found = claims.test("ckpt/tiny-mixtral", ["A short text."], ["token_identity"], progress=False)
+        >>> found.claim_verdict.values.tolist()
+        ['cannot be told']
+    """
+    asked = completed(options, REPORT_OPTIONS, "claims.test")
+    chosen = _chosen(names)
+    opened = load(model)
+    if not opened.moe_layers:
+        raise DenseModel(f"{opened.name} is dense; the claims are about experts. Pass a Mixture-of-Experts model.")
+    asked |= {"baseline": None, "checkpoint_dir": None}
+    source = open_source(opened, texts, asked)
+    refused = _refused(chosen, opened, source)
+    fitting = {name: claim for name, claim in chosen.items() if name not in refused}
+    evidence = _observed(opened, source, fitting, asked)
+    found: dict[str, Sequence[Finding]] = {}
+    for name, claim in fitting.items():
+        try:
+            found[name] = claim.findings(evidence)
+        except InputError as error:
+            refused[name] = str(error)
+    return _dataset(source, chosen, found, refused)
+
+
+def _chosen(names: Sequence[str] | str) -> dict[str, Claim]:
+    wanted = list(CLAIMS) if names == "all" else [names] if isinstance(names, str) else list(dict.fromkeys(names))
+    if not wanted:
+        raise NotFitting(f"No claim is named; pass names= some of {', '.join(CLAIMS)}, or 'all'.")
+    return {name: CLAIMS[name] for name in wanted}
+
+
+def _refused(chosen: Mapping[str, Claim], model: MoEModel, source: Source) -> dict[str, str]:
+    """Why claims do not apply, by name, as far as that is known before any work."""
+    found = {}
+    for name, claim in chosen.items():
+        try:
+            claim.applies(model)
+            if claim.needs:
+                check(source, claim.needs)
+        except InputError as error:
+            found[name] = str(error)
+    return found
+
+
+def _observed(model: MoEModel, source: Source, claims: Mapping[str, Claim], asked: Mapping[str, Any]) -> Evidence:
+    """One pass for all that the claims need."""
+    needed = {analysis.name: analysis for claim in claims.values() for analysis in claim.needs}
+    seen = results(source, list(needed.values()), asked) if needed else {}
+    return Evidence(model, source, tuple(source.layers), seen, asked)
+
+
+def _dataset(
+    source: Source, claims: Mapping[str, Claim], found: Mapping[str, Sequence[Finding]], refused: Mapping[str, str]
+) -> xr.Dataset:
+    rows = [(name, each) for name, findings in found.items() for each in findings]
+    p = np.array([each.p for _, each in rows])
+    q = discoveries(p)
+    told = [verdict(claims[name], each, at) for (name, each), at in zip(rows, q, strict=True)]
+    numbers = np.array([[each.effect, each.low, each.high, each.p, at] for (_, each), at in zip(rows, q, strict=True)])
+    of_rows = {
+        name: _variable("finding", values, said)
+        for (name, said), values in zip(NUMBERS.items(), numbers.reshape(-1, len(NUMBERS)).T, strict=True)
+    }
+    of_rows |= _texts("finding", {"verdict": [one for one, _ in told], "why": [why for _, why in told]})
+    summary = [_summary(name, rows, told, refused) for name in claims]
+    of_claims = _texts(
+        "claim",
+        {
+            "claim_verdict": [one for one, _ in summary],
+            "claim_why": [why for _, why in summary],
+            "hypothesis": [claim.hypothesis for claim in claims.values()],
+            "published": [claim.source for claim in claims.values()],
+            "effect_size": [claim.effect for claim in claims.values()],
+            "units_of_p": [claim.units for claim in claims.values()],
+        },
+    )
+    within = np.array([np.nan if claim.within is None else claim.within for claim in claims.values()])
+    of_claims["within"] = _variable("claim", within, "largest effect that is called small")
+    about = provenance("claims", source, claims=json.dumps(list(claims)), rate=RATE)
+    clustered = any(document.cluster for document in source.corpus.documents)
+    about |= {"resampled": "clusters of documents" if clustered else "documents", "rule": RULE}
+    about["correction"] = f"Benjamini and Hochberg (1995) over {int(np.isfinite(p).sum())} findings"
+    coords = {
+        "claim": list(claims),
+        "claim_of": ("finding", np.array([name for name, _ in rows], dtype=object)),
+        "layer": ("finding", np.array([each.layer for _, each in rows], dtype=np.int64)),
+    }
+    return dataset({**of_rows, **of_claims}, about).assign_coords(coords)
+
+
+def _variable(dim: str, values: np.ndarray, long_name: str) -> xr.DataArray:
+    return xr.DataArray(values, dims=(dim,), attrs={"long_name": long_name, "units": "1"})
+
+
+def _texts(dim: str, columns: Mapping[str, Sequence[str]]) -> dict[str, xr.DataArray]:
+    return {
+        name: xr.DataArray(
+            np.array(values, dtype=object), dims=(dim,), attrs={"long_name": name.replace("_", " "), "units": ""}
+        )
+        for name, values in columns.items()
+    }
+
+
+def verdict(claim: Claim, finding: Finding, q: float) -> tuple[str, str]:
+    """The verdict of one finding, and why.
+
+    Examples:
+        >>> from moe_probe.claims.published.token_identity import CLAIM
+        >>> verdict(CLAIM, Finding(0.2, 0.1, 0.3, 0.001), 0.002)[0]
+        'holds'
+    """
+    if claim.within is not None and finding.low > claim.within:
+        return FAILS, f"the interval lies above {claim.within:g}"
+    if np.isnan(q):
+        return UNTOLD, finding.why or f"there is no p-value: {FEW}"
+    null = claim.within or 0.0
+    if q > RATE:
+        beyond = "no effect" if claim.within is None else f"an effect of {null:g}"
+        return UNTOLD, f"{beyond} is not excluded (q {q:.2g}) with these {claim.units}"
+    if finding.low <= null <= finding.high:
+        return UNTOLD, f"the p-value excludes {null:g} (q {q:.2g}), the interval over documents does not"
+    if claim.within is not None:
+        return HOLDS, f"an effect of {null:g} or more is excluded (q {q:.2g})"
+    return (HOLDS, f"q {q:.2g}") if finding.effect > 0 else (FAILS, f"the effect is on the other side (q {q:.2g})")
+
+
+def _summary(
+    name: str, rows: Iterable[tuple[str, Finding]], told: Sequence[tuple[str, str]], refused: Mapping[str, str]
+) -> tuple[str, str]:
+    """The verdict of a claim from those of its findings."""
+    if name in refused:
+        return UNFIT, refused[name]
+    own = [each for (of, _), each in zip(rows, told, strict=True) if of == name]
+    count = {kind: sum(one == kind for one, _ in own) for kind in (HOLDS, FAILS, UNTOLD)}
+    said = "; ".join(f"{kind} in {number} of {len(own)}" for kind, number in count.items() if number)
+    why = own[0][1] if len(own) == 1 else said
+    for kind, opposite in ((HOLDS, FAILS), (FAILS, HOLDS)):
+        if 2 * count[kind] > len(own) and not count[opposite]:
+            return kind, why
+    reasons = list(dict.fromkeys(reason for one, reason in own if one == UNTOLD))
+    return UNTOLD, why if len(own) == 1 else f"{said}: {reasons[0]}" if reasons else said

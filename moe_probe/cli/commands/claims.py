@@ -1,0 +1,42 @@
+"""`moe-probe claims`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from moe_probe.cli.common import Ckpt, Out, console
+from moe_probe.cli.options import MODEL_OPTIONS, of_run, open_model, takes
+from moe_probe.options import REPORT_OPTIONS
+from moe_probe.shown import printable
+
+
+def epilog() -> str:
+    """The claims, and an example."""
+    from moe_probe.claims import CLAIMS
+
+    return (
+        f"Claims: {', '.join(CLAIMS)}\n\n"
+        "Example: `moe-probe claims ckpt/Mixtral-8x7B-v0.1 --texts wiki.jsonl --labels domain -o claims`"
+    )
+
+
+@takes(*REPORT_OPTIONS, *MODEL_OPTIONS)
+def command(
+    ckpt: Ckpt,
+    out: Out,
+    texts: Annotated[str, typer.Option(metavar="FILE", help="Texts, as for report.")],
+    claim: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="A claim, of those below; repeated. Default: all."),
+    ] = None,
+    **options: Any,
+) -> None:
+    """Test what papers observe of Mixture-of-Experts models: effect sizes, intervals, q-values and verdicts."""
+    from moe_probe import claims
+
+    found = claims.test(open_model(ckpt, options), texts, claim or "all", **of_run(options, REPORT_OPTIONS))
+    for name, verdict, why in zip(found.claim.values, found.claim_verdict.values, found.claim_why.values, strict=True):
+        console.print(printable(f"{name}: {verdict} ({why})"))
+    console.print(f"Wrote {claims.page(found, out)}, claims.nc, and tables (CSV) and figures (PDF) beside it")

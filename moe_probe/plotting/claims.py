@@ -1,0 +1,76 @@
+"""Claims of papers: effect sizes with intervals by layer, beside what no effect, or a small one, would be."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import xarray as xr
+from matplotlib.axes import Axes
+
+from moe_probe.errors import NoSuchName, NotFitting
+from moe_probe.plotting._style import BLUE, COLUMN, GREY, ORANGE, Figure, drawable, style
+
+DIMS = ("claim", "finding")
+MARKS = {"holds": (BLUE, "o"), "does not hold": (ORANGE, "s"), "cannot be told": (GREY, "o")}
+
+
+def plot(ds: xr.Dataset, claim: str | None = None) -> Figure:
+    """Effect size of each finding of a claim, a circle where it has no interval; a line at no effect, or a small one.
+
+    Args:
+        ds: result of `claims.test`.
+        claim: name; the first one with a finding by default.
+
+    Raises:
+        NoSuchName: the result has no such claim.
+        NotFitting: the claim has no effect size.
+
+    Examples:
+        >>> from moe_probe import claims, plotting
+        >>> ds = claims.test("ckpt/tiny-mixtral", ["One text.", "Another one."], ["norm_preference"])
+        >>> figure = plotting.plot(ds, claim="norm_preference")
+    """
+    known = _with_effects(ds)
+    if claim is not None and claim not in ds.claim.values:
+        raise NoSuchName.among("claim", claim, [str(name) for name in ds.claim.values])
+    if not known or (claim is not None and claim not in known):
+        raise NotFitting(f"{claim or 'The result'} has no effect size to draw; see claim_why.")
+    claim = claim or known[0]
+    own = ds.isel(finding=np.flatnonzero(ds.claim_of.values == claim))
+    within = float(ds.within.sel(claim=claim))
+    with style():
+        figure = Figure(figsize=(COLUMN, 2.4), layout="constrained")
+        axes = figure.subplots()
+        axes.axhline(0 if np.isnan(within) else within, color="0.4", linewidth=0.8, linestyle=":")
+        for at in range(own.sizes["finding"]):
+            _draw(axes, own.isel(finding=at), at)
+        layers = own.layer.values
+        axes.set_xticks(range(len(layers)), ["all" if layer < 0 else str(layer) for layer in layers])
+        axes.set(xlabel="layer", ylabel="effect size")
+        axes.set_title(drawable(f"{claim}: {ds.claim_verdict.sel(claim=claim).item()}"))
+        for kind in dict.fromkeys(str(one) for one in own.verdict.values):
+            color, mark = MARKS[kind]
+            axes.plot([], [], mark, color=color, label=kind)
+        axes.legend(frameon=False)
+        return figure
+
+
+def _draw(axes: Axes, finding: xr.Dataset, at: int) -> None:
+    color, mark = MARKS[str(finding.verdict.item())]
+    effect, low, high = (float(finding[name]) for name in ("effect", "low", "high"))
+    hollow = np.isnan(low)
+    if not hollow:
+        axes.plot([at, at], [low, high], color=color, linewidth=1)
+    axes.plot(at, effect, mark, color=color, markerfacecolor="none" if hollow else color)
+
+
+def figures(ds: xr.Dataset) -> Iterator[tuple[str, Figure]]:
+    """Every claim with an effect size: (file stem, figure)."""
+    for claim in _with_effects(ds):
+        yield f"claims_{claim}", plot(ds, claim)
+
+
+def _with_effects(ds: xr.Dataset) -> list[str]:
+    told = set(ds.claim_of.values[np.isfinite(ds.effect.values)])
+    return [str(claim) for claim in ds.claim.values if claim in told]
