@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Collection, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from enum import StrEnum
+from itertools import pairwise
 from types import MappingProxyType
 from typing import Any, ClassVar, Protocol, Self, overload
 
@@ -242,9 +243,14 @@ class LayerBatch:
 
 
 class LayerBefore:
-    """Remembers what tokens chose in one MoE layer until the next one."""
+    """Remembers what tokens chose in one MoE layer until the next one.
 
-    def __init__(self) -> None:
+    Args:
+        moe_layers: of the model, ascending: a layer that was not seen leaves the next one without a layer before.
+    """
+
+    def __init__(self, moe_layers: Sequence[int]) -> None:
+        self.before = {layer: before for before, layer in pairwise(moe_layers)}
         self.known: dict[tuple[int, int], tuple[int, torch.Tensor]] = {}
 
     def attach(self, batch: LayerBatch) -> LayerBatch:
@@ -254,7 +260,7 @@ class LayerBefore:
             self.known.clear()  # the next batch of a resident pass
         layer, chosen = self.known.get(key, (index, batch.top_k_index))
         self.known[key] = index, batch.top_k_index
-        return batch.with_before(layer, chosen) if layer < index else batch
+        return batch.with_before(layer, chosen) if layer == self.before.get(index) else batch
 
 
 @dataclass(frozen=True)
@@ -301,6 +307,11 @@ class Source(ABC):
     @abstractmethod
     def fingerprint(self) -> str:
         """Identifies checkpoint, configuration, interventions and dtype; results are kept by it."""
+
+    @property
+    def moe_layers(self) -> tuple[int, ...]:
+        """MoE layers of the model, whichever it tells of; by default those that it tells of."""
+        return tuple(sorted(self.layers))
 
     @property
     @abstractmethod

@@ -38,6 +38,8 @@ class Analysis(Checked, ABC):
         needs: what the source must hold, whatever the parameters.
         unasked: whether the command line runs it when nothing is asked for.
         legend: long name and unit of each variable.
+        special_tokens: whether tokens that stand for no text, such as the beginning of a sequence, are `included` or
+            `omitted`; its results say so.
 
     Examples:
         >>> from dataclasses import dataclass
@@ -64,6 +66,7 @@ class Analysis(Checked, ABC):
     needs: ClassVar[frozenset[Need]] = frozenset({Need.CHOICES})
     unasked: ClassVar[bool] = False
     legend: ClassVar[Legend] = {}
+    special_tokens: ClassVar[str] = "included"
     kept: ClassVar[dict[str, dict]]  # of an instance: by state, layer and key
 
     score_kinds = Names()
@@ -196,6 +199,8 @@ class Analysis(Checked, ABC):
             for kind in dict.fromkeys(kinds.values())
         )
         told = {"score_function": scores} if scores else {}
+        special = int(np.isin(corpus.tokens().token_id, sorted(corpus.special)).sum())
+        texts["special_tokens"] = f"{self.special_tokens}: {special} of {corpus.num_tokens} tokens stand for no text"
         return {**provenance(self.name, source, **self.parameters()), **texts, **told, **self.notes(source)}
 
 

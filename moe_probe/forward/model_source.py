@@ -40,6 +40,11 @@ class ModelSource(Source):
         return self.model.name
 
     @property
+    def moe_layers(self) -> tuple[int, ...]:
+        """All of the model."""
+        return self.model.moe_layers
+
+    @property
     def family(self) -> str:
         """Of the model."""
         return self.model.family

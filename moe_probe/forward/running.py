@@ -152,7 +152,7 @@ class Pass:
             yield self._batch(batch)
 
     def _batch(self, batch: Batch) -> Iterator[LayerBatch | LogitBatch]:
-        self.before = LayerBefore()
+        self.before = LayerBefore(self.moe_layers)
         with closing_all([runner.start(batch, self) for runner in self.runners]) as forwards:
             for _ in range(self.stop):
                 yield from self._advance(batch, forwards)

@@ -152,7 +152,7 @@ class Writing(ModelSource):
                     seen[event.site.layer.index].append(event)
         written = forward.output[0, :-1].tolist()
         self.written[prompt.number] = written
-        before = LayerBefore()
+        before = LayerBefore(self.moe_layers)
         batches = [before.attach(self._joined(prompt, written, events)) for events in seen.values()]
         return [batch for batch in batches if batch.layer.index in self.layers]
 

@@ -200,6 +200,32 @@ class Total(Elementwise):
         return np.add(one, other)
 
 
+class Moments(Elementwise):
+    """Number, mean and sum of squared differences from the mean, (3, ...), of values that are added as (n, ...).
+
+    Two join by the difference of their means (Chan, Golub and LeVeque 1983, The American Statistician 37), so that no
+    large squares are subtracted.
+
+    Examples:
+        >>> one, other = (Moments().of(np.array(values)) for values in ([1.0, 2.0], [6.0]))
+        >>> Moments().join(one, other).tolist()  # the variance of 1, 2, 6 is 14 / 3
+        [3.0, 3.0, 14.0]
+    """
+
+    def of(self, value: Any) -> np.ndarray:
+        values = super().of(value).astype(float)
+        mean = values.mean(0)
+        return np.stack([np.full(mean.shape, float(len(values))), mean, ((values - mean) ** 2).sum(0)])
+
+    def join(self, one: np.ndarray, other: np.ndarray) -> np.ndarray:
+        count, apart = one[0] + other[0], other[1] - one[1]
+        share = other[0] / count
+        return np.stack([count, one[1] + apart * share, one[2] + other[2] + apart**2 * one[0] * share])
+
+    def array(self, values: dict[int, np.ndarray]) -> xr.DataArray:
+        return stacked_layers(values, ("moment", *self.dims))
+
+
 class Least(Elementwise):
     """A minimum, element by element."""
 

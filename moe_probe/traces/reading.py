@@ -63,6 +63,7 @@ class Trace:
         files: paths of the Parquet files, in the order in which they were written; a row group is a batch of the pass.
         parts: what the card says of each of them.
         score_kinds: by layer, the function that made the scores, such as "softmax".
+        model_layers: MoE layers of the model, recorded or not; empty where that is not known.
     """
 
     folder: Path
@@ -75,6 +76,7 @@ class Trace:
     _layers: Mapping[int, Layer]
     parts: tuple[Part, ...] = ()
     score_kinds: Mapping[int, str] = field(default_factory=dict)
+    model_layers: tuple[int, ...] = ()
 
     def layer(self, index: int) -> Layer:
         """What layer `index` is made of."""
@@ -326,6 +328,7 @@ def _trace(folder: Path, card: Mapping[str, Any]) -> Trace:
         _layers=layers,
         parts=tuple(Part(**entry) for entry in card["files"]),
         score_kinds={int(layer): kind for layer, kind in card["score_kinds"].items()},
+        model_layers=tuple(card.get("model_layers", ())),
     )
 
 

@@ -55,6 +55,11 @@ class Recorded(Source):
         return self.trace.name
 
     @property
+    def moe_layers(self) -> tuple[int, ...]:
+        """All of the model, where the trace says so."""
+        return self.trace.model_layers or self.trace.moe_layers
+
+    @property
     def family(self) -> str:
         """Of the model."""
         return self.trace.family
@@ -75,7 +80,7 @@ class Recorded(Source):
 
     def steps(self, needs: frozenset[Need], done: int = 0) -> Generator[Iterator[LayerBatch]]:
         """A step per file."""
-        before = LayerBefore()
+        before = LayerBefore(self.moe_layers)
         for number in range(len(self.trace.files)):
             step = self._file(number, before)
             if number < done:

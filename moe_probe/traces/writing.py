@@ -202,6 +202,7 @@ def _card(source: Source, entries: Sequence[Mapping[str, Any]]) -> dict[str, Any
         "family": source.family,
         "fingerprint": source.fingerprint,
         "layers": [asdict(layer) for layer in source.layers.values()],
+        "model_layers": list(source.moe_layers),
         "score_kinds": kinds,
         "strings": {str(token): text for token, text in source.corpus.strings.items()},
         "special": sorted(source.corpus.special),

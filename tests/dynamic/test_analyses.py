@@ -1,5 +1,7 @@
 """Each analysis against numbers by hand, against float64 and libraries, and merged in any order."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -97,6 +99,21 @@ def test_highest_and_second_scores_by_hand():
     np.testing.assert_allclose(found["maximum"].isel(layer=0), [0.7, 0.3], rtol=1e-6)
     np.testing.assert_allclose(found["pooled_minimum"], [0.45, 0.2], rtol=1e-6)
     np.testing.assert_allclose(found.bin, [0, 0.25, 0.5, 0.75])
+
+
+def test_the_variance_of_scores_that_hardly_differ_is_that_of_their_differences():
+    layer, corpus = layer_of(3, 1), corpus_of([[1] * 400, [2] * 300])
+    generator = np.random.default_rng(0)
+    batches = []
+    for document in corpus.documents:
+        near = generator.normal([0.99, 0.009, 0.001], 1e-6, (len(document.ids), 3))
+        part, index = replace(corpus, documents=(document,)), np.zeros((len(near), 1), int)
+        batches.append(batch_of(layer, part, torch.zeros(len(near), 3), index).having(scores=torch.tensor(near)))
+    found = result(dynamic.RouterScores(), ByHand(layer), corpus, batches)
+    top = np.concatenate([batch.scores.numpy()[:, :2] for batch in batches]).astype(np.longdouble)
+    expected = ((top - top.mean(0)) ** 2).mean(0).astype(float)
+    np.testing.assert_allclose(found.score_variance.isel(layer=0), expected, rtol=1e-9)
+    np.testing.assert_allclose(found.pooled_score_variance, expected, rtol=1e-9)
 
 
 def test_pairs_by_hand(three):

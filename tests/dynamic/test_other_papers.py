@@ -195,6 +195,7 @@ def test_tasks_of_ffn_experts_alone_have_nothing_to_correlate():
     assert (found.ffn_per_token == 4).all()
     assert found.ffn_spread.isnull().all()  # one document a task
     assert found.correlation.isnull().all()
+    assert "at least three" in found.correlation.attrs["undefined"]
     assert "task_load_correlation_tasks" not in [stem for stem, _ in plotting.figures(found)]
 
 

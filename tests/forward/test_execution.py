@@ -105,6 +105,16 @@ def test_the_flow_into_a_layer_does_not_depend_on_the_layers_that_are_asked_for(
     assert part.attrs["flow_from"] == "3 from 2"
 
 
+def test_a_trace_without_the_layer_before_has_no_flow(tmp_path):
+    model = moe_probe.load(FIXTURES / "mixtral" / "checkpoint")
+    dynamic.run(model, IDS, dynamic.RoutingTrace(tmp_path / "trace"), layers=[0, 2, 3], progress=False)
+    found = dynamic.from_trace(tmp_path / "trace", [dynamic.Coactivation()])["coactivation"]
+    whole = dynamic.coactivation(model, IDS, progress=False)
+    assert found.attrs["flow_from"] == "3 from 2"
+    assert bool(found.flow.sel(layer=[0, 2]).isnull().all())
+    np.testing.assert_array_equal(found.flow.sel(layer=3), whole.flow.sel(layer=3))
+
+
 def test_layer_by_layer_runs_on_one_device():
     model = moe_probe.load("ckpt/tiny-mixtral", device="auto")
     with pytest.raises(NotFitting, match="one device, not 'auto'"):

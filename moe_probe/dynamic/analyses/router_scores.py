@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import reduce
 
 import numpy as np
 import torch
@@ -13,7 +14,7 @@ from moe_probe.dynamic.analysis import Analysis
 from moe_probe.errors import NotFitting, OutOfRange
 from moe_probe.routing import LayerBatch, Need, Source
 from moe_probe.signatures import check_number
-from moe_probe.statistics.states import Least, Most, Total
+from moe_probe.statistics.states import Least, Moments, Most, Total
 
 ORDINALS = ["highest", "second"]
 
@@ -56,7 +57,7 @@ class RouterScores(Analysis):
         "maximum": ("largest score", "1"),
     }
 
-    counts, total, squares, rows = Total("which", "bin"), Total("which"), Total("which"), Total()
+    counts, moments = Total("which", "bin"), Moments("which")
     least, most = Least("which"), Most("which")
 
     def __post_init__(self) -> None:
@@ -75,30 +76,31 @@ class RouterScores(Analysis):
         low, high = self.limits
         place = ((top - low) / (high - low) * self.bins).floor().long().clamp(0, self.bins - 1)
         self.counts.add(batch, torch.stack([torch.bincount(column, minlength=self.bins) for column in place.T]))
-        self.total.add(batch, top.sum(0))
-        self.squares.add(batch, top.square().sum(0))
+        self.moments.add(batch, top)
         self.least.add(batch, top.amin(0))
         self.most.add(batch, top.amax(0))
-        self.rows.add(batch, len(top))
 
     def variables(self, source: Source) -> Mapping[str, xr.DataArray]:
-        sums = [self.counts.array, self.total.array, self.squares.array, self.rows.array]
+        counts, seen = self.counts.array, self.moments.array
         least, most = self.least.array, self.most.array
-        pooled = moments([each.sum("layer") for each in sums], least.min("layer"), most.max("layer"))
-        found = moments(sums, least, most) | {f"pooled_{name}": value for name, value in pooled.items()}
+        every = reduce(Moments("which").join, seen.values)
+        whole = seen.isel(layer=0, drop=True).copy(data=every)
+        pooled = described(counts.sum("layer"), whole, least.min("layer"), most.max("layer"))
+        found = described(counts, seen, least, most) | {f"pooled_{name}": value for name, value in pooled.items()}
         edges = np.linspace(*self.limits, self.bins + 1)[:-1]
         coords = {"which": ORDINALS, "bin": edges}
         return {n: v.assign_coords({k: c for k, c in coords.items() if k in v.dims}) for n, v in found.items()}
 
 
-def moments(sums: Sequence[xr.DataArray], least: xr.DataArray, most: xr.DataArray) -> dict[str, xr.DataArray]:
-    """What is said of counts, sums, squares and rows, of a layer or of all."""
-    counts, total, squares, rows = sums
-    mean = total / rows
+def described(
+    counts: xr.DataArray, seen: xr.DataArray, least: xr.DataArray, most: xr.DataArray
+) -> dict[str, xr.DataArray]:
+    """What is said of counts, moments and range, of a layer or of all."""
+    rows, mean, squares = (seen.isel(moment=at) for at in range(3))
     return {
         "histogram": counts,
         "score_mean": mean,
-        "score_variance": (squares / rows - mean**2).clip(0),
+        "score_variance": squares / rows,
         "minimum": least,
         "maximum": most,
     }

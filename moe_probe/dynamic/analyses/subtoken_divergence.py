@@ -76,6 +76,7 @@ class SubtokenDivergence(Analysis):
     name = "subtoken_divergence"
     title = "Sub-token divergence"
     unasked = True
+    special_tokens = "omitted"
     legend = {
         "divergence": ("distinct experts", "experts"),
         "divergence_first": ("distinct first choices", "experts"),

@@ -21,6 +21,7 @@ from moe_probe.statistics.states import PerUnit, TokenTable
 
 KINDS = ["ffn", "constant", "copy", "zero"]
 LEAST_TASKS = 3  # two points always lie on a line
+FEW_TASKS = "two points always lie on a line: a correlation over tasks takes at least three (labels=)"
 MOST_ORDERS = 10_000
 Variables = dict[str, tuple[tuple[str, ...], Any]]
 
@@ -34,8 +35,8 @@ class TaskLoad(Analysis):
 
     `share` (task, layer, expert), p; `ffn_per_token` (task, layer), K times p over the experts of kind `ffn`;
     `activation` (task, layer, kind), K times p over the kind, and `activation_per_expert`, that divided by the kind's
-    experts; `correlation` (layer, other), Pearson over tasks of `ffn_per_token` (nan for two tasks),
-    `token_correlation` the same over tokens of their counts of FFN experts, and the means over adjacent layers,
+    experts; `correlation` (layer, other), Pearson over tasks of `ffn_per_token` (nan for two tasks; its `undefined` says
+    why), `token_correlation` the same over tokens of their counts of FFN experts, and the means over adjacent layers,
     `adjacent_correlation`, `adjacent_token_correlation` (the paper claims that they agree); `task_distance` (layer),
     the mean over pairs of tasks of half the sum over experts of |p_a - p_b|, and `ffn_spread` (layer), the standard
     deviation over tasks of `ffn_per_token` (the paper claims that both are larger in shallow and last layers), both
@@ -125,7 +126,10 @@ class TaskLoad(Analysis):
             found["share_chance"] = ("layer", "expert"), expert_shares(counts.sum(1))
         coords = self._named(layers, tasks, kinds, layer)
         order = ("task", "layer", "other", "kind", "expert")
-        return {n: v.transpose(*(d for d in order if d in v.dims)) for n, v in labeled(found, coords).items()}
+        named = {n: v.transpose(*(d for d in order if d in v.dims)) for n, v in labeled(found, coords).items()}
+        for name in ("correlation", "adjacent_correlation") if len(tasks) < LEAST_TASKS else ():
+            named[name] = named[name].assign_attrs(undefined=FEW_TASKS)
+        return named
 
     def _descriptions(self, load: np.ndarray, activation: np.ndarray, of_kind: np.ndarray, ffn_at: int) -> Variables:
         ffn = activation[..., ffn_at]
