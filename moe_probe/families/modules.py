@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
+import threading
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
@@ -35,6 +36,7 @@ UNDESCRIBED = (
 Device = str | int | torch.device | dict[str, Any] | None  # as transformers' `device_map`
 # measured: fused attention on a CPU errs ten times as much as eager, grouped experts take 1.7 times as long
 EXACT_ON_CPU: dict[str, Any] = {"attn_implementation": "eager", "experts_implementation": "eager"}
+BUILDING = threading.RLock()
 
 
 def make_config(fields: Mapping[str, Any]) -> PreTrainedConfig:
@@ -107,8 +109,8 @@ def meta_module(config: PreTrainedConfig) -> PreTrainedModel:
     """
     chosen = model_class(config)
     try:
-        with torch.device("meta"):
-            return chosen._from_config(config)
+        with building(), torch.device("meta"):
+            return chosen._from_config(copy.deepcopy(config), dtype=torch.get_default_dtype())
     except (*UNDESCRIBED, RuntimeError, ImportError, NotImplementedError) as error:
         raise DamagedFile(
             f"No {config.model_type} model can be built from the configuration ({reason(error)}); use the published "
@@ -137,7 +139,7 @@ def load_module(
     converted = Converted(meta_module(config), tensors)
     converted.check()
     chosen: Any = model_class(config)  # with output_loading_info it returns two, which its annotation does not say
-    with _quiet():
+    with building():
         module, info = chosen.from_pretrained(
             None,
             config=config,
@@ -152,17 +154,21 @@ def load_module(
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Within, transformers shows neither its own bars nor its tables of keys: what is missing is refused here."""
-    bars, level = transformers_logging.is_progress_bar_enabled(), transformers_logging.get_verbosity()
-    transformers_logging.disable_progress_bar()
-    transformers_logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(level)
-        if bars:
-            transformers_logging.enable_progress_bar()
+def building() -> Iterator[None]:
+    """Within, one thread at a time lets transformers build a module: it changes torch's default dtype meanwhile.
+
+    Its own bars and tables of keys are not shown: what is missing is refused here.
+    """
+    with BUILDING:
+        bars, level = transformers_logging.is_progress_bar_enabled(), transformers_logging.get_verbosity()
+        transformers_logging.disable_progress_bar()
+        transformers_logging.set_verbosity_error()
+        try:
+            yield
+        finally:
+            transformers_logging.set_verbosity(level)
+            if bars:
+                transformers_logging.enable_progress_bar()
 
 
 def require_values(module: PreTrainedModel, missing: Collection[str] = ()) -> None:

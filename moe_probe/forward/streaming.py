@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from moe_probe.errors import MissingWeight, NotFitting
 from moe_probe.families.conversion import Converted
-from moe_probe.families.modules import EXACT_ON_CPU, Device, model_class, on_cpu
+from moe_probe.families.modules import EXACT_ON_CPU, Device, building, model_class, on_cpu
 from moe_probe.families.places import SPREAD
 from moe_probe.forward.sites import decoder_layers
 from moe_probe.model import MoEModel
@@ -114,6 +114,6 @@ def empty_module(model: MoEModel) -> PreTrainedModel:
     if on_cpu(model.device):
         config._attn_implementation = EXACT_ON_CPU["attn_implementation"]
         config._experts_implementation = EXACT_ON_CPU["experts_implementation"]
-    with init_empty_weights(include_buffers=False):
+    with building(), init_empty_weights(include_buffers=False):
         module = model_class(config)._from_config(config, dtype=model.dtype)
     return module.eval()

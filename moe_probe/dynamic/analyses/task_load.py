@@ -35,8 +35,8 @@ class TaskLoad(Analysis):
 
     `share` (task, layer, expert), p; `ffn_per_token` (task, layer), K times p over the experts of kind `ffn`;
     `activation` (task, layer, kind), K times p over the kind, and `activation_per_expert`, that divided by the kind's
-    experts; `correlation` (layer, other), Pearson over tasks of `ffn_per_token` (nan for two tasks; its `undefined` says
-    why), `token_correlation` the same over tokens of their counts of FFN experts, and the means over adjacent layers,
+    experts; `correlation` (layer, other), Pearson over tasks of `ffn_per_token` (nan for two tasks, as its `undefined`
+    says), `token_correlation` the same over tokens of their counts of FFN experts, and the means over adjacent layers,
     `adjacent_correlation`, `adjacent_token_correlation` (the paper claims that they agree); `task_distance` (layer),
     the mean over pairs of tasks of half the sum over experts of |p_a - p_b|, and `ffn_spread` (layer), the standard
     deviation over tasks of `ffn_per_token` (the paper claims that both are larger in shallow and last layers), both
