@@ -141,12 +141,12 @@ def shards_of(tensors: Mapping[str, LazyTensor], dtype: torch.dtype | None, shar
     names: list[str] = []
     size = 0
     for name in tensors:
-        more = tensors[name].numel() * _target(tensors[name], dtype).itemsize
-        if names and size + more > shard_bytes:
+        tensor_size = tensors[name].numel() * _target(tensors[name], dtype).itemsize
+        if names and size + tensor_size > shard_bytes:
             yield names
             names, size = [], 0
         names.append(name)
-        size += more
+        size += tensor_size
     yield names
 
 

@@ -598,9 +598,9 @@ def _snapshot(name: str, revision: str | None) -> Path | None:
     """The folder of a hub id in the local cache; None where it is not there."""
     try:
         for file in ("config.json", "params.json"):  # of a snapshot that may lack what is not used
-            found = try_to_load_from_cache(name, file, revision=revision)
-            if isinstance(found, str):
-                return Path(found).parent
+            cached = try_to_load_from_cache(name, file, revision=revision)
+            if isinstance(cached, str):
+                return Path(cached).parent
         return Path(snapshot_download(name, revision=revision, local_files_only=True))
     except LocalEntryNotFoundError:
         return None

@@ -47,13 +47,15 @@ class Registry(Mapping[str, Member]):
 
     @cached_property
     def _places(self) -> dict[str, EntryPoint | str]:
-        own = {
+        bundled = {
             info.name: f"{self.package}.{info.name}"
             for info in pkgutil.iter_modules(import_module(self.package).__path__)
         }
-        added = {point.name: point for point in entry_points(group=f"moe_probe.{self.group}") if point.name not in own}
-        hidden = {name for name in own if name.startswith("_") or name in self.besides}
-        return {name: place for name, place in sorted((own | added).items()) if name not in hidden}
+        added = {
+            point.name: point for point in entry_points(group=f"moe_probe.{self.group}") if point.name not in bundled
+        }
+        hidden = {name for name in bundled if name.startswith("_") or name in self.besides}
+        return {name: place for name, place in sorted((bundled | added).items()) if name not in hidden}
 
     def __getitem__(self, name: str) -> Member:
         """The member called `name`.
@@ -65,8 +67,8 @@ class Registry(Mapping[str, Member]):
             raise NoSuchName.among(self.kind, name, self)
         if name not in self._picked:
             place = self._places[name]
-            found = import_module(place) if isinstance(place, str) else place.load()
-            self._picked[name] = self.pick(found, name) if isinstance(found, ModuleType) else found
+            member = import_module(place) if isinstance(place, str) else place.load()
+            self._picked[name] = self.pick(member, name) if isinstance(member, ModuleType) else member
         return self._picked[name]
 
     def __contains__(self, name: object) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -47,13 +47,13 @@ def provenance(analysis: str, model: Any, **parameters: Any) -> dict[str, Any]:
         analysis: name of the function that computes the result.
         model: a `MoEModel`.
     """
-    given = {name: value for name, value in parameters.items() if value is not None}
+    stated = {name: value for name, value in parameters.items() if value is not None}
     about = Provenance(
         analysis=analysis,
         model=model.name,
         family=model.family,
         fingerprint=model.fingerprint,
-        parameters=json.dumps(given, default=str, sort_keys=True),
+        parameters=json.dumps(stated, default=str, sort_keys=True),
         versions=_versions(),
         schema=SCHEMA,
     )
@@ -65,12 +65,35 @@ def _versions() -> str:
     return json.dumps({name: version(name) for name in LIBRARIES})
 
 
-def dataset(variables: Mapping[str, xr.DataArray], about: Mapping[str, Any]) -> xr.Dataset:
+def variable(
+    dims: Sequence[str], values: Any, long_name: str, units: str = "1", undefined: str | None = None
+) -> xr.DataArray:
+    """A labeled variable of a result.
+
+    Args:
+        dims: names of the dimensions.
+        values: an array of any dtype; NaN (-1 in whole numbers) is an undefined value.
+        long_name: what it is, as an axis of a figure says it.
+        units: of the values; `1` for a plain number.
+        undefined: why a value is undefined; kept where one is.
+    """
+    values = np.asarray(values)
+    attrs = {"long_name": long_name, "units": units}
+    missing = np.isnan(values) if values.dtype.kind == "f" else values < 0 if values.dtype.kind == "i" else False
+    if undefined and np.any(missing):
+        attrs["undefined"] = undefined
+    return xr.DataArray(values, dims=list(dims), attrs=attrs)
+
+
+def dataset(
+    variables: Mapping[str, xr.DataArray], about: Mapping[str, Any], coords: Mapping[str, Any] | None = None
+) -> xr.Dataset:
     """A result of `variables`, each with `long_name` and `units` in its attrs ("" where it has no unit).
 
     Args:
         variables: by name; their coordinates become those of the result.
         about: the result's attrs, `Provenance` and what the analysis adds.
+        coords: further coordinates, as `xr.Dataset` takes them; those of dimensions that no variable has are omitted.
 
     Raises:
         ValueError: a name is one that `xr.Dataset` hides, or a variable does not say what it is.
@@ -84,7 +107,9 @@ def dataset(variables: Mapping[str, xr.DataArray], about: Mapping[str, Any]) -> 
     absent = sorted(Provenance.__required_keys__ - about.keys())
     if absent:
         raise ValueError(f"A result lacks {', '.join(absent)} in its attrs; pass provenance(...).")
-    return xr.Dataset(dict(variables), attrs=dict(about))
+    result = xr.Dataset(dict(variables), attrs=dict(about))
+    along = {name: value[0] if isinstance(value, tuple) else name for name, value in (coords or {}).items()}
+    return result.assign_coords({name: value for name, value in (coords or {}).items() if along[name] in result.dims})
 
 
 @checked

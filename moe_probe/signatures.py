@@ -99,8 +99,8 @@ def check_call(name: str, function: Callable[..., Any], positional: Sequence[Any
     by_place = [
         key for key, each in parameters.items() if each.kind in (each.POSITIONAL_ONLY, each.POSITIONAL_OR_KEYWORD)
     ]
-    given = {*by_place[: len(positional)], *named}
-    lacking = [key for key, each in parameters.items() if _is_required(each) and key not in given]
+    arguments = {*by_place[: len(positional)], *named}
+    lacking = [key for key, each in parameters.items() if _is_required(each) and key not in arguments]
     if lacking:
         raise WrongType(f"{name} needs {' and '.join(lacking)}; pass {', '.join(f'{key}=' for key in lacking)}.")
     try:

@@ -149,5 +149,5 @@ def _sum(
 
 def _of_module(pattern: Any, module: str, default: Any) -> Any:
     """A number that the configuration states for some modules by the ends of their names."""
-    found = (value for name, value in (pattern or {}).items() if re.match(rf"(.*\.)?({name})$", module))
-    return next(found, default)
+    matching = (value for name, value in (pattern or {}).items() if re.match(rf"(.*\.)?({name})$", module))
+    return next(matching, default)

@@ -92,16 +92,16 @@ def read_pickle(path: Path) -> Array | Quantized:
     """
     try:
         with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
-            found = Machine(path, mapped).run()
-        if not isinstance(found, Array | Quantized):
-            raise ValueError(f"it holds a {type(found).__name__}, not an array")
-        for array in found.values() if isinstance(found, Quantized) else [found]:
+            content = Machine(path, mapped).run()
+        if not isinstance(content, Array | Quantized):
+            raise ValueError(f"it holds a {type(content).__name__}, not an array")
+        for array in content.values() if isinstance(content, Quantized) else [content]:
             array.check()
     except (*DAMAGE, AttributeError) as error:
         raise DamagedFile(
             f"{path} is truncated or damaged ({error or type(error).__name__}); download it again."
         ) from error
-    return found
+    return content
 
 
 class Machine:

@@ -117,8 +117,8 @@ def open_hub(name: str, revision: str | None, config: Mapping[str, Any] | None =
         return open_checkpoint(repository.folder, config)
     fields = {**configuration(repository.folder), **(config or {})}
     with ThreadPoolExecutor(READERS) as pool:
-        found = list(pool.map(lambda file: HubFile(repository, file).tensors(), weights))
-    tensors = {key: tensor for part in found for key, tensor in part.items()}
+        by_file = list(pool.map(lambda file: HubFile(repository, file).tensors(), weights))
+    tensors = {key: tensor for part in by_file for key, tensor in part.items()}
     return HubCheckpoint(repository, fields, unwrapped(tensors, fields), config)
 
 

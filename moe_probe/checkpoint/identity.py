@@ -61,10 +61,10 @@ def identity_of_files(files: Iterable[Path], tensors: Mapping[str, LazyTensor]) 
 
 def hash_of_names(tensors: Mapping[str, LazyTensor]) -> str:
     """The SHA-256 of keys, shapes and dtypes."""
-    found = hashlib.sha256()
+    hasher = hashlib.sha256()
     for key in sorted(tensors):
-        found.update(f"{key}\0{tensors[key].shape}{tensors[key].dtype}\n".encode(errors="surrogatepass"))
-    return found.hexdigest()
+        hasher.update(f"{key}\0{tensors[key].shape}{tensors[key].dtype}\n".encode(errors="surrogatepass"))
+    return hasher.hexdigest()
 
 
 def blob_name(path: Path) -> str | None:
@@ -81,7 +81,7 @@ def hash_of_file(path: Path) -> str:
 
 def hash_of_samples(tensors: Mapping[str, LazyTensor]) -> str:
     """The SHA-256 of blocks of every stored tensor, and of the routers."""
-    found, most = hashlib.sha256(), max(1, min(4, BLOCKS // max(1, len(tensors))))
+    hasher, most = hashlib.sha256(), max(1, min(4, BLOCKS // max(1, len(tensors))))
     with ExitStack() as stack:
         files = OpenFiles(stack)
         for key, tensor in tensors.items():
@@ -90,8 +90,8 @@ def hash_of_samples(tensors: Mapping[str, LazyTensor]) -> str:
                 length, read = files.reader(source)
                 places = [(0, length)] if whole and length <= WHOLE_ROUTER else blocks(length, source.shape, most)
                 for start, size in places:
-                    found.update(read(start, size))
-    return found.hexdigest()
+                    hasher.update(read(start, size))
+    return hasher.hexdigest()
 
 
 class OpenFiles:

@@ -286,14 +286,14 @@ class Concatenated(LazyTensor):
     def _narrow(self, dim: int, start: int, length: int) -> LazyTensor:
         if dim != self.dim_:
             return Concatenated([part.narrow(dim, start, length) for part in self.parts], self.dim_)
-        kept, offset = [], 0
+        narrowed, offset = [], 0
         for part in self.parts:
             size = part.shape[dim]
             low, high = max(start - offset, 0), min(start + length - offset, size)
             if low < high:
-                kept.append(part if (low, high) == (0, size) else part.narrow(dim, low, high - low))
+                narrowed.append(part if (low, high) == (0, size) else part.narrow(dim, low, high - low))
             offset += size
-        return kept[0] if len(kept) == 1 else Concatenated(kept, dim)
+        return narrowed[0] if len(narrowed) == 1 else Concatenated(narrowed, dim)
 
 
 class Permuted(LazyTensor):

@@ -81,8 +81,8 @@ class Checkpoint(Mapping[str, LazyTensor]):
     def respelled(self, config: Mapping[str, Any], tensors: Mapping[str, LazyTensor]) -> Checkpoint:
         """The same files under other names: fields and keys of another publisher's."""
         other = copy.copy(self)
-        given = {name: value for name, value in self.given.items() if name not in SPELLING}
-        other.config, other._tensors = {**config, **given}, dict(tensors)
+        overrides = {name: value for name, value in self.given.items() if name not in SPELLING}
+        other.config, other._tensors = {**config, **overrides}, dict(tensors)
         return other
 
     @property

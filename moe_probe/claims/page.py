@@ -59,12 +59,14 @@ def _overview(ds: xr.Dataset) -> Section:
 
 def _section(ds: xr.Dataset, claim: str) -> Section:
     """Hypothesis, verdict, findings and figure of one claim."""
-    own = ds.sel(claim=claim)
-    verdict = own.claim_verdict.item()
+    chosen = ds.sel(claim=claim)
+    verdict = chosen.claim_verdict.item()
     measures = [
-        Measure("hypothesis", own.hypothesis.item(), own.hypothesis.item(), own.published.item()),
-        Measure("verdict", verdict, verdict, own.claim_why.item()),
-        Measure("effect size", own.effect_size.item(), own.effect_size.item(), f"p: over {own.units_of_p.item()}"),
+        Measure("hypothesis", chosen.hypothesis.item(), chosen.hypothesis.item(), chosen.published.item()),
+        Measure("verdict", verdict, verdict, chosen.claim_why.item()),
+        Measure(
+            "effect size", chosen.effect_size.item(), chosen.effect_size.item(), f"p: over {chosen.units_of_p.item()}"
+        ),
     ]
     rows = ds.isel(finding=np.flatnonzero(ds.claim_of.values == claim))
     if not rows.sizes["finding"]:

@@ -84,13 +84,13 @@ def test(
     refused = _refused(chosen, opened, source)
     fitting = {name: claim for name, claim in chosen.items() if name not in refused}
     evidence = _observed(opened, source, fitting, asked)
-    found: dict[str, Sequence[Finding]] = {}
+    findings: dict[str, Sequence[Finding]] = {}
     for name, claim in fitting.items():
         try:
-            found[name] = claim.findings(evidence)
+            findings[name] = claim.findings(evidence)
         except InputError as error:
             refused[name] = str(error)
-    return _dataset(source, chosen, found, refused)
+    return _dataset(source, chosen, findings, refused)
 
 
 def _chosen(names: Sequence[str] | str) -> dict[str, Claim]:
@@ -102,15 +102,15 @@ def _chosen(names: Sequence[str] | str) -> dict[str, Claim]:
 
 def _refused(chosen: Mapping[str, Claim], model: MoEModel, source: Source) -> dict[str, str]:
     """Why claims do not apply, by name, as far as that is known before any work."""
-    found = {}
+    reasons = {}
     for name, claim in chosen.items():
         try:
             claim.applies(model)
             if claim.needs:
                 check(source, claim.needs)
         except InputError as error:
-            found[name] = str(error)
-    return found
+            reasons[name] = str(error)
+    return reasons
 
 
 def _observed(model: MoEModel, source: Source, claims: Mapping[str, Claim], asked: Mapping[str, Any]) -> Evidence:
@@ -121,9 +121,9 @@ def _observed(model: MoEModel, source: Source, claims: Mapping[str, Claim], aske
 
 
 def _dataset(
-    source: Source, claims: Mapping[str, Claim], found: Mapping[str, Sequence[Finding]], refused: Mapping[str, str]
+    source: Source, claims: Mapping[str, Claim], by_claim: Mapping[str, Sequence[Finding]], refused: Mapping[str, str]
 ) -> xr.Dataset:
-    rows = [(name, each) for name, findings in found.items() for each in findings]
+    rows = [(name, each) for name, findings in by_claim.items() for each in findings]
     p = np.array([each.p for _, each in rows])
     q = discoveries(p)
     told = [verdict(claims[name], each, at) for (name, each), at in zip(rows, q, strict=True)]
@@ -201,12 +201,12 @@ def _summary(
     """The verdict of a claim from those of its findings."""
     if name in refused:
         return UNFIT, refused[name]
-    own = [each for (of, _), each in zip(rows, told, strict=True) if of == name]
-    count = {kind: sum(one == kind for one, _ in own) for kind in (HOLDS, FAILS, UNTOLD)}
-    said = "; ".join(f"{kind} in {number} of {len(own)}" for kind, number in count.items() if number)
-    why = own[0][1] if len(own) == 1 else said
+    verdicts = [each for (of, _), each in zip(rows, told, strict=True) if of == name]
+    count = {kind: sum(one == kind for one, _ in verdicts) for kind in (HOLDS, FAILS, UNTOLD)}
+    said = "; ".join(f"{kind} in {number} of {len(verdicts)}" for kind, number in count.items() if number)
+    why = verdicts[0][1] if len(verdicts) == 1 else said
     for kind, opposite in ((HOLDS, FAILS), (FAILS, HOLDS)):
-        if 2 * count[kind] > len(own) and not count[opposite]:
+        if 2 * count[kind] > len(verdicts) and not count[opposite]:
             return kind, why
-    reasons = list(dict.fromkeys(reason for one, reason in own if one == UNTOLD))
-    return UNTOLD, why if len(own) == 1 else f"{said}: {reasons[0]}" if reasons else said
+    reasons = list(dict.fromkeys(reason for one, reason in verdicts if one == UNTOLD))
+    return UNTOLD, why if len(verdicts) == 1 else f"{said}: {reasons[0]}" if reasons else said

@@ -34,10 +34,10 @@ def word_types(evidence: Evidence, tagger: Tagger | None = None) -> WordTypes:
         [np.array([*map(normal_form, each.texts), ""], dtype=object)[each.of_token] for each in words]
     ).astype(str)
     tags = np.full(len(of_token), "") if tagger is None else tag_words(tagger, words).astype(str)
-    kept = np.flatnonzero(of_token != "")
-    _, inverse, count = np.unique(of_token[kept], return_inverse=True, return_counts=True)
-    kinds, tag_at = np.unique(tags[kept], return_inverse=True)
+    tagged = np.flatnonzero(of_token != "")
+    _, inverse, count = np.unique(of_token[tagged], return_inverse=True, return_counts=True)
+    kinds, tag_at = np.unique(tags[tagged], return_inverse=True)
     seen = np.zeros((len(count), len(kinds)), np.int64)
     np.add.at(seen, (inverse, tag_at), 1)
-    mean = np.bincount(inverse, density[kept], minlength=len(count)) / count
+    mean = np.bincount(inverse, density[tagged], minlength=len(count)) / count
     return WordTypes(mean, count, kinds[seen.argmax(1)] if len(count) else kinds[:0])

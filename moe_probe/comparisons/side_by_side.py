@@ -118,11 +118,11 @@ def observe_each(
     if texts is not None and not isinstance(texts, Corpus):
         reading = {name: asked[name] for name in ("column", "labels", "unit", "split")}
         texts, asked = read_rows(texts, **reading), asked | dict.fromkeys(reading)
-    found = {}
+    observed = {}
     for label, each in sources.items():
         source = open_source(each, None if isinstance(each, Trace) else texts, asked)
-        found[label] = source, observe(source, analyses, asked)
-    return found
+        observed[label] = source, observe(source, analyses, asked)
+    return observed
 
 
 def record_choices(sources: Sources, texts: Texts | None, options: Mapping[str, Any], **count: int) -> list[Routing]:
@@ -174,13 +174,13 @@ def means(
     name: str, dims: tuple[str, ...], values: np.ndarray, routing: Routing, bootstrap: int
 ) -> dict[str, tuple[tuple[str, ...], np.ndarray]]:
     """Means over tokens of values (..., tokens), and their interval."""
-    found = {name: (dims, values.mean(-1))}
+    values_of = {name: (dims, values.mean(-1))}
     if bootstrap:
         unit = routing.source.corpus.tokens().unit
         total, count = sums_over(np.moveaxis(values, -1, 0), unit), sums_over(np.ones(len(unit)), unit)
         for end, value in zip(("low", "high"), ratio_interval(total, count, bootstrap, (0, 1)), strict=True):
-            found[f"{name}_{end}"] = (dims, value)
-    return found
+            values_of[f"{name}_{end}"] = (dims, value)
+    return values_of
 
 
 def chosen_alike(one: np.ndarray, other: np.ndarray, experts: int) -> np.ndarray:

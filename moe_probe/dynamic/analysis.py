@@ -128,13 +128,13 @@ class Analysis(Checked, ABC):
     def result(self, source: Source) -> xr.Dataset:
         """The Dataset, with provenance."""
         self.settle()
-        found = {
+        arrays = {
             name: array.assign_attrs(described(self.legend, name)) for name, array in self.variables(source).items()
         }
         coords = dict(self.coords(source))
-        if any("token" in array.dims for array in found.values()):
+        if any("token" in array.dims for array in arrays.values()):
             coords |= token_coords(self.tokens(source), source.corpus)
-        return dataset(found, self.attrs(source)).assign_coords(coords)
+        return dataset(arrays, self.attrs(source)).assign_coords(coords)
 
     def tokens(self, source: Source) -> Tokens:
         """The tokens that the result tells of, by document and position."""
@@ -178,8 +178,8 @@ class Analysis(Checked, ABC):
         """
         for name in self.declared():
             prefix = f"{name}/"
-            own = {path.removeprefix(prefix): array for path, array in state.items() if path.startswith(prefix)}
-            self.state_of(name).restore(own)
+            arrays = {path.removeprefix(prefix): array for path, array in state.items() if path.startswith(prefix)}
+            self.state_of(name).restore(arrays)
 
     def parameters(self) -> dict[str, Any]:
         """What it was asked for, for the result's `attrs`; arrays by their digest."""

@@ -19,8 +19,8 @@ Asked = One | Sequence[One]
 
 def analysis_of(module: ModuleType, name: str) -> type[Analysis]:
     """The analysis that a module is the file of."""
-    own = (each for each in vars(module).values() if inspect.isclass(each) and issubclass(each, Analysis))
-    return next(each for each in own if vars(each).get("name") == name)
+    classes = (each for each in vars(module).values() if inspect.isclass(each) and issubclass(each, Analysis))
+    return next(each for each in classes if vars(each).get("name") == name)
 
 
 ANALYSES: Registry[type[Analysis]] = Registry("moe_probe.dynamic.analyses", "dynamic", "analysis", analysis_of)
@@ -63,7 +63,7 @@ def make_analysis(one: One, options: Mapping[str, Mapping[str, Any]]) -> Analysi
     """An instance of an analysis, its class or its name."""
     if isinstance(one, Analysis):
         return one
-    found = ANALYSES[one] if isinstance(one, str) else one
-    if not (inspect.isclass(found) and issubclass(found, Analysis)):
+    chosen = ANALYSES[one] if isinstance(one, str) else one
+    if not (inspect.isclass(chosen) and issubclass(chosen, Analysis)):
         raise WrongType(f"{one!r} is no analysis; pass one of {', '.join(ANALYSES)}.")
-    return construct(found.name, found, options.get(found.name, {}))
+    return construct(chosen.name, chosen, options.get(chosen.name, {}))

@@ -77,8 +77,8 @@ def _observe_parts(source: Source, fresh: Sequence[Analysis], options: Mapping[s
         source.absorb([part for part, _ in done])
     (_, first), *others = done
     for _, other in others:
-        for analysis, more in zip(first, other, strict=True):
-            analysis.merge(more)
+        for analysis, further in zip(first, other, strict=True):
+            analysis.merge(further)
     return first
 
 
@@ -108,12 +108,12 @@ def check(source: Source, analyses: Sequence[Analysis]) -> None:
 
 def applicable(source: Source, analyses: Sequence[Analysis]) -> list[Analysis]:
     """Those of the analyses that the source and its corpus have what it takes for."""
-    found = []
+    fitting = []
     for analysis in analyses:
         with suppress(InputError):
             check(source, [analysis])
-            found.append(analysis)
-    return found
+            fitting.append(analysis)
+    return fitting
 
 
 def _observe_part(
@@ -196,8 +196,8 @@ def check_values(batch: LayerBatch, names: Sequence[str] | None = None) -> None:
 
 def unmasked(values: torch.Tensor) -> torch.Tensor:
     """Values (n, E) with 0 for masked experts, nan where all of them are."""
-    some = (values > -torch.inf).any(-1, keepdim=True)
-    return values.masked_fill(values == -torch.inf, 0).where(some | values.isnan().any(-1, keepdim=True), torch.nan)
+    any_left = (values > -torch.inf).any(-1, keepdim=True)
+    return values.masked_fill(values == -torch.inf, 0).where(any_left | values.isnan().any(-1, keepdim=True), torch.nan)
 
 
 def require_finite(name: str, values: torch.Tensor, tokens: Tokens, where: str = "") -> None:

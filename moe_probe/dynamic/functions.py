@@ -115,11 +115,11 @@ def from_trace(trace: Trace | str | Path, analyses: Asked, **options: Unpack[Obs
 @cache
 def function_of(analysis: type[Analysis]) -> Callable[..., xr.Dataset]:
     """`run` with one analysis: takes the analysis's parameters and the options of `run`, with a true signature."""
-    own = inspect.signature(analysis).parameters
+    settings = inspect.signature(analysis).parameters
     parameters = [
         inspect.Parameter("source", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation="Openable | Trace"),
         inspect.Parameter("texts", inspect.Parameter.POSITIONAL_OR_KEYWORD, default=None, annotation="Texts | None"),
-        *(each.replace(kind=inspect.Parameter.KEYWORD_ONLY) for name, each in own.items() if name != "baseline"),
+        *(each.replace(kind=inspect.Parameter.KEYWORD_ONLY) for name, each in settings.items() if name != "baseline"),
         *signature_of(DEFAULTS),
     ]
     takes = [each.name for each in parameters]
@@ -128,11 +128,11 @@ def function_of(analysis: type[Analysis]) -> Callable[..., xr.Dataset]:
         for name in options:
             if name not in takes:
                 raise NoSuchName.among(f"option of {analysis.name}", name, takes)
-        chosen = {name: value for name, value in options.items() if name in own and name != "baseline"}
-        if "baseline" in own:
+        chosen = {name: value for name, value in options.items() if name in settings and name != "baseline"}
+        if "baseline" in settings:
             chosen["baseline"] = options.get("baseline") is not None
-        rest = {name: value for name, value in options.items() if name not in own or name == "baseline"}
-        return run(source, texts, construct(analysis.name, analysis, chosen), **rest)[analysis.name]
+        run_options = {name: value for name, value in options.items() if name not in settings or name == "baseline"}
+        return run(source, texts, construct(analysis.name, analysis, chosen), **run_options)[analysis.name]
 
     function.__name__ = function.__qualname__ = analysis.name
     function.__module__ = analysis.__module__

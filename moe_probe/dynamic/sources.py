@@ -92,7 +92,7 @@ def writing_options(options: Mapping[str, Any], max_new_tokens: int | None) -> t
     Raises:
         InputError: an option of `run` alone is given.
     """
-    own = {name: value for name, value in options.items() if name in WRITING_OPTIONS}
+    of_run = {name: value for name, value in options.items() if name in WRITING_OPTIONS}
     of_generation = {name: value for name, value in options.items() if name not in WRITING_OPTIONS}
     for name in ("labels", "unit", "baseline", "batch_tokens", "execution"):
         if name in of_generation:
@@ -102,4 +102,4 @@ def writing_options(options: Mapping[str, Any], max_new_tokens: int | None) -> t
         of_generation["max_new_tokens"] = max_new_tokens
     elif not {"max_length", "generation_config"} & of_generation.keys():
         of_generation["max_new_tokens"] = NEW_TOKENS
-    return completed(own, WRITING_OPTIONS, "generate"), of_generation
+    return completed(of_run, WRITING_OPTIONS, "generate"), of_generation

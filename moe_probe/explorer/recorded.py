@@ -29,10 +29,10 @@ def recorded_layers(trace: Trace) -> dict[int, RecordedLayer]:
     lengths = [len(document.ids) for document in trace.corpus.documents]
     starts = np.zeros(1 + max(document.number for document in trace.corpus.documents), np.int64)
     starts[[document.number for document in trace.corpus.documents]] = np.cumsum([0, *lengths])[:-1]
-    found = {}
+    layers = {}
     for layer in map(trace.layer, trace.moe_layers):
         rows = sum(lengths) * layer.subtokens
-        found[layer.index] = RecordedLayer(
+        layers[layer.index] = RecordedLayer(
             np.zeros((rows, layer.num_experts), np.float32),
             np.zeros((rows, layer.top_k), np.int16),
             np.zeros((rows, layer.top_k), np.float32),
@@ -41,8 +41,8 @@ def recorded_layers(trace: Trace) -> dict[int, RecordedLayer]:
         token = starts[batch.tokens.document] + batch.tokens.position
         parts = batch.layer.subtokens
         at = (token[:, None] * parts + np.arange(parts)).ravel()
-        into = found[batch.layer.index]
+        into = layers[batch.layer.index]
         into.logits[at] = batch.router_logits.numpy()
         into.index[at] = batch.top_k_index.numpy()
         into.weight[at] = batch.top_k_weights.numpy()
-    return found
+    return layers

@@ -44,7 +44,7 @@ def widgets(facts: Mapping[str, Any]) -> dict[str, LayoutDOM]:
         colors.append(("ffn", "FFN experts used"))
     if first["subtokens"] > 1:
         colors.append(("distinct", "distinct experts of its sub-tokens"))
-    found: dict[str, LayoutDOM] = {
+    controls: dict[str, LayoutDOM] = {
         "layer": Slider(
             name="layer",
             title="layer",
@@ -75,7 +75,7 @@ def widgets(facts: Mapping[str, Any]) -> dict[str, LayoutDOM]:
         "load": _load(layers),
         "domains": _domains(sorted({document["label"] for document in facts["documents"]})),
     }
-    return found | {name: _table(name, columns) for name, columns in TABLES.items()}
+    return controls | {name: _table(name, columns) for name, columns in TABLES.items()}
 
 
 def _choices(count: int, shown: str) -> list[Any]:

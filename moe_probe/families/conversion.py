@@ -86,13 +86,13 @@ class Converted(Mapping[str, LazyTensor]):
     @cached_property
     def _by_shape(self) -> dict[str, Transpose]:
         """Parameters that transformers turns or not by their shape, with the operation."""
-        found = {}
+        transposes = {}
         for name, sources in self._sources.items():
             converter = self._converters.get(sources[0][0] or "")
             for operation in () if converter is None or name not in self._shapes else converter.operations:
                 if isinstance(operation, Transpose) and operation.check_dims:
-                    found[name] = operation
-        return found
+                    transposes[name] = operation
+        return transposes
 
     def _is_turned(self, name: str) -> bool:
         place = name.rpartition(".")[0] + "."
@@ -146,15 +146,15 @@ class Converted(Mapping[str, LazyTensor]):
         for pattern, key in sources:
             if pattern is None:
                 continue
-            found = re.search(re.escape(pattern).replace(r"\*", r"(\d+)"), key)
-            if "*" in pattern and found:  # a pattern of renamed keys does not match the published one
-                numbers[pattern].append(int(found[1]))
-        for pattern, found in numbers.items():
-            missing = set(range(found[0], found[0] + len(found))).difference(found)
+            numbered = re.search(re.escape(pattern).replace(r"\*", r"(\d+)"), key)
+            if "*" in pattern and numbered:  # a pattern of renamed keys does not match the published one
+                numbers[pattern].append(int(numbered[1]))
+        for pattern, numbered in numbers.items():
+            missing = set(range(numbered[0], numbered[0] + len(numbered))).difference(numbered)
             if missing:
                 raise MissingWeight(
                     f"{name!r} is stacked of {pattern.replace('*', 'N')!r}, but number {min(missing)} is missing among "
-                    f"{found[0]} to {found[-1]}; the download is incomplete."
+                    f"{numbered[0]} to {numbered[-1]}; the download is incomplete."
                 )
 
     def check_kinds(self, prefixes: Collection[str]) -> None:

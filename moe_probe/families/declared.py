@@ -176,10 +176,10 @@ class DeclaredArchitecture(Architecture):
         )
 
     def _dense_layer(self, index: int) -> Layer:
-        found = None if self.family.dense is None else self._find(self.family.dense, "down", index, DENSE)
-        if self.family.dense is None or found is None:
+        matrix = None if self.family.dense is None else self._find(self.family.dense, "down", index, DENSE)
+        if self.family.dense is None or matrix is None:
             return Layer(index, self.hidden_size, 0, projections=())
-        return Layer(index, self.hidden_size, found.shape[1], projections=_projections(self.family.dense))
+        return Layer(index, self.hidden_size, matrix.shape[1], projections=_projections(self.family.dense))
 
     def _count(self, index: int) -> int:
         """Experts of a layer: rows of the router, else of the stack, else those whose matrices there are."""

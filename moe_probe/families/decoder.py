@@ -56,18 +56,18 @@ def layers_path(module: PreTrainedModel) -> str:
 def _lists(module: PreTrainedModel) -> list[tuple[str, nn.ModuleList]]:
     """The outermost lists of modules in the decoder, those of towers inside it apart."""
     root = decoder_path(module)
-    found: list[tuple[str, nn.ModuleList]] = []
+    lists: list[tuple[str, nn.ModuleList]] = []
     left_out: list[str] = []
     for path, child in parts(module):
         inside = path.startswith(root + ".") if root else bool(path)
         if not inside or any(path.startswith(other + ".") for other in left_out):
             continue
         if isinstance(child, nn.ModuleList):
-            found.append((path, child))
+            lists.append((path, child))
             left_out.append(path)
         elif isinstance(child, PreTrainedModel) and _is_tower(child, module):
             left_out.append(path)
-    return found
+    return lists
 
 
 def _is_tower(child: PreTrainedModel, module: PreTrainedModel) -> bool:

@@ -32,8 +32,10 @@ class ReleasedLongcatFlashForCausalLM(LongcatFlashForCausalLM):
             experts: Any = layer.get_submodule("mlp.experts")
             rows = experts.gate_up_proj
             if rows is not None and len(rows) > experts.num_routed_experts:
-                kept = torch.empty(experts.num_routed_experts, *rows.shape[1:], device=rows.device, dtype=rows.dtype)
-                experts.gate_up_proj = nn.Parameter(kept)
+                routed_rows = torch.empty(
+                    experts.num_routed_experts, *rows.shape[1:], device=rows.device, dtype=rows.dtype
+                )
+                experts.gate_up_proj = nn.Parameter(routed_rows)
 
 
 def published(checkpoint: Checkpoint) -> Published:

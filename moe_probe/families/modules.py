@@ -47,10 +47,10 @@ def make_config(fields: Mapping[str, Any]) -> PreTrainedConfig:
     Raises:
         DamagedFile: the fields do not describe a model of their `model_type`.
     """
-    kept = {key: value for key, value in fields.items() if key not in NOT_DESCRIBING}
+    describing = {key: value for key, value in fields.items() if key not in NOT_DESCRIBING}
     model_type = fields["model_type"]
     try:
-        config = repaired(CONFIG_MAPPING[model_type].from_dict, kept)
+        config = repaired(CONFIG_MAPPING[model_type].from_dict, describing)
         config.get_text_config(decoder=True)
     except UNDESCRIBED as error:
         raise DamagedFile(f"config.json does not describe a {model_type} model ({reason(error)}).") from error

@@ -117,8 +117,8 @@ class ModuleArchitecture(Architecture):
     @cached_property
     def blocks(self) -> dict[int, str]:
         """Path of the MoE block of each layer that has one."""
-        found = ((index, self._first_path(index, experts_layout)) for index in range(self.num_layers))
-        return {index: path for index, path in found if path is not None}
+        paths = ((index, self._first_path(index, experts_layout)) for index in range(self.num_layers))
+        return {index: path for index, path in paths if path is not None}
 
     def dense_path(self, index: int) -> str | None:
         """Path of the FFN of a dense layer."""

@@ -123,14 +123,14 @@ class SiteCall:
         Raises:
             CannotWatch: the router's linear map was not met exactly once, or a masked expert is chosen all the same.
         """
-        found = self.again(self, requests)
+        decided = self.again(self, requests)
         masked = requests.get("masked")
-        if masked is not None and bool(masked.gather(1, found.index).any()):
+        if masked is not None and bool(masked.gather(1, decided.index).any()):
             raise CannotWatch(
                 f"Layer {self.layer.index}, {type(self.site.router).__name__}: an expert that is masked was chosen all "
                 f"the same; of {self.layer.num_experts} experts too few are left, or this router cannot be masked."
             )
-        return found
+        return decided
 
     def outputs(self) -> torch.Tensor:
         """Unweighted outputs of all experts, (E, n, w)."""
@@ -222,8 +222,8 @@ class WatchedSite:
         """A call of the block begins."""
         if not self.again:
             self.parts = {"block": (args, kwargs)}
-            given = next((each for each in (*args, *kwargs.values()) if isinstance(each, torch.Tensor)), None)
-            self.parts["residual"] = next((before for before, after in self.passed if after is given), None)
+            hidden = next((each for each in (*args, *kwargs.values()) if isinstance(each, torch.Tensor)), None)
+            self.parts["residual"] = next((before for before, after in self.passed if after is hidden), None)
             self.passed = []
             if self.on_event is not None:
                 self.deciding = Deciding(self.site.layer.num_experts, self.site.layer.top_k)
@@ -281,7 +281,7 @@ class WatchedSite:
 
     def without_each(self, call: SiteCall) -> tuple[torch.Tensor, torch.Tensor] | None:
         """Choices and weights (E, n, k) if one expert were deleted, for each expert; None where none can be spared."""
-        experts, found = self.site.layer.num_experts, []
+        experts, decisions = self.site.layer.num_experts, []
         if call.index.shape[1] >= experts:
             return None
         for expert in range(experts):
@@ -290,18 +290,18 @@ class WatchedSite:
             decided: Any = replace(call, memory=dict(call.memory)).reselect(mask)
             for intervention in self.parts["acting"]:
                 decided = intervention.route(decided)
-            found.append((decided.index, decided.weights))
-        index, weights = zip(*found, strict=True)
+            decisions.append((decided.index, decided.weights))
+        index, weights = zip(*decisions, strict=True)
         return torch.stack(index), torch.stack(weights)
 
     def carry(self, logits: torch.Tensor) -> None:
         """Let what carries the router's logits to the next layer (MoE++) carry the changed ones."""
         args, kwargs = self.parts["block"]
         output = self.parts["router"][2]
-        own = output[0] if isinstance(output, tuple) else output
+        carried = output[0] if isinstance(output, tuple) else output
         for carrier in carriers(args, kwargs):
-            if carrier.logits is own:
-                carrier.logits = logits.reshape(own.shape)
+            if carrier.logits is carried:
+                carrier.logits = logits.reshape(carried.shape)
 
     def on_experts(self, output: torch.Tensor) -> torch.Tensor | None:
         """The experts have run."""
@@ -402,10 +402,10 @@ class WatchedSite:
         corrections = correction_biases(self.site.block, layer.num_experts)
         mode = Redeciding(layer.num_experts, layer.top_k, shift, corrections, count, requests.get("scores"))
         if hasattr(router, "select"):  # of our own: logits and selection are methods
-            own: Any = router
+            deciding: Any = router
             logits = call.logits + shift.to(call.logits)
             with mode:
-                weights, index = own.select(logits)
+                weights, index = deciding.select(logits)
         else:
             decided = self._decided_by_router(mode) or self._decided_by_block(mode)
             if decided is None or mode.met != 1 or mode.logits is None:
@@ -426,10 +426,10 @@ class WatchedSite:
             requests=requests,
         )
 
-    def _require_asked(self, found: int, wanted: int, mode: Redeciding, requests: Requests) -> None:
+    def _require_asked(self, seen: int, wanted: int, mode: Redeciding, requests: Requests) -> None:
         """Raises: CannotWatch: the router chose otherwise than by one top-k of all its experts."""
         chose_otherwise = mode.counted == 0 and (requests.get("scores") is not None or wanted != mode.top_k)
-        if found != wanted or chose_otherwise:
+        if seen != wanted or chose_otherwise:
             raise CannotWatch(
                 f"Layer {self.site.layer.index}, {type(self.site.router).__name__}: the router does not choose by one "
                 f"top-k of all {mode.experts} experts, so no other choice can be put in its place."
@@ -607,8 +607,8 @@ def with_choice(args: tuple, kwargs: dict, index: torch.Tensor, weights: torch.T
 
 def num_groups(router: nn.Module, config: object) -> int:
     """Groups of experts of which a router excludes some; 1 where there are none."""
-    found = (getattr(holder, name, None) for holder in (router, config) for name in ("num_group", "n_group"))
-    return next((groups for groups in found if isinstance(groups, int)), 1)
+    values = (getattr(holder, name, None) for holder in (router, config) for name in ("num_group", "n_group"))
+    return next((groups for groups in values if isinstance(groups, int)), 1)
 
 
 def check_sum(call: SiteCall, routed: torch.Tensor) -> None:
@@ -620,11 +620,11 @@ def check_sum(call: SiteCall, routed: torch.Tensor) -> None:
     rows = torch.linspace(0, len(call.rows) - 1, CHECKED_ROWS, device=call.rows.device).long()
     with torch.no_grad():
         outputs = call.site.selected_outputs(call.rows[rows], call.index[rows]).float()  # (n, k, w)
-        found = (call.weights[rows].float().unsqueeze(-1) * outputs).sum(1)
+        added = (call.weights[rows].float().unsqueeze(-1) * outputs).sum(1)
         expected = routed[rows].float()
     if not bool(expected.isfinite().all()):
         return  # said by whoever looks at the values
-    error = float((found - expected).abs().max() / expected.abs().max().clamp(min=1e-6))
+    error = float((added - expected).abs().max() / expected.abs().max().clamp(min=1e-6))
     allowed = TOLERANCE.get(call.rows.dtype, LOW_PRECISION_TOLERANCE)
     if not error <= allowed:
         raise CannotWatch(

@@ -56,10 +56,10 @@ class Deciding(TorchFunctionMode):
         value = function(*args, **kwargs)
         if function is nn.functional.linear and value.shape[-1] == self.experts:
             self.gates.append(args[1] if len(args) > 1 else kwargs["weight"])
-        given = args[0] if args else kwargs.get("input")
-        if isinstance(given, torch.Tensor) and given.ndim and given.shape[-1] == self.experts:
+        values = args[0] if args else kwargs.get("input")
+        if isinstance(values, torch.Tensor) and values.ndim and values.shape[-1] == self.experts:
             if function in TOP_K and value[0].shape[-1] == self.top_k:
-                self.ranked = given.detach().clone()
+                self.ranked = values.detach().clone()
             elif function in CALLED:
                 self.called.append(CALLED[function])
         return value
@@ -120,9 +120,9 @@ class Redeciding(Deciding):
         return torch.where(masked.reshape(*self.lead, -1), -torch.inf, correction)
 
     def _is_choice(self, args: tuple, kwargs: dict) -> bool:
-        given = args[0] if args else kwargs.get("input")
+        values = args[0] if args else kwargs.get("input")
         count = args[1] if len(args) > 1 else kwargs.get("k")
-        return isinstance(given, torch.Tensor) and given.shape[-1] == self.experts and count == self.top_k
+        return isinstance(values, torch.Tensor) and values.shape[-1] == self.experts and count == self.top_k
 
     def _choose(self, input: torch.Tensor, k: int, *_: Any, **options: Any) -> Any:
         self.counted += 1

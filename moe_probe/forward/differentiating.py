@@ -106,8 +106,8 @@ class Differentiating:
             stack.enter_context(borrowed(module))
             stack.enter_context(constant(module))
             sites = list(find_sites(module).values())
-            for owner, more in ((self.forth, []), (self.back, [self.factors])):
-                edits = [*self.source.interventions, *more]
+            for owner, added in ((self.forth, []), (self.back, [self.factors])):
+                edits = [*self.source.interventions, *added]
                 stack.enter_context(capture(sites, None, owner, self.source.model.config, edits, self._tokens))
             yield from self._layerwise() if self.source.layerwise else self._resident()
 
@@ -195,8 +195,8 @@ class LayerwisePass:
     def enter(self, index: int, args: tuple, kwargs: dict[str, Any]) -> None:
         """Keep what enters a layer."""
         hidden = args[0] if args else kwargs["hidden_states"]
-        kept = Spill()(hidden) if self.spills else hidden
-        self.entered[index] = Entered(args[1:], kwargs, kept, [each.logits for each in carriers(args, kwargs)])
+        stored = Spill()(hidden) if self.spills else hidden
+        self.entered[index] = Entered(args[1:], kwargs, stored, [each.logits for each in carriers(args, kwargs)])
 
     def step_back(self, index: int, layer: nn.Module) -> None:
         """Run a layer again, and go back through it."""

@@ -112,12 +112,12 @@ class Recording:
 
     def add(self, batch: LayerBatch) -> None:
         """Take in what some tokens did in one layer."""
-        kept = {"index": batch.top_k_index.cpu(), "weights": batch.top_k_weights.cpu()}
+        tensors = {"index": batch.top_k_index.cpu(), "weights": batch.top_k_weights.cpu()}
         if Need.INPUT in self.needs:
-            kept["inputs"] = batch.expert_input.cpu()
+            tensors["inputs"] = batch.expert_input.cpu()
         if Need.SELECTED in self.needs:
             self._add_outputs(batch.completed(frozenset({Need.SELECTED})))
-        self.parts.setdefault(batch.layer.index, []).append((batch.tokens, kept))
+        self.parts.setdefault(batch.layer.index, []).append((batch.tokens, tensors))
 
     def _add_outputs(self, batch: LayerBatch) -> None:
         layer, index = batch.layer, batch.top_k_index.flatten().cpu()
@@ -143,14 +143,14 @@ class Recording:
         joined = {name: torch.cat([values[name] for _, values in parts]) for name in parts[0][1]}
         subtokens = len(joined["index"]) // len(order)
         rows = torch.from_numpy((order[:, None] * subtokens + np.arange(subtokens)).reshape(-1))
-        found: dict[str, torch.Tensor] = {name: values[rows] for name, values in joined.items()}
+        tensors: dict[str, torch.Tensor] = {name: values[rows] for name, values in joined.items()}
         if index in self.sums:
             sums, counts = self.sums[index]
-            found["means"] = (sums / counts[:, None]).float()
+            tensors["means"] = (sums / counts[:, None]).float()
         if index in self.shared:
             total, count = self.shared[index]
-            found["shared"] = (total / count).float()
-        return LayerReference(**found)
+            tensors["shared"] = (total / count).float()
+        return LayerReference(**tensors)
 
 
 @torch.no_grad()

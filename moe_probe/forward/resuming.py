@@ -151,11 +151,13 @@ class Tail:
             for edit in variant.edits:
                 _, mask = rows.setdefault(id(edit), (edit, np.zeros(len(self.variants), bool)))
                 mask[at] = True
-        found: list[tuple[Intervention, torch.Tensor | None]] = [(e, self._tokens(mask)) for e, mask in rows.values()]
+        interventions: list[tuple[Intervention, torch.Tensor | None]] = [
+            (e, self._tokens(mask)) for e, mask in rows.values()
+        ]
         layers = frozenset[int]().union(*(variant.replayed for variant in self.variants))
         if layers:
-            found.append((ReplayBase(self, layers), None))
-        return found
+            interventions.append((ReplayBase(self, layers), None))
+        return interventions
 
     def _tokens(self, rows: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(np.repeat(rows, self.places))

@@ -118,10 +118,11 @@ class Pass:
     source: Running
     needs: frozenset[Need]
     batch: Batch = field(init=False)  # that runs now
-    before: LayerBefore = field(default_factory=LayerBefore)
+    before: LayerBefore = field(init=False)
     seen: dict[int, Tokens] = field(default_factory=dict)  # tokens of each batch, made once
 
     def __post_init__(self) -> None:
+        self.before = LayerBefore(self.source.moe_layers)
         self.head = Need.LOGITS in self.needs
         self.runner = Runner(self.source.model, self.source.layerwise, self.head)
         dense = self.source.baseline if Need.BASELINE in self.needs else None
@@ -152,7 +153,7 @@ class Pass:
             yield self._batch(batch)
 
     def _batch(self, batch: Batch) -> Iterator[LayerBatch | LogitBatch]:
-        self.before = LayerBefore(self.moe_layers)
+        self.before = LayerBefore(self.source.moe_layers)
         with closing_all([runner.start(batch, self) for runner in self.runners]) as forwards:
             for _ in range(self.stop):
                 yield from self._advance(batch, forwards)

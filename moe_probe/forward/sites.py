@@ -107,14 +107,14 @@ class Site:
 @contextmanager
 def substituted(module: nn.Module, parameters: Mapping[str, torch.Tensor]) -> Iterator[None]:
     """Within, tensors stand in for a module's own parameters of the same names."""
-    own = module._parameters
-    kept = {name: own[name] for name in parameters}
+    registered = module._parameters
+    originals = {name: registered[name] for name in parameters}
     try:
         for name, value in parameters.items():
-            own[name] = nn.Parameter(value, requires_grad=False)
+            registered[name] = nn.Parameter(value, requires_grad=False)
         yield
     finally:
-        own.update(kept)
+        registered.update(originals)
 
 
 def find_sites(module: PreTrainedModel, layers: Sequence[int] | None = None) -> dict[int, Site]:

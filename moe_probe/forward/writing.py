@@ -110,11 +110,11 @@ class Writing(ModelSource):
 
     def identity(self) -> dict[str, Any]:
         """Model, layers, and how it writes."""
-        given = {
+        plain = {
             name: value.to_dict() if isinstance(value, GenerationConfig) else value
             for name, value in self.options.items()
         }
-        return {**super().identity(), "options": given}
+        return {**super().identity(), "options": plain}
 
     @torch.no_grad()
     def steps(self, needs: frozenset[Need], done: int = 0) -> Generator[list[LayerBatch]]:
@@ -198,9 +198,9 @@ def said(options: Mapping[str, Any]) -> Iterator[None]:
     except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         if isinstance(error, RuntimeError) and ("memory" in str(error) or "allocate" in str(error)):
             raise MachineError(f"The memory is full ({brief(error)}); pass shorter prompts or fewer tokens.") from error
-        given = ", ".join(f"{name}={value_shown(value)}" for name, value in options.items())
+        shown = ", ".join(f"{name}={value_shown(value)}" for name, value in options.items())
         raise NotFitting(
-            f"The model's own generate does not take {given} with this prompt ({_reason(error)}); correct or omit them."
+            f"The model's own generate does not take {shown} with this prompt ({_reason(error)}); correct or omit them."
         ) from error
 
 
@@ -217,8 +217,8 @@ def every_place(event: Event) -> torch.Tensor:
 @cache
 def _known_options() -> list[str]:
     """What transformers' `generate` takes: fields of its configuration, and arguments of its own."""
-    own = inspect.signature(GenerationMixin.generate).parameters  # pyright: ignore[reportAttributeAccessIssue]
-    known = {*GenerationConfig().to_dict(), *own, *SEVERAL, *REFUSED}
+    arguments = inspect.signature(GenerationMixin.generate).parameters  # pyright: ignore[reportAttributeAccessIssue]
+    known = {*GenerationConfig().to_dict(), *arguments, *SEVERAL, *REFUSED}
     return sorted(known - {"self", "kwargs"})
 
 

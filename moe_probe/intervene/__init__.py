@@ -13,8 +13,8 @@ from moe_probe.routing import Intervention
 
 
 def _kind(module: ModuleType, name: str) -> type[Intervention]:
-    own = [each for each in vars(module).values() if inspect.isclass(each) and each.__module__ == module.__name__]
-    return next(each for each in own if issubclass(each, Intervention))
+    classes = [each for each in vars(module).values() if inspect.isclass(each) and each.__module__ == module.__name__]
+    return next(each for each in classes if issubclass(each, Intervention))
 
 
 HELPERS = ("applying", "chance", "choosing", "measured", "referring", "where")  # modules that are no kind

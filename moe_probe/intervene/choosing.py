@@ -44,9 +44,11 @@ class OnTokens(Intervention):
         return cls(layer=0)
 
     def __repr__(self) -> str:
-        own = [each for each in fields(self) if each.name != "where"] + [each for each in fields(self) if each.kw_only]
-        given = {each.name: getattr(self, each.name) for each in own if getattr(self, each.name) != each.default}
-        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in given.items())})"
+        ordered = [each for each in fields(self) if each.name != "where"] + [
+            each for each in fields(self) if each.kw_only
+        ]
+        changed = {each.name: getattr(self, each.name) for each in ordered if getattr(self, each.name) != each.default}
+        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in changed.items())})"
 
     def check(self, model: MoEModel) -> None:
         """Refuse a layer that there is not, and interventions that exclude each other."""
@@ -129,9 +131,9 @@ def routed(experts: Any, layer: Layer) -> list[int]:
 
 def flags(count: int, experts: Sequence[int]) -> torch.Tensor:
     """Whether each of `count` experts is among these, (E,) bool."""
-    found = torch.zeros(count, dtype=torch.bool)
-    found[list(experts)] = True
-    return found
+    chosen = torch.zeros(count, dtype=torch.bool)
+    chosen[list(experts)] = True
+    return chosen
 
 
 def among(index: torch.Tensor, experts: Sequence[int]) -> torch.Tensor:
@@ -204,9 +206,9 @@ def _check_pair(one: Any, other: Any, index: int) -> None:
 
 def _check_enough(model: MoEModel, index: int, edits: Sequence[Any]) -> None:
     layer = model.layer(index)
-    own = [each for each in edits if isinstance(each, OnTokens)]
-    masked = frozenset[int]().union(*(each.masked(layer) for each in own))
-    number = max((each.number() or 0 for each in own), default=0) or layer.top_k
+    choosing = [each for each in edits if isinstance(each, OnTokens)]
+    masked = frozenset[int]().union(*(each.masked(layer) for each in choosing))
+    number = max((each.number() or 0 for each in choosing), default=0) or layer.top_k
     left = layer.num_experts - len(masked)
     if masked and left < number:
         raise NotFitting(

@@ -79,11 +79,11 @@ class Merge(OnTokens):
         return call.memory[self]
 
 
-def averaged(own: Parameters, layout: Any, groups: Sequence[Sequence[int]], aligned: bool) -> Parameters:
+def averaged(parameters: Parameters, layout: Any, groups: Sequence[Sequence[int]], aligned: bool) -> Parameters:
     """Parameters of an experts module with the weights of each group in place of those of its experts."""
-    merged = {name: value.detach().clone() for name, value in own.items()}
+    merged = {name: value.detach().clone() for name, value in parameters.items()}
     for group in groups:
-        matrices = [dict(expert_matrices(own, layout, expert)) for expert in group]
+        matrices = [dict(expert_matrices(parameters, layout, expert)) for expert in group]
         orders = [_order(matrices[0], each) if aligned else None for each in matrices]
         mean = {
             name: torch.stack([_ordered(name, each[name], order) for each, order in zip(matrices, orders, strict=True)])

@@ -98,10 +98,10 @@ def as_pairs(name: str, given: Any, layer: int | None) -> tuple[tuple[int, int],
     """
     if isinstance(given, Mapping):
         return tuple((index, expert) for index, experts in given.items() for expert in experts)
-    found = []
+    pairs = []
     for each in given:
         pair = (layer, each) if layer is not None and isinstance(each, int) else each
         if not isinstance(pair, Sequence) or isinstance(pair, str) or len(pair) != 2:
             raise WrongType(f"{name} names {value_shown(each)}; pass (layer, expert) pairs, or layer= and experts.")
-        found.append((pair[0], pair[1]))
-    return tuple(found)
+        pairs.append((pair[0], pair[1]))
+    return tuple(pairs)

@@ -61,8 +61,8 @@ class Where(Checked):
         return construct("where", cls, given)
 
     def __repr__(self) -> str:
-        given = {each.name: getattr(self, each.name) for each in fields(self)}
-        return f"Where({', '.join(f'{name}={value!r}' for name, value in given.items() if value is not None)})"
+        values = {each.name: getattr(self, each.name) for each in fields(self)}
+        return f"Where({', '.join(f'{name}={value!r}' for name, value in values.items() if value is not None)})"
 
     def matches(self, tokens: Tokens) -> np.ndarray:
         """Whether each token is one of them, (tokens,) bool.
@@ -72,20 +72,20 @@ class Where(Checked):
         """
         if not len(tokens):
             raise NotFitting("where= needs to know which tokens run, which this call does not tell; omit where=.")
-        found = np.ones(len(tokens), dtype=bool)
+        matching = np.ones(len(tokens), dtype=bool)
         for name in ("label", "position", "token_id"):
             wanted = getattr(self, name)
             if wanted is not None:
-                found &= np.isin(getattr(tokens, name).astype(str if name == "label" else np.int64), wanted)
-        return found if self.mask is None else found & self._masked(tokens)
+                matching &= np.isin(getattr(tokens, name).astype(str if name == "label" else np.int64), wanted)
+        return matching if self.mask is None else matching & self._masked(tokens)
 
     def _masked(self, tokens: Tokens) -> np.ndarray:
-        found = np.zeros(len(tokens), dtype=bool)
+        matching = np.zeros(len(tokens), dtype=bool)
         masks: Any = self.mask
         for number, mask in masks:
             inside = (tokens.document == number) & (tokens.position < len(mask))
-            found[inside] = np.asarray(mask)[tokens.position[inside]]
-        return found
+            matching[inside] = np.asarray(mask)[tokens.position[inside]]
+        return matching
 
     def check(self, corpus: Corpus) -> None:
         """Refuse labels and documents that the texts do not have.

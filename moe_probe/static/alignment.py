@@ -66,8 +66,8 @@ def _cosine(first: torch.Tensor, second: torch.Tensor) -> float:
     near = Tree(np.array([NONE, 0]), np.arange(2))
     tree = near if (first - second).abs().max() < first.abs().max() / 2 else far
     for rows in range(0, len(first), ROWS):
-        both = torch.stack([matrix[rows : rows + ROWS].flatten().double() for matrix in (first, second)])
-        products += (differences := tree.subtract(both)) @ differences.T
+        pair = torch.stack([matrix[rows : rows + ROWS].flatten().double() for matrix in (first, second)])
+        products += (differences := tree.subtract(pair)) @ differences.T
     return float(Geometry(products, tree).cosine[0, 1])
 
 

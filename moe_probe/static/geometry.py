@@ -71,14 +71,14 @@ class Tree:
 
     def loses_digits(self, geometry: Geometry) -> bool:
         """Whether its edges are much longer than those of the shortest tree."""
-        own = np.sort(geometry.products.diagonal().numpy())
+        squares = np.sort(geometry.products.diagonal().numpy())
         best = geometry.shortest
         edges = np.where(
             best.neighbor == NONE,
             geometry.norm.numpy() ** 2,
-            geometry.squared_distance.numpy()[np.arange(len(own)), best.neighbor],
+            geometry.squared_distance.numpy()[np.arange(len(squares)), best.neighbor],
         )
-        return bool((own > LOST * np.sort(edges)).any())
+        return bool((squares > LOST * np.sort(edges)).any())
 
 
 @dataclass(frozen=True)

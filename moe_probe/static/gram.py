@@ -209,7 +209,7 @@ def _standardized_slab(slab: list[torch.Tensor], dtype: torch.dtype) -> torch.Te
 
     Entries are centered twice, on the first matrix and on their mean: the first leaves exact zeros where all are equal.
     """
-    found = torch.zeros(len(slab) + 1, len(slab), dtype=torch.float64)
+    products = torch.zeros(len(slab) + 1, len(slab), dtype=torch.float64)
     for chunk in _chunks(slab, dtype):
         chunk[1:] -= chunk[:1]
         chunk[0] = 0
@@ -219,10 +219,10 @@ def _standardized_slab(slab: list[torch.Tensor], dtype: torch.dtype) -> torch.Te
             squares.addcmul_(row, row)
         narrow = ~((squares > SMALLEST_NORMAL) & torch.isfinite(squares))
         if narrow.any():
-            found[-1] += float(chunk[:, narrow].any(0).sum())
+            products[-1] += float(chunk[:, narrow].any(0).sum())
         chunk *= squares.rsqrt_().nan_to_num_(nan=float("nan"), posinf=0.0)
-        found[:-1] += chunk @ chunk.T
-    return found
+        products[:-1] += chunk @ chunk.T
+    return products
 
 
 def mean_neurons(matrices: Matrices) -> torch.Tensor:
@@ -278,8 +278,8 @@ def kernel_geometry(matrices: Matrices, biased: bool = False) -> Geometry:
 def _unbiased(products: torch.Tensor, diagonals: torch.Tensor) -> torch.Tensor:
     """n (n - 3) times the unbiased HSIC, of inner products (R, R) of centered kernels with diagonals (R, n)."""
     n, traces = diagonals.shape[1], diagonals.sum(1)
-    own = (1 + 2 / (n - 2)) * (diagonals @ diagonals.T)
-    return products - own + traces[:, None] * traces / ((n - 1) * (n - 2))
+    own_terms = (1 + 2 / (n - 2)) * (diagonals @ diagonals.T)
+    return products - own_terms + traces[:, None] * traces / ((n - 1) * (n - 2))
 
 
 def _kernel_products(matrices: Matrices, tree: Tree, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:

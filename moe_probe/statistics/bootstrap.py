@@ -177,15 +177,15 @@ def _errors(influence: np.ndarray, draws: int, seed: int, level: float) -> tuple
     drawn = np.random.default_rng(seed).multinomial(units, np.full(units, 1 / units), size=draws).astype(np.float32)
     scale = np.abs(flat).max(0)
     flat = (flat / np.where(scale > 0, scale, 1)).astype(np.float32)
-    found = np.zeros((2, flat.shape[1]))
+    quantiles = np.zeros((2, flat.shape[1]))
     step = max(1, AT_ONCE // draws)
     for start in range(0, flat.shape[1], step):
         part = flat[:, start : start + step]
         total, squares = drawn @ part, drawn @ part**2
         t = total / np.sqrt(np.maximum(squares - total**2 / units, 0))
         t[~np.isfinite(t)] = 0
-        found[:, start : start + step] = np.quantile(t, [(1 - level) / 2, (1 + level) / 2], axis=0)
-    return found[0].reshape(influence.shape[1:]), found[1].reshape(influence.shape[1:])
+        quantiles[:, start : start + step] = np.quantile(t, [(1 - level) / 2, (1 + level) / 2], axis=0)
+    return quantiles[0].reshape(influence.shape[1:]), quantiles[1].reshape(influence.shape[1:])
 
 
 def ratio(total: Sums) -> np.ndarray:

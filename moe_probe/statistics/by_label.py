@@ -18,18 +18,18 @@ Shares = Callable[[np.ndarray], np.ndarray]  # choices (..., labels, E) to value
 Spread = Callable[[np.ndarray], np.ndarray]  # values (..., labels, m) to how far apart labels are, (...)
 
 
-def add_by_label(kept: Kept[UnitSums], batch: LayerBatch) -> None:
+def add_by_label(state: Kept[UnitSums], batch: LayerBatch) -> None:
     """Keep the choices of each expert in each document, (units, E) by label."""
     labels, unit = batch.labels, np.repeat(batch.tokens.unit, batch.layer.subtokens)
     selected = batch.selected.long()
     for label in sorted(set(labels)):
         rows = np.flatnonzero(labels == label)
-        kept.add(batch, (unit[rows], selected[rows]), key=str(label))
+        state.add(batch, (unit[rows], selected[rows]), key=str(label))
 
 
-def labeled_tables(kept: Kept[UnitSums]) -> dict[str, np.ndarray]:
+def labeled_tables(state: Kept[UnitSums]) -> dict[str, np.ndarray]:
     """Choices (layers, units, E) of each label but ""."""
-    return {label: table for label, table in PerUnit.tables(kept).items() if label}
+    return {label: table for label, table in PerUnit.tables(state).items() if label}
 
 
 def totals(tables: Mapping[str, np.ndarray]) -> np.ndarray:
@@ -55,12 +55,12 @@ def total_variation(share: np.ndarray) -> np.ndarray:
 def resampled(tables: Mapping[str, np.ndarray], layer: int, draws: int) -> np.ndarray:
     """Choices of one layer with documents resampled within their labels, (draws, labels, E)."""
     generator = np.random.default_rng(0)
-    found = []
+    sums = []
     for table in tables.values():
         units = len(table[layer])
         drawn = generator.multinomial(units, np.full(units, 1 / units), size=draws)
-        found.append(drawn.astype(float) @ table[layer])
-    return np.stack(found, axis=1)
+        sums.append(drawn.astype(float) @ table[layer])
+    return np.stack(sums, axis=1)
 
 
 def permuted(tables: Mapping[str, np.ndarray], layer: int, draws: int) -> np.ndarray:
@@ -110,8 +110,8 @@ def apart(
         plain: take the observed distance as it is.
     """
     layers = len(next(iter(tables.values())))
-    found = [_apart(tables, layer, shares, spread, draws, permutations, plain) for layer in range(layers)]
-    return Apart(*np.array(found, float).T)
+    by_layer = [_apart(tables, layer, shares, spread, draws, permutations, plain) for layer in range(layers)]
+    return Apart(*np.array(by_layer, float).T)
 
 
 def _apart(

@@ -34,11 +34,11 @@ def chance_pairs(share: np.ndarray, k: int) -> np.ndarray:
     certain = share >= 1 - ENOUGH
     free = np.flatnonzero(~certain & (share > ENOUGH))
     left = k - int(certain.sum())
-    both = np.where(certain[:, None] | certain, np.minimum(share[:, None], share), 0.0)
+    joint = np.where(certain[:, None] | certain, np.minimum(share[:, None], share), 0.0)
     if left > 1 and len(free):
-        both[np.ix_(free, free)] = _together(*_waiting(_preferences(share[free], left)), left)
-    np.fill_diagonal(both, share)
-    return both
+        joint[np.ix_(free, free)] = _together(*_waiting(_preferences(share[free], left)), left)
+    np.fill_diagonal(joint, share)
+    return joint
 
 
 def _waiting(preference: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -55,23 +55,23 @@ def _preferences(share: np.ndarray, k: int) -> np.ndarray:
     for _ in range(STEPS):
         preference = preference / preference.sum()
         come, comes = _waiting(preference)
-        found = np.array([(now * room).sum() for now, room in zip(comes, _room(come, k - 1), strict=True)])
-        found *= k / found.sum()
-        if np.abs(found - share).max() < ENOUGH:
+        expected = np.array([(now * room).sum() for now, room in zip(comes, _room(come, k - 1), strict=True)])
+        expected *= k / expected.sum()
+        if np.abs(expected - share).max() < ENOUGH:
             break
-        preference = preference * np.log1p(-share) / np.log1p(-found.clip(max=1 - ENOUGH))
+        preference = preference * np.log1p(-share) / np.log1p(-expected.clip(max=1 - ENOUGH))
     return preference
 
 
 def _together(come: np.ndarray, comes: np.ndarray, k: int) -> np.ndarray:
     """P(both among the first k) of each pair, (E, E): the later one comes while at most k - 2 others have."""
     experts = len(come)
-    both = np.zeros((experts, experts))
+    joint = np.zeros((experts, experts))
     for one in range(experts):
         others = np.arange(experts) != one
         last = comes[one] * come[others] + comes[others] * come[one]
-        both[one, others] = [(at * room).sum() for at, room in zip(last, _room(come[others], k - 2), strict=True)]
-    return both
+        joint[one, others] = [(at * room).sum() for at, room in zip(last, _room(come[others], k - 2), strict=True)]
+    return joint
 
 
 def _room(come: np.ndarray, most: int) -> Iterable[np.ndarray]:

@@ -47,10 +47,10 @@ def mantel(one: np.ndarray, other: np.ndarray, draws: int) -> float:
         True
     """
     generator = np.random.default_rng(0)
-    kept = np.flatnonzero(np.isfinite(one).any(1) & np.isfinite(other).any(1))
-    one, other = one[np.ix_(kept, kept)], other[np.ix_(kept, kept)]
-    at = np.tril_indices(len(kept), -1)
-    orders = np.stack([np.arange(len(kept)), *(generator.permutation(len(kept)) for _ in range(draws))])
+    known = np.flatnonzero(np.isfinite(one).any(1) & np.isfinite(other).any(1))
+    one, other = one[np.ix_(known, known)], other[np.ix_(known, known)]
+    at = np.tril_indices(len(known), -1)
+    orders = np.stack([np.arange(len(known)), *(generator.permutation(len(known)) for _ in range(draws))])
     dealt = np.stack([other[np.ix_(order, order)][at] for order in orders])  # (1 + draws, pairs)
     fixed = one[at] - one[at].mean()
     dealt = dealt - dealt.mean(1, keepdims=True)

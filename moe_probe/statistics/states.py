@@ -149,10 +149,10 @@ class Kept(Generic[Value]):
 
     def arrays(self) -> dict[str, np.ndarray]:
         """All values as arrays, by `layer/key/name`."""
-        found = {}
+        arrays = {}
         for (layer, key), value in self.values.items():
-            found |= {f"{layer}/{key}/{name}": array for name, array in self.state.arrays(value).items()}
-        return found
+            arrays |= {f"{layer}/{key}/{name}": array for name, array in self.state.arrays(value).items()}
+        return arrays
 
     def restore(self, arrays: dict[str, np.ndarray]) -> None:
         """Take back what `arrays` gave.
@@ -162,8 +162,8 @@ class Kept(Generic[Value]):
         """
         parts: dict[Place, dict[str, np.ndarray]] = {}
         for path, array in arrays.items():
-            layer, _, rest = path.partition("/")
-            key, _, name = rest.rpartition("/")
+            layer, _, inside = path.partition("/")
+            key, _, name = inside.rpartition("/")
             parts.setdefault((int(layer), key), {})[name] = array
         self.values.clear()
         try:
@@ -403,18 +403,18 @@ class PerUnit(State[UnitSums]):
         return stacked_layers({layer: sums.values.sum(0) for layer, sums in values.items()}, self.dims)
 
     @staticmethod
-    def tables(kept: Kept[UnitSums]) -> dict[str, np.ndarray]:
+    def tables(state: Kept[UnitSums]) -> dict[str, np.ndarray]:
         """By key, the sums of all units that the key has, (layers, units, ...), all at one level."""
-        level = max(sums.level for sums in kept.values.values())
-        found = {}
-        for key in kept.keys:
-            sums = [kept[layer, key].at(level) for layer in kept.layers if (layer, key) in kept.values]
+        level = max(sums.level for sums in state.values.values())
+        tables = {}
+        for key in state.keys:
+            sums = [state[layer, key].at(level) for layer in state.layers if (layer, key) in state.values]
             every = np.unique(np.concatenate([one.keys for one in sums]))
             table = np.zeros((len(sums), len(every), *sums[0].values.shape[1:]), sums[0].values.dtype)
             for layer, one in zip(table, sums, strict=True):
                 layer[np.searchsorted(every, one.keys)] = one.values
-            found[key] = table
-        return found
+            tables[key] = table
+        return tables
 
 
 class Rows:
@@ -480,9 +480,9 @@ class TokenTable(State[Rows]):
         return stacked_layers(ordered, ("token", *deeper[rank], *self.dims))
 
     @staticmethod
-    def tokens(kept: Kept[Rows]) -> Tokens:
+    def tokens(state: Kept[Rows]) -> Tokens:
         """The tokens of a table, in order."""
-        return next(iter(kept.values.values())).ordered()[0]
+        return next(iter(state.values.values())).ordered()[0]
 
 
 def stacked_layers(values: dict[int, np.ndarray], dims: Sequence[str]) -> xr.DataArray:

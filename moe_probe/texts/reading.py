@@ -112,17 +112,17 @@ def refuse_options(what: str, **options: object) -> None:
     Raises:
         NotFitting: one of them is not None.
     """
-    given = [name for name, value in options.items() if value is not None]
-    if given:
-        raise NotFitting(f"The texts are {what}, so {given[0]}= has no effect; leave it out, or pass the texts.")
+    stated = [name for name, value in options.items() if value is not None]
+    if stated:
+        raise NotFitting(f"The texts are {what}, so {stated[0]}= has no effect; leave it out, or pass the texts.")
 
 
 def _warn_of_blanks(total: int, numbers: set[int]) -> None:
     blank = total - len(numbers)
     if blank:
-        some = ", ".join(map(str, islice((n for n in range(total) if n not in numbers), 5)))
+        examples = ", ".join(map(str, islice((n for n in range(total) if n not in numbers), 5)))
         warnings.warn(
-            f"{blank} of {total} rows are blank and are skipped ({some}{', ...' if blank > 5 else ''}); the other "
+            f"{blank} of {total} rows are blank and are skipped ({examples}{', ...' if blank > 5 else ''}); the other "
             "documents keep their row numbers.",
             stacklevel=4,
         )
@@ -276,10 +276,12 @@ def _named(record: Mapping[str, Any], column: str) -> Any:
 
 def _unpadded(ids: Any, mask: Any, number: int) -> tuple[int, ...]:
     """Ids where the mask is not 0, whichever side the padding is on."""
-    values, kept = token_ids(ids, number), np.asarray(mask).astype(bool)
-    if kept.shape != (len(values),):
-        raise NotFitting(f"Row {number} has {len(values)} ids, but a mask of shape {kept.shape}; give one for each.")
-    return tuple(value for value, keep in zip(values, kept, strict=True) if keep)
+    values, attended = token_ids(ids, number), np.asarray(mask).astype(bool)
+    if attended.shape != (len(values),):
+        raise NotFitting(
+            f"Row {number} has {len(values)} ids, but a mask of shape {attended.shape}; give one for each."
+        )
+    return tuple(value for value, keep in zip(values, attended, strict=True) if keep)
 
 
 def token_ids(values: Any, number: int) -> tuple[int, ...]:
@@ -327,10 +329,10 @@ def _labels(records: Sequence[Any], labels: Any, what: str = "label") -> list[st
         return [_label(_named(record, labels)) for record in records]
     if isinstance(labels, Mapping | set | frozenset | bytes) or not isinstance(labels, Iterable):
         raise WrongType(f"The {what}s are {_kind(labels)}; give a list, one for each text, or the name of a column.")
-    given = list(labels)
-    if len(given) != len(records):
-        raise NotFitting(f"There are {len(given)} {what}s for {len(records)} documents; give one for each.")
-    return [_label(label) for label in given]
+    listed = list(labels)
+    if len(listed) != len(records):
+        raise NotFitting(f"There are {len(listed)} {what}s for {len(records)} documents; give one for each.")
+    return [_label(label) for label in listed]
 
 
 def _label(value: Any) -> str:

@@ -61,10 +61,10 @@ def tag_words(tagger: Tagger, words: Sequence[Words]) -> np.ndarray:
     """
     parts = [np.zeros(0, dtype=object)]
     for document in words:
-        given = tagger(document.texts.tolist()) if len(document.texts) else []
-        if isinstance(given, str) or not isinstance(given, Iterable):
-            raise NotFitting(f"The tagger gave a {type(given).__name__}; it must give a list, one tag for each word.")
-        tags = list(given)
+        tagged = tagger(document.texts.tolist()) if len(document.texts) else []
+        if isinstance(tagged, str) or not isinstance(tagged, Iterable):
+            raise NotFitting(f"The tagger gave a {type(tagged).__name__}; it must give a list, one tag for each word.")
+        tags = list(tagged)
         if len(tags) != len(document.texts):
             raise NotFitting(
                 f"The tagger gave {len(tags)} tags for {len(document.texts)} words; it must give one each."

@@ -63,8 +63,8 @@ def make_corpus(
         OutOfRange: a token id outside the vocabulary, or max_length below 1.
     """
     if isinstance(texts, Corpus):
-        given = {"labels": labels, "unit": unit, "column": column, "split": split, "max_length": max_length}
-        refuse_options("a corpus already", **given, add_special_tokens=add_special_tokens, strip=strip)
+        stated = {"labels": labels, "unit": unit, "column": column, "split": split, "max_length": max_length}
+        refuse_options("a corpus already", **stated, add_special_tokens=add_special_tokens, strip=strip)
         _check_vocabulary({document.number: document.ids for document in texts.documents}, model)
         return texts
     if max_length is not None:
@@ -124,13 +124,15 @@ class _Encoder:
         self._warn_of_unusable(texts)
         texts = {number: text.translate(UNUSABLE) for number, text in texts.items()}
         plain = {row.number for row in rows if isinstance(row.content, Chat) or not self._adds(texts[row.number])}
-        kept = {row.number for row in rows if isinstance(row.content, Chat) or not self._strips(texts[row.number])}
+        unstripped = {
+            row.number for row in rows if isinstance(row.content, Chat) or not self._strips(texts[row.number])
+        }
         encoded = {}
         for add in (True, False):
             group = [number for number in texts if (number not in plain) == add]
-            given = [texts[number] if number in kept else texts[number].strip() for number in group]
-            for number, ids, spans in zip(group, *self._tokenized(given, add), strict=True):
-                blank = 0 if number in kept else len(texts[number]) - len(texts[number].lstrip())
+            prepared = [texts[number] if number in unstripped else texts[number].strip() for number in group]
+            for number, ids, spans in zip(group, *self._tokenized(prepared, add), strict=True):
+                blank = 0 if number in unstripped else len(texts[number]) - len(texts[number].lstrip())
                 encoded[number] = _Encoded(texts[number], tuple(ids), _shifted(spans, blank))
         empty = next((number for number, text in encoded.items() if not text.ids), None)
         if empty is not None:

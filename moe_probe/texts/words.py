@@ -42,9 +42,9 @@ class Words:
 
 def find_words(document: Document) -> Words:
     """Words of a document: letters, digits and inner apostrophes; a token belongs to the first word that it touches."""
-    found = [match.span() for match in WORD.finditer(document.text)]
-    bounds = np.asarray(found, np.int64).reshape(-1, 2)
-    texts = np.asarray([document.text[start:end] for start, end in found], dtype=object)
+    spans = [match.span() for match in WORD.finditer(document.text)]
+    bounds = np.asarray(spans, np.int64).reshape(-1, 2)
+    texts = np.asarray([document.text[start:end] for start, end in spans], dtype=object)
     return Words(texts, bounds[:, 0], bounds[:, 1], first_overlap(document, bounds))
 
 
@@ -92,9 +92,9 @@ def tokens_of_words(corpus: Corpus, words: Collection[str]) -> np.ndarray:
     wanted = {normal_form(word) for word in words}
     parts = []
     for document in corpus.documents:
-        found = find_words(document)
-        hit = np.asarray([normal_form(word) in wanted for word in found.texts], dtype=bool)
-        parts.append(np.append(hit, False)[found.of_token])  # -1: no word
+        words_of = find_words(document)
+        hit = np.asarray([normal_form(word) in wanted for word in words_of.texts], dtype=bool)
+        parts.append(np.append(hit, False)[words_of.of_token])  # -1: no word
     return np.concatenate(parts)
 
 

@@ -226,8 +226,8 @@ def damage(path: str | Path) -> Iterator[None]:
 def _stands_in_order(rows: pa.Table, layer: Layer) -> bool:
     """Whether rows are a batch of a layer: all ranks of all sub-tokens of one token after the other."""
     size = layer.top_k * layer.subtokens
-    whole, rest = divmod(rows.num_rows, size)
-    if rest:
+    whole, remainder = divmod(rows.num_rows, size)
+    if remainder:
         return False
     expected = {
         "layer": np.full(rows.num_rows, layer.index),

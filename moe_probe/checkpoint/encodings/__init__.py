@@ -88,10 +88,10 @@ def decoded(tensors: Mapping[str, LazyTensor], config: Mapping[str, Any]) -> dic
     return plain
 
 
-def _replaced(tensors: Mapping[str, LazyTensor], found: list[Packed]) -> dict[str, LazyTensor]:
+def _replaced(tensors: Mapping[str, LazyTensor], layers: list[Packed]) -> dict[str, LazyTensor]:
     """Each matrix at the place of the first tensor that it is made of."""
-    gone = {key for each in found for key in each.parts}
-    places = {each.parts[0]: each for each in found}
+    gone = {key for each in layers for key in each.parts}
+    places = {each.parts[0]: each for each in layers}
     plain: dict[str, LazyTensor] = {}
     for key, tensor in tensors.items():
         if key in places:

@@ -59,11 +59,11 @@ def read_codes(
     """
     codes, words = period(bits) if dense else (WORD // bits, 1)
     blocks = covering(part, codes)
-    found = read(slice(blocks.start * words, min(blocks.stop * words, total)))
-    lacking = -found.shape[dim] % words
+    packed = read(slice(blocks.start * words, min(blocks.stop * words, total)))
+    lacking = -packed.shape[dim] % words
     if lacking:
-        filled = list(found.shape)
+        filled = list(packed.shape)
         filled[dim] = lacking
-        found = torch.cat([found, found.new_zeros(filled)], dim)
-    values = (unpacked if dense else padded)(found, bits, dim)
+        packed = torch.cat([packed, packed.new_zeros(filled)], dim)
+    values = (unpacked if dense else padded)(packed, bits, dim)
     return values.narrow(dim, part.start - blocks.start * codes, part.stop - part.start)

@@ -53,12 +53,12 @@ class Hqq(PackedMatrix):
     def _codes(self, first: int, last: int) -> torch.Tensor:
         """Rows of groups."""
         step = self.codes.shape[0]
-        found = []
+        codes = []
         for part in range(first // step, -(-last // step)):
             low, high = max(first - part * step, 0), min(last - part * step, step)
             words = self.codes[low:high].read().to(torch.int32)
-            found.append((words >> ((self.sharing - 1 - part) * self.bits)) & (2**self.bits - 1))
-        return torch.cat(found)
+            codes.append((words >> ((self.sharing - 1 - part) * self.bits)) & (2**self.bits - 1))
+        return torch.cat(codes)
 
 
 @dataclass(frozen=True)

@@ -53,14 +53,14 @@ ENCODING = Modelopt()
 
 def _activations(key: str, tensors: Mapping[str, LazyTensor]) -> list[str]:
     stem = key.removesuffix("weight")
-    found = [stem + name for name in ACTIVATIONS if stem + name in tensors] if stem != key else []
-    found += [key + "_" + name for name in ACTIVATIONS if key + "_" + name in tensors]
-    scaled_before = next((name for name in found if name.endswith("pre_quant_scale")), None)
+    keys = [stem + name for name in ACTIVATIONS if stem + name in tensors] if stem != key else []
+    keys += [key + "_" + name for name in ACTIVATIONS if key + "_" + name in tensors]
+    scaled_before = next((name for name in keys if name.endswith("pre_quant_scale")), None)
     if scaled_before is not None:
         raise CheckpointError(
             f"{scaled_before!r} scales the inputs of a layer before its weight, which is not read; use another release."
         )
-    return found
+    return keys
 
 
 def _nvfp4(key: str, tensors: Mapping[str, LazyTensor]) -> Packed:

@@ -96,11 +96,11 @@ def open_fairseq(folder: Path) -> Opened | None:
     Raises:
         CheckpointError: a rank is missing or there twice, ranks disagree, or a file is damaged or unsafe.
     """
-    found = [match for path in sorted(folder.iterdir()) if (match := FILE_NAME.fullmatch(path.name))]
-    if not found:
+    matches = [match for path in sorted(folder.iterdir()) if (match := FILE_NAME.fullmatch(path.name))]
+    if not matches:
         return None
-    name = _choose(folder, sorted({match[1] for match in found}))
-    files = [match for match in found if match[1] == name]
+    name = _choose(folder, sorted({match[1] for match in matches}))
+    files = [match for match in matches if match[1] == name]
     ranks: dict[int, FairseqFile] = {}
     shared: list[FairseqFile] = []
     for match in files:
@@ -147,7 +147,7 @@ def _experts(folder: Path, name: str, files: list[FairseqFile], ranks: list[int]
         twin = next((other for other in files[:rank] if _same(file, other)), None)
         if twin is not None:
             raise DamagedFile(f"{file.path} and {twin.path} hold the same experts; one is a copy of the other.")
-        local = 1 + max((int(found[0]) for key in keys[rank] if (found := EXPERT.search(key))), default=-1)
+        local = 1 + max((int(numbered[0]) for key in keys[rank] if (numbered := EXPERT.search(key))), default=-1)
         for key, tensor in file.tensors().items():
             number = EXPERT.search(key)
             tensors[EXPERT.sub(str(int(number[0]) + rank * local), key) if number else key] = tensor
@@ -160,8 +160,10 @@ def _same(file: FairseqFile, other: FairseqFile) -> bool:
 
 
 def _options_beside(folder: Path) -> dict[str, Any]:
-    found = [path for path in folder.iterdir() if OPTION_FILES.fullmatch(path.name)]
-    chosen = next((path for path in found if path.name == "config.json"), found[0] if len(found) == 1 else None)
+    candidates = [path for path in folder.iterdir() if OPTION_FILES.fullmatch(path.name)]
+    chosen = next(
+        (path for path in candidates if path.name == "config.json"), candidates[0] if len(candidates) == 1 else None
+    )
     if chosen is None:
         return {}
     options = read_json(inside(folder, chosen.name))

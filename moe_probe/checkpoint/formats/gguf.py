@@ -115,12 +115,12 @@ def strings(path: Path, name: str) -> list[str]:
     field = reader(path).fields.get(name)
     if field is None:
         return []
-    data, place, found = memoryview(cast(Any, np.ascontiguousarray(field.parts[-1]))), 0, []
+    data, place, texts = memoryview(cast(Any, np.ascontiguousarray(field.parts[-1]))), 0, []
     while place < len(data):
         length = struct.unpack_from("<Q", data, place)[0]
-        found.append(bytes(data[place + 8 : place + 8 + length]).decode("utf-8", errors="replace"))
+        texts.append(bytes(data[place + 8 : place + 8 + length]).decode("utf-8", errors="replace"))
         place += 8 + length
-    return found
+    return texts
 
 
 class GgufFile:

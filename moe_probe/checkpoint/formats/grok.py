@@ -79,10 +79,10 @@ def _model_config(tensors: Path) -> dict:
 
 
 def _open_tensor(path: Path) -> LazyTensor:
-    found = read_pickle(path)
-    if isinstance(found, Array):
-        return _stored(path, None, found)
-    weight, scales = (_stored(path, part, found[part]) for part in ("weight", "scales"))
+    content = read_pickle(path)
+    if isinstance(content, Array):
+        return _stored(path, None, content)
+    weight, scales = (_stored(path, part, content[part]) for part in ("weight", "scales"))
     rows = weight.shape[-2] if weight.ndim > 1 else 0
     groups = scales.shape[-2] if scales.ndim > 1 else 0
     fits = (*weight.shape[:-2], groups, *weight.shape[-1:]) == scales.shape and groups and rows % groups == 0
@@ -121,8 +121,8 @@ class ArraySource:
         """The bytes of the values, mapped where they lie in the file as they are."""
         self.opened.check(self.path)
         if self.payload is None:
-            found = read_pickle(self.path)
-            array = found if isinstance(found, Array) else found[self.part]
+            content = read_pickle(self.path)
+            array = content if isinstance(content, Array) else content[self.part]
             return torch.frombuffer(bytearray(array.data), dtype=torch.uint8)
         start, length = self.payload.start, self.payload.length
         return torch.frombuffer(map_file(self.path), dtype=torch.uint8, offset=start, count=length)

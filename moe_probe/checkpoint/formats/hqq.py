@@ -34,8 +34,8 @@ class HqqFile(TorchFile):
 
     @cached_property
     def state(self) -> dict[str, torch.Tensor]:
-        found = dict(pair for name, module in self.modules.items() for pair in _tensors(str(name), module))
-        return self.as_state(found)
+        tensors = dict(pair for name, module in self.modules.items() for pair in _tensors(str(name), module))
+        return self.as_state(tensors)
 
     def layers(self) -> dict[str, dict[str, Any]]:
         """What is said of each packed layer, in numbers and words."""

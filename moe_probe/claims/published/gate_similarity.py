@@ -30,7 +30,10 @@ def findings(evidence: Evidence) -> Sequence[Finding]:
     )
     low, high = jackknife_interval(r, without, np.ones(len(labels)), limits=(-1, 1))
     p = np.array(
-        [mantel(one, other, DRAWS) if np.isfinite(own) else np.nan for (one, other), own in zip(pairs, r, strict=True)]
+        [
+            mantel(one, other, DRAWS) if np.isfinite(value) else np.nan
+            for (one, other), value in zip(pairs, r, strict=True)
+        ]
     )
     return by_layer(experts.layer.values, r, low, high, p, "all pairs of experts are as similar")
 

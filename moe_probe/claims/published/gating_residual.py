@@ -69,8 +69,8 @@ def findings(evidence: Evidence) -> Sequence[Finding]:
     source = running(removed, evidence.source.corpus, evidence.options)
     other = results(source, [TopScore()], evidence.options)["top_score"].sums.sel(layer=layers)
     sums = evidence.results["top_score"].sums.sel(layer=layers)
-    found = [steadier(one, two) for one, two in zip(sums.values, other.values, strict=True)]
-    return by_layer(layers, *np.array(found).T)
+    effects = [steadier(one, two) for one, two in zip(sums.values, other.values, strict=True)]
+    return by_layer(layers, *np.array(effects).T)
 
 
 CLAIM = Claim(

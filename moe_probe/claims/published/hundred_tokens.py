@@ -53,12 +53,12 @@ def distances(chosen: np.ndarray) -> np.ndarray:
 def findings(evidence: Evidence) -> Sequence[Finding]:
     """Documents are the units."""
     ds = evidence.results["first_tokens"]
-    found = []
+    effects = []
     for chosen in ds.chosen.values.astype(float):
         apart = distances(chosen[chosen.any(1)])
         table = np.stack([apart, np.ones(len(apart))], axis=1)
-        found.append(of_units(lambda sums: sums[:, 0] / sums[:, 1], table, CLOSE, less=True, limits=(0, 1)))
-    return by_layer(ds.layer.values, *np.array(found).T)
+        effects.append(of_units(lambda sums: sums[:, 0] / sums[:, 1], table, CLOSE, less=True, limits=(0, 1)))
+    return by_layer(ds.layer.values, *np.array(effects).T)
 
 
 CLAIM = Claim(

@@ -35,7 +35,7 @@ class PairsByUnit(Analysis):
         selected, unit = batch.selected.double(), np.repeat(batch.tokens.unit, batch.layer.subtokens)
         units = np.unique(unit)
         rows = (selected[torch.from_numpy(np.flatnonzero(unit == each)).to(selected.device)] for each in units)
-        self.both.add(batch, (units, torch.stack([(own.T @ own).round().long().cpu() for own in rows])))
+        self.both.add(batch, (units, torch.stack([(choices.T @ choices).round().long().cpu() for choices in rows])))
 
     def variables(self, source: Source) -> Mapping[str, xr.DataArray]:
         dims = ("layer", "unit", "expert", "other")
@@ -84,11 +84,11 @@ def applies(model: MoEModel) -> None:
 def findings(evidence: Evidence) -> Sequence[Finding]:
     """Chance keeps how often each expert is chosen; documents are the units."""
     ds = evidence.results["pairs_by_unit"]
-    found = [
+    effects = [
         excess(table, evidence.model.layer(int(layer)).top_k)
         for layer, table in zip(ds.layer.values, ds.both.values, strict=True)
     ]
-    return by_layer(ds.layer.values, *np.array(found).T)
+    return by_layer(ds.layer.values, *np.array(effects).T)
 
 
 CLAIM = Claim(

@@ -55,8 +55,8 @@ def _centered_ranks(values: torch.Tensor) -> torch.Tensor:
 def findings(evidence: Evidence) -> Sequence[Finding]:
     """Documents are the units."""
     ds = evidence.results["norm_preference"]
-    found = [of_units(lambda sums: sums[:, 0] / sums[:, 1], table, limits=(-1, 1)) for table in ds.sums.values]
-    return by_layer(ds.layer.values, *np.array(found).T)
+    effects = [of_units(lambda sums: sums[:, 0] / sums[:, 1], table, limits=(-1, 1)) for table in ds.sums.values]
+    return by_layer(ds.layer.values, *np.array(effects).T)
 
 
 CLAIM = Claim(

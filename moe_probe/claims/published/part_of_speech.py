@@ -19,8 +19,8 @@ from moe_probe.texts.tagging import make_tagger
 def spread(types: WordTypes) -> Finding:
     """Standard deviation of the classes' means over word types, against classes dealt out among the types."""
     names, inverse, count = np.unique(types.tag, return_inverse=True, return_counts=True)
-    kept = ((count >= LEAST_UNITS) & (names != ""))[inverse]
-    density, tag = types.density[kept], types.tag[kept]
+    frequent = ((count >= LEAST_UNITS) & (names != ""))[inverse]
+    density, tag = types.density[frequent], types.tag[frequent]
     names, tag = np.unique(tag, return_inverse=True)
     if len(names) < 2 or np.ptp(density) == 0:
         return Finding(np.nan, why=f"fewer than two parts of speech have {LEAST_UNITS} word types, or all use as many")

@@ -74,12 +74,12 @@ def expert_activation(
         load, choices = seen
         loads[label] = load.result(source)
         of_all[label] = _facts(opened[label], source, loads[label], cast(Choices, choices))
-    found: dict[str, tuple[tuple[str, ...], Any]] = _frequencies(loads)
+    values_of: dict[str, tuple[tuple[str, ...], Any]] = _frequencies(loads)
     for name in next(iter(of_all.values())):
-        found[name] = (("checkpoint",), [values[name] for values in of_all.values()])
-    depth, experts = found["frequency"][1].shape[1:]
+        values_of[name] = (("checkpoint",), [values[name] for values in of_all.values()])
+    depth, experts = values_of["frequency"][1].shape[1:]
     coords = {"checkpoint": list(loads), "depth": np.arange(depth), "expert": expert_labels(experts)}
-    variables = {n: array.assign_attrs(described(LEGEND, n)) for n, array in labeled(found, coords).items()}
+    variables = {n: array.assign_attrs(described(LEGEND, n)) for n, array in labeled(values_of, coords).items()}
     return dataset(variables, compared_attrs("expert_activation", opened, threshold=threshold))
 
 

@@ -60,10 +60,10 @@ def gating_residual(
     removed = whole.under(Config(moe_gate_residual=False))
     sides: Opened = dict(zip(RESIDUALS, (whole, removed), strict=True))
     scores = RouterScores(bins, limits)
-    found = [seen.result(source) for source, (seen,) in observe_each(sides, texts, [scores], options).values()]
-    joined = xr.concat(found, xr.Variable("residual", RESIDUALS))
+    results = [seen.result(source) for source, (seen,) in observe_each(sides, texts, [scores], options).values()]
+    joined = xr.concat(results, xr.Variable("residual", RESIDUALS))
     about = compared_attrs("gating_residual", {"with": whole}, **scores.parameters())
-    return joined.assign_attrs({**found[0].attrs, **about})
+    return joined.assign_attrs({**results[0].attrs, **about})
 
 
 def _single(model: Openable | list[Openable] | Mapping[str, Openable]) -> Openable:

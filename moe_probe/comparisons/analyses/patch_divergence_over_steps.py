@@ -43,15 +43,15 @@ def patch_divergence_over_steps(
         ('step', 'document', 'row', 'column')
     """
     opened = open_sources(steps)
-    found, ids = [], None
+    results, ids = [], None
     for label, (source, (seen,)) in observe_each(opened, texts, [patches], options).items():
         of_documents = [document.ids for document in source.corpus.documents]
         if ids is not None and of_documents != ids:
             raise NotComparable(f"{label} did not see the same tokens as the steps before: their tokenizers differ.")
         ids = of_documents
-        found.append(seen.result(source))
+        results.append(seen.result(source))
     steps_dim = xr.Variable("step", list(opened))
-    joined = xr.concat(found, steps_dim, data_vars="different", coords="minimal", compat="equals")
-    names = [name for name in found[0] if str(name).startswith(("divergence", "texture_mean"))]
-    joined = joined.assign({n: xr.concat([ds[n] for ds in found], joined.step) for n in names})
+    joined = xr.concat(results, steps_dim, data_vars="different", coords="minimal", compat="equals")
+    names = [name for name in results[0] if str(name).startswith(("divergence", "texture_mean"))]
+    joined = joined.assign({n: xr.concat([ds[n] for ds in results], joined.step) for n in names})
     return joined.assign_attrs(compared_attrs("patch_divergence", opened, **patches.parameters()))

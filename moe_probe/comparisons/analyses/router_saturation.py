@@ -61,14 +61,14 @@ def router_saturation(
     routings = record_choices(checkpoints, texts, options)
     final = routings[-1]
     shares = np.stack([overlap(final.index, routing.index).mean(-1) for routing in routings])  # (c, layers, tokens)
-    found = means("saturation", ("checkpoint", "layer"), shares, final, bootstrap)
+    values_of = means("saturation", ("checkpoint", "layer"), shares, final, bootstrap)
     firsts = np.stack([(final.first == routing.first).mean(-1) for routing in routings])
-    found |= means("first_saturation", ("checkpoint", "layer"), firsts, final, bootstrap)
+    values_of |= means("first_saturation", ("checkpoint", "layer"), firsts, final, bootstrap)
     if chance:
         sides = {"chance": lambda routing: routing.index, "first_chance": lambda routing: routing.first[..., None]}
         for name, of in sides.items():
             levels = [chosen_alike(of(final), of(routing), final.num_experts) for routing in routings]
-            found[name] = (("checkpoint", "layer"), np.stack(levels))
-    arrays = labeled(found, {"checkpoint": [routing.label for routing in routings], "layer": list(final.layers)})
+            values_of[name] = (("checkpoint", "layer"), np.stack(levels))
+    arrays = labeled(values_of, {"checkpoint": [routing.label for routing in routings], "layer": list(final.layers)})
     variables = {name: array.assign_attrs(described(LEGEND, name)) for name, array in arrays.items()}
     return dataset(variables, routing_attrs("router_saturation", routings))

@@ -80,17 +80,17 @@ def routing_drift(
         raise NotComparable(f"routing_drift compares two checkpoints under two labels; there are {', '.join(labels)}.")
     first, second = routings = record_choices(labels, texts, options, most=2)
     stays = overlap(first.index, second.index)  # (layers, tokens, subtokens)
-    found = means("overlap", ("layer",), stays.mean(-1), first, bootstrap)
-    found |= means("changed", ("layer",), (stays < 1).astype(float).mean(-1), first, bootstrap)
+    values_of = means("overlap", ("layer",), stays.mean(-1), first, bootstrap)
+    values_of |= means("changed", ("layer",), (stays < 1).astype(float).mean(-1), first, bootstrap)
     by_bin = [
         _by_margin(margin.flatten(), stay.flatten(), bins) for margin, stay in zip(first.margin, stays, strict=True)
     ]
     for name, values in zip(("margin", "margin_overlap", "margin_changed"), zip(*by_bin, strict=True), strict=True):
-        found[name] = (("layer", "bin"), np.stack(values))
+        values_of[name] = (("layer", "bin"), np.stack(values))
     if chance:
-        found["chance"] = (("layer",), chosen_alike(first.index, second.index, first.num_experts))
+        values_of["chance"] = (("layer",), chosen_alike(first.index, second.index, first.num_experts))
     coords = {"checkpoint": [r.label for r in routings], "layer": list(first.layers), "bin": np.arange(1, bins + 1)}
-    variables = {n: array.assign_attrs(described(LEGEND, n)) for n, array in labeled(found, coords).items()}
+    variables = {n: array.assign_attrs(described(LEGEND, n)) for n, array in labeled(values_of, coords).items()}
     about = routing_attrs("routing_drift", routings, bins=bins)
     return dataset(variables, about).assign_coords(checkpoint=coords["checkpoint"])
 

@@ -50,17 +50,17 @@ class AdaptiveMixtures(Analysis):
     rows = Total()
 
     def update(self, batch: LayerBatch) -> None:
-        found = losses(batch)
-        for name, value in found.items():
+        terms = losses(batch)
+        for name, value in terms.items():
             self.state_of(name).add(batch, value.sum(0))
         for name in ("responsibility", "prior"):
-            entropy = torch.special.entr(found[name]).sum() / np.log(max(batch.layer.num_experts, 2))
+            entropy = torch.special.entr(terms[name]).sum() / np.log(max(batch.layer.num_experts, 2))
             self.state_of(f"{name}_entropy").add(batch, entropy)
         self.rows.add(batch, len(batch.scores))
 
     def variables(self, source: Source) -> Mapping[str, xr.DataArray]:
-        own = [name for name in self.declared() if name not in ("rows", "score_kinds")]
-        return {name: self.state_of(name).array / self.rows.array for name in own}
+        summed = [name for name in self.declared() if name not in ("rows", "score_kinds")]
+        return {name: self.state_of(name).array / self.rows.array for name in summed}
 
 
 def losses(batch: LayerBatch) -> dict[str, torch.Tensor]:

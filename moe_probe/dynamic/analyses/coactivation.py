@@ -94,7 +94,7 @@ class Coactivation(Analysis):
         pairs = self.both.array
         chosen = chosen_rows(pairs)
         flow = self.flows.array
-        found = {
+        variables = {
             "pairs": pairs,
             "conditional": pairs / chosen,
             "lift": pairs.copy(data=lift({"count": pairs.values, "rows": self.rows.array.values})),
@@ -103,13 +103,13 @@ class Coactivation(Analysis):
             "flow_chance": chosen / chosen.sum("expert"),
         }
         if not self.chance:
-            found = {name: value for name, value in found.items() if "chance" not in name}
+            variables = {name: value for name, value in variables.items() if "chance" not in name}
         if self.bootstrap:
-            counted = zip(*(PerUnit.tables(kept)[""] for kept in (self.both, self.rows)), strict=True)
+            counted = zip(*(PerUnit.tables(state)[""] for state in (self.both, self.rows)), strict=True)
             drawn = [lift_interval(count, rows, self.bootstrap) for count, rows in counted]
             for end, values in zip(("low", "high"), zip(*drawn, strict=True), strict=True):
-                found[f"lift_{end}"] = pairs.copy(data=np.stack(values))
-        return found
+                variables[f"lift_{end}"] = pairs.copy(data=np.stack(values))
+        return variables
 
     def _chance(self, pairs: xr.DataArray) -> xr.DataArray:
         """Lift of experts that are chosen as often, without regard to each other."""

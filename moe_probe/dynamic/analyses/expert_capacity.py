@@ -99,11 +99,11 @@ class ExpertCapacity(Analysis):
         bounds = [0, *ends] if ends and ends[-1] == sum(lengths) else [0, *ends, sum(lengths)]
         values = {"index": self.index.array.values, "weight": self.weight.array.values}
         layers = self.index.layers
-        found = [self._layer(source.layers[layer], values, at, bounds) for at, layer in enumerate(layers)]
+        by_layer = [self._layer(source.layers[layer], values, at, bounds) for at, layer in enumerate(layers)]
         dims = {"overflow": ("order", "factor", "slot"), "capacity": ("factor",), "second_keep_probability": ()}
         variables = {
-            name: (("layer", *dims.get(name, ("order", "factor"))), np.stack([one[name] for one in found]))
-            for name in found[0]
+            name: (("layer", *dims.get(name, ("order", "factor"))), np.stack([one[name] for one in by_layer]))
+            for name in by_layer[0]
         }
         slots = np.arange(1, 1 + source.first_layer.top_k)
         return labeled(variables, {"layer": layers, "order": self.orders, "factor": self.factors, "slot": slots})
@@ -127,7 +127,7 @@ class ExpertCapacity(Analysis):
                     if layer.top_k > 1:
                         second[i, j] += (1 - (~dropped[:, 1] * keep[rows])).sum()
         total = len(index)
-        found = {
+        fractions = {
             "dropped": lost.mean(-1) / total,
             "overflow": lost / total,
             "fully_dropped": none / total,
@@ -136,5 +136,5 @@ class ExpertCapacity(Analysis):
             ),
         }
         if layer.top_k > 1:
-            found |= {"second_dropped": second / total, "second_keep_probability": np.asarray(keep.mean())}
-        return found
+            fractions |= {"second_dropped": second / total, "second_keep_probability": np.asarray(keep.mean())}
+        return fractions

@@ -137,7 +137,7 @@ class ExpertLoad(Analysis):
         if not self.bootstrap:
             return {}
         table = np.concatenate(list(PerUnit.tables(self.by_label).values()), axis=1)  # (layers, units, E)
-        found: dict[str, xr.DataArray] = {}
+        ends_of: dict[str, xr.DataArray] = {}
         for name, (statistic, limits) in BALANCE.items():
             drawn = [
                 interval(
@@ -151,8 +151,8 @@ class ExpertLoad(Analysis):
             ]
             like = share if name == "share" else share.isel(expert=0, drop=True)
             for end, values in zip(("low", "high"), zip(*drawn, strict=True), strict=True):
-                found[f"{name}_{end}"] = like.copy(data=np.stack(values)).assign_attrs(undefined=FEW)
-        return found
+                ends_of[f"{name}_{end}"] = like.copy(data=np.stack(values)).assign_attrs(undefined=FEW)
+        return ends_of
 
     def _label_shares(self, like: xr.DataArray) -> dict[str, xr.DataArray]:
         """Shares among the tokens of each label, with intervals, chance level and tests."""
@@ -175,10 +175,10 @@ class ExpertLoad(Analysis):
             )
             values["label_share_p"] = np.stack([p_of_draws(one, draws) for one, draws in zip(away, null, strict=True)])
             values["label_share_q"] = discoveries(values["label_share_p"])
-        found = {name: xr.DataArray(v, coords, ("layer", "label", "expert")) for name, v in values.items()}
+        variables = {name: xr.DataArray(v, coords, ("layer", "label", "expert")) for name, v in values.items()}
         if self.chance:
-            found["label_share_chance"] = like.copy(data=pooled)
-        return found
+            variables["label_share_chance"] = like.copy(data=pooled)
+        return variables
 
     def coords(self, source: Source) -> Mapping[str, Any]:
         return {"kind": ("expert", list(source.first_layer.expert_kinds))}

@@ -93,7 +93,7 @@ class FFNExpertsPerToken(Analysis):
     def variables(self, source: Source) -> Mapping[str, xr.DataArray]:
         count, corpus = self.ffn_experts.array, source.corpus
         density = count.values.mean(0)
-        found: dict[str, xr.DataArray] = {"ffn_experts": count, "layer_density": count.mean("token")}
+        variables: dict[str, xr.DataArray] = {"ffn_experts": count, "layer_density": count.mean("token")}
         for name, (of_token, rare) in self._of_tokens(corpus).items():
             keep = of_token != "" if of_token.dtype == object else np.ones(len(of_token), bool)
             unit = self._units(source)[keep]
@@ -102,16 +102,16 @@ class FFNExpertsPerToken(Analysis):
             coords: dict[str, Any] = {name: [v.item() if hasattr(v, "item") else v for v in names[order]]}
             if name == "type":
                 coords["type_string"] = ("type", [corpus.strings[token] for token in coords["type"]])
-            found |= {f"{name}_{k}": xr.DataArray(v[order], coords, (name,)) for k, v in values.items()}
+            variables |= {f"{name}_{k}": xr.DataArray(v[order], coords, (name,)) for k, v in values.items()}
         if self.chance:
-            found["chance"] = xr.DataArray(density.mean())
-        return found
+            variables["chance"] = xr.DataArray(density.mean())
+        return variables
 
     def _of_tokens(self, corpus: Corpus) -> dict[str, tuple[np.ndarray, bool]]:
         """The class that each token is in, and whether rare classes are left out."""
-        tokens, found = corpus.tokens(), [find_words(document) for document in corpus.documents]
-        words = np.concatenate([np.append(_normal(w.texts), "")[w.of_token] for w in found])
-        pieces = np.concatenate([_pieces(w.of_token, w.tokens) for w in found])
+        tokens, words_of = corpus.tokens(), [find_words(document) for document in corpus.documents]
+        words = np.concatenate([np.append(_normal(w.texts), "")[w.of_token] for w in words_of])
+        pieces = np.concatenate([_pieces(w.of_token, w.tokens) for w in words_of])
         classes: dict[str, tuple[np.ndarray, bool]] = {
             "type": (tokens.token_id, True),
             "word": (words, True),
@@ -119,7 +119,7 @@ class FFNExpertsPerToken(Analysis):
             "place": (bin_start(position_bin(tokens.position)), False),
         }
         if self._tag is not None:
-            classes["pos"] = tag_words(self._tag, found), False
+            classes["pos"] = tag_words(self._tag, words_of), False
         return classes
 
     def _classes(
@@ -128,7 +128,7 @@ class FFNExpertsPerToken(Analysis):
         names, inverse, count = np.unique(of_token, return_inverse=True, return_counts=True)
         frequent = count >= least
         total = np.bincount(inverse, density, minlength=len(names))
-        found = {"density": (total / count)[frequent], "count": count[frequent]}
+        columns = {"density": (total / count)[frequent], "count": count[frequent]}
         if self.bootstrap:
             low, high = (np.full(len(names), np.nan) for _ in range(2))
             pairs = np.unique(np.stack([inverse, unit]), axis=1)
@@ -141,8 +141,8 @@ class FFNExpertsPerToken(Analysis):
                     np.bincount(cell, each, shape[0] * shape[1]).reshape(shape) for each in (density[of], None)
                 )
                 low[spread], high[spread] = ratio_interval(total, count_of, self.bootstrap)
-            found["density_low"], found["density_high"] = low[frequent], high[frequent]
-        return names[frequent], found
+            columns["density_low"], columns["density_high"] = low[frequent], high[frequent]
+        return names[frequent], columns
 
     def _units(self, source: Source) -> np.ndarray:
         """The document of each token, (tokens,); a group of documents where there are more than BLOCKS."""

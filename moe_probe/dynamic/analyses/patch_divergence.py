@@ -120,17 +120,17 @@ class PatchDivergence(Analysis):
         values = self.divergence.array.values[:, starts[:, None] + np.arange(rows * columns)]
         divergence = values.reshape(len(values), len(starts), rows, columns)
         grid, mean = ("document", "row", "column"), divergence.mean(0)
-        found: dict[str, tuple[tuple[str, ...], Any]] = {
+        variables: dict[str, tuple[tuple[str, ...], Any]] = {
             "divergence": (("layer", *grid), divergence),
             "divergence_mean": (grid, mean),
         }
         if self._pictures is not None:
             energy = np.stack([patch_energy(p, self.grid, self.energy, self.radius) for p in self._pictures])
-            found |= {"energy": (grid, energy), **self._textures(mean, energy)}
+            variables |= {"energy": (grid, energy), **self._textures(mean, energy)}
             if len({picture.shape for picture in self._pictures}) == 1:
-                found["picture"] = (("document", "y", "x"), np.stack(self._pictures).astype(np.float32))
+                variables["picture"] = (("document", "y", "x"), np.stack(self._pictures).astype(np.float32))
         coords = {"layer": self.divergence.layers, "document": [d.number for d in documents], "texture_group": TEXTURES}
-        return labeled(found, coords)
+        return labeled(variables, coords)
 
     def _textures(self, mean: np.ndarray, energy: np.ndarray) -> dict[str, tuple[tuple[str, ...], Any]]:
         flat = energy.reshape(len(energy), -1)
@@ -139,10 +139,10 @@ class PatchDivergence(Analysis):
         values = np.where(groups, mean.reshape(len(mean), -1), 0).sum(2).T
         sums = {"total": values, "count": groups.sum(2).T.astype(float)}
         with np.errstate(invalid="ignore"):
-            found = {"texture_mean": (("texture_group",), values.sum(0) / sums["count"].sum(0))}
+            variables = {"texture_mean": (("texture_group",), values.sum(0) / sums["count"].sum(0))}
         if self.bootstrap:
             ends = ratio_interval(sums["total"], sums["count"], self.bootstrap)
             for end, value in zip(("low", "high"), ends, strict=True):
-                found[f"texture_mean_{end}"] = (("texture_group",), value)
+                variables[f"texture_mean_{end}"] = (("texture_group",), value)
         names = np.select(list(groups), TEXTURES, "").reshape(energy.shape)
-        return found | {"texture": (("document", "row", "column"), names)}
+        return variables | {"texture": (("document", "row", "column"), names)}

@@ -117,22 +117,22 @@ class Record(Analysis):
         for name, fill in RANKED.items():
             pad_ranks(self.state_of(name), fill)
         tables = [name for name in self.declared() if isinstance(getattr(type(self), name), TokenTable)]
-        found = {name: self.state_of(name).array for name in tables if name != "of_model" and self.state_of(name)}
+        arrays = {name: self.state_of(name).array for name in tables if name != "of_model" and self.state_of(name)}
         if self.of_model:
-            found["logits"] = self.of_model.array.squeeze("layer", drop=True)
+            arrays["logits"] = self.of_model.array.squeeze("layer", drop=True)
         if source.first_layer.subtokens == 1:
-            found = {n: v.rename(width="hidden") if "width" in v.dims else v for n, v in found.items()}
-        return found
+            arrays = {n: v.rename(width="hidden") if "width" in v.dims else v for n, v in arrays.items()}
+        return arrays
 
     def coords(self, source: Source) -> Mapping[str, Any]:
         return {"kind": ("expert", list(source.first_layer.expert_kinds))}
 
 
-def pad_ranks(kept: Kept[Rows], fill: float) -> None:
+def pad_ranks(state: Kept[Rows], fill: float) -> None:
     """Give the tables of all layers as many ranks as the largest has."""
-    axis = -len(kept.state.dims)
-    most = max((values.shape[axis] for rows in kept.values.values() for _, values in rows.parts), default=0)
-    for rows in kept.values.values():
+    axis = -len(state.state.dims)
+    most = max((values.shape[axis] for rows in state.values.values() for _, values in rows.parts), default=0)
+    for rows in state.values.values():
         rows.parts = [(tokens, padded(values, axis, most, fill)) for tokens, values in rows.parts]
 
 

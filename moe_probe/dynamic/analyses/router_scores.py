@@ -86,10 +86,10 @@ class RouterScores(Analysis):
         every = reduce(Moments("which").join, seen.values)
         whole = seen.isel(layer=0, drop=True).copy(data=every)
         pooled = described(counts.sum("layer"), whole, least.min("layer"), most.max("layer"))
-        found = described(counts, seen, least, most) | {f"pooled_{name}": value for name, value in pooled.items()}
+        variables = described(counts, seen, least, most) | {f"pooled_{name}": value for name, value in pooled.items()}
         edges = np.linspace(*self.limits, self.bins + 1)[:-1]
         coords = {"which": ORDINALS, "bin": edges}
-        return {n: v.assign_coords({k: c for k, c in coords.items() if k in v.dims}) for n, v in found.items()}
+        return {n: v.assign_coords({k: c for k, c in coords.items() if k in v.dims}) for n, v in variables.items()}
 
 
 def described(

@@ -110,8 +110,8 @@ class SubtokenDivergence(Analysis):
     def check(self, source: Source) -> None:
         marked, usable = self._marked(source.corpus), ~special_tokens(source.corpus)
         if self.words is not None or self.spans is not None:
-            for group, some in zip(GROUPS, (marked & usable, ~marked & usable), strict=True):
-                if not some.any():
+            for group, members in zip(GROUPS, (marked & usable, ~marked & usable), strict=True):
+                if not members.any():
                     raise NotFitting(f"No token of the corpus is {group}; pass other texts, words or spans.")
 
     def update(self, batch: LayerBatch) -> None:
@@ -127,21 +127,21 @@ class SubtokenDivergence(Analysis):
         divergence = per_token["divergence"].astype(float)
         marked, usable = self._marked(corpus), self._usable(corpus, divergence)
         groups = np.stack([marked & usable, ~marked & usable])
-        found: dict[str, tuple[tuple[str, ...], Any]] = {n: (("layer", "token"), v) for n, v in per_token.items()}
-        found["divergence_mean"] = (("token",), divergence.mean(0))
-        found |= self._compare(divergence, groups, corpus)
+        variables: dict[str, tuple[tuple[str, ...], Any]] = {n: (("layer", "token"), v) for n, v in per_token.items()}
+        variables["divergence_mean"] = (("token",), divergence.mean(0))
+        variables |= self._compare(divergence, groups, corpus)
         names = np.select([~usable, marked], ["", GROUPS[0]], GROUPS[1])
         coords = {"layer": list(source.layers), "group": GROUPS, "token_group": ("token", names)}
-        return labeled(found, coords)
+        return labeled(variables, coords)
 
     def _per_token(self, source: Source) -> dict[str, np.ndarray]:
         """Distinct experts of each token, (layers, tokens), float32."""
         if not self.index:
-            kept = {"divergence": self.divergence, "divergence_first": self.divergence_first}
-            return {name: table.array.values.astype(np.float32) for name, table in kept.items()}
+            states = {"divergence": self.divergence, "divergence_first": self.divergence_first}
+            return {name: table.array.values.astype(np.float32) for name, table in states.items()}
         ids, experts = source.corpus.tokens().token_id, source.first_layer.num_experts
-        found = [_between_occurrences(index, ids, experts) for index in self.index.array.values]
-        return {"divergence": np.stack(found).astype(np.float32)}
+        by_layer = [_between_occurrences(index, ids, experts) for index in self.index.array.values]
+        return {"divergence": np.stack(by_layer).astype(np.float32)}
 
     def _usable(self, corpus: Corpus, divergence: np.ndarray) -> np.ndarray:
         return ~special_tokens(corpus) & ~np.isnan(divergence).any(0)
@@ -171,21 +171,21 @@ class SubtokenDivergence(Analysis):
                 return total["total"] / total["count"][..., None]  # (..., group, layers)
 
         def difference(total: Mapping[str, np.ndarray]) -> np.ndarray:
-            found = means(total)
-            by_layer = found[..., 0, :] - found[..., 1, :]
+            mean_of = means(total)
+            by_layer = mean_of[..., 0, :] - mean_of[..., 1, :]
             return np.concatenate([by_layer, by_layer.mean(-1, keepdims=True)], axis=-1)
 
         whole = {name: value.sum(0) for name, value in sums.items()}
         mean, differences = means(whole), difference(whole)
-        found: dict[str, tuple[tuple[str, ...], Any]] = {
+        variables: dict[str, tuple[tuple[str, ...], Any]] = {
             "group_mean": (("group",), mean.mean(1)),
             "layer_mean": (("layer", "group"), mean.T),
             "tokens": (("group",), groups.sum(1)),
         }
 
         def add(suffix: str, value: np.ndarray) -> None:
-            found[f"layer_difference{suffix}"] = (("layer",), value[:-1])
-            found[f"difference{suffix}"] = ((), value[-1])
+            variables[f"layer_difference{suffix}"] = (("layer",), value[:-1])
+            variables[f"difference{suffix}"] = ((), value[-1])
 
         add("", differences)
         if self.bootstrap:
@@ -200,7 +200,7 @@ class SubtokenDivergence(Analysis):
             for suffix, at in (("_chance_low", 0.025), ("_chance_high", 0.975)):
                 add(suffix, np.quantile(null, at, axis=0))
         test = _by_document(sums) if len(units) == 1 else _by_type(sums)
-        return found | {name: ((), value) for name, value in test.items()}
+        return variables | {name: ((), value) for name, value in test.items()}
 
     def _permuted(self, values: np.ndarray, groups: np.ndarray, corpus: Corpus, difference: Any) -> np.ndarray:
         """Differences (permutations, layers + 1) with the mark dealt out at random."""
@@ -282,8 +282,8 @@ def _word_types(corpus: Corpus) -> np.ndarray:
     numbers: dict[str, int] = {}
     parts = []
     for document in corpus.documents:
-        found = find_words(document)
-        types = [numbers.setdefault(normal_form(word), len(numbers)) for word in found.texts]
-        own = -1 - np.asarray(document.ids)
-        parts.append(np.where(found.of_token >= 0, np.append(types, 0)[found.of_token], own))
+        words = find_words(document)
+        types = [numbers.setdefault(normal_form(word), len(numbers)) for word in words.texts]
+        negative_ids = -1 - np.asarray(document.ids)
+        parts.append(np.where(words.of_token >= 0, np.append(types, 0)[words.of_token], negative_ids))
     return np.concatenate(parts).astype(np.int64)

@@ -21,7 +21,7 @@ from moe_probe.statistics.states import PerUnit, TokenTable
 
 KINDS = ["ffn", "constant", "copy", "zero"]
 LEAST_TASKS = 3  # two points always lie on a line
-FEW_TASKS = "two points always lie on a line: a correlation over tasks takes at least three (labels=)"
+UNDEFINED = "a correlation over tasks takes at least three (labels=), as two points always lie on a line, that differ"
 MOST_ORDERS = 10_000
 Variables = dict[str, tuple[tuple[str, ...], Any]]
 
@@ -35,8 +35,8 @@ class TaskLoad(Analysis):
 
     `share` (task, layer, expert), p; `ffn_per_token` (task, layer), K times p over the experts of kind `ffn`;
     `activation` (task, layer, kind), K times p over the kind, and `activation_per_expert`, that divided by the kind's
-    experts; `correlation` (layer, other), Pearson over tasks of `ffn_per_token` (nan for two tasks, as its `undefined`
-    says), `token_correlation` the same over tokens of their counts of FFN experts, and the means over adjacent layers,
+    experts; `correlation` (layer, other), Pearson over tasks of `ffn_per_token` (nan where its `undefined` says
+    so), `token_correlation` the same over tokens of their counts of FFN experts, and the means over adjacent layers,
     `adjacent_correlation`, `adjacent_token_correlation` (the paper claims that they agree); `task_distance` (layer),
     the mean over pairs of tasks of half the sum over experts of |p_a - p_b|, and `ffn_spread` (layer), the standard
     deviation over tasks of `ffn_per_token` (the paper claims that both are larger in shallow and last layers), both
@@ -97,8 +97,8 @@ class TaskLoad(Analysis):
     def check(self, source: Source) -> None:
         tasks = {document.label for document in source.corpus.documents} - {""}
         if len(tasks) < 2:
-            found = f"only {tasks.pop()!r}" if tasks else "none"
-            raise NotFitting(f"task_load compares tasks: give documents at least two labels (labels=); has {found}.")
+            labels = f"only {tasks.pop()!r}" if tasks else "none"
+            raise NotFitting(f"task_load compares tasks: give documents at least two labels (labels=); has {labels}.")
         lacking = sorted(tasks - set(self.accuracy)) if self.accuracy is not None else []
         if lacking:
             raise NotFitting(f"accuracy lacks the tasks {', '.join(lacking)}; pass a number for each.")
@@ -117,41 +117,41 @@ class TaskLoad(Analysis):
         load = expert_shares(counts)
         activation = layer.top_k * (counts @ of_kind.T / counts.sum(-1, keepdims=True))  # (layers, tasks, kinds)
         weight = layer.top_k * of_kind[kinds.index("ffn")]
-        found = self._descriptions(load, activation, of_kind, kinds.index("ffn")) | self._apart(tables, weight)
+        variables = self._descriptions(load, activation, of_kind, kinds.index("ffn")) | self._apart(tables, weight)
         if "zero" in kinds and self.accuracy is not None:
-            found |= _with_accuracy(activation[..., kinds.index("zero")], [self.accuracy[task] for task in tasks])
+            variables |= _with_accuracy(activation[..., kinds.index("zero")], [self.accuracy[task] for task in tasks])
         if self.bootstrap:
-            found |= _intervals(tables, weight, self.bootstrap)
+            variables |= _intervals(tables, weight, self.bootstrap)
         if self.permutations:
-            found["share_chance"] = ("layer", "expert"), expert_shares(counts.sum(1))
+            variables["share_chance"] = ("layer", "expert"), expert_shares(counts.sum(1))
         coords = self._named(layers, tasks, kinds, layer)
         order = ("task", "layer", "other", "kind", "expert")
-        named = {n: v.transpose(*(d for d in order if d in v.dims)) for n, v in labeled(found, coords).items()}
-        for name in ("correlation", "adjacent_correlation") if len(tasks) < LEAST_TASKS else ():
-            named[name] = named[name].assign_attrs(undefined=FEW_TASKS)
+        named = {n: v.transpose(*(d for d in order if d in v.dims)) for n, v in labeled(variables, coords).items()}
+        for name in ("correlation", "adjacent_correlation"):
+            named[name] = named[name].assign_attrs(undefined=UNDEFINED)
         return named
 
     def _descriptions(self, load: np.ndarray, activation: np.ndarray, of_kind: np.ndarray, ffn_at: int) -> Variables:
         ffn = activation[..., ffn_at]
-        found: Variables = {
+        variables: Variables = {
             "share": (("layer", "task", "expert"), load),
             "ffn_per_token": (("layer", "task"), ffn),
             "activation": (("layer", "task", "kind"), activation),
             "activation_per_expert": (("layer", "task", "kind"), activation / of_kind.sum(1)),
         }
         over_tasks = ffn if ffn.shape[1] >= LEAST_TASKS else np.full_like(ffn, np.nan)
-        return found | _correlations("", over_tasks) | _correlations("token_", self.ffn.array.values)
+        return variables | _correlations("", over_tasks) | _correlations("token_", self.ffn.array.values)
 
     def _apart(self, tables: Mapping[str, np.ndarray], weight: np.ndarray) -> Variables:
         """How far tasks are apart in their experts, and in their FFN experts per token."""
-        found: Variables = {}
+        variables: Variables = {}
         for name, shares, spread in (
             ("task_distance", expert_shares, total_variation),
             ("ffn_spread", lambda counts: expert_shares(counts) @ weight[:, None], _deviation),
         ):
             one = apart(tables, shares, spread, self.bootstrap, self.permutations, self.as_published)
-            found |= {f"{name}{ending}": (("layer",), getattr(one, of)) for ending, of in self._parts().items()}
-        return found
+            variables |= {f"{name}{ending}": (("layer",), getattr(one, of)) for ending, of in self._parts().items()}
+        return variables
 
     def _parts(self) -> dict[str, str]:
         """Endings of the variables' names, and what of `Apart` they hold."""
@@ -176,10 +176,10 @@ def _deviation(values: np.ndarray) -> np.ndarray:
 def _correlations(name: str, values: np.ndarray) -> dict[str, tuple[tuple[str, ...], Any]]:
     """Pearson's correlation of layers, from values (layers, n); nan for a layer whose values are all the same."""
     with np.errstate(divide="ignore", invalid="ignore"):
-        found = np.atleast_2d(np.corrcoef(values))
-        adjacent = np.diagonal(found, 1)
+        correlation = np.atleast_2d(np.corrcoef(values))
+        adjacent = np.diagonal(correlation, 1)
         mean = adjacent[~np.isnan(adjacent)].mean() if (~np.isnan(adjacent)).any() else np.nan
-    return {f"{name}correlation": (("layer", "other"), found), f"adjacent_{name}correlation": ((), mean)}
+    return {f"{name}correlation": (("layer", "other"), correlation), f"adjacent_{name}correlation": ((), mean)}
 
 
 def _with_accuracy(zero: np.ndarray, accuracy: list[float]) -> dict[str, tuple[tuple[str, ...], Any]]:
@@ -213,8 +213,8 @@ def exact_spearman(one: np.ndarray, other: Sequence[float]) -> tuple[float, floa
     if np.ptp(one) == 0 or np.ptp(other) == 0:
         return np.nan, np.nan
     asked: dict[str, Any] = {"permutation_type": "pairings", "n_resamples": MOST_ORDERS, "vectorized": True}
-    found = permutation_test((one,), statistic, rng=np.random.default_rng(0), **asked)
-    return float(found.statistic), float(found.pvalue)
+    test = permutation_test((one,), statistic, rng=np.random.default_rng(0), **asked)
+    return float(test.statistic), float(test.pvalue)
 
 
 def _intervals(tables: Mapping[str, np.ndarray], ffn: np.ndarray, draws: int) -> Variables:

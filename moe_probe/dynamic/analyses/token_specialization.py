@@ -139,9 +139,9 @@ class TokenSpecialization(Analysis):
             self.repeated.add(batch, (unit[rows[:1]], repeats(first[rows], selected[rows], parts)[None]))
 
     def variables(self, source: Source) -> Mapping[str, xr.DataArray]:
-        found = self._by_id(source) | self._by_place()
+        values_of = self._by_id(source) | self._by_place()
         if not self.chance:
-            found = {name: value for name, value in found.items() if not name.endswith("_chance")}
+            values_of = {name: value for name, value in values_of.items() if not name.endswith("_chance")}
         places = np.flatnonzero(self.by_place.array.values.sum((0, 2)))
         coords = {
             "layer": self.ids.layers,
@@ -149,13 +149,13 @@ class TokenSpecialization(Analysis):
             "place": bin_start(places),
             "choice": ["first", "any"],
         }
-        dims = {n: DIMS.get(n.removesuffix("_low").removesuffix("_high"), ("layer",)) for n in found}
-        return labeled({name: (dims[name], value) for name, value in found.items()}, coords)
+        dims = {n: DIMS.get(n.removesuffix("_low").removesuffix("_high"), ("layer",)) for n in values_of}
+        return labeled({name: (dims[name], value) for name, value in values_of.items()}, coords)
 
     def _by_id(self, source: Source) -> dict[str, np.ndarray]:
         layers = self.ids.layers
-        found = [self._layer(layer, source.layers[layer].num_experts) for layer in layers]
-        stacked = {name: np.stack([one[name] for one in found]) for name in found[0]}
+        by_layer = [self._layer(layer, source.layers[layer].num_experts) for layer in layers]
+        stacked = {name: np.stack([one[name] for one in by_layer]) for name in by_layer[0]}
         return stacked | ({"vocabulary_q": discoveries(stacked["vocabulary_p"])} if "vocabulary_p" in stacked else {})
 
     def _layer(self, layer: int, experts: int) -> dict[str, np.ndarray]:
@@ -165,42 +165,42 @@ class TokenSpecialization(Analysis):
         frequent = np.flatnonzero(np.bincount(of_row, rows.counts) >= self.min_count)
         counts = IdCounts(ids[frequent], rows, self.chosen[layer], self.first[layer], experts)
         statistics = counts.as_published if self.as_published else counts.statistics
-        found = {name: value[..., 0] for name, value in statistics(np.ones((BLOCKS, 1))).items()}
+        values_of = {name: value[..., 0] for name, value in statistics(np.ones((BLOCKS, 1))).items()}
         if self.chance and not self.as_published:
             of_block = _dense(self.first_choices[layer]), _dense(self.by_place[layer]).sum(1)
-            found["context_chance"], found["vocabulary_chance"] = counts.chance(*of_block)
-            found["vocabulary_mean_chance"] = mean_of_known(found["vocabulary_chance"])
-            found["context_p"], found["vocabulary_p"] = counts.tests(*of_block)
+            values_of["context_chance"], values_of["vocabulary_chance"] = counts.chance(*of_block)
+            values_of["vocabulary_mean_chance"] = mean_of_known(values_of["vocabulary_chance"])
+            values_of["context_p"], values_of["vocabulary_p"] = counts.tests(*of_block)
         if self.bootstrap:
             used = np.unique(rows.keys % BLOCKS)
             left = np.ones((BLOCKS, len(used))) - np.eye(BLOCKS)[:, used]
             without = {name: np.moveaxis(value, -1, 0) for name, value in statistics(left).items()}
             for name, weight in counts.weights(used).items() if not self.as_published else ():
-                ends = jackknife_interval(found[name], without[name], weight, self.bootstrap, (0, 1))
-                found[f"{name}_low"], found[f"{name}_high"] = ends
-        return found | {"token_ids": np.asarray(len(frequent))}
+                ends = jackknife_interval(values_of[name], without[name], weight, self.bootstrap, (0, 1))
+                values_of[f"{name}_low"], values_of[f"{name}_high"] = ends
+        return values_of | {"token_ids": np.asarray(len(frequent))}
 
     def _by_place(self) -> dict[str, np.ndarray]:
-        place, repeated = (PerUnit.tables(kept)[""] for kept in (self.by_place, self.repeated))
+        place, repeated = (PerUnit.tables(state)[""] for state in (self.by_place, self.repeated))
         place = place[:, :, np.flatnonzero(place.sum((0, 1, 3)))].astype(float)  # (layers, units, places, E)
         rows = place.sum(-1)
         following, pairs, same = repeated[..., [0, 1]], repeated[..., [2, 2]], repeated[..., [3, 4]]
         chance = pairs * same / repeated[..., [5, 5]].clip(1)  # next ones with the same choice, in each document
         with np.errstate(divide="ignore", invalid="ignore"):
-            found = {
+            values_of = {
                 "position_share": place.sum(1) / rows.sum(1)[..., None],
                 "position_chance": place.sum((1, 2)) / rows.sum((1, 2))[:, None],
                 "repetition": following.sum(1) / pairs.sum(1),
                 "repetition_chance": chance.sum(1) / pairs.sum(1),
             }
         if self.chance:
-            found["repetition_excess"] = found["repetition"] - found["repetition_chance"]
+            values_of["repetition_excess"] = values_of["repetition"] - values_of["repetition_chance"]
         if self.bootstrap:
-            found |= self._ends("position_share", place, rows, (0, 1))
-            found |= self._ends("repetition", following, pairs, (0, 1))
+            values_of |= self._ends("position_share", place, rows, (0, 1))
+            values_of |= self._ends("repetition", following, pairs, (0, 1))
             if self.chance:
-                found |= self._ends("repetition_excess", following - chance, pairs, (-1, 1))
-        return found
+                values_of |= self._ends("repetition_excess", following - chance, pairs, (-1, 1))
+        return values_of
 
     def _ends(
         self, name: str, total: np.ndarray, count: np.ndarray, limits: tuple[float, float]
@@ -279,12 +279,12 @@ class IdCounts:
         chosen, first = self.chosen @ weights, self.first @ weights
         with np.errstate(divide="ignore", invalid="ignore"):
             others = np.maximum(rows[self.chosen_id] - 1, 1)
-            own = self._by_expert(self.chosen_expert, chosen)
+            chosen_times = self._by_expert(self.chosen_expert, chosen)
             again = self._by_expert(self.chosen_expert, chosen * (chosen - 1) / others)
             pairs = (rows * (rows - 1)).sum(0)
             return {
-                "vocabulary_specialization": again / own,
-                "vocabulary_mean": mean_of_known(again / own),
+                "vocabulary_specialization": again / chosen_times,
+                "vocabulary_mean": mean_of_known(again / chosen_times),
                 "context_independence": (first * (first - 1)).sum(0) / pairs,
             }
 
@@ -303,8 +303,8 @@ class IdCounts:
         self, rows: np.ndarray, counts: np.ndarray, ids: np.ndarray, experts: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
         """Means by expert (E, n) and over ids (n,), of occurrences (ids, n) and counts of pairs (pairs, n)."""
-        found = [self._of_column(*column, ids, experts) for column in zip(rows.T, counts.T, strict=True)]
-        by_expert, over_all = zip(*found, strict=True)
+        by_column = [self._of_column(*column, ids, experts) for column in zip(rows.T, counts.T, strict=True)]
+        by_expert, over_all = zip(*by_column, strict=True)
         return np.stack(by_expert, axis=-1), np.stack(over_all, axis=-1)
 
     def _of_column(
@@ -327,12 +327,12 @@ class IdCounts:
             chosen: choices of each block, (blocks, E).
         """
         rows = np.maximum(first.sum(1, keepdims=True), 1)
-        (same, _), (again, own) = (self._dealt(counts, rows) for counts in (first, chosen))
+        (same, _), (again, chosen_times) = (self._dealt(counts, rows) for counts in (first, chosen))
         occurrences = np.asarray(self.rows.sum(1)).ravel()
         pairs = (occurrences * (occurrences - 1)).sum()
         with np.errstate(divide="ignore", invalid="ignore"):
             others = np.maximum(occurrences - 1, 1)[:, None]
-            return same.sum() / pairs, (again / others).sum(0) / own.sum(0)
+            return same.sum() / pairs, (again / others).sum(0) / chosen_times.sum(0)
 
     def tests(self, first: np.ndarray, chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Two-sided p-values of context independence () and specialization (E,), against `chance`.
@@ -368,13 +368,13 @@ class IdCounts:
         size = np.maximum(of_block.sum(1) if rows is None else rows, 1)
         share = of_block / size[:, None]
         vary = share * (1 - share)
-        own = np.zeros((len(self.ids), self.experts))
-        own[ids, experts] = np.asarray(counts.sum(1)).ravel()
+        observed = np.zeros((len(self.ids), self.experts))
+        observed[ids, experts] = np.asarray(counts.sum(1)).ravel()
         single = self.rows @ share**2
         single[ids, experts] += np.asarray(counts.multiply((1 - 2 * share).T[experts]).sum(1)).ravel()
         within = self.rows.multiply(self.rows) - self.rows
         expected = -(within @ (vary / np.maximum(size - 1, 1)[:, None]))
-        beyond = (own - self.rows @ share) ** 2 - single - expected
+        beyond = (observed - self.rows @ share) ** 2 - single - expected
         loose = self._loose(size)
         variance = 2 * ((loose @ vary) ** 2 - loose @ vary**2)
         return (weight[:, None] * beyond).sum(0), (weight[:, None] ** 2 * variance).sum(0)
@@ -388,9 +388,9 @@ class IdCounts:
         """Expected pairs of occurrences that choose each expert, and occurrences, (ids, E)."""
         share = counts / rows
         pair = counts * (counts - 1) / np.maximum(rows * (rows - 1), 1)
-        own = self.rows @ share
+        expected = self.rows @ share
         within = self.rows.multiply(self.rows)
-        return own**2 - within @ share**2 + (within - self.rows) @ pair, own
+        return expected**2 - within @ share**2 + (within - self.rows) @ pair, expected
 
     def weights(self, used: np.ndarray) -> dict[str, np.ndarray]:
         """What each block of documents has of each value: choices by expert (blocks, E), occurrences (blocks,)."""

@@ -174,5 +174,5 @@ def without_pad(
     """The mask (batch, past + tokens) without the pad tokens of `input_ids` (batch, tokens); 4-D masks are kept."""
     if attention_mask is not None and attention_mask.ndim != 2:
         return attention_mask
-    kept = nn.functional.pad(input_ids != config.pad_token_id, (past, 0), value=True)
-    return kept if attention_mask is None else kept & attention_mask.bool()
+    not_pad = nn.functional.pad(input_ids != config.pad_token_id, (past, 0), value=True)
+    return not_pad if attention_mask is None else not_pad & attention_mask.bool()

@@ -132,8 +132,8 @@ def ffn_size(emb_size: int, widening_factor: float) -> int:
 
 
 def _count_layers(checkpoint: Checkpoint, stated: int | None) -> int:
-    layers, rest = divmod(len(checkpoint) - 2, len(PARTS))
-    if rest or layers < 1:
+    layers, remainder = divmod(len(checkpoint) - 2, len(PARTS))
+    if remainder or layers < 1:
         raise DamagedFile(
             f"{checkpoint.path} has {len(checkpoint)} tensor files, which fits no number of layers: expected 2 and "
             f"{len(PARTS)} per layer; files are missing or belong to another model."

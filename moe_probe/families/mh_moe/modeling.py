@@ -160,8 +160,8 @@ class MhMoeBlock(nn.Module):
         _, top_k_weights, top_k_index = self.gate(rows)
         places = capacity(self.config, len(rows))
         if places is not None and not self.training:
-            kept = arrival(top_k_index, self.config.num_experts) < places
-            top_k_weights = top_k_weights * kept
+            has_place = arrival(top_k_index, self.config.num_experts) < places
+            top_k_weights = top_k_weights * has_place
         merged = self.experts(rows, top_k_index, top_k_weights).view_as(hidden_states)
         return self.out_proj(merged) if self.subtokens > 1 else merged
 

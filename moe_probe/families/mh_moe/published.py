@@ -76,10 +76,10 @@ def rename(key: str, gated: bool) -> str:
 
 
 def _require_all_experts(checkpoint: Checkpoint, tensors: Mapping[str, LazyTensor], experts: int) -> None:
-    found = {int(match[1]) for key in tensors if (match := re.search(r"\.experts\.(\d+)\.", key))}
-    if found != set(range(experts)):
+    present = {int(match[1]) for key in tensors if (match := re.search(r"\.experts\.(\d+)\.", key))}
+    if present != set(range(experts)):
         raise MissingFiles(
-            f"{checkpoint.path} holds {len(found)} of {experts} experts (moe_expert_count); files of other ranks are "
+            f"{checkpoint.path} holds {len(present)} of {experts} experts (moe_expert_count); files of other ranks are "
             "missing, or the options belong to another model."
         )
 

@@ -144,10 +144,10 @@ class MoePlusPlusExperts(MixtralExperts):
         for expert, kind in enumerate(self.expert_kinds):
             if kind in ("constant", "copy"):
                 token, rank = torch.where(top_k_index == expert)
-                own = hidden_states[token]
+                rows = hidden_states[token]
                 if kind == "constant":
-                    own = self._mix_constant(own, expert - self.num_experts)
-                weighted = own * top_k_weights[token, rank, None]
+                    rows = self._mix_constant(rows, expert - self.num_experts)
+                weighted = rows * top_k_weights[token, rank, None]
                 output.index_add_(0, token, weighted.to(output.dtype))
         return output
 

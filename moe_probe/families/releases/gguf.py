@@ -229,13 +229,13 @@ def _yarn(metadata: Metadata, mscale: float | None) -> dict[str, Any]:
         "factor": metadata["rope.scaling.factor"],
         "original_max_position_embeddings": metadata["rope.scaling.original_context_length"],
     }
-    both = {} if mscale is None else {"mscale": mscale, "mscale_all_dim": mscale}
+    scales = {} if mscale is None else {"mscale": mscale, "mscale_all_dim": mscale}
     return {
         "rope_scaling": {
             **scaling,
             "beta_fast": metadata.get("rope.scaling.yarn_beta_fast", 32.0),
             "beta_slow": metadata.get("rope.scaling.yarn_beta_slow", 1.0),
-            **both,
+            **scales,
         }
     }
 
@@ -306,8 +306,8 @@ def _together(metadata: Metadata, tensors: dict[str, LazyTensor]) -> dict[str, L
         tensors[layer + "block_sparse_moe.output_linear.weight"] = tensors.pop(layer + "ffn_down_exps.weight")
         wide = tensors.pop(layer + "ffn_gate_shexp.weight", None)
         if wide is not None:
-            both = Concatenated([wide, tensors.pop(layer + "ffn_up_shexp.weight")], 0)
-            tensors[layer + "shared_mlp.input_linear.weight"] = both
+            gate_up = Concatenated([wide, tensors.pop(layer + "ffn_up_shexp.weight")], 0)
+            tensors[layer + "shared_mlp.input_linear.weight"] = gate_up
     return tensors
 
 
@@ -317,9 +317,9 @@ def _alternating(metadata: Metadata, tensors: dict[str, LazyTensor]) -> dict[str
         layer = key.removesuffix("ffn_gate_exps.weight")
         experts = layer + "mlp.experts."
         gate, up = tensors.pop(key), tensors.pop(layer + "ffn_up_exps.weight")
-        both = Stacked([gate, up], 2)
-        number, rows, _, columns = both.shape
-        tensors[experts + "gate_up_proj"] = both.reshape(number, 2 * rows, columns).transpose(1, 2)
+        gate_up = Stacked([gate, up], 2)
+        number, rows, _, columns = gate_up.shape
+        tensors[experts + "gate_up_proj"] = gate_up.reshape(number, 2 * rows, columns).transpose(1, 2)
         biases = [tensors.pop(f"{layer}ffn_{name}_exps.bias") for name in ("gate", "up")]
         flat = Stacked(biases, 2)
         tensors[experts + "gate_up_proj_bias"] = flat.reshape(number, 2 * rows)

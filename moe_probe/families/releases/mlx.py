@@ -114,6 +114,6 @@ def _alternating(
         yield f"{block}.experts.down_proj{ending}", stack.transpose(1, 2) if role == "weight" else stack
     elif name == "gate_proj":
         up = tensors[match[0].replace(".gate_proj.", ".up_proj.")]
-        both = Stacked([stack, up], 2)
-        rows = both.reshape(both.shape[0], 2 * both.shape[1], *both.shape[3:])
+        gate_up = Stacked([stack, up], 2)
+        rows = gate_up.reshape(gate_up.shape[0], 2 * gate_up.shape[1], *gate_up.shape[3:])
         yield f"{block}.experts.gate_up_proj{ending}", rows.transpose(1, 2) if role == "weight" else rows

@@ -56,8 +56,8 @@ def _is_model(part: Any) -> bool:
 
 
 def _inner(config: Mapping[str, Any]) -> dict[str, Any] | None:
-    found = (config.get(name) for name in FIELDS)
-    return next((part for part in found if isinstance(part, dict) and part.get("model_type")), None)
+    parts = (config.get(name) for name in FIELDS)
+    return next((part for part in parts if isinstance(part, dict) and part.get("model_type")), None)
 
 
 def _renamed(key: str) -> str:

@@ -21,13 +21,13 @@ from moe_probe.intervene.measured.effects import (
     told_of,
     variant_of,
 )
-from moe_probe.intervene.measured.intervals import check_draws, pooled
+from moe_probe.intervene.measured.intervals import check_draws, pooled, with_ends
 from moe_probe.intervene.measured.measures import Measures
 from moe_probe.intervene.measured.runs import BaseRun, measure
 from moe_probe.intervene.zero import Zero
 from moe_probe.model import MoEModel, Openable, load
 from moe_probe.options import ABLATE_OPTIONS, RunOptions, completed
-from moe_probe.results import dataset, provenance
+from moe_probe.results import dataset, provenance, variable
 from moe_probe.routing import Intervention
 from moe_probe.signatures import check_types
 from moe_probe.texts.corpus import Corpus
@@ -138,7 +138,16 @@ def ablate(
     told = told_of_all(source, how, chosen, edits)
     variants = [variant_of(opened, [edit], path) for path in paths for edit in told]
     collected, unedited = measure(source, variants, partial(PerBlock, len(variants)), asked, "ablate")
-    return _result(source, collected, unedited, cells, paths, how, bootstrap, by_unit)
+    grid, corpus = Grid(cells, paths), source.corpus
+    variables = _result(collected, unedited, grid, corpus, bootstrap)
+    if by_unit:
+        variables |= _of_units(collected, grid, corpus)
+    about = provenance("ablate", source.model, how=how, bootstrap=bootstrap, paths=list(paths))
+    about |= {"documents": len(corpus.documents), "tokens": corpus.num_tokens, "texts": corpus.fingerprint}
+    about["definition"] = f"{HOW[how]} {DEFINITION}"
+    experts_named = [str(expert) for expert in grid.experts]
+    coords = {"path": list(paths), "label": collected.labels, "layer": grid.layers, "expert": experts_named}
+    return dataset(variables, about, coords)
 
 
 def experts_of(model: MoEModel, layer: int, experts: Sequence[int] | int | None) -> Sequence[int]:
@@ -166,80 +175,76 @@ def alike(counts: np.ndarray) -> np.ndarray:
     return apart.argmin(1)
 
 
-def _result(
-    source: Running,
-    collected: PerBlock,
-    unedited: BaseRun,
-    cells: Sequence[tuple[int, int]],
-    paths: Sequence[str],
-    how: str,
-    draws: int,
-    by_unit: bool,
-) -> xr.Dataset:
-    layers, experts = (sorted(set(each)) for each in zip(*cells, strict=True))
-    at = [layers.index(layer) for layer, _ in cells], [experts.index(expert) for _, expert in cells]
-    coords = {"path": list(paths), "label": collected.labels, "layer": layers, "expert": [str(e) for e in experts]}
+class Grid:
+    """Where each variant of an ablation stands: all cells of the first path, then those of the next one."""
 
-    def gridded(values: np.ndarray) -> np.ndarray:
-        """(..., variants) as (..., path, layer, expert)."""
-        by_path = values.reshape(*values.shape[:-1], len(paths), len(cells))
-        grid = np.full((*by_path.shape[:-1], len(layers), len(experts)), np.nan)
-        grid[..., at[0], at[1]] = by_path
+    def __init__(self, cells: Sequence[tuple[int, int]], paths: Sequence[str]):
+        self.paths, self.cells = paths, len(cells)
+        self.layers, self.experts = (sorted(set(each)) for each in zip(*cells, strict=True))
+        self.row = [self.layers.index(layer) for layer, _ in cells]
+        self.column = [self.experts.index(expert) for _, expert in cells]
+
+    def of(self, values: np.ndarray) -> np.ndarray:
+        """(..., variants) as (..., path, layer, expert); nan where there is no such expert."""
+        by_path = values.reshape(*values.shape[:-1], len(self.paths), self.cells)
+        grid = np.full((*by_path.shape[:-1], len(self.layers), len(self.experts)), np.nan)
+        grid[..., self.row, self.column] = by_path
         return grid
 
-    predicted, tokens = _counts(source.corpus, collected)
-    positions = tokens.sum()
-    found = {
-        "base_loss": ((), np.asarray(unedited.total.sum() / predicted.sum()), "loss of the unedited run", "nats"),
-        "kl": (DIMS, gridded(collected.values["kl"].sum((0, 1)) / positions), "KL from the unedited run", "nats"),
-        "top1": (DIMS, gridded(1 - collected.values["changed"].sum((0, 1)) / positions), "next token kept", "1"),
+
+def _result(collected: PerBlock, unedited: BaseRun, grid: Grid, corpus: Corpus, draws: int) -> dict[str, xr.DataArray]:
+    predicted, tokens = _counts(corpus, collected)
+    change, positions = collected.values["loss_change"], tokens.sum()
+    kept = 1 - collected.values["changed"].sum((0, 1)) / positions
+    over_all = [grid.of(values) for values in pooled(change.sum(1), predicted.sum(1), draws)]
+    control = _control(over_all[0], unedited, grid.layers, grid.experts)
+    variables = {
+        "base_loss": variable((), unedited.total.sum() / predicted.sum(), "loss of the unedited run", "nats"),
+        "kl": variable(
+            DIMS, grid.of(collected.values["kl"].sum((0, 1)) / positions), "KL from the unedited run", "nats"
+        ),
+        "top1": variable(DIMS, grid.of(kept), "next token kept"),
+        **with_ends("loss_change", DIMS, over_all, CHANGE),
+        "chosen": variable(DIMS[1:], _counts_of(unedited, grid), "choices in the unedited run", "choices"),
+        "control_loss_change": variable(DIMS, control, CONTROL, "nats"),
     }
-    change = collected.values["loss_change"]
-    for ending, values in zip(ENDINGS, pooled(change.sum(1), predicted.sum(1), draws), strict=True):
-        found[f"loss_change{ending}"] = (DIMS, gridded(values), f"change of the loss{ENDINGS[ending]}", "nats")
-    if any(collected.labels):
-        by_label = [pooled(change[:, n], predicted[:, n], draws) for n in range(len(collected.labels))]
-        for number, ending in enumerate(ENDINGS):
-            values = np.stack([gridded(each[number]) for each in by_label], 1)
-            text = f"change of the loss by label{ENDINGS[ending]}"
-            found[f"label_loss_change{ending}"] = (("path", "label", "layer", "expert"), values, text, "nats")
-    if by_unit:
-        there = predicted.sum(1) > 0
-        sums = gridded(change.sum(1)[there])
-        found["unit_loss_change"] = (("unit", *DIMS), sums, "change of the loss, summed over a unit's tokens", "nats")
-        found["unit_tokens"] = (("unit",), predicted.sum(1)[there], "predicted tokens of a unit", "tokens")
-        coords["unit"] = list(range(int(there.sum())))
-    found["chosen"] = (DIMS[1:], _counts_of(unedited, layers, experts), "choices in the unedited run", "choices")
-    found["control_loss_change"] = (DIMS, _control(found["loss_change"][1], unedited, layers, experts), CONTROL, "nats")
-    about = provenance("ablate", source.model, how=how, bootstrap=draws, paths=list(paths))
-    about |= {"documents": len(source.corpus.documents), "tokens": source.corpus.num_tokens}
-    about |= {"texts": source.corpus.fingerprint, "definition": f"{HOW[how]} {DEFINITION}"}
-    arrays = {
-        name: xr.DataArray(values, {d: coords[d] for d in dims}, dims, attrs={"long_name": text, "units": unit})
-        for name, (dims, values, text, unit) in found.items()
-    }
-    return dataset(arrays, about)
+    if not any(collected.labels):
+        return variables
+    of_labels = zip(np.moveaxis(change, 1, 0), predicted.T, strict=True)
+    by_label = [[grid.of(values) for values in pooled(*each, draws)] for each in of_labels]
+    ends = np.moveaxis(np.array(by_label), [0, 1], [2, 0])  # (ends, path, label, layer, expert)
+    return variables | with_ends("label_loss_change", LABEL_DIMS, ends, f"{CHANGE} by label")
 
 
-def _counts_of(unedited: BaseRun, layers: Sequence[int], experts: Sequence[int]) -> np.ndarray:
+def _of_units(collected: PerBlock, grid: Grid, corpus: Corpus) -> dict[str, xr.DataArray]:
+    predicted = _counts(corpus, collected)[0].sum(1)
+    there = predicted > 0
+    sums = grid.of(collected.values["loss_change"].sum(1)[there])
+    return {
+        "unit_loss_change": variable(("unit", *DIMS), sums, f"{CHANGE}, summed over a unit's tokens", "nats"),
+        "unit_tokens": variable(("unit",), predicted[there], "predicted tokens of a unit", "tokens"),
+    }
+
+
+def _counts_of(unedited: BaseRun, at: Grid) -> np.ndarray:
     """How often the unedited run chose each expert, (layers, experts); nan where there is no such expert."""
-    grid = np.full((len(layers), len(experts)), np.nan)
-    for row, layer in enumerate(layers):
+    grid = np.full((len(at.layers), len(at.experts)), np.nan)
+    for row, layer in enumerate(at.layers):
         counts = unedited.chosen[layer]
-        there = [expert for expert in experts if expert < len(counts)]
+        there = [expert for expert in at.experts if expert < len(counts)]
         grid[row, : len(there)] = counts[there]
     return grid
 
 
 def _control(values: np.ndarray, unedited: BaseRun, layers: Sequence[int], experts: Sequence[int]) -> np.ndarray:
     """The change of the loss without the expert of the layer that is chosen about as often; nan where not measured."""
-    found = np.full_like(values, np.nan)
+    control = np.full_like(values, np.nan)
     for row, layer in enumerate(layers):
         other = alike(unedited.chosen[layer])
         for place, expert in enumerate(experts):
             if expert < len(other) and int(other[expert]) in experts:
-                found[:, row, place] = values[:, row, experts.index(int(other[expert]))]
-    return found
+                control[:, row, place] = values[:, row, experts.index(int(other[expert]))]
+    return control
 
 
 def _counts(corpus: Corpus, collected: PerBlock) -> tuple[np.ndarray, np.ndarray]:
@@ -253,7 +258,8 @@ def _counts(corpus: Corpus, collected: PerBlock) -> tuple[np.ndarray, np.ndarray
 
 
 DIMS = ("path", "layer", "expert")
-ENDINGS = {"": "", "_low": ", lower end of the 95 % interval", "_high": ", upper end of the 95 % interval"}
+LABEL_DIMS = ("path", "label", "layer", "expert")
+CHANGE = "change of the loss"
 CONTROL = "change of the loss without the expert that is chosen about as often"
 HOW = {
     "zero": "One expert's applied weight is 0.",

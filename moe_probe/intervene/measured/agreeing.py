@@ -42,19 +42,21 @@ def agreement(measured: xr.Dataset, estimate: xr.Dataset) -> xr.Dataset:
     for what in ("fingerprint", "texts"):
         if measured.attrs[what] != estimate.attrs[what]:
             raise NotComparable(f"The results differ in their {what}; pass an ablation and an attribution of one run.")
-    both = xr.Dataset({"measured": measured.loss_change.sel(path="total", drop=True), "estimate": estimate.loss_change})
-    one, other = both.measured.transpose("layer", "expert"), both.estimate.transpose("layer", "expert")
+    aligned = xr.Dataset(
+        {"measured": measured.loss_change.sel(path="total", drop=True), "estimate": estimate.loss_change}
+    )
+    one, other = aligned.measured.transpose("layer", "expert"), aligned.estimate.transpose("layer", "expert")
     by_layer = [
         rank_correlation(one.sel(layer=layer).values, other.sel(layer=layer).values) for layer in one.layer.values
     ]
     texts = {"measured": "change of the loss, measured", "estimate": "change of the loss, estimated"}
-    found = {name: both[name].assign_attrs(long_name=text, units="nats") for name, text in texts.items()}
+    arrays = {name: aligned[name].assign_attrs(long_name=text, units="nats") for name, text in texts.items()}
     rank = {"long_name": "Spearman's rank correlation", "units": "1"}
-    found["rank_correlation"] = xr.DataArray(rank_correlation(one.values, other.values), attrs=rank)
-    found["layer_rank_correlation"] = xr.DataArray(by_layer, {"layer": one.layer.values}, ("layer",), attrs=rank)
+    arrays["rank_correlation"] = xr.DataArray(rank_correlation(one.values, other.values), attrs=rank)
+    arrays["layer_rank_correlation"] = xr.DataArray(by_layer, {"layer": one.layer.values}, ("layer",), attrs=rank)
     how = json.loads(measured.attrs["parameters"])["how"]
     about = {**measured.attrs, "analysis": "agreement", "parameters": json.dumps({"how": how})}
-    return dataset(found, about)
+    return dataset(arrays, about)
 
 
 def rank_correlation(one: np.ndarray, other: np.ndarray) -> float:
@@ -63,5 +65,5 @@ def rank_correlation(one: np.ndarray, other: np.ndarray) -> float:
     one, other = one[known], other[known]
     if len(one) < 3 or np.ptp(one) == 0 or np.ptp(other) == 0:
         return float("nan")
-    found: Any = spearmanr(one, other)
-    return float(found.statistic)
+    test: Any = spearmanr(one, other)
+    return float(test.statistic)

@@ -11,12 +11,12 @@ import xarray as xr
 from moe_probe.errors import NotFinite
 from moe_probe.forward.differentiating import Derivatives, Differentiating
 from moe_probe.intervene.measured.effects import DRAWS, experiment_source, lengths
-from moe_probe.intervene.measured.intervals import check_draws, pooled
+from moe_probe.intervene.measured.intervals import check_draws, pooled, with_ends
 from moe_probe.intervene.measured.runs import LOGIT_VALUES
 from moe_probe.model import Openable, load
 from moe_probe.options import ATTRIBUTION_OPTIONS, RunOptions, completed
 from moe_probe.progress import reporting
-from moe_probe.results import dataset, provenance
+from moe_probe.results import dataset, provenance, variable
 from moe_probe.texts.corpus import Batch, Corpus
 from moe_probe.texts.reading import Texts
 
@@ -32,11 +32,11 @@ class PerExpert:
         self.place = {document.number: place for place, document in enumerate(corpus.documents)}
         self.values = {layer: np.zeros((len(corpus.documents), count)) for layer, count in experts.items()}
 
-    def add(self, batch: Batch, layer: int, found: Derivatives) -> None:
+    def add(self, batch: Batch, layer: int, derivatives: Derivatives) -> None:
         """Take in a batch in one layer."""
         if layer not in self.values:
             return
-        index, slopes = found.index.cpu().numpy(), found.slopes.double().cpu().numpy()
+        index, slopes = derivatives.index.cpu().numpy(), derivatives.slopes.double().cpu().numpy()
         tokens, parts = batch.places(), len(index) // (batch.shape[0] * batch.shape[1])
         if not np.isfinite(slopes).all():
             raise NotFinite(f"Layer {layer}: derivatives of the loss are not finite; load(..., dtype=torch.float32).")
@@ -86,8 +86,8 @@ def attribution(
     collected = PerExpert(source.corpus, {layer: opened.layer(layer).num_experts for layer in chosen})
     total, steps = 0.0, len(batches) * (1 + opened.num_layers if source.layerwise else 1)
     with reporting("batches", steps, asked["progress"]) as advance:
-        for batch, found, loss in Differentiating(source, batches).run():
-            for layer, derivatives in found.items():
+        for batch, by_layer, loss in Differentiating(source, batches).run():
+            for layer, derivatives in by_layer.items():
                 collected.add(batch, layer, derivatives)
             total += 0.0 if loss is None else float(loss)
             advance()
@@ -108,20 +108,14 @@ def _result(model: Any, corpus: Corpus, collected: PerExpert, total: float, draw
     }
     with np.errstate(invalid="ignore", divide="ignore"):
         by_document = sums / predicted[:, None, None]
-    value, low, high = pooled(sums, predicted, draws)
     over_all = ("layer", "expert")
-    described = {
-        "base_loss": ((), np.asarray(total / predicted.sum()), "loss of the unedited run"),
-        "loss_change": (over_all, value, "estimated change of the loss"),
-        "loss_change_low": (over_all, low, "estimated change of the loss, lower end of the 95 % interval"),
-        "loss_change_high": (over_all, high, "estimated change of the loss, upper end of the 95 % interval"),
-        "document_loss_change": (("document", *over_all), by_document, "estimated change of the loss of a document"),
-    }
-    found = {
-        name: xr.DataArray(values, {d: coords[d] for d in dims}, dims, attrs={"long_name": text, "units": "nats"})
-        for name, (dims, values, text) in described.items()
+    text = "estimated change of the loss"
+    variables = {
+        "base_loss": variable((), total / predicted.sum(), "loss of the unedited run", "nats"),
+        **with_ends("loss_change", over_all, pooled(sums, predicted, draws), text),
+        "document_loss_change": variable(("document", *over_all), by_document, f"{text} of a document", "nats"),
     }
     about = provenance("attribution", model, bootstrap=draws)
     about |= {"documents": len(corpus.documents), "tokens": corpus.num_tokens, "texts": corpus.fingerprint}
     about["definition"] = "Minus the derivative of the loss to a factor on each expert's weighted output, at 1."
-    return dataset(found, about)
+    return dataset(variables, about, coords)

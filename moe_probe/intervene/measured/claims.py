@@ -54,8 +54,8 @@ def claims(model: Openable, texts: Texts, *, bootstrap: int = DRAWS, **options: 
     opened = load(model)
     layers = opened.select_layers(asked.pop("layers"))
     edits = dict(_of_routing(layers)) | _of_similar(opened, layers) | _of_kinds(opened, layers)
-    found = effect(opened, texts, edits, direct=True, bootstrap=bootstrap, **asked)
-    return found.assign_attrs(layers=list(layers))
+    effects = effect(opened, texts, edits, direct=True, bootstrap=bootstrap, **asked)
+    return effects.assign_attrs(layers=list(layers))
 
 
 def _of_routing(layers: Sequence[int]) -> Mapping[str, list[Intervention]]:
@@ -66,7 +66,7 @@ def _of_routing(layers: Sequence[int]) -> Mapping[str, list[Intervention]]:
 def _of_similar(model: MoEModel, layers: Sequence[int]) -> dict[str, list[Intervention]]:
     """Replacement of the most and of the least similar pairs."""
     cosine = similarity(model, layers=list(layers)).cosine.mean("projection")
-    found: dict[str, list[Intervention]] = {"most similar": [], "least similar": []}
+    edits: dict[str, list[Intervention]] = {"most similar": [], "least similar": []}
     for layer in layers:
         values = cosine.sel(layer=layer).values
         labels = [int(label) for label in cosine.expert.values]
@@ -74,28 +74,31 @@ def _of_similar(model: MoEModel, layers: Sequence[int]) -> dict[str, list[Interv
         order = np.argsort(values[one, other], kind="stable")
         for name, places in (("least similar", order), ("most similar", order[::-1])):
             pairs = [(labels[one[place]], labels[other[place]]) for place in places]
-            found[name] += [Replace(layer, first, second) for first, second in apart(pairs)[:REPLACED]]
-    return found
+            edits[name] += [Replace(layer, first, second) for first, second in apart(pairs)[:REPLACED]]
+    return edits
 
 
 def apart(pairs: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
     """Pairs in their order, without those that share an expert with one before."""
-    found: list[tuple[int, int]] = []
+    chosen: list[tuple[int, int]] = []
     for pair in pairs:
-        if not {each for one in found for each in one} & set(pair):
-            found.append(pair)
-    return found
+        if not {each for one in chosen for each in one} & set(pair):
+            chosen.append(pair)
+    return chosen
 
 
 def _of_kinds(model: MoEModel, layers: Sequence[int]) -> dict[str, list[Intervention]]:
     """Shared experts, and those without weights, taken away; and one routed expert of each layer beside them."""
-    found: dict[str, list[Intervention]] = {"one silent": [Zero(layer, [0]) for layer in layers]}
+    edits: dict[str, list[Intervention]] = {"one silent": [Zero(layer, [0]) for layer in layers]}
     shared = [layer for layer in layers if model.layer(layer).num_shared]
     if shared:
-        found["no shared"] = [Zero(layer, ["S"]) for layer in shared]
+        edits["no shared"] = [Zero(layer, ["S"]) for layer in shared]
     for kind in ("constant", "copy", "zero"):
-        cells = {layer: [e for e, own in enumerate(model.layer(layer).expert_kinds) if own == kind] for layer in layers}
+        cells = {
+            layer: [e for e, expert_kind in enumerate(model.layer(layer).expert_kinds) if expert_kind == kind]
+            for layer in layers
+        }
         if any(cells.values()):
-            found[f"no {kind}"] = [Zero(layer, experts) for layer, experts in cells.items() if experts]
-    found["no routed"] = [Zero(layer, ALL) for layer in layers]
-    return found
+            edits[f"no {kind}"] = [Zero(layer, experts) for layer, experts in cells.items() if experts]
+    edits["no routed"] = [Zero(layer, ALL) for layer in layers]
+    return edits

@@ -14,12 +14,12 @@ from moe_probe.errors import NotFitting, WrongType
 from moe_probe.forward.reference import record_reference
 from moe_probe.forward.resuming import Variant
 from moe_probe.forward.running import Running
-from moe_probe.intervene.measured.intervals import check_draws, pooled
+from moe_probe.intervene.measured.intervals import check_draws, pooled, with_ends
 from moe_probe.intervene.measured.measures import Measures
 from moe_probe.intervene.measured.runs import BaseRun, check_predictable, direct_variant, measure
 from moe_probe.model import MoEModel, Openable, load
 from moe_probe.options import EFFECT_OPTIONS, RunOptions, completed
-from moe_probe.results import dataset, provenance
+from moe_probe.results import dataset, provenance, variable
 from moe_probe.routing import Intervention
 from moe_probe.signatures import check_types, value_shown
 from moe_probe.texts.corpus import Corpus
@@ -110,12 +110,21 @@ def effect(
     opened = load(model)
     several = as_edits(opened, edits)
     paths = ("total", "direct") if direct else ("total",)
-    source = experiment_source(opened, texts, asked, [each for own in several.values() for each in own])
-    told = {name: told_of(source, own) for name, own in several.items()}
-    variants = [variant_of(opened, own, path) for own in told.values() for path in paths]
+    source = experiment_source(
+        opened, texts, asked, [each for interventions in several.values() for each in interventions]
+    )
+    told = {name: told_of(source, interventions) for name, interventions in several.items()}
+    variants = [variant_of(opened, interventions, path) for interventions in told.values() for path in paths]
     collecting = partial(PerDocument, len(variants), layers=opened.moe_layers)
     collected, unedited = measure(source, variants, collecting, asked, "effect")
-    return _result(source, collected, unedited, paths, bootstrap, {name: repr(own) for name, own in several.items()})
+    return _result(
+        source,
+        collected,
+        unedited,
+        paths,
+        bootstrap,
+        {name: repr(interventions) for name, interventions in several.items()},
+    )
 
 
 def as_edits(model: MoEModel, edits: Edits) -> dict[str, tuple[Intervention, ...]]:
@@ -126,7 +135,7 @@ def as_edits(model: MoEModel, edits: Edits) -> dict[str, tuple[Intervention, ...
     """
     if not edits:
         raise NotFitting("edits is empty; pass interventions by name, such as {'without 3': [intervene.Zero(0, [3])]}.")
-    found = {}
+    by_name = {}
     for name, given in edits.items():
         several = (given,) if isinstance(given, Intervention) else tuple(given)
         wrong = next((each for each in several if not isinstance(each, Intervention)), None)
@@ -138,8 +147,8 @@ def as_edits(model: MoEModel, edits: Edits) -> dict[str, tuple[Intervention, ...
             raise NotFitting(
                 f"{elsewhere!r} acts on no MoE layer; compare the model with model.under({elsewhere!r}) instead."
             )
-        found[str(name)] = several
-    return found
+        by_name[str(name)] = several
+    return by_name
 
 
 def experiment_source(
@@ -198,18 +207,16 @@ def _result(
     with np.errstate(invalid="ignore", divide="ignore"):
         base = unedited.total / (tokens - 1)
         change = values["loss_change"] / (tokens - 1)
-    mean, low, high = pooled(np.moveaxis(values["loss_change"], -1, 0), tokens - 1, draws)
-    each, over_all = ("edit", "path", "document"), ("edit", "path")
-    described = {
-        "base_loss": (("document",), base, "loss of the unedited run", "nats"),
-        "loss": (each, base + change, "loss", "nats"),
-        "loss_change": (each, change, "change of the loss", "nats"),
-        "kl": (each, values["kl"] / tokens, "KL divergence from the unedited run", "nats"),
-        "top1": (each, 1 - values["changed"] / tokens, "most likely next token kept", "1"),
-        "rerouted": (("edit", "path", "layer", "document"), values["rerouted"], "choices no longer made", "1"),
-        "mean_loss_change": (over_all, mean, "change of the loss over all tokens", "nats"),
-        "mean_loss_change_low": (over_all, low, "lower end of the 95 % interval", "nats"),
-        "mean_loss_change_high": (over_all, high, "upper end of the 95 % interval", "nats"),
+    over_all = pooled(np.moveaxis(values["loss_change"], -1, 0), tokens - 1, draws)
+    each = ("edit", "path", "document")
+    variables = {
+        "base_loss": variable(("document",), base, "loss of the unedited run", "nats"),
+        "loss": variable(each, base + change, "loss", "nats"),
+        "loss_change": variable(each, change, "change of the loss", "nats"),
+        "kl": variable(each, values["kl"] / tokens, "KL divergence from the unedited run", "nats"),
+        "top1": variable(each, 1 - values["changed"] / tokens, "most likely next token kept", "1"),
+        "rerouted": variable(("edit", "path", "layer", "document"), values["rerouted"], "choices no longer made", "1"),
+        **with_ends("mean_loss_change", ("edit", "path"), over_all, "change of the loss over all tokens"),
     }
     coords = {
         "edit": list(names),
@@ -220,11 +227,7 @@ def _result(
     about = provenance("effect", model, edits=dict(edits), bootstrap=draws)
     about |= {"documents": len(corpus.documents), "tokens": corpus.num_tokens, "texts": corpus.fingerprint}
     about["definition"] = DEFINITION
-    found = {
-        name: xr.DataArray(array, {dim: coords[dim] for dim in dims}, dims, attrs={"long_name": text, "units": unit})
-        for name, (dims, array, text, unit) in described.items()
-    }
-    result = dataset(found, about)
+    result = dataset(variables, about, coords)
     labels = [document.label for document in corpus.documents]
     return result.assign_coords(label=("document", labels)) if any(labels) else result
 

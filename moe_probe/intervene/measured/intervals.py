@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
+import xarray as xr
 
+from moe_probe.results import variable
 from moe_probe.statistics.bootstrap import check_draws, interval
 
-__all__ = ["check_draws", "pooled"]
+__all__ = ["check_draws", "pooled", "with_ends"]
+ENDINGS = {"": "", "_low": ", lower end of the 95 % interval", "_high": ", upper end of the 95 % interval"}
 
 
 def pooled(sums: np.ndarray, counts: np.ndarray, draws: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -32,3 +36,11 @@ def pooled(sums: np.ndarray, counts: np.ndarray, draws: int) -> tuple[np.ndarray
         return value, np.full_like(value, np.nan), np.full_like(value, np.nan)
     low, high = interval(lambda total: total["sums"] / total["counts"], {"sums": sums, "counts": spread}, draws)
     return value, low, high
+
+
+def with_ends(name: str, dims: Sequence[str], values: Iterable[np.ndarray], long_name: str) -> dict[str, xr.DataArray]:
+    """Variables `name`, `name_low` and `name_high` in nats, of what `pooled` returns."""
+    return {
+        f"{name}{ending}": variable(dims, of_ending, f"{long_name}{said}", "nats")
+        for (ending, said), of_ending in zip(ENDINGS.items(), values, strict=True)
+    }

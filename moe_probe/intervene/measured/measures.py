@@ -38,8 +38,8 @@ class Measures:
 def next_losses(log_probability: torch.Tensor, batch: Batch) -> torch.Tensor:
     """Negative log-likelihood of each token that follows another one, 0 beyond a document, (rows, places - 1), nats."""
     ids, mask = (each.to(log_probability.device) for each in (batch.input_ids(), batch.attention_mask()))
-    found = -log_probability[:, :-1].gather(-1, ids[:, 1:, None])[..., 0].double()
-    return found.masked_fill(mask[:, 1:] == 0, 0)
+    losses = -log_probability[:, :-1].gather(-1, ids[:, 1:, None])[..., 0].double()
+    return losses.masked_fill(mask[:, 1:] == 0, 0)
 
 
 def measured(tail: Tail, variants: np.ndarray, before: Expected, logits: torch.Tensor) -> Measures:
@@ -54,8 +54,8 @@ def measured(tail: Tail, variants: np.ndarray, before: Expected, logits: torch.T
     mask = tail.batch.attention_mask().bool().to(logits.device)
     parts = [slice(start, start + step) for start, step in runs_of(tail.rows, logits[0].numel())]
     ids = tail.batch.input_ids().to(logits.device)
-    found = [divergence(before, int(tail.rows[part.start]), logits[part], ids[part]) for part in parts]
-    change, kl, changed = (torch.cat(each) for each in zip(*found, strict=True))
+    divergences = [divergence(before, int(tail.rows[part.start]), logits[part], ids[part]) for part in parts]
+    change, kl, changed = (torch.cat(each) for each in zip(*divergences, strict=True))
     change = change.masked_fill(~mask[:, 1:], 0)
     return Measures(
         variant=variants,
@@ -102,10 +102,10 @@ def divergence(
 
 def rerouted(tail: Tail, mask: torch.Tensor) -> dict[int, np.ndarray]:
     """By MoE layer, share of the base's choices that the run's rows no longer make, (rows,)."""
-    found = {}
+    shares = {}
     for layer, index in tail.index.items():
         before = of_documents(tail.base.index[layer], tail.rows, tail.base.batch.shape, tail.places)
         gone = ~(before[:, :, None] == index[:, None, :]).any(-1)
         by_place = gone.float().mean(1).reshape(len(tail.rows), tail.places, -1).mean(-1)
-        found[layer] = ((by_place * mask).sum(1) / mask.sum(1)).cpu().numpy()
-    return found
+        shares[layer] = ((by_place * mask).sum(1) / mask.sum(1)).cpu().numpy()
+    return shares

@@ -121,8 +121,8 @@ def direct_variant(model: MoEModel, edits: Sequence[Intervention]) -> Variant:
     """The edits with routing replayed after the first edited layer, where they then ask for no choice."""
     first = first_layer(model, edits)
     later = frozenset(layer for layer in model.moe_layers if layer > first)
-    kept = (each for each in edits if not (each.decides and min(each.acts_in(model.moe_layers)) > first))
-    return Variant(tuple(kept), later)
+    acting = (each for each in edits if not (each.decides and min(each.acts_in(model.moe_layers)) > first))
+    return Variant(tuple(acting), later)
 
 
 @dataclass
@@ -154,8 +154,8 @@ class Experiment:
     def run(self, checkpoint_dir: str | Path | None, progress: bool, identity: Mapping[str, Any]) -> None:
         """Everything, from where an interrupted run was saved."""
         saved = None if checkpoint_dir is None else SavedStates(checkpoint_dir, identity)
-        kept = [self.collecting, self.unedited]
-        done = 0 if saved is None else saved.load(Stateless(), kept)
+        states = [self.collecting, self.unedited]
+        done = 0 if saved is None else saved.load(Stateless(), states)
         layerwise = self.source.layerwise
         total = len(self.batches) * (1 if layerwise else len(set(self.starts)) + 1)
         steps = (self._by_layer if layerwise else self._by_batch)(done)
@@ -163,9 +163,9 @@ class Experiment:
             for step in steps:
                 advance()
                 if saved is not None and step > done:
-                    saved.save_if_due(Stateless(), kept, step)
+                    saved.save_if_due(Stateless(), states, step)
         if saved is not None:
-            saved.save(Stateless(), kept, total)
+            saved.save(Stateless(), states, total)
 
     def _by_batch(self, done: int) -> Generator[int]:
         """A step per batch for the unedited run, and one for each layer where edits begin; gives the steps' numbers."""
@@ -206,12 +206,12 @@ class Experiment:
                     new = list(self._tails(base, index))
                     stack.enter_context(self._begun([tail for tail, _ in new]))
                     tails += new
-                    own = [each for each in tails if each[0].base is base]
+                    of_base = [each for each in tails if each[0].base is base]
                     if index == last:
-                        self._measure_last(base, own)
+                        self._measure_last(base, of_base)
                         yield done + number + 1
                     else:
-                        for tail, _ in own:
+                        for tail, _ in of_base:
                             self.resuming.advance(tail)
                     base.left.pop(index - 1, None)
                     base.inside.pop(index, None)
@@ -287,11 +287,11 @@ class Experiment:
     def _measure(self, tail: Tail, numbers: np.ndarray) -> None:
         logits = tail.forward.output.logits
         assert tail.base.expected is not None
-        found = measured(tail, numbers, tail.base.expected, logits)
-        if not np.isfinite(found.kl.sum() + found.loss_change.sum()):
+        measures = measured(tail, numbers, tail.base.expected, logits)
+        if not np.isfinite(measures.kl.sum() + measures.loss_change.sum()):
             mask = tail.batch.attention_mask().flatten().bool().to(logits.device)
             require_finite("logits", logits.flatten(0, 1)[mask], tail.batch.tokens())
-        self.collecting.add(found)
+        self.collecting.add(measures)
 
 
 def identity(source: Running, variants: Sequence[Variant], name: str) -> dict[str, Any]:

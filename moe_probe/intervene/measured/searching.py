@@ -12,11 +12,11 @@ from moe_probe.errors import NoSuchName, NotFitting
 from moe_probe.intervene.chance import check_seed
 from moe_probe.intervene.measured.attributing import attribution
 from moe_probe.intervene.measured.effects import DRAWS, effect
-from moe_probe.intervene.measured.intervals import check_draws, pooled
+from moe_probe.intervene.measured.intervals import check_draws, pooled, with_ends
 from moe_probe.intervene.zero import Zero
 from moe_probe.model import MoEModel, Openable, load
 from moe_probe.options import ATTRIBUTION_OPTIONS, TEXT_OPTIONS, RunOptions, completed
-from moe_probe.results import dataset, provenance
+from moe_probe.results import dataset, provenance, variable
 from moe_probe.signatures import check_number, check_types
 from moe_probe.texts.corpus import Corpus
 from moe_probe.texts.reading import Texts
@@ -87,11 +87,11 @@ def search(
     running = {name: asked[name] for name in ("batch_tokens", "execution", "progress")}
     ranked = rank(opened, corpus, of_label, asked["layers"], running)[:most]
     trial = Trial(opened, corpus, of_label, running, bootstrap)
-    found = trial.smallest(ranked, raised_by, spared)
-    sets = [random_set(opened, ranked[: found or len(ranked)], seed + number) for number in range(controls)]
+    size = trial.smallest(ranked, raised_by, spared)
+    sets = [random_set(opened, ranked[: size or len(ranked)], seed + number) for number in range(controls)]
     control = trial.measure(sets) if sets else np.zeros((3, 0, 2))
     about = provenance("search", opened, label=label, raised_by=raised_by, spared=spared, most=most, seed=seed)
-    about |= {"found": found, "documents": len(corpus.documents), "texts": corpus.fingerprint}
+    about |= {"found": size, "documents": len(corpus.documents), "texts": corpus.fingerprint}
     return _result(ranked, trial, control, about)
 
 
@@ -119,10 +119,10 @@ def rank(model: MoEModel, corpus: Corpus, of_label: np.ndarray, layers: Any, opt
         used = documents & (predicted > 0)
         return np.tensordot(predicted[used], by_document[used], 1) / max(predicted[used].sum(), 1)
 
-    own, others = mean(of_label), mean(~of_label)
-    gain = np.where(np.isfinite(own), own - np.abs(others), -np.inf)
+    of_set, others = mean(of_label), mean(~of_label)
+    gain = np.where(np.isfinite(of_set), of_set - np.abs(others), -np.inf)
     order = np.argsort(-gain, axis=None, kind="stable")
-    cells = [np.unravel_index(place, gain.shape) for place in order if own.flat[place] > 0]
+    cells = [np.unravel_index(place, gain.shape) for place in order if of_set.flat[place] > 0]
     if not cells:
         raise NotFitting("No expert's removal is estimated to raise the loss of that label; choose another label.")
     names = estimate.layer.values
@@ -158,19 +158,21 @@ class Trial:
         """Size of the smallest set of first experts that raises one side's loss and spares the other; 0 for none."""
         doubled = 2 ** np.arange(int(np.log2(len(ranked))) + 1)
         waiting = sorted({*doubled.tolist(), len(ranked)})
-        found = 0
+        smallest = 0
         while waiting:
             values = self.measure([ranked[:size] for size in waiting])
             self.tried |= {size: values[:, place] for place, size in enumerate(waiting)}
-            found = min((size for size in self.tried if self._does(size, raised_by, spared)), default=0)
-            below = max((size for size in self.tried if size < found), default=0)
-            between = np.unique(np.linspace(below + 1, found - 1, AT_ONCE).astype(int)) if found - below > 1 else []
+            smallest = min((size for size in self.tried if self._does(size, raised_by, spared)), default=0)
+            below = max((size for size in self.tried if size < smallest), default=0)
+            between = (
+                np.unique(np.linspace(below + 1, smallest - 1, AT_ONCE).astype(int)) if smallest - below > 1 else []
+            )
             waiting = [int(size) for size in between if size not in self.tried]
-        return found
+        return smallest
 
     def _does(self, size: int, raised_by: float, spared: float) -> bool:
-        own, others = self.tried[size][0]
-        return own >= raised_by and abs(others) <= spared
+        raised, others = self.tried[size][0]
+        return raised >= raised_by and abs(others) <= spared
 
 
 def removal(cells: Sequence[Cell]) -> list[Zero]:
@@ -181,12 +183,12 @@ def removal(cells: Sequence[Cell]) -> list[Zero]:
 
 def random_set(model: MoEModel, cells: Sequence[Cell], seed: int) -> list[Cell]:
     """As many experts of each layer, drawn at random."""
-    generator, found = np.random.default_rng(seed), []
+    generator, removed = np.random.default_rng(seed), []
     for layer in sorted({layer for layer, _ in cells}):
         count = sum(at == layer for at, _ in cells)
         drawn = generator.choice(model.layer(layer).num_experts, count, replace=False)
-        found += [(layer, int(expert)) for expert in drawn]
-    return found
+        removed += [(layer, int(expert)) for expert in drawn]
+    return removed
 
 
 def _result(ranked: Sequence[Cell], trial: Trial, control: np.ndarray, about: Mapping[str, Any]) -> xr.Dataset:
@@ -194,23 +196,11 @@ def _result(ranked: Sequence[Cell], trial: Trial, control: np.ndarray, about: Ma
     tried = np.stack([trial.tried[size] for size in sizes], 1)
     coords = {"rank": range(len(ranked)), "size": sizes, "control": range(control.shape[1])}
     coords |= {"side": ["label", "others"]}
-    described: dict[str, tuple[tuple[str, ...], Any, str, str]] = {
-        "removed_layer": (("rank",), [layer for layer, _ in ranked], "layer of the expert", "layer index"),
-        "removed_expert": (("rank",), [expert for _, expert in ranked], "expert", "expert index"),
+    text = "change of the loss"
+    variables = {
+        "removed_layer": variable(("rank",), [layer for layer, _ in ranked], "layer of the expert", "layer index"),
+        "removed_expert": variable(("rank",), [expert for _, expert in ranked], "expert", "expert index"),
+        **with_ends("loss_change", ("size", "side"), tried, text),
+        **with_ends("control_loss_change", ("control", "side"), control, f"{text} without a random set"),
     }
-    for number, ending in enumerate(("", "_low", "_high")):
-        text = (
-            "change of the loss" + ("", ", lower end of the 95 % interval", ", upper end of the 95 % interval")[number]
-        )
-        described[f"loss_change{ending}"] = (("size", "side"), tried[number], text, "nats")
-        described[f"control_loss_change{ending}"] = (
-            ("control", "side"),
-            control[number],
-            f"{text}, random set",
-            "nats",
-        )
-    found = {
-        name: xr.DataArray(values, {d: list(coords[d]) for d in dims}, dims, attrs={"long_name": text, "units": unit})
-        for name, (dims, values, text, unit) in described.items()
-    }
-    return dataset(found, about)
+    return dataset(variables, about, coords)

@@ -11,11 +11,10 @@ from scipy.stats import linregress
 
 from moe_probe.errors import NotFitting
 from moe_probe.model import Openable, load
-from moe_probe.results import provenance
+from moe_probe.results import dataset, provenance, variable
 from moe_probe.signatures import checked
 from moe_probe.static.analyses.gate_similarity import gate_similarity
 from moe_probe.static.analyses.similarity import similarity
-from moe_probe.static.variables import variable
 from moe_probe.statistics.bootstrap import DRAWS, check_draws
 from moe_probe.statistics.rates import discoveries, mantel
 
@@ -105,10 +104,10 @@ def gate_regression(
     }
     left_out = {name: text for name, text in experts.attrs.items() if name == "left_out"}
     attrs = {**provenance("gate_regression", model, level=level), **left_out, "level": level}
-    found = _variables(x, y, ROUNDING[level])
+    variables = _variables(x, y, ROUNDING[level])
     if permutations:
-        found |= _tests(experts.cosine.values, gates.cosine.values, found["r"].values, permutations)
-    return xr.Dataset(found, coords, attrs)
+        variables |= _tests(experts.cosine.values, gates.cosine.values, variables["r"].values, permutations)
+    return dataset(variables, attrs, coords)
 
 
 def _tests(experts: np.ndarray, gates: np.ndarray, r: np.ndarray, permutations: int) -> dict[str, xr.DataArray]:
@@ -116,8 +115,8 @@ def _tests(experts: np.ndarray, gates: np.ndarray, r: np.ndarray, permutations: 
     p = np.array(
         [
             [
-                mantel(one, gate, permutations) if np.isfinite(own) else np.nan
-                for one, own in zip(layer, fits, strict=True)
+                mantel(one, gate, permutations) if np.isfinite(fit) else np.nan
+                for one, fit in zip(layer, fits, strict=True)
             ]
             for layer, gate, fits in zip(experts, gates, r, strict=True)
         ]

@@ -10,10 +10,9 @@ import xarray as xr
 
 from moe_probe.errors import NotFinite, NotFitting
 from moe_probe.model import MoEModel, Openable, load
-from moe_probe.results import provenance
+from moe_probe.results import dataset, provenance, variable
 from moe_probe.signatures import checked
 from moe_probe.static.geometry import Geometry
-from moe_probe.static.variables import variable
 
 TITLE = "Similarity of gate embeddings"
 
@@ -60,7 +59,7 @@ def gate_similarity(model: Openable, *, layers: Sequence[int] | int | None = Non
     reason = "a gate embedding of zeros has no direction"
     similarity = variable(("layer", "expert", "other"), values, "cosine of gate embeddings", undefined=reason)
     coords = {"layer": list(chosen), "expert": labels, "other": labels}
-    return xr.Dataset({"cosine": similarity}, coords, provenance("gate_similarity", model))
+    return dataset({"cosine": similarity}, provenance("gate_similarity", model), coords)
 
 
 def router_matrices(model: MoEModel, layers: Sequence[int]) -> list[torch.Tensor]:

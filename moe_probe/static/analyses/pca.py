@@ -17,12 +17,11 @@ from moe_probe.checkpoint import LazyTensor
 from moe_probe.errors import NotFitting, OutOfRange, WrongType
 from moe_probe.model import MoEModel, Openable, load
 from moe_probe.parallel import map_items
-from moe_probe.results import provenance
+from moe_probe.results import dataset, provenance, variable
 from moe_probe.signatures import checked
 from moe_probe.static.analyses.similarity import select_layers_and_matrices
 from moe_probe.static.gram import SMALLEST_NORMAL, Matrices, flat_geometry, standardized_gram
 from moe_probe.static.selection import left_out, require_same_shape
-from moe_probe.static.variables import variable
 
 TITLE = "Principal components"
 Level = Literal["matrix", "neuron"]
@@ -124,11 +123,8 @@ def pca(
         "component": range(1, n_components + 1),
         "expert": ("point", _experts_of_points(chosen[0], level)),
     }
-    return xr.Dataset(
-        _variables(results, (len(layer_index), len(names))),
-        coords,
-        {**attrs, **left_out(model, layer_index), "level": level},
-    )
+    about = {**attrs, **left_out(model, layer_index), "level": level}
+    return dataset(_variables(results, (len(layer_index), len(names))), about, coords)
 
 
 def _check(level: str, n_components: object, standardize: object, outliers: object, n_jobs: object) -> None:

@@ -8,10 +8,9 @@ import torch
 import xarray as xr
 
 from moe_probe.model import Openable, load
-from moe_probe.results import provenance
+from moe_probe.results import dataset, provenance, variable
 from moe_probe.signatures import checked
 from moe_probe.static.analyses.gate_similarity import router_matrices
-from moe_probe.static.variables import variable
 
 TITLE = "Spectrum of the routers"
 
@@ -63,4 +62,4 @@ def router_spectrum(model: Openable, *, layers: Sequence[int] | int | None = Non
         "effective_rank": variable(("layer",), entropy.exp().numpy(), "effective rank of the router", undefined=reason),
     }
     coords = {"layer": list(chosen), "index": range(values.shape[1])}
-    return xr.Dataset(variables, coords, provenance("router_spectrum", model))
+    return dataset(variables, provenance("router_spectrum", model), coords)

@@ -14,13 +14,12 @@ import xarray as xr
 from moe_probe.errors import NotFitting
 from moe_probe.model import MoEModel, Openable, load
 from moe_probe.parallel import map_items
-from moe_probe.results import provenance
+from moe_probe.results import dataset, provenance, variable
 from moe_probe.signatures import checked
 from moe_probe.static.alignment import align
 from moe_probe.static.geometry import Geometry
 from moe_probe.static.gram import Matrices, flat_geometry, kernel_geometry, mean_neurons
 from moe_probe.static.selection import left_out, require_same_shape, select_matrices, select_projections
-from moe_probe.static.variables import variable
 
 TITLE = "Similarity of experts"
 Level = Literal["matrix", "neuron_mean", "neuron_aligned"]
@@ -131,7 +130,8 @@ def similarity(
         attrs["estimator"] = "plain HSIC (as published)" if as_published else "unbiased HSIC"
     coords = {"layer": layer_index, "projection": names, "expert": labels, "other": labels}
     variables = {name: _variable(name, array.reshape(shape)) for name, array in values.items()}
-    return xr.Dataset(variables, coords, {**attrs, **left_out(model, layer_index), "level": level, "metric": metric})
+    about = {**attrs, **left_out(model, layer_index), "level": level, "metric": metric}
+    return dataset(variables, about, coords)
 
 
 def _check(level: str, metric: str, as_published: bool) -> None:
@@ -174,14 +174,14 @@ def _aligned(chosen: Sequence[Matrices], n_jobs: int) -> dict[str, np.ndarray]:
     results = iter(map_items(_align_pair, pairs, n_jobs, "Aligning neurons"))
     out = {name: [] for name in ("cosine", "kendall_tau")}
     for item in chosen:
-        both = torch.eye(len(item.labels), dtype=torch.float64).repeat(2, 1, 1)
+        matrices = torch.eye(len(item.labels), dtype=torch.float64).repeat(2, 1, 1)
         for i, j in combinations(range(len(item.labels)), 2):
             values, zeros = next(results)
-            both[:, i, j] = both[:, j, i] = torch.tensor(values, dtype=torch.float64)
+            matrices[:, i, j] = matrices[:, j, i] = torch.tensor(values, dtype=torch.float64)
             for at, zero in zip((i, j), zeros, strict=True):
                 if zero:
-                    both[:, at, at] = torch.nan
-        for name, values in zip(out, both, strict=True):
+                    matrices[:, at, at] = torch.nan
+        for name, values in zip(out, matrices, strict=True):
             out[name].append(values.numpy())
     return {name: np.stack(values) for name, values in out.items()}
 

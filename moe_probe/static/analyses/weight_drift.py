@@ -11,12 +11,11 @@ import xarray as xr
 from moe_probe.errors import NotComparable
 from moe_probe.model import MoEModel, Openable, load
 from moe_probe.parallel import map_items
-from moe_probe.results import provenance
+from moe_probe.results import dataset, provenance, variable
 from moe_probe.signatures import checked
 from moe_probe.static.geometry import Geometry
 from moe_probe.static.gram import Matrices, flat_geometry
 from moe_probe.static.selection import left_out, select_matrices, select_projections
-from moe_probe.static.variables import variable
 
 TITLE = "Weight drift"
 UNASKED = ()  # needs two models
@@ -99,7 +98,7 @@ def weight_drift(
         "router_expert": [str(expert) for expert in range(first.layer(indices[0]).num_experts)],
     }
     attrs = provenance("weight_drift", first, after=second.name, after_fingerprint=second.fingerprint)
-    return xr.Dataset(_variables(values), coords, {**attrs, **left_out(first, indices), "after": second.name})
+    return dataset(_variables(values), {**attrs, **left_out(first, indices), "after": second.name}, coords)
 
 
 def _variables(values: dict[str, np.ndarray]) -> dict[str, xr.DataArray]:
@@ -144,12 +143,12 @@ def _compare(matrices: Matrices) -> dict[str, np.ndarray]:
     geometry = flat_geometry(matrices)
     half = len(matrices.tensors) // 2
     gap, gram = geometry.gap[:half, half:], geometry.gram
-    both = torch.stack([gram[:half, :half].flatten(), gram[half:, half:].flatten()])
+    grams = torch.stack([gram[:half, :half].flatten(), gram[half:, half:].flatten()])
     return {
         "cosine": 1 - gap.diagonal().numpy(),
         "relative_change": _changes(geometry),
         "nearest": _nearest(gap).numpy(),
-        "gram_similarity": Geometry.of(both).cosine[0, 1].numpy(),
+        "gram_similarity": Geometry.of(grams).cosine[0, 1].numpy(),
     }
 
 
