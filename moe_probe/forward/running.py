@@ -12,7 +12,7 @@ import torch
 
 from moe_probe.errors import CannotWatch
 from moe_probe.families import Layer
-from moe_probe.forward.capture import Event, capture
+from moe_probe.forward.capture import capture
 from moe_probe.forward.dense import DenseFFN
 from moe_probe.forward.execution import Runner, borrowed
 from moe_probe.forward.model_source import ModelSource
@@ -20,6 +20,7 @@ from moe_probe.forward.reference import record_reference
 from moe_probe.forward.sites import find_sites
 from moe_probe.forward.spill import Spill
 from moe_probe.forward.steps import Forward, hand_over, stepping
+from moe_probe.forward.watching import Event
 from moe_probe.model import MoEModel
 from moe_probe.routing import Intervention, LayerBatch, LayerBefore, LogitBatch, Need
 from moe_probe.texts.corpus import Batch, Corpus, Tokens

@@ -16,13 +16,14 @@ from transformers import GenerationConfig, GenerationMixin
 
 from moe_probe.errors import CannotWatch, MachineError, MoEProbeError, NoSuchName, NotFitting, WrongType
 from moe_probe.families import Layer
-from moe_probe.forward.capture import Event, capture
+from moe_probe.forward.capture import capture
 from moe_probe.forward.execution import Runner, borrowed
 from moe_probe.forward.live_tokens import LiveTokens
 from moe_probe.forward.model_source import ModelSource, require_told
 from moe_probe.forward.running import layer_batch
 from moe_probe.forward.sites import find_sites
 from moe_probe.forward.steps import Forward, hand_over
+from moe_probe.forward.watching import Event
 from moe_probe.model import MoEModel
 from moe_probe.routing import PER_ROW, PER_TOKEN, LayerBatch, LayerBefore, Need
 from moe_probe.shown import brief
