@@ -165,44 +165,29 @@ class SubtokenDivergence(Analysis):
         units = [corpus.tokens().unit] if self.spans is not None else [_word_types(corpus), corpus.tokens().unit]
         ways = [_sums(values, groups, unit) for unit in (*units, _cells(units))]
         sums = ways[0]
-
-        def means(total: Mapping[str, np.ndarray]) -> np.ndarray:
-            with np.errstate(divide="ignore", invalid="ignore"):
-                return total["total"] / total["count"][..., None]  # (..., group, layers)
-
-        def difference(total: Mapping[str, np.ndarray]) -> np.ndarray:
-            mean_of = means(total)
-            by_layer = mean_of[..., 0, :] - mean_of[..., 1, :]
-            return np.concatenate([by_layer, by_layer.mean(-1, keepdims=True)], axis=-1)
-
         whole = {name: value.sum(0) for name, value in sums.items()}
-        mean, differences = means(whole), difference(whole)
-        variables: dict[str, tuple[tuple[str, ...], Any]] = {
+        mean = _group_means(whole)
+        ends = {"": _difference(whole)}
+        if self.bootstrap:
+            one_way = len(units) == 1
+            ends["_low"], ends["_high"] = (
+                interval(_difference, sums, self.bootstrap) if one_way else crossed_interval(_difference, ways)
+            )
+        if self.permutations:
+            null = self._permuted(values, groups, corpus)
+            ends["_chance"] = null.mean(0)
+            ends["_chance_low"], ends["_chance_high"] = np.quantile(null, [0.025, 0.975], axis=0)
+        test = _by_document(sums) if len(units) == 1 else _by_type(sums)
+        return {
             "group_mean": (("group",), mean.mean(1)),
             "layer_mean": (("layer", "group"), mean.T),
             "tokens": (("group",), groups.sum(1)),
+            **{f"layer_difference{ending}": (("layer",), value[:-1]) for ending, value in ends.items()},
+            **{f"difference{ending}": ((), value[-1]) for ending, value in ends.items()},
+            **{name: ((), np.asarray(value)) for name, value in test.items()},
         }
 
-        def add(suffix: str, value: np.ndarray) -> None:
-            variables[f"layer_difference{suffix}"] = (("layer",), value[:-1])
-            variables[f"difference{suffix}"] = ((), value[-1])
-
-        add("", differences)
-        if self.bootstrap:
-            low, high = (
-                interval(difference, sums, self.bootstrap) if len(units) == 1 else crossed_interval(difference, ways)
-            )
-            add("_low", low)
-            add("_high", high)
-        if self.permutations:
-            null = self._permuted(values, groups, corpus, difference)
-            add("_chance", null.mean(0))
-            for suffix, at in (("_chance_low", 0.025), ("_chance_high", 0.975)):
-                add(suffix, np.quantile(null, at, axis=0))
-        test = _by_document(sums) if len(units) == 1 else _by_type(sums)
-        return variables | {name: ((), value) for name, value in test.items()}
-
-    def _permuted(self, values: np.ndarray, groups: np.ndarray, corpus: Corpus, difference: Any) -> np.ndarray:
+    def _permuted(self, values: np.ndarray, groups: np.ndarray, corpus: Corpus) -> np.ndarray:
         """Differences (permutations, layers + 1) with the mark dealt out at random."""
         usable = groups.any(0)
         units = _word_types(corpus)[usable] if self.spans is None else np.arange(usable.sum())
@@ -214,8 +199,21 @@ class SubtokenDivergence(Analysis):
             dealt = generator.permutation(marks)
             sums = {"total": np.stack([total[dealt].sum(0), total[~dealt].sum(0)])}
             sums["count"] = np.stack([count[dealt].sum(), count[~dealt].sum()])
-            null.append(difference(sums))
+            null.append(_difference(sums))
         return np.stack(null)
+
+
+def _group_means(sums: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Mean divergence of both groups in each layer, (..., group, layers)."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return sums["total"] / sums["count"][..., None]
+
+
+def _difference(sums: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Of both groups' means: in each layer, and on average as the last one, (..., layers + 1)."""
+    mean = _group_means(sums)
+    by_layer = mean[..., 0, :] - mean[..., 1, :]
+    return np.concatenate([by_layer, by_layer.mean(-1, keepdims=True)], axis=-1)
 
 
 def _sums(values: np.ndarray, groups: np.ndarray, unit: np.ndarray) -> dict[str, np.ndarray]:
