@@ -16,7 +16,7 @@ from moe_probe.errors import DenseModel, InputError, NotFitting
 from moe_probe.model import MoEModel, Openable, load
 from moe_probe.options import REPORT_OPTIONS, RunOptions, completed
 from moe_probe.registry import Registry
-from moe_probe.results import dataset, provenance
+from moe_probe.results import dataset, provenance, variable
 from moe_probe.routing import Source
 from moe_probe.signatures import checked
 from moe_probe.statistics.bootstrap import FEW
@@ -128,25 +128,10 @@ def _dataset(
     q = discoveries(p)
     told = [verdict(claims[name], each, at) for (name, each), at in zip(rows, q, strict=True)]
     numbers = np.array([[each.effect, each.low, each.high, each.p, at] for (_, each), at in zip(rows, q, strict=True)])
-    of_rows = {
-        name: _variable("finding", values, said)
-        for (name, said), values in zip(NUMBERS.items(), numbers.reshape(-1, len(NUMBERS)).T, strict=True)
-    }
-    of_rows |= _texts("finding", {"verdict": [one for one, _ in told], "why": [why for _, why in told]})
-    summary = [_summary(name, rows, told, refused) for name in claims]
-    of_claims = _texts(
-        "claim",
-        {
-            "claim_verdict": [one for one, _ in summary],
-            "claim_why": [why for _, why in summary],
-            "hypothesis": [claim.hypothesis for claim in claims.values()],
-            "published": [claim.source for claim in claims.values()],
-            "effect_size": [claim.effect for claim in claims.values()],
-            "units_of_p": [claim.units for claim in claims.values()],
-        },
-    )
-    within = np.array([np.nan if claim.within is None else claim.within for claim in claims.values()])
-    of_claims["within"] = _variable("claim", within, "largest effect that is called small")
+    columns = zip(NUMBERS.items(), numbers.reshape(-1, len(NUMBERS)).T, strict=True)
+    variables = {name: variable(("finding",), values, said) for (name, said), values in columns}
+    variables |= _texts("finding", {"verdict": [one for one, _ in told], "why": [why for _, why in told]})
+    variables |= _of_claims(claims, [_summary(name, rows, told, refused) for name in claims])
     about = provenance("claims", source, claims=json.dumps(list(claims)), rate=RATE)
     clustered = any(document.cluster for document in source.corpus.documents)
     about |= {"resampled": "clusters of documents" if clustered else "documents", "rule": RULE}
@@ -156,18 +141,25 @@ def _dataset(
         "claim_of": ("finding", np.array([name for name, _ in rows], dtype=object)),
         "layer": ("finding", np.array([each.layer for _, each in rows], dtype=np.int64)),
     }
-    return dataset({**of_rows, **of_claims}, about).assign_coords(coords)
+    return dataset(variables, about, coords)
 
 
-def _variable(dim: str, values: np.ndarray, long_name: str) -> xr.DataArray:
-    return xr.DataArray(values, dims=(dim,), attrs={"long_name": long_name, "units": "1"})
+def _of_claims(claims: Mapping[str, Claim], summary: Sequence[tuple[str, str]]) -> dict[str, xr.DataArray]:
+    within = np.array([np.nan if claim.within is None else claim.within for claim in claims.values()])
+    columns = {
+        "claim_verdict": [one for one, _ in summary],
+        "claim_why": [why for _, why in summary],
+        "hypothesis": [claim.hypothesis for claim in claims.values()],
+        "published": [claim.source for claim in claims.values()],
+        "effect_size": [claim.effect for claim in claims.values()],
+        "units_of_p": [claim.units for claim in claims.values()],
+    }
+    return {**_texts("claim", columns), "within": variable(("claim",), within, "largest effect that is called small")}
 
 
 def _texts(dim: str, columns: Mapping[str, Sequence[str]]) -> dict[str, xr.DataArray]:
     return {
-        name: xr.DataArray(
-            np.array(values, dtype=object), dims=(dim,), attrs={"long_name": name.replace("_", " "), "units": ""}
-        )
+        name: variable((dim,), np.array(values, dtype=object), name.replace("_", " "), "")
         for name, values in columns.items()
     }
 

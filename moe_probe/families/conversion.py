@@ -112,22 +112,7 @@ class Converted(Mapping[str, LazyTensor]):
             )
         first = self._first[name]
         sources = self._sources[first]
-        if sources[0][0] is None:
-            tensor = self.tensors[sources[0][1]]
-        else:
-            self._require_all_experts(first, sources)
-            converter = deepcopy(self._converters[sources[0][0]])
-            for pattern, key in sources:
-                converter.add_tensor(first, key, cast(str, pattern), cast(Any, self.tensors[key]))
-            try:
-                made = converter.convert(first, model=self.module, config=self.module.config)[name]
-            except (ValueError, KeyError, IndexError, RuntimeError) as error:
-                keys = [key for _, key in sources]
-                raise WrongShape(
-                    f"{name!r} cannot be made of {keys[0]!r} and {len(keys) - 1} more tensors ({error}); one of them "
-                    "is missing or has another shape than its neighbors."
-                ) from error
-            tensor = made[0] if isinstance(made, list) else made
+        tensor = self.tensors[sources[0][1]] if sources[0][0] is None else self._made(name, first, sources)
         if tensor.shape != self._shapes[name]:
             raise WrongShape(
                 f"{name!r}, read from {sources[0][1]!r}, has shape {tuple(tensor.shape)}, but the configuration calls "
@@ -138,7 +123,23 @@ class Converted(Mapping[str, LazyTensor]):
                 f"{name!r}, read from {sources[0][1]!r}, is stored as {tensor.dtype}, expected floating-point numbers; "
                 "use the unquantized release."
             )
-        return cast(LazyTensor, tensor)
+        return tensor
+
+    def _made(self, name: str, first: str, sources: list[tuple[str | None, str]]) -> LazyTensor:
+        """The parameter as transformers' own conversion makes it of several tensors."""
+        self._require_all_experts(first, sources)
+        converter = deepcopy(self._converters[cast(str, sources[0][0])])
+        for pattern, key in sources:
+            converter.add_tensor(first, key, cast(str, pattern), cast(Any, self.tensors[key]))
+        try:
+            made = converter.convert(first, model=self.module, config=self.module.config)[name]
+        except (ValueError, KeyError, IndexError, RuntimeError) as error:
+            keys = [key for _, key in sources]
+            raise WrongShape(
+                f"{name!r} cannot be made of {keys[0]!r} and {len(keys) - 1} more tensors ({error}); one of them is "
+                "missing or has another shape than its neighbors."
+            ) from error
+        return cast(LazyTensor, made[0] if isinstance(made, list) else made)
 
     def _require_all_experts(self, name: str, sources: list[tuple[str | None, str]]) -> None:
         """Tensors are stacked in the order of their numbers, which must therefore have no gap."""
@@ -149,12 +150,12 @@ class Converted(Mapping[str, LazyTensor]):
             numbered = re.search(re.escape(pattern).replace(r"\*", r"(\d+)"), key)
             if "*" in pattern and numbered:  # a pattern of renamed keys does not match the published one
                 numbers[pattern].append(int(numbered[1]))
-        for pattern, numbered in numbers.items():
-            missing = set(range(numbered[0], numbered[0] + len(numbered))).difference(numbered)
+        for pattern, present in numbers.items():
+            missing = set(range(present[0], present[0] + len(present))).difference(present)
             if missing:
                 raise MissingWeight(
                     f"{name!r} is stacked of {pattern.replace('*', 'N')!r}, but number {min(missing)} is missing among "
-                    f"{numbered[0]} to {numbered[-1]}; the download is incomplete."
+                    f"{present[0]} to {present[-1]}; the download is incomplete."
                 )
 
     def check_kinds(self, prefixes: Collection[str]) -> None:

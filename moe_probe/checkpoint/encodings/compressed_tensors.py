@@ -7,7 +7,7 @@ reading.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -166,13 +166,37 @@ def _integers(
             "integers of 2 to 8 bits; use the unquantized release."
         )
     shape = _shape(name, tensors, parts, codes, bits)
-    *lead, rows, columns = shape
+    columns = shape[-1]
     zero = tensors.get(parts.get("_zero_point", ""))
     order = tensors.get(parts.get("_g_idx", ""))
     if scale.ndim < len(shape):
         scale = Stored(Same(scale, (*shape[:-1], scale.numel() // torch.Size(shape[:-1]).numel())))
+    dense = _fitting(name, bits, shape, weights.get("group_size") or columns, codes, scale, zero, order)
+    if zero is None and weights.get("symmetric") is False:
+        raise DamagedFile(f"{name!r} is quantized asymmetrically, but has no {name + '_zero_point'!r}.")
+    if zero is not None and zero.dtype is not torch.int32:
+        raise DamagedFile(f"{name + '_zero_point'!r} is stored as {zero.dtype}, expected int32 words.")
+    order = order if _by_activation(order) else None
+    return Stored(PackedIntegers(bits, codes, scale, shape, zero, order, dense))
+
+
+def _fitting(
+    name: str,
+    bits: int,
+    shape: Sequence[int],
+    group: Any,
+    codes: LazyTensor,
+    scale: LazyTensor,
+    zero: LazyTensor | None,
+    order: LazyTensor | None,
+) -> bool:
+    """Whether codes go on across words.
+
+    Raises:
+        DamagedFile: the parts of the layer do not have the shapes that its configuration states.
+    """
+    *lead, rows, columns = shape
     groups = scale.shape[-1]
-    group = weights.get("group_size") or columns
     wanted = -(-columns // group) if isinstance(group, int) and group > 0 else 1
     dense, words = _packing(name, columns, bits, codes.shape[-1])
     zeros = -(-rows * bits // WORD) if dense else -(-rows // (WORD // bits))
@@ -182,18 +206,13 @@ def _integers(
         "zero points": zero is not None and zero.shape != (*lead, zeros, groups),
         "the order of groups": order is not None and (order.shape != (columns,) or bool(lead)),
     }
-    wrong = [what for what, is_wrong in problems.items() if is_wrong]
-    if wrong:
+    wrong = next((what for what, is_wrong in problems.items() if is_wrong), None)
+    if wrong is not None:
         raise DamagedFile(
-            f"{name!r} is stated as {tuple(shape)} in int{bits} with groups of {group}, which its {wrong[0]} do not "
-            "fit; use the config.json that was published with the files."
+            f"{name!r} is stated as {tuple(shape)} in int{bits} with groups of {group}, which its {wrong} do not fit; "
+            "use the config.json that was published with the files."
         )
-    if zero is None and weights.get("symmetric") is False:
-        raise DamagedFile(f"{name!r} is quantized asymmetrically, but has no {name + '_zero_point'!r}.")
-    if zero is not None and zero.dtype is not torch.int32:
-        raise DamagedFile(f"{name + '_zero_point'!r} is stored as {zero.dtype}, expected int32 words.")
-    order = order if _by_activation(order) else None
-    return Stored(PackedIntegers(bits, codes, scale, shape, zero, order, dense))
+    return dense
 
 
 def _packing(name: str, columns: int, bits: int, words: int) -> tuple[bool, int]:
