@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -63,7 +63,7 @@ class Trace:
         files: paths of the Parquet files, in the order in which they were written; a row group is a batch of the pass.
         parts: what the card says of each of them.
         score_kinds: by layer, the function that made the scores, such as "softmax".
-        model_layers: MoE layers of the model, recorded or not; empty where that is not known.
+        model_layers: MoE layers of the model, recorded or not; those recorded where it does not say.
     """
 
     folder: Path
@@ -328,8 +328,14 @@ def _trace(folder: Path, card: Mapping[str, Any]) -> Trace:
         _layers=layers,
         parts=tuple(Part(**entry) for entry in card["files"]),
         score_kinds={int(layer): kind for layer, kind in card["score_kinds"].items()},
-        model_layers=tuple(card.get("model_layers", ())),
+        model_layers=_model_layers(card.get("model_layers", sorted(layers)), layers),
     )
+
+
+def _model_layers(stated: Any, layers: Collection[int]) -> tuple[int, ...]:
+    if not isinstance(stated, list) or not all(type(layer) is int for layer in stated) or not {*stated} >= {*layers}:
+        raise ValueError("its model lacks layers that it recorded")
+    return tuple(sorted(stated))
 
 
 def _read_documents(folder: Path, expected: str) -> tuple[Document, ...]:

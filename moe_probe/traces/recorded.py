@@ -56,8 +56,8 @@ class Recorded(Source):
 
     @property
     def moe_layers(self) -> tuple[int, ...]:
-        """All of the model, where the trace says so."""
-        return self.trace.model_layers or self.trace.moe_layers
+        """All of the model, as the trace says."""
+        return self.trace.model_layers
 
     @property
     def family(self) -> str:

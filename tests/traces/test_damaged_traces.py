@@ -220,6 +220,7 @@ class Told:
 
     def __init__(self, corpus, *layers):
         self.corpus, self.layers = corpus, {layer.index: layer for layer in layers}
+        self.moe_layers = tuple(self.layers)
 
 
 def record(folder, batches, corpus, *layers):
