@@ -563,8 +563,7 @@ def _open_checkpoint(source: str | Path, revision: str | None, config: Mapping[s
     except MissingFiles as error:
         cached = "only in part in" if folder is not None else "not in"
         raise MissingFiles(
-            f"{source} is no folder{nearest(path)}, is {cached} the hub's local cache, and cannot be had from the hub: "
-            f"{error}"
+            f"{source} is no folder{nearest(path)}, is {cached} the hub's local cache, and {error}"
         ) from error
 
 

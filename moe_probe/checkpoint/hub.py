@@ -129,7 +129,9 @@ def _repository(name: str, revision: str | None) -> Repository:
         small = [file for file in top if file.endswith(SMALL)]
         folder = snapshot_download(name, revision=revision, allow_patterns=small)  # which notes the revision
     except HUB_FAILURES as error:
-        raise MissingFiles(f"{name} cannot be had from the hub ({_reason(error)}).") from error
+        raise MissingFiles(
+            f"fetching {name} from the hub failed ({_reason(error)}); check the name, the revision and the connection."
+        ) from error
     return Repository(name, str(info.sha), top, Path(folder))
 
 

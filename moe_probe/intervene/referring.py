@@ -19,7 +19,7 @@ def reference(model: Openable, texts: Texts, *, inputs: bool = False, **options:
 
     Args:
         model: a checkpoint folder, a hub id or a model, also one under interventions.
-        texts: as for `dynamic.run`.
+        texts: strings, lists of token ids, a file of texts, a `datasets` dataset, a table, or a `Corpus`.
         inputs: keep what goes into the experts too, (tokens, w) per layer, which `Patch` needs.
         options: those of `dynamic.run`: `layers` and how texts are read and run.
 

@@ -62,7 +62,8 @@ def scores(
 
     Args:
         model: a checkpoint folder, a hub id or a model; its interventions act, but on scores of the weights alone.
-        texts: as for `dynamic.run`; None where only scores of weights are asked for.
+        texts: strings, lists of token ids, a file of texts, a `datasets` dataset, a table, or a `Corpus`;
+            None where only scores of weights are asked for.
         names: of scores (`pruning.names()`), one or several; `all` for those that texts and base allow.
         base: the checkpoint that scores of change are taken from.
         options: those of `dynamic.run` but `baseline`.

@@ -94,7 +94,7 @@ def ablate(
 
     Args:
         model: a checkpoint folder, a hub id or a model; interventions that it has are part of the unedited run.
-        texts: as for `dynamic.run`.
+        texts: strings, lists of token ids, a file of texts, a `datasets` dataset, a table, or a `Corpus`.
         how: `zero` (weight 0), `mask` (as if deleted, chosen anew) or `mean` (its mean output).
         experts: numbers of experts; all by default.
         direct: measure the direct effect too: routing of later layers replayed from the unedited run.

@@ -58,7 +58,7 @@ def attribution(
 
     Args:
         model: a checkpoint folder, a hub id or a model; interventions that it has act.
-        texts: as for `dynamic.run`.
+        texts: strings, lists of token ids, a file of texts, a `datasets` dataset, a table, or a `Corpus`.
         bootstrap: resamples of documents for the intervals; 0 for none.
         options: those of `dynamic.run` (`layers` that are told of) but `baseline`, `checkpoint_dir` and `n_jobs`.
 

@@ -37,7 +37,7 @@ def claims(model: Openable, texts: Texts, *, bootstrap: int = DRAWS, **options: 
 
     Args:
         model: a checkpoint folder, a hub id or a model.
-        texts: as for `dynamic.run`.
+        texts: strings, lists of token ids, a file of texts, a `datasets` dataset, a table, or a `Corpus`.
         bootstrap: resamples of documents for the intervals; 0 for none.
         options: those of `dynamic.run` but `baseline`: `layers` that are edited.
 

@@ -80,7 +80,7 @@ def effect(
 
     Args:
         model: a checkpoint folder, a hub id or a model; interventions that it has are part of the unedited run.
-        texts: as for `dynamic.run`.
+        texts: strings, lists of token ids, a file of texts, a `datasets` dataset, a table, or a `Corpus`.
         edits: interventions by the name of the edit; those of one edit act together.
         direct: measure the direct effect too.
         bootstrap: resamples of documents for the intervals; 0 for none.

@@ -48,7 +48,7 @@ def search(
 
     Args:
         model: a checkpoint folder, a hub id or a model.
-        texts: as for `dynamic.run`, with labels.
+        texts: strings, lists of token ids, a file of texts, a `datasets` dataset, a table, or a `Corpus`; with labels.
         label: whose loss is to rise.
         raised_by: by so much, nats per token.
         spared: the loss of the other documents changes by no more than this, nats per token.
