@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
+from accelerate.utils import set_module_tensor_to_device
+from torch import nn
 from transformers import PreTrainedModel
 
 from moe_probe.errors import InputError
+from moe_probe.families.conversion import Converted
 from moe_probe.families.transformers_moe import ModuleArchitecture
 from moe_probe.forward.steps import OWNER
+from moe_probe.forward.streaming import empty_module
+from moe_probe.model import MoEModel
 
 
 class DenseFFN:
@@ -38,12 +44,7 @@ class DenseFFN:
         handles = []
         try:
             for index in layers:
-                path = architecture.dense_path(index)
-                if path is None:
-                    raise InputError(
-                        f"The baseline has no dense FFN in layer {index}; give a model with as many layers."
-                    )
-                ffn = module.get_submodule(path)
+                ffn = module.get_submodule(_path(architecture, index))
                 handles.append(ffn.register_forward_hook(self._on_ffn))
                 activation = getattr(ffn, "act_fn", None)
                 if isinstance(activation, torch.nn.Module):
@@ -60,3 +61,27 @@ class DenseFFN:
     def _on_activation(self, module: torch.nn.Module, args: tuple, output: torch.Tensor) -> None:
         if OWNER.get() is self.owner:
             self.activation = output.reshape(-1, output.shape[-1])
+
+
+def _path(architecture: ModuleArchitecture, layer: int) -> str:
+    path = architecture.dense_path(layer)
+    if path is None:
+        raise InputError(f"The baseline has no dense FFN in layer {layer}; give a model with as many layers.")
+    return path
+
+
+def dense_ffn(model: MoEModel, layer: int) -> nn.Module:
+    """A copy of the FFN of a dense layer, with its weights; of a model in files nothing else is read.
+
+    Raises:
+        InputError: the layer has no dense FFN.
+    """
+    if model.checkpoint is None:
+        return copy.deepcopy(model.module.get_submodule(_path(ModuleArchitecture(model.module, {}, {}), layer)))
+    module = empty_module(model)
+    path = _path(ModuleArchitecture(module, {}, {}), layer)
+    tensors, ffn = Converted(module, model.published), module.get_submodule(path)
+    for name, parameter in list(ffn.named_parameters()):
+        value = tensors[f"{path}.{name}"].copy_to(torch.empty(parameter.shape, dtype=model.dtype))
+        set_module_tensor_to_device(ffn, name, "cpu", value=value)
+    return ffn

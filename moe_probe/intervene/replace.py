@@ -3,14 +3,38 @@
 from __future__ import annotations
 
 from dataclasses import InitVar, dataclass
-from typing import Self
+from typing import Literal, Self
 
 import torch
+from torch import nn
 
 from moe_probe.errors import NotFitting
+from moe_probe.families import DENSE
+from moe_probe.forward.dense import dense_ffn
 from moe_probe.intervene.choosing import Experts, OnExperts, among, check_experts
-from moe_probe.model import MoEModel
-from moe_probe.routing import Call
+from moe_probe.model import MoEModel, Openable, load
+from moe_probe.routing import Call, Changes
+
+
+@dataclass(frozen=True, repr=False)
+class Baseline:
+    """A dense model whose FFN runs in the place of experts; its fingerprint is part of the edited model's."""
+
+    model: MoEModel
+
+    def __repr__(self) -> str:
+        return f"{self.model.name} ({self.model.fingerprint})"
+
+    def check(self, model: MoEModel, layer: int) -> None:
+        """Refuse a model that has no dense FFN there, or one of another width."""
+        if layer >= self.model.num_layers or self.model.layer(layer).is_moe:
+            raise NotFitting(f"{self.model.name} has no dense FFN in layer {layer}; pass the dense model as baseline=.")
+        wanted, width = model.layer(layer).expert_hidden_size, self.model.layer(layer).hidden_size
+        if width != wanted:
+            raise NotFitting(
+                f"The FFN of {self.model.name} takes inputs of {width}, the experts of {model.name} of {wanted}; "
+                "pass a dense model of the same width."
+            )
 
 
 @dataclass(frozen=True, repr=False)
@@ -22,7 +46,9 @@ class Replace(OnExperts):
     Args:
         layer: index of the MoE layer.
         experts: who is replaced, one or several.
-        by: who runs instead.
+        by: who runs instead: an expert of the layer, or `"F"`, the dense model's FFN of the same layer.
+        baseline: the dense model, for `by="F"`: a checkpoint folder, a hub id or a model. That layer's FFN alone is
+            read.
         where: only in these tokens (`Where`); in all by default.
         expert: another name of `experts`, for one.
 
@@ -32,8 +58,9 @@ class Replace(OnExperts):
     """
 
     experts: Experts = ()
-    by: int | None = None
+    by: int | Literal["F"] | None = None
     expert: InitVar[int | None] = None
+    baseline: Openable | Baseline | None = None
 
     of_chosen = True
     stage = 2
@@ -41,6 +68,8 @@ class Replace(OnExperts):
     def __post_init__(self, expert: int | None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
         if expert is not None:
             object.__setattr__(self, "experts", (expert,))
+        if self.baseline is not None and not isinstance(self.baseline, Baseline):
+            object.__setattr__(self, "baseline", Baseline(load(self.baseline)))
         super().__post_init__()
 
     @classmethod
@@ -48,13 +77,22 @@ class Replace(OnExperts):
         return cls(layer=0, experts=[1], by=0)
 
     def claims(self, layer: int) -> frozenset[str]:
-        return frozenset(f"who runs in the place of expert {each}" for each in self.named)
+        what = "the output of" if self.by == DENSE else "who runs in the place of"
+        return frozenset(f"{what} expert {each}" for each in self.named)
 
     def check(self, model: MoEModel) -> None:
         if self.by is None:
             raise NotFitting("Replace needs by, the expert that runs instead; pass by=.")
+        if (self.by == DENSE) != isinstance(self.baseline, Baseline):
+            raise NotFitting(
+                f"Replace has by={self.by!r} and baseline={self.baseline!r}; pass by='F' and baseline= together, or "
+                "the number of an expert as by=."
+            )
         super().check(model)
-        check_experts(model, self.layer, (self.by,), kind="Replace")
+        if isinstance(self.baseline, Baseline):
+            self.baseline.check(model, self.layer)
+        else:
+            check_experts(model, self.layer, (self.by,), kind="Replace")
         for other in model.interventions:
             if isinstance(other, Replace) and other.layer == self.layer:
                 self._check_chain(other)
@@ -64,6 +102,21 @@ class Replace(OnExperts):
             raise NotFitting(f"{other!r} and {self!r} follow on each other; name the expert that finally runs as by=.")
 
     def route(self, call: Call) -> Call:
+        if self.by == DENSE:
+            return call
         named = among(call.index, self.routed(call.layer)) & call.rows_of(self)[:, None]
-        assert self.by is not None
+        assert isinstance(self.by, int)
         return call.chosen(torch.where(named, self.by, call.index), call.weights)
+
+    def change(self, call: Call, changes: Changes) -> None:
+        if not isinstance(self.baseline, Baseline):
+            return
+        choices = changes.of_experts(self.routed(call.layer), call.rows_of(self))
+        rows = call.rows[choices.nonzero()[:, 0]]
+        if len(rows):
+            changes.replace(choices, self._ffn(call, self.baseline.model)(rows[None])[0])
+
+    def _ffn(self, call: Call, model: MoEModel) -> nn.Module:
+        if self not in call.memory:
+            call.memory[self] = dense_ffn(model, self.layer).to(call.rows)
+        return call.memory[self]

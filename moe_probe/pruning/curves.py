@@ -82,7 +82,7 @@ def curve(
     edits = {f"{at}": masks(own) for at, own in enumerate(pruned) if own}
     if not edits:
         raise NotFitting(f"No share of {list(fractions)} is a whole expert; pass larger fractions.")
-    measured = effect(opened, corpus, edits, bootstrap=bootstrap, **asked)
+    measured = effect(opened, corpus, edits, control=False, bootstrap=bootstrap, **asked)
     about = provenance("curve", opened, per=per, random=random, bootstrap=bootstrap)
     return _result(measured.sel(path="total"), corpus, list(orders), list(fractions), pruned, about)
 

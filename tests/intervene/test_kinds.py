@@ -421,3 +421,50 @@ def test_a_router_without_a_top_k_of_all_experts_cannot_choose_otherwise():
     config = Llama4TextConfig(**sizes, head_dim=8, intermediate_size_mlp=32, moe_layers=[1], num_experts_per_tok=1)
     with pytest.raises(FamilyError, match="multiplies the experts' inputs"):
         record(moe_probe.load(Llama4ForCausalLM(config)).under(Zero(1, [0])))
+
+
+class TestTheDenseModelInThePlaceOfExperts:
+    MODEL, DENSE = "ckpt/tiny-mixtral", "ckpt/tiny-mistral"
+
+    def test_where_it_runs_for_all_of_them_the_block_is_its_ffn(self):
+        model, dense = moe_probe.load(self.MODEL), moe_probe.load(self.DENSE)
+        edited = model.under(Replace(1, "all", by="F", baseline=dense))
+        expected = copy.deepcopy(model.module)
+        ffn = dense.module.model.layers[1].mlp
+        expected.model.layers[1].mlp.register_forward_hook(lambda block, args, output: ffn(args[0]))
+        with torch.no_grad():
+            wanted = [expected(torch.tensor([ids])).logits[0].numpy() for ids in IDS]
+        np.testing.assert_allclose(logits(edited), np.concatenate(wanted), atol=2e-5)
+        np.testing.assert_allclose(logits(edited, execution="layerwise"), np.concatenate(wanted), atol=2e-5)
+        live = model.under(Replace(1, "all", by="F", baseline=dense.module))
+        np.testing.assert_allclose(logits(live), np.concatenate(wanted), atol=2e-5)
+
+    def test_experts_that_were_not_chosen_change_nothing(self):
+        model = tiny("tiny-mixtral")
+        kept = Where(token_id=[59])
+        edited = model.under(Replace(1, [0, 3], by="F", baseline=self.DENSE, where=kept))
+        np.testing.assert_array_equal(logits(edited), unedited("tiny-mixtral").logits.values)
+
+    def test_another_baseline_is_another_model(self):
+        model, dense = tiny("tiny-mixtral"), moe_probe.load(self.DENSE)
+        changed = copy.deepcopy(dense.module)
+        changed.model.layers[1].mlp.up_proj.weight.data[0, 0] += 1
+        edits = [Replace(1, [0], by="F", baseline=each) for each in (dense, changed)]
+        assert len({model.under(edit).fingerprint for edit in edits}) == 2
+
+    @pytest.mark.parametrize(
+        ("options", "said"),
+        [
+            ({"by": "F"}, "by='F' and baseline= together"),
+            ({"by": 2, "baseline": "ckpt/tiny-mistral"}, "by='F' and baseline= together"),
+            ({"by": "F", "baseline": "ckpt/tiny-mixtral"}, "has no dense FFN in layer 1"),
+            ({"by": "F", "baseline": "ckpt/tiny-grok-1"}, "has no dense FFN in layer 1"),
+        ],
+    )
+    def test_what_cannot_run_is_refused(self, options, said):
+        with pytest.raises(NotFitting, match=said):
+            tiny("tiny-mixtral").under(Replace(1, [0], **options))
+
+    def test_sub_tokens_are_of_another_width(self):
+        with pytest.raises(NotFitting, match="takes inputs of 64, the experts of tiny-mh-moe of"):
+            tiny("tiny-mh-moe").under(Replace(tiny("tiny-mh-moe").moe_layers[0], [0], by="F", baseline=self.DENSE))

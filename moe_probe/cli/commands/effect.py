@@ -29,6 +29,7 @@ def command(
     out: Out,
     texts: Annotated[str, typer.Option(metavar="FILE", help="Texts, as for dynamic.")],
     direct: Annotated[bool, typer.Option(help="Measure effects without rerouting too.")] = False,
+    control: Annotated[bool, typer.Option(help="Measure the same edits of other experts chosen as often too.")] = True,
     bootstrap: Annotated[int, typer.Option(metavar="N", help="Resamples for the intervals; 0 for none.")] = 1000,
     **options: Any,
 ) -> None:
@@ -39,7 +40,7 @@ def command(
     if not edits:
         raise NotFitting("effect measures interventions, and none is given; pass --under mask.layer=3,experts=1+2.")
     model, asked = open_model(ckpt, options), of_run(options, EFFECT_OPTIONS)
-    write([intervene.effect(model, texts, edits, direct=direct, bootstrap=bootstrap, **asked)], out)
+    write([intervene.effect(model, texts, edits, direct=direct, control=control, bootstrap=bootstrap, **asked)], out)
 
 
 def edits_of(texts: list[str] | None) -> dict[str, list[Any]]:

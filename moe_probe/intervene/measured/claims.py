@@ -25,7 +25,14 @@ from moe_probe.texts.reading import Texts
 REPLACED = 2  # most similar, and least similar, pairs of each layer
 
 
-def claims(model: Openable, texts: Texts, *, bootstrap: int = DRAWS, **options: Unpack[RunOptions]) -> xr.Dataset:
+def claims(
+    model: Openable,
+    texts: Texts,
+    *,
+    dense: Openable | None = None,
+    bootstrap: int = DRAWS,
+    **options: Unpack[RunOptions],
+) -> xr.Dataset:
     """The effects of interventions that test what arXiv 2406.18219 and 2410.07348 observe, in the given layers at once.
 
     Does the router choose experts with the larger norms because it should: `norm`, against `random` and the router
@@ -33,11 +40,12 @@ def claims(model: Openable, texts: Texts, *, bootstrap: int = DRAWS, **options: 
     `most similar`, against `least similar`, the pairs of each layer with the largest and least mean cosine of their
     matrices, of which one runs in the place of the other. Are the shared and the constant experts needed: `no shared`,
     `no constant`, `no zero`, `no copy`, where the model has them, against `one silent`, a routed expert of each
-    layer, and `no routed`, all of them.
+    layer, and `no routed`, all of them. Does a dense model's FFN do as well: `dense for one`, `dense for all`.
 
     Args:
         model: a checkpoint folder, a hub id or a model.
         texts: strings, lists of token ids, a file of texts, a `datasets` dataset, a table, or a `Corpus`.
+        dense: the dense model that the experts may have come from, such as Mistral for Mixtral; none by default.
         bootstrap: resamples of documents for the intervals; 0 for none.
         options: those of `dynamic.run` but `baseline`: `layers` that are edited.
 
@@ -54,7 +62,11 @@ def claims(model: Openable, texts: Texts, *, bootstrap: int = DRAWS, **options: 
     opened = load(model)
     layers = opened.select_layers(asked.pop("layers"))
     edits = dict(_of_routing(layers)) | _of_similar(opened, layers) | _of_kinds(opened, layers)
-    effects = effect(opened, texts, edits, direct=True, bootstrap=bootstrap, **asked)
+    if dense is not None:
+        baseline = load(dense)
+        for name, experts in (("dense for one", [0]), ("dense for all", ALL)):
+            edits[name] = [Replace(layer, experts, by="F", baseline=baseline) for layer in layers]
+    effects = effect(opened, texts, edits, direct=True, control=False, bootstrap=bootstrap, **asked)
     return effects.assign_attrs(layers=list(layers))
 
 

@@ -14,6 +14,7 @@ from moe_probe.errors import NotFitting, WrongType
 from moe_probe.forward.reference import record_reference
 from moe_probe.forward.resuming import Variant
 from moe_probe.forward.running import Running
+from moe_probe.intervene.measured.controls import Interventions, controls_of
 from moe_probe.intervene.measured.intervals import check_draws, pooled, with_ends
 from moe_probe.intervene.measured.measures import Measures
 from moe_probe.intervene.measured.runs import BaseRun, check_predictable, direct_variant, measure
@@ -70,6 +71,7 @@ def effect(
     edits: Edits,
     *,
     direct: bool = False,
+    control: bool = True,
     bootstrap: int = DRAWS,
     **options: Unpack[RunOptions],
 ) -> xr.Dataset:
@@ -83,6 +85,7 @@ def effect(
         texts: strings, lists of token ids, a file of texts, a `datasets` dataset, a table, or a `Corpus`.
         edits: interventions by the name of the edit; those of one edit act together.
         direct: measure the direct effect too.
+        control: measure beside each edit the same one of other experts that are chosen about as often.
         bootstrap: resamples of documents for the intervals; 0 for none.
         options: those of `dynamic.run` but `baseline` and `layers`.
 
@@ -92,7 +95,10 @@ def effect(
         document of one token. `loss`, `loss_change` (edit, path, document). `kl`, mean of KL(unedited || edited) over
         all positions, nats. `top1`, share of positions whose most likely next token stays. `rerouted` (edit, path,
         layer, document), share of the unedited run's choices that are no longer made. `mean_loss_change` (edit, path):
-        sum over all predicted tokens / their number, with `_low` and `_high`, the 95 % interval.
+        sum over all predicted tokens / their number, with `_low` and `_high`, the 95 % interval. With `control`,
+        `control_loss_change` (edit, path), the same of the edit that `control` (edit) names: with each expert exchanged
+        for the one of its kind whose number of choices in the unedited run is nearest; nan and "" where an edit names
+        no experts, or leaves none to exchange them for.
 
     Raises:
         InputError: an edit is none, does not fit the model, or the texts are too short to predict anything.
@@ -104,7 +110,7 @@ def effect(
         >>> ds.loss_change.sizes["path"]
         2
     """
-    check_types(effect, {"direct": direct, "edits": edits})
+    check_types(effect, {"direct": direct, "control": control, "edits": edits})
     check_draws(bootstrap)
     asked = completed(options, EFFECT_OPTIONS, "effect")
     opened = load(model)
@@ -113,18 +119,15 @@ def effect(
     source = experiment_source(
         opened, texts, asked, [each for interventions in several.values() for each in interventions]
     )
-    told = {name: told_of(source, interventions) for name, interventions in several.items()}
-    variants = [variant_of(opened, interventions, path) for interventions in told.values() for path in paths]
+    controls = controls_of(source, several) if control else {}
+    measured = [*several.values(), *(each for each in controls.values() if each is not None)]
+    told = [told_of(source, interventions) for interventions in measured]
+    variants = [variant_of(opened, interventions, path) for interventions in told for path in paths]
     collecting = partial(PerDocument, len(variants), layers=opened.moe_layers)
     collected, unedited = measure(source, variants, collecting, asked, "effect")
-    return _result(
-        source,
-        collected,
-        unedited,
-        paths,
-        bootstrap,
-        {name: repr(interventions) for name, interventions in several.items()},
-    )
+    names = {name: repr(interventions) for name, interventions in several.items()}
+    result = _result(source, collected, unedited, paths, bootstrap, names)
+    return result if not control else result.assign(_of_controls(controls, collected, source.corpus, paths, bootstrap))
 
 
 def as_edits(model: MoEModel, edits: Edits) -> dict[str, tuple[Intervention, ...]]:
@@ -203,7 +206,10 @@ def _result(
 ) -> xr.Dataset:
     corpus, model, names = source.corpus, source.model, list(edits)
     tokens, shape = lengths(corpus), (len(names), len(paths))
-    values = {name: array.reshape(*shape, *array.shape[1:]) for name, array in collected.values.items()}
+    values = {
+        name: array[: len(names) * len(paths)].reshape(*shape, *array.shape[1:])
+        for name, array in collected.values.items()
+    }
     with np.errstate(invalid="ignore", divide="ignore"):
         base = unedited.total / (tokens - 1)
         change = values["loss_change"] / (tokens - 1)
@@ -232,6 +238,28 @@ def _result(
     return result.assign_coords(label=("document", labels)) if any(labels) else result
 
 
+def _of_controls(
+    controls: Mapping[str, Interventions | None],
+    collected: PerDocument,
+    corpus: Corpus,
+    paths: Sequence[str],
+    draws: int,
+) -> dict[str, xr.DataArray]:
+    """The change of the loss by each edit's control, nan where it has none, and what the control is."""
+    there = [place for place, each in enumerate(controls.values()) if each is not None]
+    sums = np.full((len(corpus.documents), len(controls), len(paths)), np.nan)
+    if there:
+        measured = collected.values["loss_change"][len(controls) * len(paths) :].reshape(len(there), len(paths), -1)
+        sums[:, there] = np.moveaxis(measured, -1, 0)
+    over_all = pooled(sums, lengths(corpus) - 1, draws)
+    shown = np.array(["" if each is None else repr(each) for each in controls.values()], dtype=object)
+    return {
+        **with_ends("control_loss_change", ("edit", "path"), over_all, CONTROL),
+        "control": variable(("edit",), shown, "the same edit of other experts that are chosen about as often", ""),
+    }
+
+
+CONTROL = "change of the loss by the same edit of other experts that are chosen about as often"
 DEFINITION = (
     "Losses are mean negative log-likelihoods of all tokens but the first of a document; kl and top1 are over all "
     "positions; direct: choices and weights of the unedited run in all MoE layers after the first edited one."

@@ -148,7 +148,7 @@ class Trial:
     def measure(self, sets: Sequence[Sequence[Cell]]) -> np.ndarray:
         """Change of the loss without each of some sets: (value, low, high), (set), (label, others)."""
         edits = {str(number): removal(cells) for number, cells in enumerate(sets)}
-        measured = effect(self.model, self.corpus, edits, bootstrap=0, **self.options)
+        measured = effect(self.model, self.corpus, edits, control=False, bootstrap=0, **self.options)
         predicted = predicted_tokens(self.corpus)
         sums = np.nan_to_num(measured.loss_change.sel(path="total").values) * predicted
         sides = [pooled(sums[:, side].T, predicted[side], self.draws) for side in (self.of_label, ~self.of_label)]

@@ -1,0 +1,96 @@
+"""The same edit of other experts, chosen about as often: what an effect has to be held against."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from moe_probe.errors import InputError
+from moe_probe.forward.reference import record_reference
+from moe_probe.forward.running import Running
+from moe_probe.intervene.choosing import ALL, OnExperts, routed
+from moe_probe.model import MoEModel
+from moe_probe.routing import Intervention
+
+Interventions = tuple[Intervention, ...]
+
+
+def controls_of(source: Running, edits: Mapping[str, Interventions]) -> dict[str, Interventions | None]:
+    """Each edit with its experts exchanged for those whose number of choices is nearest; None where that is no edit.
+
+    Experts of the same kind (FFN, constant, ...) that the edit does not name are taken, each once, and no expert that
+    runs in the place of others. An edit that names no experts, or more than there are others, has no control.
+    """
+    every = [each for several in edits.values() for each in several]
+    layers = sorted({each.layer for each in every if isinstance(each, OnExperts) and _names_experts(each)})
+    if not layers:
+        return dict.fromkeys(edits)
+    counts = _counts(source, layers)
+    return {name: _control(source.model, several, counts) for name, several in edits.items()}
+
+
+def _names_experts(edit: Intervention) -> bool:
+    return isinstance(edit, OnExperts) and edit.experts != ALL and any(isinstance(each, int) for each in edit.named)
+
+
+def _counts(source: Running, layers: Sequence[int]) -> dict[int, np.ndarray]:
+    """How often each expert is chosen in the unedited run."""
+    model = source.model
+    running = Running(
+        model,
+        source.corpus,
+        {layer: model.layer(layer) for layer in layers},
+        batch_tokens=source.batch_tokens,
+        layerwise=source.layerwise,
+    )
+    seen = record_reference(running, frozenset()).layers
+    return {
+        layer: np.bincount(seen[layer].index.flatten().numpy(), minlength=model.layer(layer).num_experts)
+        for layer in layers
+    }
+
+
+def _control(model: MoEModel, edits: Interventions, counts: Mapping[int, np.ndarray]) -> Interventions | None:
+    exchanged = [_exchanged(model, each, counts) if _names_experts(each) else each for each in edits]
+    known = tuple(each for each in exchanged if each is not None)
+    if len(known) < len(edits) or not any(map(_names_experts, edits)):
+        return None
+    try:
+        model.under(*known)
+    except InputError:
+        return None
+    return known
+
+
+def _exchanged(model: MoEModel, edit: Any, counts: Mapping[int, np.ndarray]) -> Intervention | None:
+    layer = model.layer(edit.layer)
+    others = exchanged(routed(edit.experts, layer), counts[edit.layer], layer.expert_kinds, {getattr(edit, "by", None)})
+    kept = tuple(each for each in edit.named if not isinstance(each, int))  # the shared block
+    return None if others is None else replace(edit, experts=(*others, *kept))
+
+
+def exchanged(
+    experts: Sequence[int], counts: np.ndarray, kinds: Sequence[str], besides: Collection[Any] = ()
+) -> tuple[int, ...] | None:
+    """For each expert another one of its kind, whose count is nearest; the most chosen ones come first.
+
+    Examples:
+        >>> exchanged([0], np.array([5, 9, 6]), ["ffn"] * 3)
+        (2,)
+        >>> exchanged([0, 1], np.array([5, 9, 6]), ["ffn"] * 3) is None
+        True
+    """
+    taken: dict[int, int] = {}
+    for expert in sorted(experts, key=lambda each: -counts[each]):
+        free = [
+            other
+            for other in range(len(counts))
+            if kinds[other] == kinds[expert] and other not in {*experts, *taken.values(), *besides}
+        ]
+        if not free:
+            return None
+        taken[expert] = min(free, key=lambda other, count=counts[expert]: abs(int(counts[other]) - int(count)))
+    return tuple(taken[expert] for expert in experts)
