@@ -3,8 +3,11 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+
+ROOT = Path(__file__).parents[1]
 
 HEAVY = {"torch", "transformers", "pandas", "xarray", "matplotlib", "scipy", "sklearn", "bokeh", "pyarrow", "h5py"}
 NOT_AT_ALL = HEAVY | {"numpy", "typeguard", "joblib", "jinja2"}
@@ -45,6 +48,14 @@ def test_help_of_a_command_runs_no_analysis(command):
     code = f"import sys; sys.argv = ['moe-probe', '{command}', '--help']\nfrom moe_probe.cli import main\nmain()"
     loaded, written = imported(code)
     assert f"moe-probe {command}" in written
+    assert not loaded & HEAVY
+
+
+@pytest.mark.parametrize("arguments", [[], ["--json"], ["--config", "num_experts_per_tok=1"]])
+def test_info_of_a_folder_reads_json_alone(arguments):
+    told = ["moe-probe", "info", str(ROOT / "ckpt" / "tiny-mixtral"), *arguments]
+    loaded, written = imported(f"import sys; sys.argv = {told}\nfrom moe_probe.cli import main\nmain()")
+    assert "mixtral" in written
     assert not loaded & HEAVY
 
 

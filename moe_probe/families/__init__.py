@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-
-from moe_probe.checkpoint import Checkpoint
+from moe_probe.deferred import Deferred
 from moe_probe.errors import DamagedFile, UnknownModel
 from moe_probe.families.architecture import DENSE, PROJECTIONS, SHARED, Architecture, Layer
 from moe_probe.families.sizes import require_sizes
 from moe_probe.registry import Registry
 
+if TYPE_CHECKING:
+    from moe_probe.checkpoint import Checkpoint
+
 __all__ = ["DENSE", "PROJECTIONS", "SHARED", "Architecture", "Family", "Layer", "families", "find_family"]
+__getattr__ = Deferred(__name__, __file__).attribute
 
 
 class Family(Protocol):
@@ -73,6 +75,8 @@ def require_names(config: Mapping[str, Any]) -> None:
 
 def _unknown(checkpoint: Checkpoint) -> str:
     """What to say of a model type that is not known, with the known one that the classes named beside it are of."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
     model_type = checkpoint.config.get("model_type")
     classes = set(checkpoint.config.get("architectures") or [])
     same = [kind for kind, name in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.items() if name in classes]

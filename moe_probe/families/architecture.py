@@ -7,12 +7,15 @@ from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TYPE_CHECKING
 
-from transformers import PreTrainedConfig, PreTrainedModel
-
-from moe_probe.checkpoint import LazyTensor
 from moe_probe.errors import CheckpointError, DamagedFile, DenseModel, NoSuchName, WeightError, WrongShape
-from moe_probe.families.counting import Counts, count_parameters
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel
+
+    from moe_probe.checkpoint import LazyTensor
+    from moe_probe.families.counting import Counts
 
 # keys of tensors that change what a weight means: `X.scales`, `X.weight_scale`, `X.lora_A.weight`; and those of inputs
 COMPANION = re.compile(
@@ -116,6 +119,8 @@ class Architecture(ABC):
     @cached_property
     def counts(self) -> Counts:
         """Parameters of the language model, and of the module's other parts."""
+        from moe_probe.families.counting import count_parameters
+
         return count_parameters(self.skeleton)
 
     @abstractmethod
