@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import sys
 from collections.abc import Iterator, Mapping
 from functools import cached_property
 from importlib import import_module
@@ -58,6 +59,7 @@ class Deferred(Mapping[str, Any]):
             AttributeError: the package has neither.
         """
         if name in self:
+            setattr(sys.modules[self.package], name, self[name])
             return self[name]
         try:
             if not name.startswith("_"):

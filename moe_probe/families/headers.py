@@ -35,7 +35,7 @@ EXPERT = re.compile(rf"experts\.(0|[1-9]\d*)\.({'|'.join(MATRICES)})\.weight")
 SHARED = re.compile(r"(shared_experts?)\.(up_proj|gate_proj|down_proj)\.weight")
 DENSE = re.compile(r"(up_proj|gate_proj|down_proj)\.weight")
 ROUTER, SHARED_GATE = "gate.weight", "shared_expert_gate.weight"
-CORRECTION = "gate.e_score_correction_bias"  # a buffer, which is no parameter
+CORRECTION = re.compile(r"(.+\.)?gate\.e_score_correction_bias")  # a buffer, which is no parameter
 NUM_EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts")
 NUM_SHARED = "n_shared_experts"
 AHEAD = "num_nextn_predict_layers"  # layers behind the last one, which the module does not have
@@ -145,11 +145,16 @@ class Outline:
     num_layers: int
     hidden_size: int
     checkpoint: Any
-    counts: Counts
     layers: tuple[Layer, ...]
     unused: Mapping[str, Any]
 
-    @property
+    @cached_property
+    def counts(self) -> Counts:
+        """Parameters of the language model, which is all that there is."""
+        used = (entry for key, entry in self.checkpoint.items() if key not in self.unused and not CORRECTION.match(key))
+        return Counts(sum(entry.numel() for entry in used), {})
+
+    @cached_property
     def moe_layers(self) -> tuple[int, ...]:
         """Indices of the layers that route."""
         return tuple(layer.index for layer in self.layers if layer.is_moe)
@@ -201,8 +206,7 @@ def _outlined(name: str, config: Mapping[str, Any], entries: Headers) -> Outline
     layers = tuple(_layer(index, rests[index], config) for index in range(count))
     _require(len({_signature(rests[layer.index], layer.is_moe) for layer in layers}) == len({x.is_moe for x in layers}))
     _require(all(layer.is_moe == _routes(layer.index, config) for layer in layers if any(x.is_moe for x in layers)))
-    counts = Counts(sum(entry.numel() for key, entry in used.items() if not key.endswith(CORRECTION)), {})
-    return Outline(name, config["model_type"], count, hidden, entries, counts, layers, unused)
+    return Outline(name, config["model_type"], count, hidden, entries, layers, unused)
 
 
 def _require(condition: bool) -> None:
@@ -213,9 +217,10 @@ def _require(condition: bool) -> None:
 def _require_plain(config: Mapping[str, Any]) -> None:
     """Refuse what is none of the model types that there are, or states what is not read here."""
     model_type = config["model_type"]
-    transformers = find_spec("transformers")
-    _require(isinstance(model_type, str) and model_type.isidentifier() and transformers is not None)
-    places = [Path(__file__).parent, *(Path(each) / "models" for each in transformers.submodule_search_locations or ())]
+    _require(isinstance(model_type, str) and model_type.isidentifier())
+    found = find_spec("transformers")
+    theirs = (found.submodule_search_locations if found else None) or ()
+    places = [Path(__file__).parent, *(Path(place) / "models" for place in theirs)]
     _require(any((place / model_type).is_dir() or (place / f"{model_type}.py").exists() for place in places))
     _require(not any(ELSEWHERE.search(field) for field in config))
     _require(not config.get("mlp_bias") and "hidden_act" in config and all(map(_holds, config, config.values())))

@@ -20,10 +20,11 @@ if TYPE_CHECKING:
 
 def epilog() -> str:
     """The analyses, and two examples."""
-    from moe_probe import dynamic
+    from moe_probe.dynamic.registered import ANALYSES
 
+    starred = (name + "*" * ANALYSES.stated(name, "unasked", False) for name in ANALYSES)
     return (
-        f"Analyses: {', '.join(name + '*' * each.unasked for name, each in dynamic.names().items())}\n\n"
+        f"Analyses: {', '.join(starred)}\n\n"
         "Examples: `moe-probe dynamic ckpt/Mixtral-8x7B-v0.1 --texts wiki.txt -o out`, then without the model "
         "`moe-probe dynamic out/trace --analysis expert_load -o out`"
     )

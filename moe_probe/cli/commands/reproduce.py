@@ -13,9 +13,9 @@ from moe_probe.options import REPRODUCE_OPTIONS
 
 def epilog() -> str:
     """The papers, and an example."""
-    from moe_probe import figures
+    from moe_probe.figures.papers import PAPERS
 
-    papers = ", ".join(f"{name} (arXiv {paper.arxiv})" for name, paper in figures.papers().items())
+    papers = ", ".join(f"{PAPERS.stated(name, 'name')} (arXiv {PAPERS.stated(name, 'arxiv')})" for name in PAPERS)
     return (
         f"Papers: {papers}\n\n"
         "Example: `moe-probe reproduce look-into-moes --model ckpt/Mixtral-8x7B-v0.1 --baseline ckpt/Mistral-7B-v0.1 "
