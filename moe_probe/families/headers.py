@@ -341,12 +341,9 @@ def _moe_layer(layer: Layer, block: Mapping[str, Header], config: Mapping[str, A
             others[key] = entry.shape.sizes
     stated = [config[field] for field in NUM_EXPERTS if field in config]
     _require(stated == [len(experts)] and experts.keys() == set(range(len(experts))))
-    known = {
-        ROUTER: (len(experts), layer.hidden_size),
-        CORRECTION: (len(experts),),
-        SHARED_GATE: (1, layer.hidden_size),
-    }
-    _require(all(known.get(key) == sizes for key, sizes in others.items()))
+    known = {ROUTER: (len(experts), layer.hidden_size), SHARED_GATE: (1, layer.hidden_size)}
+    bias = (len(experts),)
+    _require(all(sizes == (bias if CORRECTION.match(key) else known.get(key)) for key, sizes in others.items()))
     neurons = {_neurons(matrices, layer.hidden_size) for matrices in experts.values()}
     _require(neurons == {config.get("moe_intermediate_size", config.get("intermediate_size"))})
     return replace(
