@@ -40,8 +40,18 @@ FAMILIES: Registry[Family | None] = Registry(
 
 def families() -> tuple[Family, ...]:
     """All families: those written by hand first, the one derived from transformers last."""
-    known = [family for family in FAMILIES.values() if family is not None]
+    known = [family for family in map(_family, FAMILIES) if family is not None]
     return tuple(sorted(known, key=lambda family: family.name == "transformers"))
+
+
+def _family(name: str) -> Family | None:
+    """A family by name; None for a module that is none, or is of a model that this version of transformers lacks."""
+    try:
+        return FAMILIES[name]
+    except ModuleNotFoundError as error:
+        if not str(error.name).startswith("transformers.models."):
+            raise
+        return None
 
 
 def find_family(checkpoint: Checkpoint) -> Family:
