@@ -1,14 +1,18 @@
-"""Names that a package offers and imports on first use."""
+"""What is imported on first use: names that a package offers, and packages that are installed by an extra."""
 
 from __future__ import annotations
 
 import ast
 import sys
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import cached_property
 from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 from typing import Any
+
+from moe_probe.errors import MissingPackage
 
 
 class Deferred(Mapping[str, Any]):
@@ -68,3 +72,44 @@ class Deferred(Mapping[str, Any]):
             if error.name != f"{self.package}.{name}":
                 raise
         raise AttributeError(f"module {self.package!r} has no attribute {name!r}")
+
+
+@contextmanager
+def needed(package: str, extra: str, what: str) -> Iterator[None]:
+    """Within, a package is imported that an extra of moe_probe installs.
+
+    Args:
+        package: its name.
+        extra: that installs it.
+        what: needs it, several things, as the sentence begins.
+
+    Raises:
+        MissingPackage: it is not installed.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if str(error.name).partition(".")[0] != package:
+            raise
+        raise MissingPackage(
+            f'{what} need the package {package}, which is not installed; run pip install "moe-probe[{extra}]".'
+        ) from error
+
+
+class Extra(ModuleType):
+    """A module of such a package, imported when something of it is asked for.
+
+    Examples:
+        >>> Extra("json", "trace", "Routing traces").dumps([])
+        '[]'
+    """
+
+    def __init__(self, module: str, extra: str, what: str):
+        super().__init__(module)
+        self._module, self._extra, self._what = module, extra, what
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        with needed(self._module.partition(".")[0], self._extra, self._what):
+            return getattr(import_module(self._module), name)
