@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from moe_probe.cli.common import Ckpt, console
-from moe_probe.cli.options import open_model, parse_fields, takes
+from moe_probe.cli.options import open_model, parse_fields, split_name, takes
 
 
 def epilog() -> str:
@@ -27,8 +27,10 @@ def command(
     from moe_probe.facts import numbers
     from moe_probe.families.headers import outline
 
-    told = None if options["revision"] else outline(ckpt, parse_fields(options["config"]))
+    name, place = split_name(ckpt)
+    told = None if options["revision"] else outline(place, parse_fields(options["config"]))
     model = told or open_model(ckpt, options)
+    model.name = name or model.name
     if as_json:
         typer.echo(json.dumps(numbers(model), indent=1))
     else:
