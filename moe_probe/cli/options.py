@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
@@ -14,6 +15,7 @@ import typer
 
 from moe_probe.errors import InputError, NoSuchName, OutOfRange
 from moe_probe.options import DEFAULTS, HELP, construct
+from moe_probe.progress import quiet
 
 if TYPE_CHECKING:
     from moe_probe.model import MoEModel
@@ -70,11 +72,17 @@ def takes(*names: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
 
     def extended(command: Callable[..., None]) -> Callable[..., None]:
         own = list(inspect.signature(command, eval_str=True).parameters.values())
+
+        @wraps(command)
+        def running(*given: Any, **options: Any) -> None:
+            with quiet(options.get("progress") is False):
+                command(*given, **options)
+
         added = [_parameter(name) for name in names]
         kept = [each for each in own if each.kind is not each.VAR_KEYWORD]
-        command.__signature__ = inspect.Signature([*kept, *added])  # pyright: ignore[reportFunctionMemberAccess]
-        command.__annotations__ = {each.name: each.annotation for each in (*kept, *added)}
-        return command
+        running.__signature__ = inspect.Signature([*kept, *added])  # pyright: ignore[reportAttributeAccessIssue]
+        running.__annotations__ = {each.name: each.annotation for each in (*kept, *added)}
+        return running
 
     return extended
 
