@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test thorough lint notebooks docs clean
+.PHONY: demo test thorough lowest lint notebooks docs clean
 
 .venv/installed: pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -20,6 +20,19 @@ test: .venv/installed
 thorough: .venv/installed # what takes longer: clusters, every argument of everything, every page of the documentation
 	$(BIN)/python -m pytest -m thorough --numprocesses auto --maxprocesses 4 --dist loadgroup --no-loadscope-reorder
 
+CORE := tests/test_files.py tests/test_results.py tests/test_startup.py tests/static tests/families tests/checkpoint tests/texts \
+	tests/traces tests/forward tests/plotting tests/test_callbacks.py
+lowest: .lowest/installed # the core tests with the lowest versions of every range
+	.lowest/bin/python -m pytest -m "not thorough" --numprocesses auto --maxprocesses 4 --dist loadgroup --no-loadscope-reorder $(CORE)
+
+# TORCH_INDEX=URL takes torch from an index of builds without CUDA
+.lowest/installed: pyproject.toml constraints-lowest.txt
+	$(PYTHON) -m venv .lowest
+	.lowest/bin/python -m pip install --quiet --upgrade pip
+	.lowest/bin/python -m pip install --quiet --constraint constraints-lowest.txt $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch
+	.lowest/bin/python -m pip install --quiet --constraint constraints-lowest.txt --editable ".[explorer,trace,gguf,pos,test]"
+	touch $@
+
 lint: .venv/installed
 	$(BIN)/ruff check moe_probe tests ckpt benchmarks docs notebooks
 	$(BIN)/ruff format --check moe_probe tests ckpt benchmarks docs notebooks README.md CONTRIBUTING.md
@@ -32,4 +45,4 @@ docs: .venv/installed
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build
 
 clean:
-	rm -rf .venv out
+	rm -rf .venv .lowest out

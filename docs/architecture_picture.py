@@ -14,7 +14,18 @@ from test_imports import ALLOWED
 
 PICTURE = Path(__file__).with_name("architecture.svg")
 GROUPS = {
-    "ground": ("errors", "shown", "signatures", "files", "checked", "progress", "parallel", "registry", "options"),
+    "ground": (
+        "errors",
+        "shown",
+        "signatures",
+        "files",
+        "checked",
+        "progress",
+        "parallel",
+        "registry",
+        "options",
+        "deferred",
+    ),
     "model": ("model", "facts", "tokenizer"),
 }
 APART = ("moved", "__init__", "__main__")  # old names, and what users import

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-import torch
 from rich.filesize import decimal
 
-from moe_probe.checkpoint import Checkpoint, LazyTensor
-from moe_probe.families import Layer
-from moe_probe.families.counting import Counts
+if TYPE_CHECKING:
+    from moe_probe.checkpoint import Checkpoint, LazyTensor
+    from moe_probe.families import Layer
+    from moe_probe.families.counting import Counts
 
 BUFFERS = ("inv_freq", "masked_bias")  # endings of stored keys
 
@@ -146,26 +146,28 @@ def stored_as(tensors: Mapping[str, LazyTensor]) -> str:
     """The forms that tensors are stored in, with the bits per weight of those that are packed."""
     bits: Counter[str] = Counter()
     values: Counter[str] = Counter()
+    packed: set[str] = set()
     for key, tensor in tensors.items():
         if not key.endswith(BUFFERS):
-            form, stored = form_of(tensor)
+            form, stored, is_packed = form_of(tensor)
+            packed.update([form] if is_packed else [])
             bits[form] += stored
             values[form] += tensor.numel()
-    packed = {form for form in values if not hasattr(torch, form)}
     words = (f"{form}, {bits[form] / values[form]:.3g} bits per weight" if form in packed else form for form in values)
     return ("; " if packed else ", ").join(sorted(words))
 
 
-def form_of(tensor: LazyTensor) -> tuple[str, int]:
-    """What a tensor is stored as, in words, and its stored bits."""
+def form_of(tensor: LazyTensor) -> tuple[str, int, bool]:
+    """What a tensor is stored as, in words, its stored bits, and whether it is packed."""
     inner: Any = tensor
     while hasattr(inner, "base") or hasattr(getattr(inner, "source", None), "base"):
         inner = inner.base if hasattr(inner, "base") else inner.source.base
     source = getattr(inner, "source", None)
     form = getattr(source, "form", None)
     if source is None or form is None:
-        return str(tensor.dtype).removeprefix("torch."), 8 * tensor.nbytes
-    return form, 8 * sum(part.nbytes for part in source.parts) * tensor.numel() // source.shape.numel()
+        return str(tensor.dtype).removeprefix("torch."), 8 * tensor.nbytes, False
+    stored = sum(part.nbytes for part in source.parts)
+    return form, 8 * stored * tensor.numel() // source.shape.numel(), True
 
 
 def ranges(numbers: Sequence[int]) -> str:

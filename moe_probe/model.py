@@ -9,7 +9,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cached_property, partial
-from html import escape
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol
@@ -36,6 +35,7 @@ from moe_probe.families.places import checked_device, checked_dtype
 from moe_probe.families.places import device_name as _device_name
 from moe_probe.families.releases import as_family
 from moe_probe.families.transformers_moe import live_architecture
+from moe_probe.shown import html_table
 from moe_probe.signatures import check_types, value_shown
 from moe_probe.tokenizer import Tokenizer, check_tokenizer, open_tokenizer, tokenizer_folder
 
@@ -367,8 +367,7 @@ class MoEModel:
         return f"MoEModel({self.name!r}, family={self.family!r}, {self.num_layers} layers{moe})"
 
     def _repr_html_(self) -> str:
-        rows = "".join(f"<tr><th>{escape(what)}</th><td>{escape(much)}</td></tr>" for what, much in facts(self))
-        return f"<table><caption>{escape(self.name)}</caption>{rows}</table>"
+        return html_table(self.name, facts(self))
 
 
 Openable = MoEModel | PreTrainedModel | nn.Module | str | Path  # what `load` opens

@@ -124,7 +124,7 @@ ABLATE_OPTIONS: Final = tuple(name for name in DEFAULTS if name != "baseline")
 SCORE_OPTIONS: Final = ABLATE_OPTIONS
 EFFECT_OPTIONS: Final = tuple(name for name in ABLATE_OPTIONS if name != "layers")
 ATTRIBUTION_OPTIONS: Final = tuple(name for name in ABLATE_OPTIONS if name not in ("checkpoint_dir", "n_jobs"))
-STATIC_OPTIONS: Final = ("layers", "baseline", "n_jobs")
+STATIC_OPTIONS: Final = ("layers", "baseline", "n_jobs", "progress")
 SHARD_BYTES: Final = 5 * 10**9  # of a converted checkpoint's file
 PAGE_BYTES: Final = 30_000_000  # of the explorer's page
 POSITIVE: Final = ("batch_tokens", "max_length")  # None stays where it is the default

@@ -1,10 +1,15 @@
-"""Progress of long work: a bar on a terminal and in a notebook, a line from time to time in a file."""
+"""Progress of long work: a bar on a terminal and in a notebook, a line from time to time in a file; and in the log.
+
+Begin and end of every piece of work go to `logging.getLogger("moe_probe")` at level INFO, shown or not.
+"""
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from datetime import timedelta
 
 from rich.console import Console
@@ -13,11 +18,24 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from moe_probe.shown import in_markup, printable
 
 SECONDS_BETWEEN_LINES = 30.0
+LOG = logging.getLogger("moe_probe")
+LOG.addHandler(logging.NullHandler())
+_QUIET: ContextVar[bool] = ContextVar("quiet", default=False)
+
+
+@contextmanager
+def quiet(asked: bool = True) -> Iterator[None]:
+    """Within, where it is asked for, no progress is shown, whatever the work."""
+    token = _QUIET.set(asked or _QUIET.get())
+    try:
+        yield
+    finally:
+        _QUIET.reset(token)
 
 
 @contextmanager
 def reporting(description: str, total: int, show: bool = True) -> Iterator[Callable[[], None]]:
-    """Within, progress is shown on stderr; gives what advances it by one.
+    """Within, progress is shown on stderr, and logged; gives what advances it by one.
 
     Args:
         description: of the work, or of what is counted.
@@ -28,6 +46,15 @@ def reporting(description: str, total: int, show: bool = True) -> Iterator[Calla
         >>> with reporting("layers", 2, show=False) as advance:
         ...     advance()
     """
+    began = time.monotonic()
+    LOG.info("%s: %d to do", printable(description), total)
+    with _shown(description, total, show and not _QUIET.get()) as advance:
+        yield advance
+    LOG.info("%s: done in %.1f s", printable(description), time.monotonic() - began)
+
+
+@contextmanager
+def _shown(description: str, total: int, show: bool) -> Iterator[Callable[[], None]]:
     console = Console(stderr=True)
     if not show:
         yield lambda: None

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import ast
 import pkgutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
 from types import ModuleType
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from moe_probe.errors import NoSuchName
 
@@ -70,6 +72,35 @@ class Registry(Mapping[str, Member]):
             member = import_module(place) if isinstance(place, str) else place.load()
             self._picked[name] = self.pick(member, name) if isinstance(member, ModuleType) else member
         return self._picked[name]
+
+    def source(self, name: str) -> ast.Module | None:
+        """The syntax of a member's file, which is not imported; None for a member of another package."""
+        if not isinstance(self._places[name], str):
+            return None
+        places = (Path(folder) / name for folder in import_module(self.package).__path__)
+        files = (file for place in places for file in (place.with_suffix(".py"), place / "__init__.py"))
+        return ast.parse(next(file for file in files if file.is_file()).read_text("utf-8"))
+
+    def stated(self, name: str, word: str, default: Any = None) -> Any:
+        """What a member's file states as a literal, `word = 1` or `Kind(word=1)`, without importing it.
+
+        Args:
+            name: of the member.
+            word: attribute of the member, of its class, or argument that it is made with.
+            default: where it states nothing.
+        """
+        source = self.source(name)
+        if source is None:
+            return getattr(self[name], word, default)
+        for node in ast.walk(source):
+            if isinstance(node, ast.Assign):
+                says = word in (getattr(target, "id", None) for target in node.targets)
+            else:
+                says = isinstance(node, ast.keyword) and node.arg == word
+            value = getattr(node, "value", None)
+            if says and isinstance(value, ast.Constant):
+                return value.value
+        return default
 
     def __contains__(self, name: object) -> bool:
         return name in self._places

@@ -17,7 +17,7 @@ import xarray as xr
 from moe_probe.checked import digest, seal, unsealed
 from moe_probe.errors import Damaged, NothingToRead
 from moe_probe.files import as_path, whole_file
-from moe_probe.shown import brief
+from moe_probe.shown import brief, html_table
 from moe_probe.signatures import checked
 
 SCHEMA = 2  # number of the format of saved results
@@ -38,6 +38,24 @@ class Provenance(TypedDict):
     parameters: str
     versions: str
     schema: int
+
+
+class Results(dict[str, xr.Dataset]):
+    """Results by the name of their analysis; in a notebook, a table of what each holds.
+
+    Examples:
+        >>> "alone" in Results(alone=xr.Dataset())._repr_html_()
+        True
+    """
+
+    def _repr_html_(self) -> str:
+        rows = [(name, f"{_sizes(ds)}: {', '.join(map(str, ds.data_vars))}") for name, ds in self.items()]
+        models = {str(ds.attrs.get("model")) for ds in self.values() if "model" in ds.attrs}
+        return html_table(f"results of {', '.join(sorted(models)) or 'no model'}", rows)
+
+
+def _sizes(ds: xr.Dataset) -> str:
+    return " × ".join(f"{size} {dim}" for dim, size in ds.sizes.items()) or "no dimensions"
 
 
 def provenance(analysis: str, model: Any, **parameters: Any) -> dict[str, Any]:

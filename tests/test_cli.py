@@ -1,5 +1,6 @@
 """The command line, as a user runs it."""
 
+import json
 import subprocess
 import sys
 from contextlib import redirect_stderr, redirect_stdout
@@ -12,7 +13,8 @@ import pytest
 import xarray as xr
 
 from moe_probe.cli import main
-from moe_probe.cli.options import parse_layers
+from moe_probe.cli.options import parse_layers, split_name
+from moe_probe.errors import InputError
 from moe_probe.results import load_result
 
 ROOT = Path(__file__).parents[1]
@@ -88,6 +90,40 @@ def test_a_layer_that_is_named_twice_is_refused(tmp_path):
     done = run("static", "ckpt/tiny-mixtral", "--layers", "0,0", "-o", tmp_path)
     assert done.returncode == 2
     assert "names layer 0 more than once" in " ".join(done.stderr.split())
+
+
+@pytest.mark.parametrize(
+    ("source", "parts"),
+    [
+        ("Mixtral 8x7B=ckpt/tiny-mixtral", ("Mixtral 8x7B", "ckpt/tiny-mixtral")),
+        ("模型 $x$=a=b", ("模型 $x$", "a=b")),
+        ("ckpt/tiny-mixtral", (None, "ckpt/tiny-mixtral")),
+        ("mistralai/Mixtral-8x7B-v0.1", (None, "mistralai/Mixtral-8x7B-v0.1")),
+    ],
+)
+def test_a_model_is_named_before_its_folder(source, parts):
+    assert split_name(source) == parts
+
+
+def test_a_folder_with_an_equals_sign_is_a_folder(tmp_path):
+    (tmp_path / "a=b").mkdir()
+    assert split_name(str(tmp_path / "a=b")) == (None, str(tmp_path / "a=b"))
+
+
+@pytest.mark.parametrize("source", ["=ckpt/tiny-mixtral", "name=", " =x"])
+def test_half_a_name_is_refused(source):
+    with pytest.raises(InputError, match="write it like 'Mixtral 8x7B=FOLDER'"):
+        split_name(source)
+
+
+def test_a_name_reaches_info_and_results(tmp_path):
+    named = "Größe $1$=ckpt/tiny-mixtral"
+    assert run("info", named).stdout.startswith("Größe $1$")
+    assert json.loads(run("info", named, "--json").stdout)["name"] == "Größe $1$"
+    done = run("static", named, "--analysis", "gate_similarity", "--layers", "0", "-o", tmp_path)
+    assert done.returncode == 0, done.stderr
+    with xr.open_dataset(next(tmp_path.glob("*.nc"))) as found:
+        assert found.attrs["model"] == "Größe $1$"
 
 
 def test_layers_are_read_as_people_write_them():

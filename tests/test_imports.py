@@ -4,13 +4,25 @@ import ast
 from pathlib import Path
 
 PACKAGE = Path(__file__).parents[1] / "moe_probe"
-GROUND = {"errors", "shown", "signatures", "files", "checked", "progress", "parallel", "registry", "options"}
+GROUND = {
+    "errors",
+    "shown",
+    "signatures",
+    "files",
+    "checked",
+    "progress",
+    "parallel",
+    "registry",
+    "options",
+    "deferred",
+}
 WEIGHTS = GROUND | {"checkpoint", "families"}
 HANDLE = WEIGHTS | {"model", "facts", "tokenizer", "results", "tabular"}
 WORDS = HANDLE | {"texts", "routing"}
 ALLOWED = {
     "errors": set(),
     "moved": set(),
+    "deferred": {"errors"},
     "shown": set(),
     "files": {"errors", "shown"},
     "checked": {"errors", "shown", "files"},

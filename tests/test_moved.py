@@ -18,7 +18,8 @@ def packages_as_they_were():
     for name, attributes in before.items():
         package = importlib.import_module((PACKAGE + name).rstrip("."))
         for added in vars(package).keys() - attributes.keys():
-            delattr(package, added)
+            if f"{name}.{added}".lstrip(".") in MODULES:
+                delattr(package, added)
         vars(package).update(attributes)
     for old in MODULES:
         sys.modules.pop(PACKAGE + old, None)

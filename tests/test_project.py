@@ -13,12 +13,31 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 
 def test_the_conda_environment_has_the_packages_of_the_project():
     extras = PROJECT["project"]["optional-dependencies"]
-    expected = [*PROJECT["project"]["dependencies"], *extras["notebook"], *extras["pos"]]
+    of_extras = [each for name in ("explorer", "trace", "gguf", "pos", "notebook") for each in extras[name]]
+    expected = [*PROJECT["project"]["dependencies"], *of_extras]
     written = (ROOT / "env.yml").read_text(encoding="utf-8")
     listed = re.findall(r"^      - (.*)$", written, re.MULTILINE)
     assert sorted(listed) == sorted([*expected, "--editable ."])
     python = PROJECT["project"]["requires-python"].removeprefix(">=")
     assert f"- python={python}\n" in written
+
+
+def test_the_lowest_versions_are_those_of_the_ranges():
+    extras = PROJECT["project"]["optional-dependencies"]
+    of_extras = [each for name in ("explorer", "trace", "gguf", "pos") for each in extras[name]]
+    ranges = (re.match(r"([\w-]+)>=([\d.]+)", each) for each in [*PROJECT["project"]["dependencies"], *of_extras])
+    stated = dict(match.groups() for match in ranges)
+    lines = (ROOT / "constraints-lowest.txt").read_text(encoding="utf-8").splitlines()
+    lowest = dict(line.split("==") for line in lines if not line.startswith("#"))
+    assert lowest.keys() == stated.keys()
+    assert all(f"{version}.".startswith(f"{stated[name]}.") for name, version in lowest.items())
+
+
+def test_every_extra_that_an_error_names_exists():
+    sources = (path.read_text(encoding="utf-8") for path in (ROOT / "moe_probe").rglob("*.py"))
+    named = {extra for source in sources for extra in re.findall(r'(?:needed|Extra)\([^()\n]*?, "(\w+)",', source)}
+    assert named
+    assert named <= PROJECT["project"]["optional-dependencies"].keys()
 
 
 def test_the_picture_of_the_rooms_is_that_of_the_rule_about_imports():

@@ -3,8 +3,12 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+
+ROOT = Path(__file__).parents[1]
+COMMANDS = ROOT / "moe_probe" / "cli" / "commands"
 
 HEAVY = {"torch", "transformers", "pandas", "xarray", "matplotlib", "scipy", "sklearn", "bokeh", "pyarrow", "h5py"}
 NOT_AT_ALL = HEAVY | {"numpy", "typeguard", "joblib", "jinja2"}
@@ -40,11 +44,19 @@ def test_completion_of_commands_reads_no_command():
     assert not loaded & NOT_AT_ALL
 
 
-@pytest.mark.parametrize("command", ["info", "explore", "report", "convert", "figures", "generate"])
+@pytest.mark.parametrize("command", sorted(path.stem for path in COMMANDS.glob("[!_]*.py")))
 def test_help_of_a_command_runs_no_analysis(command):
     code = f"import sys; sys.argv = ['moe-probe', '{command}', '--help']\nfrom moe_probe.cli import main\nmain()"
     loaded, written = imported(code)
     assert f"moe-probe {command}" in written
+    assert not loaded & HEAVY
+
+
+@pytest.mark.parametrize("arguments", [[], ["--json"], ["--config", "num_experts_per_tok=1"]])
+def test_info_of_a_folder_reads_json_alone(arguments):
+    told = ["moe-probe", "info", str(ROOT / "ckpt" / "tiny-mixtral"), *arguments]
+    loaded, written = imported(f"import sys; sys.argv = {told}\nfrom moe_probe.cli import main\nmain()")
+    assert "mixtral" in written
     assert not loaded & HEAVY
 
 

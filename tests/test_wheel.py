@@ -37,10 +37,24 @@ def installed(wheel, tmp_path_factory):
     return python
 
 
+@pytest.fixture(scope="module")
+def source_release(tmp_path_factory):
+    tools, folder = tmp_path_factory.mktemp("tools"), tmp_path_factory.mktemp("sdist")
+    subprocess.run([sys.executable, "-m", "pip", "install", "-q", "--target", tools, "hatchling"], check=True)
+    code = f"from hatchling.build import build_sdist; print(build_sdist({str(folder)!r}))"
+    environment = {**os.environ, "PYTHONPATH": str(tools)}
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, check=True, capture_output=True)
+    return next(folder.glob("moe_probe-*.tar.gz"))
+
+
+def outside():
+    """The environment without a path to the checkout."""
+    return {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+
+
 def run(python, folder, *arguments):
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     return subprocess.run(
-        [python, "-m", "moe_probe", *arguments], cwd=folder, env=environment, capture_output=True, text=True
+        [python, "-m", "moe_probe", *arguments], cwd=folder, env=outside(), capture_output=True, text=True
     )
 
 
@@ -51,9 +65,26 @@ def test_the_wheel_is_small_and_has_what_the_demo_needs(wheel):
     assert not [name for name in names if name.startswith("tests") or name.endswith("train_tiny.py")]
 
 
+def test_the_source_release_is_small_and_makes_the_same_wheel(source_release, wheel, tmp_path):
+    assert source_release.stat().st_size < MOST_BYTES
+    command = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", tmp_path, source_release]
+    subprocess.run(command, check=True)
+    made = zipfile.ZipFile(next(tmp_path.glob("moe_probe-*.whl"))).namelist()
+    assert sorted(made) == sorted(zipfile.ZipFile(wheel).namelist())
+
+
+def test_the_metadata_names_every_extra_and_the_license(wheel):
+    archive = zipfile.ZipFile(wheel)
+    written = archive.read(next(name for name in archive.namelist() if name.endswith("/METADATA"))).decode()
+    extras = {line.removeprefix("Provides-Extra: ") for line in written.splitlines() if line.startswith("Provides-Ex")}
+    assert {"explorer", "trace", "gguf", "pos", "ray", "dask", "notebook", "all"} <= extras
+    for field in ("License-Expression: Apache-2.0", "License-File: LICENSE", "Requires-Python: >=3.11", "Keywords: "):
+        assert field in written
+
+
 def test_the_installed_package_is_the_wheels(installed, tmp_path):
     code = "import moe_probe; print(moe_probe.__file__)"
-    shown = subprocess.run([installed, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    shown = subprocess.run([installed, "-c", code], cwd=tmp_path, env=outside(), capture_output=True, text=True)
     assert str(installed.parents[1]) in shown.stdout
 
 

@@ -7,10 +7,12 @@ import stat
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
-from moe_probe.checkpoint.lazy import LazyTensor
 from moe_probe.errors import DamagedFile, MissingFiles, UnsafeFile
+
+if TYPE_CHECKING:
+    from moe_probe.checkpoint.lazy import LazyTensor
 
 MODELOPT = "hf_quant_config.json"  # where NVIDIA's modelopt says how the weights are quantized
 SNAPSHOTS, BLOBS = "snapshots", "blobs"  # of huggingface_hub's cache

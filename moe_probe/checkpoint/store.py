@@ -10,6 +10,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from rich.filesize import decimal
+
 from moe_probe.checkpoint.encodings import decoded
 from moe_probe.checkpoint.folder import Format
 from moe_probe.checkpoint.identity import identity_of_files
@@ -17,6 +19,7 @@ from moe_probe.checkpoint.lazy import LazyTensor
 from moe_probe.checkpoint.mapped import FileState
 from moe_probe.errors import MissingFiles, MissingWeight
 from moe_probe.registry import Registry
+from moe_probe.shown import html_table
 
 FORMATS: Registry[Format] = Registry(
     "moe_probe.checkpoint.formats", "formats", "checkpoint format", lambda module, _: module.FORMAT
@@ -77,6 +80,11 @@ class Checkpoint(Mapping[str, LazyTensor]):
 
     def __contains__(self, key: object) -> bool:
         return key in self._tensors
+
+    def _repr_html_(self) -> str:
+        rows = [("model type", self.config.get("model_type")), ("tensors", f"{len(self):,}")]
+        rows += [("files", len(self.files)), ("on disk", decimal(self.nbytes)), ("folder", self.path)]
+        return html_table(self.path.name, rows)
 
     def respelled(self, config: Mapping[str, Any], tensors: Mapping[str, LazyTensor]) -> Checkpoint:
         """The same files under other names: fields and keys of another publisher's."""

@@ -9,13 +9,13 @@ from typing import Any, Literal, Unpack
 import numpy as np
 import xarray as xr
 
+from moe_probe.claims import CLAIMS
 from moe_probe.claims.claim import Claim, Evidence, Finding
 from moe_probe.dynamic.driver import check, results
 from moe_probe.dynamic.sources import open_source
 from moe_probe.errors import DenseModel, InputError, NotFitting
 from moe_probe.model import MoEModel, Openable, load
 from moe_probe.options import REPORT_OPTIONS, RunOptions, completed
-from moe_probe.registry import Registry
 from moe_probe.results import dataset, provenance, variable
 from moe_probe.routing import Source
 from moe_probe.signatures import checked
@@ -23,7 +23,6 @@ from moe_probe.statistics.bootstrap import FEW
 from moe_probe.statistics.rates import discoveries
 from moe_probe.texts.reading import Texts
 
-CLAIMS: Registry[Claim] = Registry("moe_probe.claims.published", "claims", "claim", lambda module, _: module.CLAIM)
 RATE = 0.05  # of false ones among the findings that are believed
 HOLDS, FAILS, UNTOLD, UNFIT = "holds", "does not hold", "cannot be told", "does not apply"
 NUMBERS = {

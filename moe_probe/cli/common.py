@@ -15,9 +15,12 @@ if TYPE_CHECKING:
     import xarray as xr
 
 console = PlainConsole()
+NAMED = "NAME=CKPT gives it a name in tables and figures"
 
-Ckpt = Annotated[str, typer.Argument(metavar="CKPT", help="A checkpoint folder, or a hub id.")]
-CkptOrTrace = Annotated[str, typer.Argument(metavar="CKPT", help="A checkpoint folder, a hub id, or a routing trace.")]
+Ckpt = Annotated[str, typer.Argument(metavar="CKPT", help=f"A checkpoint folder, or a hub id; {NAMED}.")]
+CkptOrTrace = Annotated[
+    str, typer.Argument(metavar="CKPT", help=f"A checkpoint folder, a hub id, or a routing trace; {NAMED}.")
+]
 Options = Annotated[
     list[str] | None,
     typer.Option(metavar="NAME.KEY=VALUE", help="An argument of an analysis, in JSON; may be repeated."),

@@ -6,6 +6,8 @@ import inspect
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
@@ -13,10 +15,12 @@ import typer
 
 from moe_probe.errors import InputError, NoSuchName, OutOfRange
 from moe_probe.options import DEFAULTS, HELP, construct
+from moe_probe.progress import quiet
 
 if TYPE_CHECKING:
     from moe_probe.model import MoEModel
     from moe_probe.routing import Intervention
+    from moe_probe.traces.reading import Trace
 
 MODEL_HELP: Final[Mapping[str, str]] = {
     "revision": "Branch, tag or commit of a hub id.",
@@ -68,11 +72,17 @@ def takes(*names: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
 
     def extended(command: Callable[..., None]) -> Callable[..., None]:
         own = list(inspect.signature(command, eval_str=True).parameters.values())
+
+        @wraps(command)
+        def running(*given: Any, **options: Any) -> None:
+            with quiet(options.get("progress") is False):
+                command(*given, **options)
+
         added = [_parameter(name) for name in names]
         kept = [each for each in own if each.kind is not each.VAR_KEYWORD]
-        command.__signature__ = inspect.Signature([*kept, *added])  # pyright: ignore[reportFunctionMemberAccess]
-        command.__annotations__ = {each.name: each.annotation for each in (*kept, *added)}
-        return command
+        running.__signature__ = inspect.Signature([*kept, *added])  # pyright: ignore[reportAttributeAccessIssue]
+        running.__annotations__ = {each.name: each.annotation for each in (*kept, *added)}
+        return running
 
     return extended
 
@@ -98,19 +108,45 @@ def of_run(options: Mapping[str, Any], names: Iterable[str] = tuple(DEFAULTS)) -
     if isinstance(found.get("layers"), str):
         found["layers"] = parse_layers(found["layers"])
     if isinstance(found.get("baseline"), str):
-        from moe_probe.model import load
-
         how = {name: options[name] for name in ("device", "dtype") if name in options}
-        found["baseline"] = load(found["baseline"], **how)
+        found["baseline"] = open_model(found["baseline"], how)
     return found
 
 
+def split_name(source: str) -> tuple[str | None, str]:
+    """`"Mixtral 8x7B=FOLDER"` as ("Mixtral 8x7B", "FOLDER"); without a name, or where that is a path, (None, source).
+
+    Raises:
+        InputError: the name or the folder is empty.
+    """
+    name, equals, place = source.partition("=")
+    if not equals or Path(source).expanduser().exists():
+        return None, source
+    if not name.strip() or not place:
+        raise InputError(f"{source!r} names no model; write it like 'Mixtral 8x7B=FOLDER'.")
+    return name.strip(), place
+
+
+def open_source(source: str, options: Mapping[str, Any]) -> MoEModel | Trace:
+    """A model as `open_model` opens it, or a routing trace; with a name of its own where one is given."""
+    from moe_probe import dynamic
+
+    name, place = split_name(source)
+    if not dynamic.is_trace(place):
+        return open_model(source, options)
+    trace = dynamic.read_trace(place)
+    return trace if name is None else replace(trace, name=name)
+
+
 def open_model(source: str, options: Mapping[str, Any]) -> MoEModel:
-    """`load` with the options that say how, under the interventions asked for."""
+    """`load` with the options that say how, under the interventions asked for, by its name where one is given."""
     from moe_probe.model import load
+
+    name, source = split_name(source)
 
     how = {name: options[name] for name in MODEL_OPTIONS if name in options and name not in ("under", "config")}
     model = load(source, **how, config=parse_fields(options.get("config")))
+    model.name = name or model.name
     asked = interventions_of(options.get("under"))
     return model.under(*asked) if asked else model
 

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-import xarray as xr
+from typing import TYPE_CHECKING
+
 from rich.table import Table
 from rich.text import Text
 
-from moe_probe import plotting
-from moe_probe.facts import facts
-from moe_probe.model import MoEModel
+from moe_probe.facts import Handle, facts
 from moe_probe.shown import printable
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 ENDS = ("_low", "_high")
 
 
-def info_table(model: MoEModel) -> Table:
+def info_table(model: Handle) -> Table:
     """What a model is made of."""
     table = Table(title=_plain(model.name), show_header=False, title_justify="left")
     for name, value in facts(model):
@@ -24,6 +26,8 @@ def info_table(model: MoEModel) -> Table:
 
 def summary(dataset: xr.Dataset) -> Table | None:
     """A short table of a result: layers by projection, or by measure; None where its plot has no summary."""
+    from moe_probe import plotting
+
     short = plotting.summary(dataset)
     if short is None:
         return None

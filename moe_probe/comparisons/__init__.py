@@ -7,16 +7,21 @@ many sources it takes (`SOURCES`), and whether the command line runs it when not
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
 
-import xarray as xr
-
-from moe_probe.comparisons.side_by_side import open_sources
+from moe_probe.deferred import Deferred
 from moe_probe.registry import Registry
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+    from moe_probe.comparisons.side_by_side import open_sources
 
 COMPARISONS: Registry[Callable[..., xr.Dataset]] = Registry(
     "moe_probe.comparisons.analyses", "comparisons", "comparison", getattr
 )
 __all__ = ["names", "open_sources"]
+_NAMES = Deferred(__name__, __file__)
 
 
 def names() -> Mapping[str, Callable[..., xr.Dataset]]:
@@ -24,10 +29,8 @@ def names() -> Mapping[str, Callable[..., xr.Dataset]]:
     return COMPARISONS
 
 
-def __getattr__(name: str) -> Callable[..., xr.Dataset]:
-    if name in COMPARISONS:
-        return COMPARISONS[name]
-    raise AttributeError(f"module 'moe_probe.comparisons' has no attribute {name!r}")
+def __getattr__(name: str) -> Any:
+    return COMPARISONS[name] if name in COMPARISONS else _NAMES.attribute(name)
 
 
 def __dir__() -> list[str]:

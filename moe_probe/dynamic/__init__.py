@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import warnings
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from moe_probe.dynamic.analysis import Analysis
-from moe_probe.dynamic.asking import ANALYSES, class_names, names
-from moe_probe.dynamic.functions import from_trace, function_of, generate, run
-from moe_probe.texts.tokenizing import make_corpus
-from moe_probe.texts.words import word_list
-from moe_probe.traces.reading import Trace, is_trace, read_trace
+from moe_probe.deferred import Deferred
+from moe_probe.dynamic.registered import ANALYSES, class_names, names
+
+if TYPE_CHECKING:
+    from moe_probe.dynamic.analysis import Analysis
+    from moe_probe.dynamic.functions import from_trace, generate, run
+    from moe_probe.texts.tokenizing import make_corpus
+    from moe_probe.texts.words import word_list
+    from moe_probe.traces.reading import Trace, is_trace, read_trace
 
 __all__ = [
     "Analysis",
@@ -41,16 +44,19 @@ MOVED = {
 }
 
 
+_NAMES = Deferred(__name__, __file__)
+
+
 def __getattr__(name: str) -> Any:
+    if name.startswith("_") or name in _NAMES:
+        return _NAMES.attribute(name)
     if name in ANALYSES:
-        return function_of(ANALYSES[name])
-    if name in class_names():
-        return ANALYSES[class_names()[name]]
+        return import_module("moe_probe.dynamic.functions").function_of(ANALYSES[name])
     if name in MOVED:
         package, new = MOVED[name]
         warnings.warn(f"dynamic.{name} is now {package}.{new}.", DeprecationWarning, stacklevel=2)
         return getattr(import_module(package), new)
-    raise AttributeError(f"module 'moe_probe.dynamic' has no attribute {name!r}")
+    return ANALYSES[class_names()[name]] if name in class_names() else _NAMES.attribute(name)
 
 
 def __dir__() -> list[str]:

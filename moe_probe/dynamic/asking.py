@@ -4,42 +4,15 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
-from functools import cache
-from types import ModuleType
 from typing import Any
 
 from moe_probe.dynamic.analysis import Analysis
+from moe_probe.dynamic.registered import ANALYSES
 from moe_probe.errors import WrongType
 from moe_probe.options import construct
-from moe_probe.registry import Registry
 
 One = Analysis | type[Analysis] | str
 Asked = One | Sequence[One]
-
-
-def analysis_of(module: ModuleType, name: str) -> type[Analysis]:
-    """The analysis that a module is the file of."""
-    classes = (each for each in vars(module).values() if inspect.isclass(each) and issubclass(each, Analysis))
-    return next(each for each in classes if vars(each).get("name") == name)
-
-
-ANALYSES: Registry[type[Analysis]] = Registry("moe_probe.dynamic.analyses", "dynamic", "analysis", analysis_of)
-
-
-@cache
-def class_names() -> Mapping[str, str]:
-    """The name of each analysis by that of its class."""
-    return {ANALYSES[name].__name__: name for name in ANALYSES}
-
-
-def names() -> Mapping[str, type[Analysis]]:
-    """Every dynamic analysis by its name, those of other packages too (entry points `moe_probe.dynamic`).
-
-    Examples:
-        >>> "expert_load" in names()
-        True
-    """
-    return ANALYSES
 
 
 def make_analyses(asked: Asked, options: Mapping[str, Mapping[str, Any]] | None = None) -> list[Analysis]:

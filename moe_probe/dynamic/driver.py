@@ -19,6 +19,7 @@ from moe_probe.errors import InputError, NotFinite, NotFitting
 from moe_probe.files import owned_folder
 from moe_probe.parallel import map_items
 from moe_probe.progress import reporting
+from moe_probe.results import Results
 from moe_probe.routing import CHUNKED, PER_EXPERT, LayerBatch, LogitBatch, Need, Source
 from moe_probe.texts.corpus import Tokens
 
@@ -29,7 +30,8 @@ MASKABLE = ("router_logits", "selection")  # where -inf says that an expert is m
 def results(source: Source, analyses: Sequence[Analysis], options: Mapping[str, Any]) -> dict[str, xr.Dataset]:
     """What fresh analyses find in a source."""
     with holding(analyses, options):
-        return {analysis.name: analysis.result(source) for analysis in observe(source, analyses, options)}
+        seen = observe(source, analyses, options)
+        return Results({analysis.name: analysis.result(source) for analysis in seen})
 
 
 def observe(source: Source, analyses: Sequence[Analysis], options: Mapping[str, Any]) -> list[Analysis]:

@@ -1,5 +1,16 @@
 """One page to look into a model's routing, token by token: `explorer.explore(model, texts).save("page.html")`."""
 
-from moe_probe.explorer.building import Explorer, explore
+from typing import TYPE_CHECKING, Any
+
+from moe_probe.deferred import Deferred, needed
+
+if TYPE_CHECKING:
+    from moe_probe.explorer.building import Explorer, explore
 
 __all__ = ["Explorer", "explore"]
+_NAMES = Deferred(__name__, __file__)
+
+
+def __getattr__(name: str) -> Any:
+    with needed("bokeh", "explorer", "Explorer pages"):
+        return _NAMES.attribute(name)

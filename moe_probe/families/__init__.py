@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-
-from moe_probe.checkpoint import Checkpoint
+from moe_probe.deferred import Deferred
 from moe_probe.errors import DamagedFile, UnknownModel
 from moe_probe.families.architecture import DENSE, PROJECTIONS, SHARED, Architecture, Layer
 from moe_probe.families.sizes import require_sizes
 from moe_probe.registry import Registry
 
+if TYPE_CHECKING:
+    from moe_probe.checkpoint import Checkpoint
+
 __all__ = ["DENSE", "PROJECTIONS", "SHARED", "Architecture", "Family", "Layer", "families", "find_family"]
+__getattr__ = Deferred(__name__, __file__).attribute
 
 
 class Family(Protocol):
@@ -38,8 +40,18 @@ FAMILIES: Registry[Family | None] = Registry(
 
 def families() -> tuple[Family, ...]:
     """All families: those written by hand first, the one derived from transformers last."""
-    known = [family for family in FAMILIES.values() if family is not None]
+    known = [family for family in map(_family, FAMILIES) if family is not None]
     return tuple(sorted(known, key=lambda family: family.name == "transformers"))
+
+
+def _family(name: str) -> Family | None:
+    """A family by name; None for a module that is none, or is of a model that this version of transformers lacks."""
+    try:
+        return FAMILIES[name]
+    except ModuleNotFoundError as error:
+        if not str(error.name).startswith("transformers.models."):
+            raise
+        return None
 
 
 def find_family(checkpoint: Checkpoint) -> Family:
@@ -73,6 +85,8 @@ def require_names(config: Mapping[str, Any]) -> None:
 
 def _unknown(checkpoint: Checkpoint) -> str:
     """What to say of a model type that is not known, with the known one that the classes named beside it are of."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
     model_type = checkpoint.config.get("model_type")
     classes = set(checkpoint.config.get("architectures") or [])
     same = [kind for kind, name in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.items() if name in classes]

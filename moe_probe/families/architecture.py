@@ -7,12 +7,16 @@ from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TYPE_CHECKING
 
-from transformers import PreTrainedConfig, PreTrainedModel
-
-from moe_probe.checkpoint import LazyTensor
 from moe_probe.errors import CheckpointError, DamagedFile, DenseModel, NoSuchName, WeightError, WrongShape
-from moe_probe.families.counting import Counts, count_parameters
+from moe_probe.shown import html_table
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel
+
+    from moe_probe.checkpoint import LazyTensor
+    from moe_probe.families.counting import Counts
 
 # keys of tensors that change what a weight means: `X.scales`, `X.weight_scale`, `X.lora_A.weight`; and those of inputs
 COMPANION = re.compile(
@@ -59,6 +63,15 @@ class Layer:
                 f"The configuration chooses {self.top_k} of {self.num_experts} experts per token in layer {self.index}"
                 "; use the configuration that was published with the weights."
             )
+
+    def _repr_html_(self) -> str:
+        kinds = ", ".join(f"{self.expert_kinds.count(kind)} {kind}" for kind in dict.fromkeys(self.expert_kinds))
+        rows: list[tuple[str, object]] = [("hidden size", self.hidden_size), ("neurons", self.intermediate_size)]
+        if self.is_moe:
+            rows += [("experts", kinds), ("top-k", self.top_k), ("shared experts", self.num_shared)]
+            rows += [("sub-tokens", self.subtokens)] if self.subtokens > 1 else []
+        rows.append(("projections", ", ".join(self.projections) or "none"))
+        return html_table(f"layer {self.index}, {'MoE' if self.is_moe else 'dense'}", rows)
 
     @property
     def is_moe(self) -> bool:
@@ -116,6 +129,8 @@ class Architecture(ABC):
     @cached_property
     def counts(self) -> Counts:
         """Parameters of the language model, and of the module's other parts."""
+        from moe_probe.families.counting import count_parameters
+
         return count_parameters(self.skeleton)
 
     @abstractmethod

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import torch
-from transformers import PreTrainedModel
-
-from moe_probe.families.decoder import decoder_path, text_config
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,8 @@ class Counts:
 
 def count_parameters(module: PreTrainedModel) -> Counts:
     """The parameters of a module on any device, meta too."""
+    from moe_probe.families.decoder import decoder_path, text_config
+
     root = decoder_path(module) + "."
     multimodal = text_config(module) is not module.config
     head = module.get_output_embeddings()
@@ -42,4 +45,4 @@ def count_parameters(module: PreTrainedModel) -> Counts:
 def size_of(value: torch.Tensor) -> int:
     """Number of values of a parameter; of one that is packed, of what it stands for."""
     state = getattr(value, "quant_state", None)
-    return value.numel() if state is None else torch.Size(state.shape).numel()
+    return value.numel() if state is None else math.prod(state.shape)

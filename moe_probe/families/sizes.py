@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from moe_probe.checkpoint import LazyTensor
 from moe_probe.errors import DamagedFile
+
+if TYPE_CHECKING:
+    from moe_probe.checkpoint import LazyTensor
 
 LAYERS = re.compile(r"(^|_)(layers?|blocks|depth|n_layer|layer_num)$|^num_nextn_predict_layers$")
 EXPERTS = re.compile(r"(experts|expert_count|expert_num|experts_per_tok(en)?|top_?k|constant_experts|heads_number)$")

@@ -7,17 +7,21 @@ that holds it.
 
 from __future__ import annotations
 
+import ast
 import inspect
 import sys
 from collections.abc import Callable, Mapping
-from typing import Any, get_args, get_type_hints
+from typing import TYPE_CHECKING, Any, TypeAlias, get_args, get_type_hints
 
-import xarray as xr
-
+from moe_probe.deferred import Deferred
 from moe_probe.registry import Registry
 
-StaticAnalysis = Callable[..., xr.Dataset]
+if TYPE_CHECKING:
+    import xarray as xr
+
+StaticAnalysis: TypeAlias = "Callable[..., xr.Dataset]"
 ANALYSES: Registry[StaticAnalysis] = Registry("moe_probe.static.analyses", "static", "static analysis", getattr)
+_NAMES = Deferred(__name__, __file__)
 
 
 def names() -> Mapping[str, StaticAnalysis]:
@@ -50,13 +54,17 @@ def unasked(name: str) -> tuple[str | None, ...]:
 
 def models(name: str) -> int:
     """How many models an analysis compares: its arguments without a default."""
-    parameters = inspect.signature(ANALYSES[name]).parameters.values()
-    return sum(parameter.default is inspect.Parameter.empty for parameter in parameters)
+    source = ANALYSES.source(name)
+    if source is None:
+        parameters = inspect.signature(ANALYSES[name]).parameters.values()
+        return sum(parameter.default is inspect.Parameter.empty for parameter in parameters)
+    takes = next(node for node in source.body if isinstance(node, ast.FunctionDef) and node.name == name).args
+    return len(takes.args) - len(takes.defaults) + takes.kw_defaults.count(None)
 
 
 def __getattr__(name: str) -> Any:
     if name.startswith("_") or name not in ANALYSES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        return _NAMES.attribute(name)
     return ANALYSES[name]
 
 

@@ -11,10 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import pyarrow as pa
-import pyarrow.parquet as pq
 from pandas.errors import ParserWarning
 
+from moe_probe.deferred import needed
 from moe_probe.errors import NothingToRead
 from moe_probe.shown import brief
 
@@ -49,7 +48,7 @@ def read_file(path: str | os.PathLike[str]) -> Any:
         raise NothingToRead(f"{brief(path)} is empty; pass a file with at least one text.")
     try:
         return READERS.get(suffix, _lines)(content)
-    except (ValueError, ParserWarning, RecursionError, pa.ArrowException) as error:
+    except (ValueError, ParserWarning, RecursionError) as error:
         reason = " ".join(str(error).split())[:200]
         kind = suffix.lstrip(".") if suffix in READERS else "UTF-8 text"
         raise NothingToRead(f"{brief(path)} cannot be read as {kind} ({reason}); correct it, or its suffix.") from error
@@ -112,7 +111,13 @@ def _table(separator: str) -> Callable[[bytes], list[dict[str, Any]]]:
 
 
 def _parquet(content: bytes) -> list[dict[str, Any]]:
-    return pq.ParquetFile(pa.BufferReader(content)).read().to_pylist()
+    with needed("pyarrow", "trace", "Parquet files"):
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+    try:
+        return pq.ParquetFile(pa.BufferReader(content)).read().to_pylist()
+    except pa.ArrowException as error:
+        raise ValueError(*error.args) from error
 
 
 READERS: dict[str, Callable[[bytes], Any]] = {

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
 import torch
 
 from moe_probe.errors import InputError, NoSuchName, NotFitting, NothingToRead, OutOfRange, WrongType
@@ -164,7 +163,7 @@ def _of_sequence(texts: Any, column: str | None) -> list[Any]:
     """Rows of tables, arrays and whatever else can be gone through in order."""
     if isinstance(texts, pd.DataFrame):
         return texts.to_dict("records")
-    if isinstance(texts, pa.Table):
+    if callable(getattr(texts, "to_pylist", None)):  # of pyarrow
         return texts.to_pylist()
     if isinstance(texts, pd.Series):
         return texts.tolist()

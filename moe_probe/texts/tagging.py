@@ -8,7 +8,8 @@ from typing import Any, cast
 
 import numpy as np
 
-from moe_probe.errors import MissingPackage, NotFitting, WrongType
+from moe_probe.deferred import needed
+from moe_probe.errors import NotFitting, WrongType
 from moe_probe.texts.words import Words
 
 Tagger = Callable[[list[str]], Sequence[str]]
@@ -74,12 +75,8 @@ def tag_words(tagger: Tagger, words: Sequence[Words]) -> np.ndarray:
 
 
 def _tag_function() -> Callable[..., list[tuple[str, str]]]:
-    try:
+    with needed("textblob", "pos", "Parts of speech"):
         from textblob.en import tag
-    except ImportError as error:
-        raise MissingPackage(
-            'The tagger textblob is not installed; install it: pip install "moe-probe[pos]".'
-        ) from error
     return tag
 
 

@@ -8,16 +8,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
-import pyarrow.dataset as pads
-import pyarrow.parquet as pq
 import torch
 
 from moe_probe.checked import file_digest
+from moe_probe.deferred import Extra
 from moe_probe.errors import Damaged, NoSuchName, NothingToRead
 from moe_probe.families import Layer
 from moe_probe.routing import LayerBatch
@@ -26,16 +24,25 @@ from moe_probe.signatures import checked
 from moe_probe.texts.corpus import Corpus, Document, Tokens
 from moe_probe.traces.rows import (
     CARD,
+    COLUMNS,
     DOCUMENTS,
     FORMAT,
     KEYS,
     MANIFEST,
-    SCHEMA,
     conform,
     digests,
     is_part,
+    schema,
 )
 from moe_probe.traces.writing import card_digest
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    import pyarrow.dataset as pads
+    import pyarrow.parquet as pq
+else:
+    modules = ("pyarrow", "pyarrow.dataset", "pyarrow.parquet")
+    pa, pads, pq = (Extra(name, "trace", "Routing traces") for name in modules)
 
 REMEDY = "record it again"
 TOKEN_KEYS = ("document", "position", "token_id")
@@ -98,12 +105,12 @@ class Trace:
         Args:
             columns: those to read, beside the five that rows are sorted by; all by default.
         """
-        wrong = next((name for name in columns or () if name not in (*SCHEMA.names, "string")), None)
+        wrong = next((name for name in columns or () if name not in (*COLUMNS, "string")), None)
         if wrong is not None:
-            raise NoSuchName.among("column", wrong, [*SCHEMA.names, "string"])
-        read = [n for n in SCHEMA.names if columns is None or n in {*KEYS, "token_id", *columns}]
+            raise NoSuchName.among("column", wrong, [*COLUMNS, "string"])
+        read = [n for n in COLUMNS if columns is None or n in {*KEYS, "token_id", *columns}]
         tables = [self._rows(number, read) for number in range(len(self.files))]
-        table = pa.concat_tables(tables, promote_options="permissive") if tables else SCHEMA.empty_table()
+        table = pa.concat_tables(tables, promote_options="permissive") if tables else schema().empty_table()
         frame = table.sort_by([(key, "ascending") for key in KEYS]).to_pandas()
         frame = frame.astype({name: str for name in ("label", "kind") if name in frame})
         frame["string"] = frame.token_id.map(dict(self.corpus.strings))
@@ -127,7 +134,7 @@ class Trace:
         Raises:
             Damaged: the file was cut off or changed, or its rows stand in another order.
         """
-        rows, sizes = self._rows(number, SCHEMA.names), self.parts[number].batches
+        rows, sizes = self._rows(number, tuple(COLUMNS)), self.parts[number].batches
         with damage(self.files[number]):
             starts = np.cumsum([0, *sizes]).tolist()
             if starts[-1] != rows.num_rows:

@@ -4,45 +4,55 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping
-from typing import Any
+from functools import cache
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pyarrow as pa
+
+from moe_probe.deferred import Extra
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+else:
+    pa = Extra("pyarrow", "trace", "Routing traces")
 
 FORMAT = 2  # of traces; another one is not read
 CARD, DOCUMENTS, MANIFEST = "trace.json", "documents.parquet", ".trace-parts.jsonl"
-LOGITS = pa.list_(pa.float32())
-TEXT = pa.dictionary(pa.int32(), pa.string())
 KEYS = ("layer", "document", "position", "subtoken", "rank")  # which no two rows share
-SCHEMA = pa.schema(
-    [
-        ("document", pa.int32()),
-        ("position", pa.int32()),
-        ("subtoken", pa.int16()),
-        ("token_id", pa.int32()),
-        ("label", TEXT),
-        ("layer", pa.int16()),
-        ("rank", pa.int16()),
-        ("expert", pa.int16()),
-        ("kind", TEXT),
-        ("logit", pa.float32()),
-        ("score", pa.float32()),
-        ("weight", pa.float32()),
-        ("norm", pa.float32()),
-        ("router_logits", LOGITS),
-        ("scores", LOGITS),
-        ("selection", LOGITS),
-    ]
-)
+COLUMNS: Mapping[str, str] = {  # and what they hold
+    "document": "int32",
+    "position": "int32",
+    "subtoken": "int16",
+    "token_id": "int32",
+    "label": "text",
+    "layer": "int16",
+    "rank": "int16",
+    "expert": "int16",
+    "kind": "text",
+    "logit": "float",
+    "score": "float",
+    "weight": "float",
+    "norm": "float",
+    "router_logits": "floats",
+    "scores": "floats",
+    "selection": "floats",
+}
 
 
-def conform(rows: pa.Table, columns: Iterable[str] = SCHEMA.names) -> pa.Table:
+@cache
+def schema() -> pa.Schema:
+    """The columns with their types."""
+    kinds = {"text": pa.dictionary(pa.int32(), pa.string()), "floats": pa.list_(pa.float32())}
+    return pa.schema([(name, kinds.get(kind) or pa.type_for_alias(kind)) for name, kind in COLUMNS.items()])
+
+
+def conform(rows: pa.Table, columns: Iterable[str] = tuple(COLUMNS)) -> pa.Table:
     """The columns as this version has them, each in one piece; tools that rewrite files change their types.
 
     Raises:
         ValueError: a column is missing, or holds something else.
     """
-    arrays, fields = [], [SCHEMA.field(name) for name in columns]
+    arrays, fields = [], [schema().field(name) for name in columns]
     for field in fields:
         if rows.schema.get_field_index(field.name) < 0:
             raise ValueError(f"the column {field.name} is missing")

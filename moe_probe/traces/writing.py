@@ -11,21 +11,27 @@ import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 
 from moe_probe.checked import digest, file_digest
+from moe_probe.deferred import Extra
 from moe_probe.errors import AlreadyThere
 from moe_probe.files import cannot_write, whole_file
 from moe_probe.routing import LayerBatch, Source
 from moe_probe.shown import brief
 from moe_probe.texts.corpus import Corpus
-from moe_probe.traces.rows import CARD, DOCUMENTS, FORMAT, MANIFEST, SCHEMA, conform, digests, part_names
+from moe_probe.traces.rows import CARD, DOCUMENTS, FORMAT, MANIFEST, conform, digests, part_names, schema
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+else:
+    pa, pq = (Extra(name, "trace", "Routing traces") for name in ("pyarrow", "pyarrow.parquet"))
 
 FILE_ROWS = 1 << 17  # choices per file
 SCORE_KIND = b"moe_probe.score_kind"
@@ -65,8 +71,8 @@ def to_table(batch: LayerBatch, norms: bool = False) -> pa.Table:
         "selection": _on_first(_selection(batch), n, k),
     }
     about = {SCORE_KIND: batch.score_kind.encode()}
-    arrays = [_column(columns[field.name], field, n * k) for field in SCHEMA]
-    return pa.Table.from_arrays(arrays, schema=SCHEMA.with_metadata(about))
+    arrays = [_column(columns[field.name], field, n * k) for field in schema()]
+    return pa.Table.from_arrays(arrays, schema=schema().with_metadata(about))
 
 
 def _order(batch: LayerBatch) -> torch.Tensor:
@@ -124,12 +130,12 @@ def write_file(tables: Sequence[pa.Table], path: Path) -> None:
     kinds = {str(table["layer"][0]): _kind(table) for table in tables if table.num_rows}
     sizes = [table.num_rows for table in tables if table.num_rows]
     entry = {"name": path.name, "rows": rows.num_rows, "batches": sizes, "digests": digests(rows), "score_kinds": kinds}
-    schema = SCHEMA.with_metadata(VERSION)
+    stated = schema().with_metadata(VERSION)
     with whole_file(path) as partial:
         _claim(path.parent, [entry])
-        with pq.ParquetWriter(partial, schema, compression="zstd", write_page_checksum=True) as writer:
+        with pq.ParquetWriter(partial, stated, compression="zstd", write_page_checksum=True) as writer:
             for table in tables:
-                writer.write_table(table.cast(schema), row_group_size=max(1, table.num_rows))
+                writer.write_table(table.cast(stated), row_group_size=max(1, table.num_rows))
 
 
 def _kind(table: pa.Table) -> str:
@@ -228,16 +234,21 @@ def _write_documents(corpus: Corpus, path: Path) -> None:
         for d in corpus.documents
     ]
     with whole_file(path) as partial:
-        pq.write_table(pa.Table.from_pylist(rows, schema=DOCUMENT_SCHEMA), partial, compression="zstd")
+        pq.write_table(pa.Table.from_pylist(rows, schema=document_schema()), partial, compression="zstd")
 
 
-DOCUMENT_SCHEMA = pa.schema(
-    [
-        ("number", pa.int64()),
-        ("label", pa.string()),
-        ("cluster", pa.string()),
-        ("text", pa.string()),
-        ("ids", pa.list_(pa.int64())),
-        ("spans", pa.list_(pa.int64())),
-    ]
-)
+DOCUMENT_COLUMNS: Mapping[str, str] = {
+    "number": "int64",
+    "label": "string",
+    "cluster": "string",
+    "text": "string",
+    "ids": "numbers",
+    "spans": "numbers",
+}
+
+
+@cache
+def document_schema() -> pa.Schema:
+    """The columns of the documents with their types."""
+    kinds = {"numbers": pa.list_(pa.int64())}
+    return pa.schema([(name, kinds.get(kind) or pa.type_for_alias(kind)) for name, kind in DOCUMENT_COLUMNS.items()])

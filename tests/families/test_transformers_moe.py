@@ -7,7 +7,9 @@ from transformers import PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 import moe_probe
+from moe_probe.facts import facts, numbers
 from moe_probe.families import DENSE, SHARED
+from moe_probe.families.headers import outline
 from moe_probe.families.transformers_moe import FAMILY, meta_module
 
 MODEL_TYPES = """
@@ -44,6 +46,8 @@ def test_published_files_hold_what_the_live_module_computes_with(model_type, tmp
     disk, live = moe_probe.load(tmp_path), moe_probe.load(module)
     assert disk.moe_layers
     assert disk.layers == live.layers
+    told = outline(str(tmp_path))
+    assert told is None or (facts(told), numbers(told)) == (facts(disk), numbers(disk))
     for index in disk.moe_layers:
         assert torch.equal(disk.router_weight(index), live.router_weight(index))
     for where in matrices(disk):

@@ -19,7 +19,7 @@ import moe_probe
 from moe_probe import dynamic
 from moe_probe.errors import Damaged, MoEProbeError
 from moe_probe.traces.reading import read_trace
-from moe_probe.traces.rows import CARD, DOCUMENTS, MANIFEST, SCHEMA, is_part
+from moe_probe.traces.rows import CARD, COLUMNS, DOCUMENTS, MANIFEST, is_part
 from moe_probe.traces.writing import card_digest, finish, new_part, to_table, write_file
 
 LENGTHS = (3, 17, 1, 9)
@@ -133,7 +133,7 @@ def test_a_single_value_that_was_edited_is_noticed(name, value, copied):
         trace.to_dataframe()
 
 
-@pytest.mark.parametrize("name", SCHEMA.names)
+@pytest.mark.parametrize("name", list(COLUMNS))
 def test_a_column_that_is_missing_is_named(name, copied):
     folder, _ = copied
     rewrite(part_of(folder), lambda table: table.drop_columns([name]))

@@ -22,7 +22,8 @@ from moe_probe.checkpoint.folder import Opened, inside
 from moe_probe.checkpoint.lazy import Index, LazyTensor, Stored
 from moe_probe.checkpoint.mapped import FileState, map_file
 from moe_probe.checkpoint.slices import covering
-from moe_probe.errors import CheckpointError, DamagedFile, MissingFiles, MissingPackage
+from moe_probe.deferred import needed
+from moe_probe.errors import CheckpointError, DamagedFile, MissingFiles
 
 NAME = "gguf"
 SUFFIX = ".gguf"
@@ -47,10 +48,8 @@ def package() -> Any:
     Raises:
         MissingPackage: it is not installed.
     """
-    try:
+    with needed("gguf", "gguf", "GGUF files"):
         import gguf
-    except ImportError as error:
-        raise MissingPackage("GGUF files are read with the gguf package; install it: pip install gguf.") from error
     return gguf
 
 

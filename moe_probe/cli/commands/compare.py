@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from moe_probe.cli.common import Options, Out, Table, console, write
-from moe_probe.cli.options import MODEL_OPTIONS, of_run, open_model, parse_options, takes
+from moe_probe.cli.common import NAMED, Options, Out, Table, console, write
+from moe_probe.cli.options import MODEL_OPTIONS, of_run, open_source, parse_options, takes
 from moe_probe.errors import InputError, NotComparable
 from moe_probe.options import COMPARE_OPTIONS, DEFAULTS, check_arguments, completed
 from moe_probe.shown import printable
@@ -35,7 +35,9 @@ def epilog() -> str:
 
 @takes(*COMPARE_OPTIONS, *(name for name in MODEL_OPTIONS if name != "revision"))
 def command(
-    sources: Annotated[list[str], typer.Argument(metavar="CKPT...", help="Checkpoints or traces, in their order.")],
+    sources: Annotated[
+        list[str], typer.Argument(metavar="CKPT...", help=f"Checkpoints or traces, in their order; {NAMED}.")
+    ],
     out: Out,
     texts: Annotated[str | None, typer.Option(metavar="FILE", help="Texts, as for dynamic; none for traces.")] = None,
     label: Annotated[
@@ -50,7 +52,7 @@ def command(
     **options: Any,
 ) -> None:
     """Compare checkpoints: how they use their experts, and how routing and weights moved from one to the next."""
-    from moe_probe import comparisons, dynamic
+    from moe_probe import comparisons
     from moe_probe.comparisons.side_by_side import open_sources
 
     if label is not None and len(set(label)) != len(sources):
@@ -59,7 +61,7 @@ def command(
     known = comparisons.names()
     for name in (*(analysis or ()), *given):
         check_arguments(name, known[name], given.get(name, ()), besides=SOURCES)
-    models = [source if dynamic.is_trace(source) else open_model(source, options) for source in sources]
+    models = [open_source(source, options) for source in sources]
     opened = open_sources(models if label is None else dict(zip(label, models, strict=True)), least=1)
     asked = completed(of_run(options, COMPARE_OPTIONS), COMPARE_OPTIONS, "compare")
 

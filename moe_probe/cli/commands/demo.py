@@ -56,7 +56,7 @@ def command(
     if every:
         with timed("all figures"):
             draw_everything(root, texts, out / "all")
-    console.print(f"\nThe main figures:\n  {page}\nThe explorer, for any browser:\n  {explorer}", soft_wrap=True)
+    console.print(f"The main figures:\n  {page}\nThe explorer, for any browser:\n  {explorer}", soft_wrap=True)
 
 
 def bundled() -> Path:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from moe_probe.cli.common import CkptOrTrace, Options, Out, Table, Texts, write
-from moe_probe.cli.options import MODEL_OPTIONS, check_names, of_run, open_model, parse_options, takes
+from moe_probe.cli.options import MODEL_OPTIONS, check_names, of_run, open_source, parse_options, takes
 from moe_probe.options import DEFAULTS, completed
 
 if TYPE_CHECKING:
@@ -20,10 +20,11 @@ if TYPE_CHECKING:
 
 def epilog() -> str:
     """The analyses, and two examples."""
-    from moe_probe import dynamic
+    from moe_probe.dynamic.registered import ANALYSES
 
+    starred = (name + "*" * ANALYSES.stated(name, "unasked", False) for name in ANALYSES)
     return (
-        f"Analyses: {', '.join(name + '*' * each.unasked for name, each in dynamic.names().items())}\n\n"
+        f"Analyses: {', '.join(starred)}\n\n"
         "Examples: `moe-probe dynamic ckpt/Mixtral-8x7B-v0.1 --texts wiki.txt -o out`, then without the model "
         "`moe-probe dynamic out/trace --analysis expert_load -o out`"
     )
@@ -44,14 +45,13 @@ def command(
 ) -> None:
     """Run the model over texts, once for all analyses: netCDF results and PDF figures in DIR."""
     from moe_probe import dynamic
+    from moe_probe.dynamic import sources
     from moe_probe.dynamic.driver import results
-    from moe_probe.dynamic.sources import open_source
 
     asked = completed(of_run(options))
     given = parse_options(option)
     check_names(given, dynamic.names(), "analysis")
-    opened = dynamic.read_trace(source) if dynamic.is_trace(source) else open_model(source, options)
-    seen = open_source(opened, texts, asked)
+    seen = sources.open_source(open_source(source, options), texts, asked)
     analyses = chosen(seen, analysis, with_defaults(given, asked, out))
     write(results(seen, analyses, asked).values(), out, asked["n_jobs"], table)
 

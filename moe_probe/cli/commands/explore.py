@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from moe_probe.cli.common import CkptOrTrace, Texts, console
-from moe_probe.cli.options import MODEL_OPTIONS, of_run, open_model, takes
+from moe_probe.cli.options import MODEL_OPTIONS, of_run, open_source, takes
 from moe_probe.options import EXPLORE_OPTIONS, PAGE_BYTES
 
 
@@ -35,12 +35,11 @@ def command(
 ) -> None:
     """Write one page of HTML to look into the routing of every token; it needs no network."""
     from moe_probe import explorer
-    from moe_probe.dynamic import is_trace
     from moe_probe.results import load_result
 
     near: Any = load_result(similar) if similar.endswith(".nc") else None if similar == "none" else similar
     page = explorer.explore(
-        source if is_trace(source) else open_model(source, options),
+        open_source(source, options),
         texts,
         similar=near,
         max_bytes=max_bytes,

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from moe_probe.cli.common import Ckpt, console
-from moe_probe.cli.options import open_model, takes
+from moe_probe.cli.options import open_model, parse_fields, split_name, takes
 
 
 def epilog() -> str:
@@ -25,8 +25,12 @@ def command(
     """Describe a checkpoint without reading its weights."""
     from moe_probe.cli.tables import info_table
     from moe_probe.facts import numbers
+    from moe_probe.families.headers import outline
 
-    model = open_model(ckpt, options)
+    name, place = split_name(ckpt)
+    told = None if options["revision"] else outline(place, parse_fields(options["config"]))
+    model = told or open_model(ckpt, options)
+    model.name = name or model.name
     if as_json:
         typer.echo(json.dumps(numbers(model), indent=1))
     else:

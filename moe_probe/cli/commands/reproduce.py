@@ -6,16 +6,16 @@ from typing import Annotated, Any
 
 import typer
 
-from moe_probe.cli.common import Options, Out, Texts, console
+from moe_probe.cli.common import NAMED, Options, Out, Texts, console
 from moe_probe.cli.options import MODEL_OPTIONS, of_run, open_model, parse_options, takes
 from moe_probe.options import REPRODUCE_OPTIONS
 
 
 def epilog() -> str:
     """The papers, and an example."""
-    from moe_probe import figures
+    from moe_probe.figures.papers import PAPERS
 
-    papers = ", ".join(f"{name} (arXiv {paper.arxiv})" for name, paper in figures.papers().items())
+    papers = ", ".join(f"{PAPERS.stated(name, 'name')} (arXiv {PAPERS.stated(name, 'arxiv')})" for name in PAPERS)
     return (
         f"Papers: {papers}\n\n"
         "Example: `moe-probe reproduce look-into-moes --model ckpt/Mixtral-8x7B-v0.1 --baseline ckpt/Mistral-7B-v0.1 "
@@ -26,7 +26,9 @@ def epilog() -> str:
 @takes(*REPRODUCE_OPTIONS, *(name for name in MODEL_OPTIONS if name != "revision"))
 def command(
     paper: Annotated[str, typer.Argument(metavar="PAPER", help="A paper, of those below.")],
-    model: Annotated[list[str], typer.Option(metavar="CKPT", help="A checkpoint folder or hub id; may be repeated.")],
+    model: Annotated[
+        list[str], typer.Option(metavar="CKPT", help=f"A checkpoint folder or hub id; {NAMED}; may be repeated.")
+    ],
     out: Out,
     texts: Texts = None,
     option: Options = None,

@@ -53,13 +53,14 @@ def command(
     shares, model, asked = parse_shares(fractions), open_model(ckpt, options), of_run(options, OF_SCORE)
     reading = {name: asked.pop(name) for name in TEXT_OPTIONS}
     several = names if names == "all" else names.split(",")
+    before: Any = None if base is None else open_model(base, {})
     if texts is None:
         if evaluate is not None:
             raise NotFitting("--evaluate judges scores of --texts, which are not given; pass both, or --texts alone.")
-        write([pruning.scores(model, None, several, base=base, **asked)], out)
+        write([pruning.scores(model, None, several, base=before, **asked)], out)
         return
     calibration, held_out = two_corpora(model, texts, evaluate, reading, truth)
-    found = pruning.scores(model, calibration, several, base=base, **asked)
+    found = pruning.scores(model, calibration, several, base=before, **asked)
     if held_out is None:
         write([found], out)
         return

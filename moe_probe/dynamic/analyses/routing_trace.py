@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
-import pyarrow as pa
 import torch
 import xarray as xr
 
@@ -18,6 +17,9 @@ from moe_probe.routing import ROUTING, LayerBatch, Need, Source
 from moe_probe.statistics.states import ALL_LAYERS, Files, Total
 from moe_probe.traces import writing as trace
 from moe_probe.traces.rows import CARD
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 
 @dataclass

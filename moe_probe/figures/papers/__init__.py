@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from functools import cache
+from typing import TYPE_CHECKING
 
 from moe_probe.errors import NoSuchName
-from moe_probe.figures.recipes import Paper
 from moe_probe.registry import Registry
+
+if TYPE_CHECKING:
+    from moe_probe.figures.recipes import Paper
 
 PAPERS: Registry[Paper] = Registry("moe_probe.figures.papers", "papers", "paper", lambda module, name: module.PAPER)
 

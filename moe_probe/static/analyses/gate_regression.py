@@ -42,6 +42,7 @@ def gate_regression(
     layers: Sequence[int] | int | None = None,
     permutations: int = DRAWS,
     n_jobs: int = 1,
+    progress: bool = True,
 ) -> xr.Dataset:
     """Least-squares line of gate similarity (y) on expert similarity (x) over the pairs of experts of a layer.
 
@@ -73,6 +74,7 @@ def gate_regression(
         layers: MoE layers; all by default.
         permutations: orders of the gate embeddings for the p-values; 0 for none.
         n_jobs: layers computed at a time, through joblib.
+        progress: whether progress is shown.
 
     Returns:
         Dataset with `r`, `r_squared`, `slope`, `intercept`, `stderr`, `p_value`, `q_value` (layer, projection); a pair
@@ -90,7 +92,7 @@ def gate_regression(
     """
     check_draws(permutations, "permutations")
     model = load(model)
-    experts = similarity(model, level, projections=projections, layers=layers, n_jobs=n_jobs)
+    experts = similarity(model, level, projections=projections, layers=layers, n_jobs=n_jobs, progress=progress)
     labels = experts.expert.values.tolist()
     if len(labels) < 3:
         raise NotFitting(f"{model.name} has {len(labels)} experts with weights; a regression needs at least 3.")

@@ -48,6 +48,7 @@ def pca(
     baseline: Openable | None = None,
     outliers: tuple[float, int] | None = None,
     n_jobs: int = 1,
+    progress: bool = True,
 ) -> xr.Dataset:
     """Principal components of the experts, or of their neurons, of each layer and projection.
 
@@ -83,6 +84,7 @@ def pca(
         outliers: (eps, min_samples) of a DBSCAN on the coordinates (level `matrix`); the paper uses (50, 5) for
             DeepSeekMoE-16B. eps is absolute and does not carry over to other sizes.
         n_jobs: layers and projections computed at a time, through joblib.
+        progress: whether progress is shown.
 
     Returns:
         Dataset with `coordinates` (layer, projection, point, component), `explained_variance` (divisor points - 1) and
@@ -107,7 +109,7 @@ def pca(
     compute = partial(
         _matrix_pca if level == "matrix" else _neuron_pca, n_components=n_components, standardize=standardize
     )
-    results = map_items(compute, chosen, n_jobs, f"PCA ({level})")
+    results = map_items(compute, chosen, n_jobs, f"PCA ({level})", progress)
     _require_variance(results, model, "experts" if level == "matrix" else "neurons")
     if outliers is not None:
         for result in results:

@@ -46,6 +46,7 @@ def similarity(
     shared: bool = False,
     as_published: bool = False,
     n_jobs: int = 1,
+    progress: bool = True,
 ) -> xr.Dataset:
     """Similarity of every pair of experts, layer by layer and projection by projection.
 
@@ -94,6 +95,7 @@ def similarity(
         as_published: CKA as Kornblith et al. publish it, with its bias.
         shared: add the shared block as `"S"` (level `neuron_mean` or metric `cka`: it has more neurons than one).
         n_jobs: layers (pairs for `neuron_aligned`) computed at a time, through joblib.
+        progress: whether progress is shown.
 
     Returns:
         Dataset with `cosine` (or `cka`, `l2`), float64, dims (layer, projection, expert, other), symmetric; for
@@ -115,10 +117,11 @@ def similarity(
     if metric != "cka" and level != "neuron_mean":
         require_same_shape(chosen, f"Level {level!r}")
     if level == "neuron_aligned":
-        values = _aligned(chosen, n_jobs)
+        values = _aligned(chosen, n_jobs, progress)
     else:
         compare = partial(_compare, level=level, metric=metric, as_published=as_published)
-        values = {metric: np.stack(map_items(compare, chosen, n_jobs, f"Similarity ({level}, {metric})"))}
+        by_layer = map_items(compare, chosen, n_jobs, f"Similarity ({level}, {metric})", progress)
+        values = {metric: np.stack(by_layer)}
     layer_index = list(dict.fromkeys(item.layer for item in chosen))
     names = list(dict.fromkeys(item.projection for item in chosen))
     labels = list(chosen[0].labels)
@@ -169,9 +172,9 @@ def _compare(matrices: Matrices, level: str, metric: str, as_published: bool) ->
     return (geometry.distance if metric == "l2" else geometry.cosine).numpy()
 
 
-def _aligned(chosen: Sequence[Matrices], n_jobs: int) -> dict[str, np.ndarray]:
+def _aligned(chosen: Sequence[Matrices], n_jobs: int, progress: bool) -> dict[str, np.ndarray]:
     pairs = [(item, i, j) for item in chosen for i, j in combinations(range(len(item.labels)), 2)]
-    results = iter(map_items(_align_pair, pairs, n_jobs, "Aligning neurons"))
+    results = iter(map_items(_align_pair, pairs, n_jobs, "Aligning neurons", progress))
     out = {name: [] for name in ("cosine", "kendall_tau")}
     for item in chosen:
         matrices = torch.eye(len(item.labels), dtype=torch.float64).repeat(2, 1, 1)

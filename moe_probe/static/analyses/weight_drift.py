@@ -31,6 +31,7 @@ def weight_drift(
     projections: Sequence[str] | str | None = None,
     layers: Sequence[int] | int | None = None,
     n_jobs: int = 1,
+    progress: bool = True,
 ) -> xr.Dataset:
     """Every expert's matrices before and after, and the experts' geometry, Gram matrix against Gram matrix.
 
@@ -57,6 +58,7 @@ def weight_drift(
         projections: some of `up`, `gate`, `down`; all by default.
         layers: MoE layers; all by default.
         n_jobs: matrices of layers compared at a time, through joblib.
+        progress: whether progress is shown.
 
     Returns:
         Dataset, float64: `cosine` and `relative_change` |A' - A| / |A| (layer, projection, expert) of the flattened
@@ -86,7 +88,7 @@ def weight_drift(
     ]
     for item in chosen:
         _require_shapes(first, second, item)
-    compared = map_items(_compare, chosen, n_jobs, "Weight drift")
+    compared = map_items(_compare, chosen, n_jobs, "Weight drift", progress)
     shape, half = (len(indices), len(names)), len(chosen[0].labels) // 2
     values = {name: np.stack([one[name] for one in compared]) for name in compared[0]}
     values = {name: array.reshape(*shape, *array.shape[1:]) for name, array in values.items()}
