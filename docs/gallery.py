@@ -113,11 +113,20 @@ def _resized(
                 shape = [len(along) if each == dim else 1 for each in variable.dims]
                 factor = factor * along.reshape(shape)
         share = "expert" in variable.dims and np.allclose(variable.sum("expert"), 1)
-        most = 1.0 if (np.abs(np.nan_to_num(values)) <= 1).all() else np.inf
-        values = np.clip(values * factor, -most, most)
+        most = 0.99 if (np.abs(np.nan_to_num(values)) <= 1).all() else np.inf
+        changed = np.clip(values * factor, -most, most)
+        values = np.where(_same(larger), values, changed)
         if share:
             values = values / values.sum(variable.dims.index("expert"), keepdims=True)
     return xr.Variable(variable.dims, values, variable.attrs)
+
+
+def _same(variable: xr.Variable) -> np.ndarray:
+    """Cells of an expert with itself."""
+    if not {"expert", "other"} <= set(variable.dims):
+        return np.zeros(variable.shape, bool)
+    shape = [size if dim in ("expert", "other") else 1 for dim, size in variable.sizes.items()]
+    return np.broadcast_to(np.eye(*[s for s in shape if s > 1], dtype=bool).reshape(shape), variable.shape)
 
 
 def _different(larger: xr.Variable, places: Mapping[str, np.ndarray]) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,10 +15,10 @@ from matplotlib.image import AxesImage
 
 from moe_probe.plotting._heatmap import beyond, ratio_ticks
 from moe_probe.plotting._page import NOTE
-from moe_probe.plotting._style import PAGE, Figure, style
+from moe_probe.plotting._style import CHARACTERS, PAGE, Figure, style
 
 HIGHEST = 9.2  # inches of a page
-LEFT, RIGHT, TOP, BOTTOM = 0.5, 0.85, 0.04, 0.4  # inches around the panels
+LEFT, RIGHT, TOP, BOTTOM = 0.55, 0.95, 0.04, 0.4  # inches around the panels
 LINE = 0.17  # inches of a legend, or of a note
 ABOVE, BETWEEN = 0.17, 0.07  # a panel's title; the gap beside it
 WIDEST, PART = 2.6, 0.6  # inches of a panel; of a page that few panels take
@@ -72,11 +73,12 @@ class Grid:
 
     def _columns(self, count: int) -> tuple[int, float]:
         """How many columns, and how wide in inches: as wide as they can be on a part of a page."""
+        columns, width = self.unit, WIDEST
         for columns in range(self.unit, self.columns + 1, self.unit):
             width = min((PAGE - self.left - self.right - self.apart * (columns - 1)) / columns, WIDEST)
             rows = -(-count // columns)
             if rows * (width * self.aspect + ABOVE + self.apart) <= (HIGHEST if rows > 1 else 3) * PART:
-                return columns, width
+                break
         return columns, width
 
     def pages(self, stem: str, names: Sequence[str], items: Sequence[Any], draw: Panel) -> Iterator[tuple[str, Figure]]:
@@ -129,7 +131,8 @@ class Grid:
         x = (self.left + (size[0] - self.left - self.right) / 2) / size[0]
         y = (self.bottom + (size[1] - self.bottom - self.top) / 2) / size[1]
         figure.text(x, (self.bottom - 0.36) / size[1], self.x, ha="center", fontsize=8)
-        figure.text(0.06 / size[0], y, self.y, rotation=90, va="center", fontsize=8)
+        said = "\n".join(textwrap.wrap(self.y, max(int(0.75 * size[1] * CHARACTERS), 8)))
+        figure.text(0.04 / size[0], y, said, rotation=90, va="center", ha="left", fontsize=8)
         if self.note:
             figure.text(x, 0.03 / size[1], self.note, ha="center", va="bottom", **NOTE)
         if self.bar and image is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 import matplotlib
 import numpy as np
@@ -200,12 +200,12 @@ def heatmaps(
     rows = -(-len(panels) // columns)
     several = (PAGE, rows * (PAGE / (columns + 0.45) + 0.5) + 0.1)
     all_axes = page.panels(rows, columns, several if len(panels) > 1 else (COLUMN, COLUMN - 0.35)).ravel()
-    image: Any = None
+    image, most = cast(Any, None), 9 if columns < 3 or len(next(iter(panels.values()))) <= 9 else 6
     for at, (axes, (name, values)) in enumerate(zip(all_axes, panels.items(), strict=False)):
         image = map_panel(axes, values, colors, blank_diagonal)
         axes.set_title(name)
         axes.set_xlabel(axes_names[0])
-        label_ticks(axes, [str(label) for label in values[values.dims[-1]].values], y=at % columns == 0)
+        label_ticks(axes, [str(label) for label in values[values.dims[-1]].values], y=at % columns == 0, most=most)
         if at % columns == 0:
             axes.set_ylabel(axes_names[1])
     for axes in all_axes[len(panels) :]:

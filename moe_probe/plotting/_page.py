@@ -130,7 +130,7 @@ class Page:
         if self.given is not None:
             if text:
                 self.given[0].set_title(text)
-            return self.look["ax"] if self.look.get("ax") is not None else self.look.get("axes")
+            return self.given[0] if self.look.get("ax") is not None else self.look.get("axes")
         if text:
             self.figure.suptitle(text)
         if self._notes:

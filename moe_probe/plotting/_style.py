@@ -140,7 +140,7 @@ def _fit_labels(figure: matplotlib.figure.Figure, part: float) -> None:
     for axes in figure.axes:
         label, text = axes.yaxis.label, axes.get_ylabel().replace("\n", " ")
         room = part * axes.bbox.height / figure.dpi
-        longest = max(int(room * CHARACTERS * 8 / label.get_fontsize()), 8)
+        longest = max(int(room * CHARACTERS * 8 / float(label.get_fontsize())), 8)
         if text and label.get_rotation() == 90 and len(text) > longest:
             label.set_text("\n".join(textwrap.wrap(text, longest, break_long_words=False)))
 
@@ -153,12 +153,12 @@ def _rewrite_ticks(axis: Axis) -> None:
         axis.set_ticks(places, labels=shown)
 
 
-def label_ticks(axes: Axes, labels: Sequence[str], x: bool = True, y: bool = True) -> None:
-    """Tick labels at the cells of a square map, thinned to about nine; the last label, if it is a letter, stays."""
-    at = round_places(labels)
+def label_ticks(axes: Axes, labels: Sequence[str], x: bool = True, y: bool = True, most: int = MAX_TICKS) -> None:
+    """Tick labels at the cells of a square map, thinned to `most`; the last label, if it is a letter, stays."""
+    at = round_places(labels, most)
     letters = [i for i, label in enumerate(labels) if not label.isdigit()]
     if 0 < len(letters) <= 2:
-        apart = max(len(labels) // MAX_TICKS, 1)
+        apart = max(len(labels) // most, 1)
         at = sorted({*(i for i in at if all(abs(i - letter) >= apart for letter in letters)), *letters})
     axes.set_xticks(at, [labels[i] for i in at] if x else [])
     axes.set_yticks(at, [labels[i] for i in at] if y else [])

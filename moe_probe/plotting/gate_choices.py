@@ -45,7 +45,8 @@ def plot(
         >>> ds = dynamic.gate_choices("ckpt/tiny-mixtral", ["A short text."])
         >>> figure = plotting.plot(ds, layer=2)
     """
-    layer, document = pick(ds, "layer", layer), pick(ds, "document", document)
+    layer = pick(ds, "layer", layer)
+    document = int(pick(ds, "document", document))
     shown, length = _tokens(ds, document, start)
     with Page(ds, look) as page:
         width = max(min(PAGE, 1.2 + 0.13 * shown.sizes["token"]), 2.6)

@@ -47,7 +47,7 @@ def plot(ds: xr.Dataset, layer: int | None = None, **look: Unpack[Look]) -> Draw
             part = ds.sel(layer=layer, projection=name)
             density = _pairs(axes, part, band=True) or density
             slope = f", slope {float(part.slope):.2f}" if np.isfinite(part.slope) else ""
-            axes.set(title=f"{name}: {_r_squared(part)}{slope}", xlabel="similarity of the experts")
+            axes.set(title=f"{name}\n{_r_squared(part)}{slope}", xlabel="similarity of the experts")
         all_axes[0].set_ylabel("similarity of the gate embeddings")
         if density is not None:
             page.colorbar(density, all_axes, "pairs")
@@ -120,8 +120,8 @@ def figures(ds: xr.Dataset) -> Iterator[tuple[str, Figure]]:
         yield f"{stem}_r_squared", over_layers(ds)
     items = [(layer, name) for layer in ds.layer.values for name in ds.projection.values]
     names = [f"{layer} {name}: {float(ds.r_squared.sel(layer=layer, projection=name)):.2f}" for layer, name in items]
-    said = "similarity of the experts", "similarity of the gate embeddings"
-    grid = Grid(9, 0.9, *said, unit=ds.sizes["projection"], note="numbers: R²")
+    note = "similarity of pairs; numbers: R²"
+    grid = Grid(9, 0.9, "experts", "gate embeddings", unit=ds.sizes["projection"], note=note)
     spans = [_span(ds[name].values) for name in ("similarity", "gate")]
 
     def draw(axes: Axes, item: tuple[int, str]) -> None:

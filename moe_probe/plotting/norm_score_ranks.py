@@ -60,10 +60,10 @@ def _most(count: np.ndarray) -> float:
     return (float(np.quantile(known, 0.995)) if len(known) else 0.0) or 1.0
 
 
-def _map(axes: Axes, count: np.ndarray, most: float) -> AxesImage:
+def _map(axes: Axes, count: np.ndarray, most: float, small: bool = False) -> AxesImage:
     extent = (0.5, len(count) + 0.5, 0.5, len(count) + 0.5)
     image = show(axes, count, origin="lower", vmin=0, vmax=most, extent=extent)
-    ticks = sorted({1, -(-len(count) // 2), len(count)})
+    ticks = sorted({1, -(-len(count) // 2), *([] if small else [len(count)])})
     axes.set(xticks=ticks, yticks=ticks)
     return image
 
@@ -86,7 +86,7 @@ def figures(ds: xr.Dataset) -> Iterator[tuple[str, Figure]]:
     names, experts = [f"layer {layer}" for layer in ds.layer.values], count.shape[1]
     most = _most(count)
     grid = Grid(6, 1.0, f"rank of the norm ({experts}: largest)", "rank of the score", "count")
-    yield from grid.pages("norm_score_ranks_layers", names, list(count), lambda axes, one: _map(axes, one, most))
+    yield from grid.pages("norm_score_ranks_layers", names, list(count), lambda axes, one: _map(axes, one, most, True))
 
 
 def details(ds: xr.Dataset) -> Iterator[tuple[str, Figure]]:

@@ -67,7 +67,7 @@ def _token(axes: Axes, one: xr.Dataset, token: int, few: bool) -> list[Any]:
         return _twin_bars(axes, norm, score, [str(label) for label in one.expert.values])
     known = np.isfinite(norm) & np.isfinite(score)
     varied = known.sum() > 2 and np.ptp(norm[known]) > 0 and np.ptp(score[known]) > 0
-    rank = f"\nrank correlation {spearmanr(norm[known], score[known]).statistic:.2f}" if varied else ""
+    rank = f"\nrank correlation {spearmanr(norm[known], score[known])[0]:.2f}" if varied else ""
     axes.set_title(title.split("\n")[0] + rank)
     return _points(axes, norm, score, chosen.astype(bool))
 

@@ -63,14 +63,18 @@ def _name_axes(axes: Any, part: xr.Dataset, three: bool) -> None:
     labels = [f"PC{i + 1} ({value:.0%})" for i, value in enumerate(part.explained_variance_ratio.values)]
     axes.set(xlabel=labels[0], ylabel=labels[1])
     axes.set_title(f"{part.projection.item()}{_outlier_note(part)}", y=0.97 if three else None)
-    axes.tick_params(labelsize=6)
-    axes.locator_params(nbins=3 if three else 5)
-    if three:
-        axes.set_zlabel(labels[2], labelpad=0)
-        axes.set_box_aspect(None, zoom=0.72)
-        axes.set_facecolor("none")  # the axis label of the panel to the left reaches below
-    else:
+    if not three:
+        axes.tick_params(labelsize=6)
+        axes.locator_params(nbins=5)
         axes.set_aspect("equal", adjustable="datalim")
+        return
+    axes.set_zlabel(labels[2])
+    axes.locator_params(nbins=3)
+    axes.set(xticklabels=[], yticklabels=[], zticklabels=[])  # there is no room for both names and numbers
+    for axis in (axes.xaxis, axes.yaxis, axes.zaxis):
+        axis.labelpad = -10
+    axes.set_box_aspect(None, zoom=0.8)
+    axes.set_facecolor("none")  # the axis label of the panel to the left reaches below
 
 
 def _points(axes: Axes, part: xr.Dataset, size: float = 1.0) -> None:

@@ -97,13 +97,14 @@ def figures(ds: xr.Dataset) -> Iterator[tuple[str, Figure]]:
     yield "token_specialization", plot(ds)
     named = _named_places(ds)
     values, note = named.position_share * ds.sizes["expert"], ""
+    within = xr.zeros_like(values, bool)
     if "position_share_low" in ds and "position_chance" in ds:
-        within = (ds.position_share_low <= ds.position_chance) & (ds.position_chance <= ds.position_share_high)
-        within, note = within.transpose("layer", "place", "expert"), f"hatched: maybe chance; {said_of_intervals(ds)}"
+        within = (named.position_share_low <= ds.position_chance) & (ds.position_chance <= named.position_share_high)
+        note = f"hatched: maybe chance; {said_of_intervals(ds)}"
+    within = within.transpose("layer", "place", "expert")
 
     def mark(axes: Axes, layer: int) -> None:
-        if note:
-            hatch(axes, within.sel(layer=layer).values)
+        hatch(axes, within.sel(layer=layer).values)
 
     stem = "token_specialization_places"
     yield from label_grid(stem, values, ratio_colors(values, 1), BAR, note, rows="place", mark=mark)
