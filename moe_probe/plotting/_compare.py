@@ -16,7 +16,7 @@ from matplotlib.image import AxesImage
 from moe_probe.plotting._page import relabelled
 from moe_probe.plotting._style import PAGE, Figure, style
 
-HEIGHT = 2.6  # inches of a model, unless figsize says otherwise
+TITLE, HIGHEST = 0.2, 9.6  # inches of a model's name, and of a page
 
 
 def side_by_side(
@@ -25,9 +25,12 @@ def side_by_side(
     """The plots of all results, one above the other."""
     labels, own = options.get("labels") or {}, {**options, "figsize": None}
     with style():
-        size = options.get("figsize") or (PAGE, HEIGHT * len(results))
+        sizes = np.array([modules[name].plot(ds, **own).get_size_inches() for name, ds in results.items()])
+        heights = sizes[:, 1] + TITLE
+        size = options.get("figsize") or (min(sizes[:, 0].max(), PAGE), min(heights.sum(), HIGHEST))
         figure = Figure(figsize=size, layout="constrained")
-        rows = cast(Sequence[SubFigure], figure.subfigures(len(results), 1, squeeze=False)[:, 0])
+        grid = figure.subfigures(len(results), 1, squeeze=False, height_ratios=heights)
+        rows = cast(Sequence[SubFigure], grid[:, 0])
         for row, (name, ds) in zip(rows, results.items(), strict=True):
             named = relabelled(ds.assign_attrs(model=name), labels)
             modules[name].plot(named, **{**own, "figure": row, "title": named.attrs["model"]})

@@ -198,7 +198,7 @@ def heatmaps(
     """One square map per panel (expert, other), all in the same `colors`; `axes_names` of x and y."""
     columns = min(len(panels), MOST_BESIDE)
     rows = -(-len(panels) // columns)
-    several = (PAGE, rows * (PAGE / (columns + 0.45) + 0.5) + 0.1)
+    several = (PAGE, rows * (PAGE / (columns + 0.45) + 0.5) + 0.15)
     all_axes = page.panels(rows, columns, several if len(panels) > 1 else (COLUMN, COLUMN - 0.35)).ravel()
     image, most = cast(Any, None), 9 if columns < 3 or len(next(iter(panels.values()))) <= 9 else 6
     for at, (axes, (name, values)) in enumerate(zip(all_axes, panels.items(), strict=False)):

@@ -110,8 +110,9 @@ def layer_colors(layers: Any) -> Any:
 
 def plain_numbers(axes: Axes) -> None:
     """Ticks of a logarithmic y axis as plain numbers, which need no formula."""
-    axes.yaxis.set_major_formatter(FuncFormatter(_plain))
+    axes.yaxis.set_major_formatter(FuncFormatter(plain))
 
 
-def _plain(value: float, place: int | None = None) -> str:
+def plain(value: float, place: int | None = None) -> str:
+    """A number as it is written without a formula."""
     return f"{value:g}"

@@ -17,6 +17,7 @@ from moe_probe.errors import NoSuchName, NotFitting
 from moe_probe.plotting._style import COLUMN, Figure, style
 from moe_probe.signatures import check_number, check_types
 
+TITLE = 0.2  # inches
 NOTE = {"fontsize": 6, "color": "0.35"}
 Drawn = Any  # the Figure; where axes were given, those
 
@@ -84,7 +85,8 @@ class Page:
             return np.array(self.given, object).reshape(rows, columns)
         self.figure = self.look.get("figure")
         if self.figure is None:
-            self.figure = Figure(figsize=self.look.get("figsize") or size, layout="constrained")
+            above = TITLE if self.look.get("title") else 0
+            self.figure = Figure(figsize=self.look.get("figsize") or (size[0], size[1] + above), layout="constrained")
         return self.figure.subplots(rows, columns, squeeze=False, **options)
 
     def panel(self, size: tuple[float, float] = (COLUMN, 2.4), **options: Any) -> Axes:
@@ -132,10 +134,17 @@ class Page:
                 self.given[0].set_title(text)
             return self.given[0] if self.look.get("ax") is not None else self.look.get("axes")
         if text:
-            self.figure.suptitle(text)
+            self._write_title(text)
         if self._notes:
             self.figure.supxlabel(_wrapped(dict.fromkeys(self._notes), int(self._width() * 21)), **NOTE)
         return self.figure
+
+    def _write_title(self, text: str) -> None:
+        """Above a legend as its title, for a layout would put both at one place."""
+        if self.figure.legends:
+            self.figure.legends[0].set_title(text, prop={"size": "medium"})
+        else:
+            self.figure.suptitle(text)
 
     def _width(self) -> float:
         root = self.figure.figure if self.given is None else self.given[0].figure

@@ -9,11 +9,12 @@ import numpy as np
 import seaborn
 import xarray as xr
 from matplotlib.axes import Axes
+from matplotlib.ticker import FuncFormatter
 from matplotlib.transforms import Bbox
 
 from moe_probe.plotting._choices import pick_layer
 from moe_probe.plotting._grid import Grid
-from moe_probe.plotting._lines import layer_axis
+from moe_probe.plotting._lines import layer_axis, plain
 from moe_probe.plotting._page import Drawn, Look, Page
 from moe_probe.plotting._scatter import cloud
 from moe_probe.plotting._style import COLUMN, PAGE, PROJECTION_COLORS, Figure
@@ -50,7 +51,8 @@ def plot(ds: xr.Dataset, layer: int | None = None, **look: Unpack[Look]) -> Draw
             axes.set(title=f"{name}\n{_r_squared(part)}{slope}", xlabel="similarity of the experts")
         all_axes[0].set_ylabel("similarity of the gate embeddings")
         if density is not None:
-            page.colorbar(density, all_axes, "pairs")
+            bar = page.colorbar(density, all_axes, "pairs", format=FuncFormatter(plain))
+            bar.ax.minorticks_off()
         page.note(f"n = {ds.sizes['pair']:,} pairs; band: 95 % over {DRAWS} draws of pairs")
         return page.finish(f"{page.ds.attrs['model']}, layer {layer}")
 

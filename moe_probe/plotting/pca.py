@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any, Unpack
 
 import matplotlib
+import matplotlib.figure
 import numpy as np
 import textalloc
 import xarray as xr
@@ -54,9 +55,10 @@ def plot(ds: xr.Dataset, layer: int | None = None, **look: Unpack[Look]) -> Draw
             _points(axes, part)
             _name_axes(axes, part, three)
         _explain(page, list(all_axes), own)
+        drawn = page.finish(f"{page.ds.attrs['model']}, layer {layer}")
         if ds.attrs["level"] == "matrix":
             _label_panels(page, list(all_axes), own)
-        return page.finish(f"{page.ds.attrs['model']}, layer {layer}")
+        return drawn
 
 
 def _name_axes(axes: Any, part: xr.Dataset, three: bool) -> None:
@@ -96,9 +98,11 @@ def _explain(page: Page, all_axes: list[Axes], own: xr.Dataset) -> None:
 
 def _label_panels(page: Page, all_axes: list[Axes], own: xr.Dataset) -> None:
     """Numbers of experts, placed on axes of their final size."""
-    figure = page.figure.get_figure(root=True)
+    figure = page.figure
+    if not isinstance(figure, matplotlib.figure.Figure):
+        return  # part of a figure, whose size is not yet known
     figure.draw_without_rendering()
-    if isinstance(figure, Figure) and page.look.get("figure") is None and page.given is None:
+    if page.given is None and page.look.get("figure") is None:
         figure.set_layout_engine("none")
     for axes, name in zip(all_axes, own.projection.values, strict=True):
         _label(axes, own.sel(projection=name))

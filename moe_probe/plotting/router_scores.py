@@ -9,8 +9,10 @@ import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.patches import Patch
+from matplotlib.ticker import NullFormatter
 
 from moe_probe.plotting._choices import pick_layer
+from moe_probe.plotting._lines import plain_numbers
 from moe_probe.plotting._page import Drawn, Look, Page
 from moe_probe.plotting._style import BLUE, COLUMN, ORANGE, PAGE, Figure, round_places
 
@@ -67,6 +69,8 @@ def log_if_spiked(axes: Axes, shares: np.ndarray) -> None:
     if len(known) and known.max() > SPIKE * np.median(known):
         axes.set_yscale("log")
         axes.set_ylim(known.min() / 1.5, min(known.max() * 1.5, 1.5))
+        axes.yaxis.set_minor_formatter(NullFormatter())
+        plain_numbers(axes)
 
 
 def bin_edges(ds: xr.Dataset) -> np.ndarray:

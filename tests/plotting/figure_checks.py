@@ -50,6 +50,7 @@ def check_size(figure, stem):
 def check_texts(figure, named, stem):
     """No text is cut off at the figure's edge, and none lies over another."""
     for text, box in named:
+        assert "\\math" not in text, f"{stem}: {text!r} is a formula"
         inside = box.x0 > -1.5 and box.y0 > -1.5
         inside = inside and box.x1 < figure.bbox.x1 + 1.5 and box.y1 < figure.bbox.y1 + 1.5
         assert inside, f"{stem}: {text!r} reaches beyond the figure: {box}"
