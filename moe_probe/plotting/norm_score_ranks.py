@@ -20,17 +20,18 @@ from moe_probe.plotting._heatmap import beyond, show
 from moe_probe.plotting._page import Drawn, Look, Page
 from moe_probe.plotting._style import COLORMAP, COLUMN, PAGE, Figure
 
-FEW = 16  # experts that are bars; more are a map
+FEW, LINES = 16, 8  # experts that are bars, more are a map; lines of bars where they are many
 
 DIMS = ("layer", "score_rank", "norm_rank")
 
 
-def plot(ds: xr.Dataset, layer: int | None = None, **look: Unpack[Look]) -> Drawn:
+def plot(ds: xr.Dataset, layer: int | None = None, bars: bool | None = None, **look: Unpack[Look]) -> Drawn:
     """Counts over the norm rank, a bar per score rank; a map of more than 16 experts.
 
     Args:
         ds: result of `dynamic.norm_score_ranks`.
         layer: all layers together by default.
+        bars: or a map; bars of more than 16 experts stand in eight lines, as in the paper.
         look: what every plot takes.
 
     Examples:
@@ -41,16 +42,13 @@ def plot(ds: xr.Dataset, layer: int | None = None, **look: Unpack[Look]) -> Draw
     pairs = ds.total if layer is None else ds.pairs.sel(layer=pick_layer(ds, layer))
     count = pairs.transpose("score_rank", "norm_rank").values
     with Page(ds, look) as page:
-        few = len(count) <= FEW
-        axes = page.panel((PAGE, 2.3) if few else (COLUMN, COLUMN - 0.4))
-        if few:
-            _bars(axes, count)
-            scale = ScalarMappable(Normalize(1, len(count)), COLORMAP)
-            page.colorbar(scale, axes, "rank of the score", ticks=MaxNLocator(8, integer=True))
+        if bars or (bars is None and len(count) <= FEW):
+            _bars(page, count)
         else:
+            axes = page.panel((COLUMN, COLUMN - 0.4))
             image = _map(axes, count, _most(count))
             page.colorbar(image, axes, "count", extend=beyond(image))
-        axes.set(xlabel=f"rank of the norm ({len(count)}: largest)", ylabel="count" if few else "rank of the score")
+            axes.set(xlabel=f"rank of the norm ({len(count)}: largest)", ylabel="rank of the score")
         return page.finish(f"{page.ds.attrs['model']}, {'all layers' if layer is None else f'layer {layer}'}")
 
 
@@ -68,15 +66,22 @@ def _map(axes: Axes, count: np.ndarray, most: float, small: bool = False) -> Axe
     return image
 
 
-def _bars(axes: Axes, count: np.ndarray) -> None:
+def _bars(page: Page, count: np.ndarray) -> None:
+    """A group of bars for every rank of the norm, in one line or in eight."""
     experts = len(count)
-    colors = matplotlib.colormaps[COLORMAP](np.linspace(0, 1, experts))
-    width, ranks = 0.9 / experts, np.arange(experts)
-    for score_rank in range(experts):
-        at = ranks + 1 + (score_rank - (experts - 1) / 2) * width
-        axes.bar(at, count[score_rank], width, color=colors[score_rank])
-    axes.set(xticks=ranks + 1, xlim=(0.4, experts + 0.6), ylim=(0, 1.05 * np.nan_to_num(count).max() or 1.0))
-    axes.yaxis.set_major_locator(MaxNLocator(6, integer=True))
+    lines = 1 if experts <= FEW else LINES
+    panels = page.panels(lines, 1, (PAGE, 2.3 if lines == 1 else 8.5), sharey=True)[:, 0]
+    colors, width = matplotlib.colormaps[COLORMAP](np.linspace(0, 1, experts)), 0.9 / experts
+    for axes, ranks in zip(panels, np.array_split(np.arange(experts), lines), strict=True):
+        for score_rank in range(experts):
+            at = ranks + 1 + (score_rank - (experts - 1) / 2) * width
+            axes.bar(at, count[score_rank, ranks], width, color=colors[score_rank])
+        axes.set(xticks=ranks + 1, xlim=(ranks[0] + 0.4, ranks[-1] + 1.6), ylabel="count")
+        axes.yaxis.set_major_locator(MaxNLocator(6 if lines == 1 else 3, integer=True))
+    panels[0].set_ylim(0, 1.05 * np.nan_to_num(count).max() or 1.0)
+    panels[-1].set_xlabel(f"rank of the norm ({experts}: largest)")
+    scale = ScalarMappable(Normalize(1, experts), COLORMAP)
+    page.colorbar(scale, panels, "rank of the score", ticks=MaxNLocator(8, integer=True), aspect=15 * lines)
 
 
 def figures(ds: xr.Dataset) -> Iterator[tuple[str, Figure]]:

@@ -15,6 +15,7 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.ticker import MaxNLocator
 
+from moe_probe.errors import NoSuchName
 from moe_probe.plotting._choices import pick_layer
 from moe_probe.plotting._grid import Grid, chosen_layers
 from moe_probe.plotting._page import Drawn, Look, Page
@@ -26,7 +27,7 @@ PICKED = {0: BLUE, 1: GREEN, 2: PURPLE, 3: SKY}  # colors of experts that stand 
 DIMS = ("layer", "projection", "point", "component")
 
 
-def plot(ds: xr.Dataset, layer: int | None = None, **look: Unpack[Look]) -> Drawn:
+def plot(ds: xr.Dataset, layer: int | None = None, colors: str | None = None, **look: Unpack[Look]) -> Drawn:
     """Scatter of one layer, a panel per projection; in 3-D where the result has three components.
 
     Matrix level: a circle per expert with its number (of many, the farthest ones), a triangle for the dense baseline;
@@ -37,7 +38,11 @@ def plot(ds: xr.Dataset, layer: int | None = None, **look: Unpack[Look]) -> Draw
     Args:
         ds: result of `static.pca`.
         layer: the first one of the result by default.
+        colors: name of a color map of matplotlib, in whose colors the neurons of all experts are drawn.
         look: what every plot takes.
+
+    Raises:
+        NoSuchName: the result has no such layer, or matplotlib no such color map.
 
     Examples:
         >>> from moe_probe import static, plotting
@@ -45,6 +50,8 @@ def plot(ds: xr.Dataset, layer: int | None = None, **look: Unpack[Look]) -> Draw
         >>> figure = plotting.plot(ds, layer=1)
     """
     layer = pick_layer(ds, layer)
+    if colors is not None and colors not in matplotlib.colormaps:
+        raise NoSuchName.among("color map", colors, list(matplotlib.colormaps))
     three = ds.sizes["component"] == 3
     kind = {"subplot_kw": {"projection": "3d"}} if three else {}
     with Page(ds, look) as page:
@@ -52,9 +59,9 @@ def plot(ds: xr.Dataset, layer: int | None = None, **look: Unpack[Look]) -> Draw
         all_axes = page.panels(1, ds.sizes["projection"], (PAGE, 2.3), **kind)[0]
         for axes, name in zip(all_axes, ds.projection.values, strict=True):
             part = own.sel(projection=name)
-            _points(axes, part)
+            _points(axes, part, colors=colors)
             _name_axes(axes, part, three)
-        _explain(page, list(all_axes), own)
+        _explain(page, list(all_axes), own, colors)
         drawn = page.finish(f"{page.ds.attrs['model']}, layer {layer}")
         if ds.attrs["level"] == "matrix":
             _label_panels(page, list(all_axes), own)
@@ -79,19 +86,19 @@ def _name_axes(axes: Any, part: xr.Dataset, three: bool) -> None:
     axes.set_facecolor("none")  # the axis label of the panel to the left reaches below
 
 
-def _points(axes: Axes, part: xr.Dataset, size: float = 1.0) -> None:
+def _points(axes: Axes, part: xr.Dataset, size: float = 1.0, colors: str | None = None) -> None:
     """The points of one layer and projection."""
     if part.attrs["level"] == "matrix":
         _experts(axes, part, size)
     else:
-        _neurons(axes, part)
+        _neurons(axes, part, colors)
 
 
-def _explain(page: Page, all_axes: list[Axes], own: xr.Dataset) -> None:
+def _explain(page: Page, all_axes: list[Axes], own: xr.Dataset, colors: str | None) -> None:
     """What colors and marks mean: a color bar of the expert's number where each has a color, else a legend."""
-    if own.attrs["level"] == "neuron" and len(_routed(own)) <= FEW:
+    if own.attrs["level"] == "neuron" and (colors or len(_routed(own)) <= FEW):
         norm = Normalize(0, max(len(_routed(own)) - 1, 1))
-        page.colorbar(ScalarMappable(norm, COLORMAP), all_axes, "expert", ticks=MaxNLocator(8, integer=True))
+        page.colorbar(ScalarMappable(norm, colors or COLORMAP), all_axes, "expert", ticks=MaxNLocator(8, integer=True))
     if own.attrs["level"] == "neuron" or "F" in own.expert.values:
         page.legend(all_axes[0])
 
@@ -146,14 +153,14 @@ def _routed(part: xr.Dataset) -> list[str]:
     return [str(name) for name in dict.fromkeys(part.expert.values) if name != "F"]
 
 
-def _neurons(axes: Axes, part: xr.Dataset) -> None:
+def _neurons(axes: Axes, part: xr.Dataset, colors: str | None) -> None:
     points, labels = part.coordinates.transpose("point", "component").values, part.expert.values
     names, look = _routed(part), {"s": 2, "linewidths": 0, "rasterized": True}
-    if len(names) <= FEW:
+    if colors or len(names) <= FEW:
         place = {name: at / max(len(names) - 1, 1) for at, name in enumerate(names)}
         own = labels != "F"
-        colors = matplotlib.colormaps[COLORMAP]([place[name] for name in labels[own]])
-        axes.scatter(*points[own].T, c=colors, **look)
+        shades = matplotlib.colormaps[colors or COLORMAP]([place[name] for name in labels[own]])
+        axes.scatter(*points[own].T, c=shades, **look)
     else:
         axes.scatter(*points[labels != "F"].T, color="0.8", **look)
         for color, name in zip(PICKED.values(), _farthest(points, labels, names), strict=False):
