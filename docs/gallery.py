@@ -9,10 +9,11 @@ from __future__ import annotations
 import argparse
 import doctest
 import inspect
+import io
 import json
 import tempfile
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import chdir
 from functools import cache
 from pathlib import Path
@@ -147,6 +148,14 @@ def _coordinate(ds: xr.Dataset, dim: str, at: np.ndarray) -> tuple[str, np.ndarr
         return dim, np.arange(len(at)) + int(values[0])
     special = [str(label) for label in values if str(label) in SPECIAL]
     return dim, np.array([*(str(number) for number in range(len(at) - len(special))), *special])
+
+
+def pictures(experts: int = 128, layers: int = 48) -> Iterator[tuple[str, bytes]]:
+    """The first figure of every result, as PNG, by the name of its analysis."""
+    for name, ds in examples().items():
+        content = io.BytesIO()
+        next(iter(plotting.figures(resized(ds, experts, layers))))[1].savefig(content, format="png", dpi=110)
+        yield name, content.getvalue()
 
 
 def drawn(ds: xr.Dataset, folder: Path, dpi: int = 100) -> None:
