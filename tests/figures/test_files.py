@@ -74,8 +74,8 @@ def test_an_environment_is_as_wide_as_its_figure():
 
 @pytest.mark.thorough
 def test_a_papers_figures_stand_in_latex_with_caption_and_source(tmp_path):
-    options = {"layers": [1, 2], "progress": False}
-    made = figures.reproduce("mh-moe", {"X-MoE_1": "ckpt/tiny-x-moe"}, tmp_path, ["The bank.", "A file."], **options)
+    texts = ["The bank.", "A file."]
+    made = figures.reproduce("mh-moe", {"X-MoE_1": "ckpt/tiny-x-moe"}, tmp_path, texts, progress=False)
     snippet = (tmp_path / "figures" / "X-MoE_1" / "figures.tex").read_text()
     included = re.findall(r"\\includegraphics\[width=\\linewidth\]\{(.*?)\}", snippet)
     assert [f"figures/X-MoE_1/{name}" for name in included] == [entry["file"] for entry in made.figures]

@@ -26,6 +26,12 @@ def both_scales(ds: xr.Dataset, results: Mapping[str, xr.Dataset], layers: Seque
             yield stem, plotting.plot(ds, layer=layer, scale=scale, diagonal=True)
 
 
+def gate_maps(ds: xr.Dataset, results: Mapping[str, xr.Dataset]) -> Figures:
+    """All layers under one scale, in files that name the first and the last one."""
+    span = f"layers{int(ds.layer.min())}-{int(ds.layer.max())}"
+    return ((f"{stem}_{span}", figure) for stem, figure in plotting.figures(ds))
+
+
 def gates_beside_experts(ds: xr.Dataset, results: Mapping[str, xr.Dataset], layers: Sequence[int]) -> Figures:
     """Gate embeddings beside the mean neurons of the experts, on one scale."""
     beside = results.get("similarity_neuron_mean")
@@ -105,6 +111,7 @@ PAPER = Paper(
             shows="cosine of the gate embeddings, beside that of the mean neurons",
             name="gate_similarity",
             compute=lambda subject: static.gate_similarity(subject.model, layers=subject.layers),
+            draw=gate_maps,
             layers=gates_beside_experts,
         ),
         FromWeights(
