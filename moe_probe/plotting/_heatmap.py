@@ -108,7 +108,7 @@ def hatch(axes: Axes, where: np.ndarray) -> None:
     y, x = np.nonzero(where)
     boxes = list(np.stack([x, y], 1)[:, None] + CORNERS)
     with matplotlib.rc_context({"hatch.linewidth": 0.35}):
-        cells = PolyCollection(boxes, facecolor="none", edgecolor="0.35", linewidth=0, hatch="////////")
+        cells = PolyCollection(boxes, facecolor="none", edgecolor="0.35", linewidth=0, hatch="/////")
         axes.add_collection(cells, autolim=False)
 
 

@@ -96,7 +96,7 @@ def check_colors(figure, pixels, stem, sample=200):
         y = bottom + down * (top - bottom) if image.origin == "lower" else top + down * (bottom - top)
         places = axes.transData.transform(np.stack([x, y], 1))
         cells = axes.bbox.width / values.shape[1], axes.bbox.height / values.shape[0]
-        if min(cells) < 3:
+        if min(cells) < 5:
             continue  # smaller than pixels can tell
         expected = image.cmap(image.norm(np.ma.masked_invalid(values[rows, columns])), bytes=True).astype(int)
         right_color = np.zeros(sample, bool)
