@@ -91,7 +91,7 @@ def compare(results: Mapping[str, xr.Dataset], *, labels: Mapping[str, str] | No
 
     Examples:
         >>> from moe_probe import plotting, static
-        >>> checkpoints = {"Mixtral": "ckpt/tiny-mixtral", "DeepSeek": "ckpt/tiny-deepseek"}
+        >>> checkpoints = {"Mixtral": "ckpt/tiny-mixtral", "DeepSeek": "ckpt/tiny-deepseek-moe"}
         >>> found = {name: static.gate_similarity(path) for name, path in checkpoints.items()}
         >>> figure = plotting.compare(found)
     """

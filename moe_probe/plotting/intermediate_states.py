@@ -8,6 +8,7 @@ from typing import Any, Unpack
 import numpy as np
 import xarray as xr
 
+from moe_probe.errors import OutOfRange
 from moe_probe.plotting._choices import pick, pick_layer
 from moe_probe.plotting._grid import chosen_layers
 from moe_probe.plotting._heatmap import SCALES, Scale, beyond, limits, show
@@ -41,7 +42,7 @@ def plot(
 
     Raises:
         NoSuchName: there is no such layer, scale or expert.
-        OutOfRange: there are no such tokens.
+        OutOfRange: there are no such tokens, or `experts` is empty.
 
     Examples:
         >>> from moe_probe import dynamic, plotting
@@ -49,6 +50,8 @@ def plot(
         >>> figure = plotting.plot(ds)
     """
     layer = pick_layer(ds, layer)
+    if experts is not None and not len(experts):
+        raise OutOfRange("experts is empty; pass labels of experts, or leave it out.")
     sort = ds.sizes["expert"] > FEW if sort is None else sort
     with Page(ds, look) as page:
         one = rows(page.ds)

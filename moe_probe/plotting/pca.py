@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, Unpack
+from typing import Any, Literal, Unpack, get_args
 
 import matplotlib
 import matplotlib.figure
@@ -24,10 +24,11 @@ from moe_probe.plotting._style import BLUE, COLORMAP, GREEN, GREY, ORANGE, PAGE,
 FEW = 16  # experts with large markers, and with a color each
 LABELED = 14  # of more experts: those farthest from the middle
 PICKED = {0: BLUE, 1: GREEN, 2: PURPLE, 3: SKY}  # colors of experts that stand out among many
+Colors = Literal["viridis", "Spectral"]
 DIMS = ("layer", "projection", "point", "component")
 
 
-def plot(ds: xr.Dataset, layer: int | None = None, colors: str | None = None, **look: Unpack[Look]) -> Drawn:
+def plot(ds: xr.Dataset, layer: int | None = None, colors: Colors | None = None, **look: Unpack[Look]) -> Drawn:
     """Scatter of one layer, a panel per projection; in 3-D where the result has three components.
 
     Matrix level: a circle per expert with its number (of many, the farthest ones), a triangle for the dense baseline;
@@ -38,11 +39,11 @@ def plot(ds: xr.Dataset, layer: int | None = None, colors: str | None = None, **
     Args:
         ds: result of `static.pca`.
         layer: the first one of the result by default.
-        colors: name of a color map of matplotlib, in whose colors the neurons of all experts are drawn.
+        colors: in which the neurons of all experts are drawn, however many: `viridis`, or the paper's `Spectral`.
         look: what every plot takes.
 
     Raises:
-        NoSuchName: the result has no such layer, or matplotlib no such color map.
+        NoSuchName: there is no such layer or color map.
 
     Examples:
         >>> from moe_probe import static, plotting
@@ -50,8 +51,8 @@ def plot(ds: xr.Dataset, layer: int | None = None, colors: str | None = None, **
         >>> figure = plotting.plot(ds, layer=1)
     """
     layer = pick_layer(ds, layer)
-    if colors is not None and colors not in matplotlib.colormaps:
-        raise NoSuchName.among("color map", colors, list(matplotlib.colormaps))
+    if colors is not None and colors not in get_args(Colors):
+        raise NoSuchName.among("color map", colors, get_args(Colors))
     three = ds.sizes["component"] == 3
     kind = {"subplot_kw": {"projection": "3d"}} if three else {}
     with Page(ds, look) as page:
