@@ -36,7 +36,13 @@ SECTIONS = {
 @cache
 def pages() -> Mapping[str, str]:
     """The text of every generated page by its path in the documentation."""
-    return dict(_analysis_pages()) | dict(_error_pages()) | dict(_format_pages()) | dict(_family_pages())
+    return (
+        dict(_analysis_pages())
+        | dict(_error_pages())
+        | dict(_format_pages())
+        | dict(_family_pages())
+        | {"gallery.md": _gallery()}
+    )
 
 
 def analyses() -> dict[str, dict[str, Any]]:
@@ -76,6 +82,15 @@ def _analysis(name: str, analysis: Any) -> tuple[str, str, str]:
         parts += _example(name, analysis)
     parts += ["## Reference", f"::: {analysis.__module__}.{analysis.__qualname__}"]
     return title, question, "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _gallery() -> str:
+    """Every figure at the size of a real model, with the first line of what its plot says."""
+    parts = ["# Gallery", GALLERY]
+    for name in plotting.names():
+        told = (inspect.getdoc(plotting.PLOTS[name].plot) or "").split("\n\n")[0].replace("\n", " ")
+        parts += [f"## {name.replace('_', ' ').capitalize()}", told, f"![{name}](figures/gallery/{name}.png)"]
+    return "\n\n".join(parts) + "\n"
 
 
 def _title(name: str, analysis: Any) -> str:
@@ -137,6 +152,10 @@ def _family_pages() -> Iterator[tuple[str, str]]:
     yield "families/index.md", index[: table.end()] + "\n".join(rows) + "\n" + index[table.end() :]
 
 
+GALLERY = """\
+The first figure of every result at 48 layers of 128 experts. The numbers are those of the plot's own example on a tiny
+model, again and again, each a little different: they show how a figure looks, and nothing about any model.
+`tests/plotting/test_gallery.py` checks every figure at 8 to 256 experts and 1 to 61 layers."""
 FORMATS_SAY = """\
 `load` takes a folder, a GGUF file or a hub id. Packed matrices are decoded as they are read, a slice at a
 time; a slice reads its own bytes. Decoded values equal those of the format's own package

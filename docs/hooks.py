@@ -11,6 +11,7 @@ from typing import Any
 from mkdocs.structure.files import File
 
 sys.path.insert(0, str(Path(__file__).parent))
+import gallery
 import generated
 
 SECTIONS = ("analyses", "families", "formats", "errors")
@@ -34,6 +35,8 @@ def on_files(files: Any, config: Any) -> Any:
         if (on_disk := files.get_file_from_path(path)) is not None:
             files.remove(on_disk)
         files.append(File.generated(config, path, content=text))
+    for name, picture in gallery.pictures():
+        files.append(File.generated(config, f"figures/gallery/{name}.png", content=picture))
     return files
 
 

@@ -16,10 +16,12 @@ from matplotlib.figure import Figure
 
 from moe_probe.errors import InputError
 from moe_probe.figures.contact_sheet import contact_sheet, thumbnail
+from moe_probe.figures.latex import write_snippet
 from moe_probe.figures.recipes import Recipe
 from moe_probe.figures.saving import write_figure
 from moe_probe.files import whole_file
 from moe_probe.parallel import map_items
+from moe_probe.plotting import Which
 from moe_probe.shown import file_name
 
 MANIFEST, CONTACT_SHEET, FIGURES = "manifest.json", "contact_sheet.pdf", "figures"
@@ -41,11 +43,13 @@ class Album:
 
     Attributes:
         paper: its name.
-        folder: holds `figures/<model>/*.pdf`, `results/<model>/*.nc`, `manifest.json` and `contact_sheet.pdf`.
+        folder: holds `figures/<model>/*.pdf` with `figures.tex` beside them, `results/<model>/*.nc`, `manifest.json`
+            and `contact_sheet.pdf`.
         png: whether figures are written as PNG too.
         n_jobs: figures drawn at a time.
-        figures: an entry per figure: `figure`, `shows`, `model`, `file`, `analysis`, `parameters`, `fingerprint`,
-            `data`.
+        which: `main` figures, with single layers of six layers; `all` layers; or `none`.
+        figures: an entry per figure: `figure`, `shows`, `model`, `file`, `caption`, `width` in inches, `analysis`,
+            `parameters`, `fingerprint`, `data`.
         missing: an entry per kind of figure that a model cannot give: `figure`, `shows`, `model`, `reason`.
     """
 
@@ -53,6 +57,7 @@ class Album:
     folder: Path
     png: bool = False
     n_jobs: int = 1
+    which: Which = "main"
     figures: list[dict[str, Any]] = field(default_factory=list)
     missing: list[dict[str, Any]] = field(default_factory=list)
     _thumbnails: list[tuple[str, np.ndarray]] = field(default_factory=list, repr=False)
@@ -80,7 +85,7 @@ class Album:
     ) -> None:
         """Draw a result's figures and enter them; what cannot be drawn is listed with its reason."""
         try:
-            drawn = list(recipe.draw(dataset, results))
+            drawn = list(recipe.figures(dataset, results, self.which))
         except InputError as error:
             self.cannot(recipe, label, str(error))
             return
@@ -88,7 +93,7 @@ class Album:
         paths = [folder / f"{file_name(recipe.stem(stem))}.pdf" for stem, _ in drawn]
         work = [(figure, path, self.png) for (_, figure), path in zip(drawn, paths, strict=True)]
         thumbnails = map_items(write_with_thumbnail, work, self.n_jobs, f"Figures of {recipe.name}")
-        for path, picture in zip(paths, thumbnails, strict=True):
+        for (stem, figure), path, picture in zip(drawn, paths, thumbnails, strict=True):
             self._thumbnails.append((f"{folder.name}/{path.stem}", picture))
             self.figures.append(
                 {
@@ -96,6 +101,8 @@ class Album:
                     "shows": recipe.shows,
                     "model": label,
                     "file": str(path.relative_to(self.folder)),
+                    "caption": recipe.caption(stem, label),
+                    "width": round(float(figure.get_figwidth()), 2),
                     "analysis": dataset.attrs["analysis"],
                     "parameters": json.loads(dataset.attrs["parameters"]),
                     "fingerprint": dataset.attrs["fingerprint"],
@@ -114,6 +121,9 @@ class Album:
         for path in self._stale():
             path.unlink(missing_ok=True)
             path.with_suffix(".png").unlink(missing_ok=True)
+        for folder in dict.fromkeys(Path(entry["file"]).parent for entry in self.figures):
+            own = [entry for entry in self.figures if Path(entry["file"]).parent == folder]
+            write_snippet(own, self.folder / folder)
         contact_sheet(self._thumbnails, self.contact_sheet, title=self.paper)
 
     def _stale(self) -> Iterator[Path]:

@@ -22,6 +22,7 @@ from moe_probe.figures.recipes import FromModel, FromModels, FromTexts, FromWeig
 from moe_probe.forward.running import Running
 from moe_probe.model import MoEModel, Openable, load
 from moe_probe.options import REPRODUCE_OPTIONS, TEXT_OPTIONS, RunOptions, check_arguments, completed
+from moe_probe.plotting import Which
 from moe_probe.results import load_result, save
 from moe_probe.shown import PlainConsole, file_name
 from moe_probe.signatures import checked
@@ -43,6 +44,7 @@ def reproduce(
     *,
     options: Mapping[str, Mapping[str, Any]] | None = None,
     png: bool = False,
+    which: Which = "main",
     **run_options: Unpack[RunOptions],
 ) -> Album:
     """Every figure of a paper that the models support, as vector PDF, from results that are computed once.
@@ -59,6 +61,8 @@ def reproduce(
             missing.
         options: arguments of the dynamic analyses by name, such as `{"ffn_experts_per_token": {"min_count": 2}}`.
         png: write PNG files too, beside the PDF files.
+        which: of figures of single layers, as the paper lays them out, `main` ones: six layers, evenly apart; `all`
+            layers; or `none`, and nothing else either: results only.
         run_options: those of `dynamic.run`; a `baseline` takes part where its shapes are those of an expert.
 
     Returns:
@@ -82,7 +86,7 @@ def reproduce(
     layers, reading = asked.pop("layers"), {name: asked.pop(name) for name in TEXT_OPTIONS}
     dense = None if asked["baseline"] is None else _dense(asked["baseline"])
     maker = Maker(
-        album=Album(plan.name, Path(out), png, asked["n_jobs"]),
+        album=Album(plan.name, Path(out), png, asked["n_jobs"], which),
         texts=None if texts is None else read_rows(texts, **{name: reading.pop(name) for name in OF_ROWS}),
         options=options,
         reading=reading,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -11,8 +12,11 @@ from matplotlib.figure import Figure
 from moe_probe import plotting
 from moe_probe.dynamic import Analysis
 from moe_probe.model import MoEModel
+from moe_probe.plotting._grid import chosen_layers
 
 Draw = Callable[[xr.Dataset, Mapping[str, xr.Dataset]], Iterator[tuple[str, Figure]]]
+DrawLayers = Callable[[xr.Dataset, Mapping[str, xr.Dataset], Sequence[int]], Iterator[tuple[str, Figure]]]
+LAYER = re.compile(r"layer(\d+)")
 
 
 def all_figures(ds: xr.Dataset, results: Mapping[str, xr.Dataset]) -> Iterator[tuple[str, Figure]]:
@@ -51,12 +55,32 @@ class Recipe:
         shows: what it shows.
         name: of the result's file.
         draw: figures of the result (the second argument holds this model's earlier results by name).
+        layers: figures of single layers as the paper lays them out (the third argument says of which layers).
     """
 
     figure: str = ""
     shows: str
     name: str
     draw: Draw = all_figures
+    layers: DrawLayers | None = None
+
+    def figures(
+        self, ds: xr.Dataset, results: Mapping[str, xr.Dataset], which: plotting.Which
+    ) -> Iterator[tuple[str, Figure]]:
+        """All figures: (file stem, figure); of `all` layers, or of six of them, evenly apart; or `none`."""
+        if which == "none":
+            return
+        yield from self.draw(ds, results)
+        if self.layers is not None and "layer" in ds.dims:
+            numbers = [int(layer) for layer in ds.layer.values] if which == "all" else chosen_layers(ds.layer.values)
+            yield from self.layers(ds, results, numbers)
+
+    def caption(self, stem: str, model: str) -> str:
+        """What is said below one of its figures, such as `Figure 4, layer 2: load by task (Mixtral 8x7B)`."""
+        layer = LAYER.search(stem)
+        parts = ", ".join(filter(None, [self.figure, f"layer {layer[1]}" if layer else ""]))
+        text = ": ".join(filter(None, [parts, f"{self.shows} ({model})"]))
+        return text[0].upper() + text[1:]
 
     def stem(self, figure: str) -> str:
         """File stem of one of its figures."""

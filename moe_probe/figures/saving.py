@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import xarray as xr
 from matplotlib.figure import Figure
@@ -12,7 +13,10 @@ from moe_probe import plotting
 from moe_probe.files import whole_file
 from moe_probe.parallel import map_items
 from moe_probe.shown import file_name
-from moe_probe.signatures import check_jobs, checked
+from moe_probe.signatures import check_jobs, check_number, checked
+
+Format = Literal["pdf", "png", "svg"]
+Work = tuple[xr.Dataset, Path, plotting.Which, Format, int]
 
 
 def result_stem(dataset: xr.Dataset) -> str:
@@ -36,17 +40,51 @@ def write_figure(figure: Figure, path: Path, **options: Any) -> Path:
 
 
 @checked
-def draw(dataset: xr.Dataset, folder: Path, n_jobs: int = 1) -> list[Path]:
-    """Write every figure of a result as PDF to `folder/figures`, `n_jobs` at a time.
+def draw(
+    dataset: xr.Dataset | Sequence[xr.Dataset],
+    folder: Path,
+    n_jobs: int = 1,
+    *,
+    which: plotting.Which = "main",
+    format: Format = "pdf",
+    dpi: int = 300,
+) -> list[Path]:
+    """Write the figures of one or several results to `folder/figures`; returns their paths.
+
+    Args:
+        dataset: a result, or several; of several, each worker draws one.
+        folder: that `figures` is made in.
+        n_jobs: number of workers.
+        which: `main` figures, `all` of them, with those of single layers, or `none`.
+        format: of the files: `pdf`, `png` or `svg`.
+        dpi: dots an inch, of PNG files and of what is rasterized in the others.
 
     Raises:
-        NoSuchName: there is no plot for the result.
-        NotFitting: the result lacks what its figures show.
+        NoSuchName: there is no plot for a result, or no such choice or format.
+        NotFitting: a result lacks what its figures show.
+        OutOfRange: `dpi` is below 30 or above 2,400.
+        MachineError: the disk is full.
     """
     check_jobs(n_jobs)
-    drawn = [(figure, folder / "figures" / f"{file_name(stem)}.pdf") for stem, figure in plotting.figures(dataset)]
-    return list(map_items(_write, drawn, n_jobs, f"Figures of {dataset.attrs['analysis']}"))
+    check_number("dpi", dpi, 30, 2400)
+    if isinstance(dataset, xr.Dataset):
+        drawn = [
+            (figure, folder / "figures" / f"{file_name(stem)}.{format}", dpi)
+            for stem, figure in plotting.figures(dataset, which)
+        ]
+        return list(map_items(_write, drawn, n_jobs, f"Figures of {dataset.attrs['analysis']}"))
+    work: list[Work] = [(each, folder, which, format, dpi) for each in dataset]
+    return [path for paths in map_items(_draw_one, work, n_jobs, "Figures") for path in paths]
 
 
-def _write(drawn: tuple[Figure, Path]) -> Path:
-    return write_figure(*drawn)
+def _draw_one(work: Work) -> list[Path]:
+    dataset, folder, which, format, dpi = work
+    return [
+        write_figure(figure, folder / "figures" / f"{file_name(stem)}.{format}", dpi=dpi)
+        for stem, figure in plotting.figures(dataset, which)
+    ]
+
+
+def _write(drawn: tuple[Figure, Path, int]) -> Path:
+    figure, path, dpi = drawn
+    return write_figure(figure, path, dpi=dpi)

@@ -2,66 +2,127 @@
 
 Another package adds the plot of its analysis through the entry point group `moe_probe.plotting`: the entry point's name
 is the analysis's, its value a module with `plot(ds, **options)` and `figures(ds)`, and perhaps `summary(ds)` and the
-dimensions `DIMS` that the figures need.
+dimensions `DIMS` that the figures need, and `details(ds)`, the figures of single layers.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from types import ModuleType
-from typing import Any
+from typing import Any, Literal, get_args
 
 import xarray as xr
 
 from moe_probe.errors import NoSuchName, NotFitting, WrongType
 from moe_probe.plotting._choices import require
+from moe_probe.plotting._page import Look, Page
 from moe_probe.plotting._style import COLUMN, PAGE, Figure, style
 from moe_probe.registry import Registry
-from moe_probe.signatures import check_types
+from moe_probe.signatures import check_choice, check_types
 
-__all__ = ["COLUMN", "PAGE", "Figure", "figures", "names", "plot", "style", "summary"]
+__all__ = ["COLUMN", "PAGE", "Figure", "Look", "Page", "compare", "figures", "names", "plot", "style", "summary"]
 
+Which = Literal["none", "main", "all"]
 PLOTS: Registry[ModuleType] = Registry("moe_probe.plotting", "plotting", "plot for the analysis")
 
 
-def plot(ds: xr.Dataset, **options: Any) -> Figure:
+def plot(ds: xr.Dataset, **options: Any) -> Any:
     """The figure of a result, picked by `ds.attrs["analysis"]`.
 
     Args:
         ds: result of any analysis.
-        options: passed on to that analysis's plot, such as `layer=` and `scale=`.
+        options: passed on to that analysis's plot, such as `layer=` and `scale=`, and what all plots take: `ax=` or
+            `axes=` to draw on, `figsize=` in inches, `labels=` to write names otherwise, `title=` (none by default).
+
+    Returns:
+        The figure; the axes, where `ax` or `axes` are given.
 
     Raises:
         NoSuchName: there is no plot for the result, or no such option, layer or name in it.
-        NotFitting: the result lacks what its figure shows.
+        NotFitting: the result lacks what its figure shows, or another number of axes is given.
 
     Examples:
         >>> from moe_probe import static, plotting
         >>> ds = static.similarity("ckpt/tiny-mixtral")
-        >>> figure = plotting.plot(ds, layer=0)
+        >>> figure = plotting.plot(ds, layer=0, labels={"tiny-mixtral": "Mixtral"}, title=True)
     """
     module = _module(ds)
-    takes = list(inspect.signature(module.plot).parameters)[1:]
-    for name in options:
-        if name not in takes:
-            raise NoSuchName.among(f"option of the plot of {ds.attrs['analysis']}", name, takes)
-    check_types(module.plot, options)
+    check_options(f"plot of {ds.attrs['analysis']}", module.plot, options)
     with _complete(ds):
         return module.plot(ds, **options)
 
 
-def figures(ds: xr.Dataset) -> Iterator[tuple[str, Figure]]:
-    """All figures of a result, as (file stem, figure).
+def figures(ds: xr.Dataset, which: Which = "main") -> Iterator[tuple[str, Figure]]:
+    """Figures of a result, as (file stem, figure).
+
+    Args:
+        ds: result of any analysis.
+        which: `main`: all layers on a page or two, under one scale; `all`: single layers too; `none`: no figure.
 
     Raises:
-        NoSuchName: there is no plot for the result.
+        NoSuchName: there is no plot for the result, or no such choice of figures.
         NotFitting: the result lacks what its figures show.
     """
+    check_choice("choice of figures", which, get_args(Which))
     module = _module(ds)
     with _complete(ds):
-        yield from module.figures(ds)
+        if which != "none":
+            yield from module.figures(ds)
+        if which == "all" and hasattr(module, "details"):
+            yield from module.details(ds)
+
+
+def compare(results: Mapping[str, xr.Dataset], *, labels: Mapping[str, str] | None = None, **options: Any) -> Figure:
+    """Results of several models, one above the other in one figure, under one scale.
+
+    Args:
+        results: by the name that stands above; all of one analysis.
+        labels: how names are written: `{"mixtral": "Mixtral 8x7B"}`.
+        options: of that analysis's plot, such as `layer=`, and `figsize=`.
+
+    Returns:
+        A figure in which maps that show the same share their color limits, and lines their y axes.
+
+    Raises:
+        NotFitting: there are no results, or they are of several analyses.
+        NoSuchName: there is no plot for the results, or no such option.
+
+    Examples:
+        >>> from moe_probe import plotting, static
+        >>> checkpoints = {"Mixtral": "ckpt/tiny-mixtral", "DeepSeek": "ckpt/tiny-deepseek-moe"}
+        >>> found = {name: static.gate_similarity(path) for name, path in checkpoints.items()}
+        >>> figure = plotting.compare(found)
+    """
+    from moe_probe.plotting._compare import side_by_side
+
+    if not isinstance(results, Mapping) or not results:
+        raise NotFitting("results is empty or no mapping; pass {'name': result, ...}, all of one analysis.")
+    modules = {name: _module(ds) for name, ds in results.items()}
+    analyses = list(dict.fromkeys(str(ds.attrs["analysis"]) for ds in results.values()))
+    if len(analyses) > 1:
+        raise NotFitting(f"The results are of {', '.join(analyses)}; pass results of one analysis.")
+    check_options(f"plot of {analyses[0]}", next(iter(modules.values())).plot, options)
+    with _complete(next(iter(results.values()))):
+        return side_by_side(results, modules, {"labels": labels, **options})
+
+
+def check_options(name: str, function: Callable[..., Any], options: Mapping[str, Any]) -> None:
+    """Refuse options that a plot does not take, or takes as another type.
+
+    Raises:
+        NoSuchName: there is no such option.
+        WrongType: an option is of another type.
+    """
+    parameters = inspect.signature(function).parameters
+    takes = [each for each, said in list(parameters.items())[1:] if said.kind is not said.VAR_KEYWORD]
+    own = {each: value for each, value in options.items() if each in takes}
+    takes += list(Look.__annotations__) if len(takes) < len(parameters) - 1 else []
+    for each in options:
+        if each not in takes:
+            raise NoSuchName.among(f"option of the {name}", each, takes)
+    check_types(function, own)
 
 
 def summary(ds: xr.Dataset) -> tuple[str, xr.DataArray] | None:

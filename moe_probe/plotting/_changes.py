@@ -8,10 +8,11 @@ import matplotlib
 import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
-from matplotlib.image import AxesImage
 
-from moe_probe.plotting._heatmap import show
-from moe_probe.plotting._style import COLUMN, DIVERGING, PAGE, Figure, thin_ticks
+from moe_probe.plotting._heatmap import cell_axes, map_size, show
+from moe_probe.plotting._lines import said_of_intervals
+from moe_probe.plotting._page import Page
+from moe_probe.plotting._style import DIVERGING
 
 
 def shown_changes(ds: xr.Dataset, name: str) -> xr.DataArray:
@@ -23,6 +24,11 @@ def shown_changes(ds: xr.Dataset, name: str) -> xr.DataArray:
     return values.where(~covered, 0).where(values.notnull())
 
 
+def white_note(ds: xr.Dataset, name: str) -> str:
+    """What white cells mean, where the result has intervals."""
+    return f"white: the interval covers 0 ({said_of_intervals(ds)})" if f"{name}_low" in ds else ""
+
+
 def change_colors(*values: Any) -> dict[str, Any]:
     """Colors centered on 0, the same for all of `values`; gray: no value."""
     known = np.concatenate([np.ravel(np.asarray(each, float)) for each in values])
@@ -32,29 +38,17 @@ def change_colors(*values: Any) -> dict[str, Any]:
     return {"cmap": matplotlib.colormaps[DIVERGING].with_extremes(bad="0.75"), "vmin": -most, "vmax": most}
 
 
-def change_panel(axes: Axes, values: xr.DataArray, colors: dict[str, Any], rows: str = "layer") -> AxesImage:
-    """One map of `rows` by experts."""
-    values = values.transpose(rows, "expert")
-    image = show(axes, values.values, aspect="auto", **colors)
-    axes.set_xlabel("expert")
-    thin_ticks(axes.xaxis, [str(label) for label in values.expert.values])
-    thin_ticks(axes.yaxis, [str(label) for label in values[rows].values], 30 if rows == "label" else 9)
-    return image
-
-
-def change_maps(panels: dict[str, xr.DataArray], title: str, bar: str, rows: str = "layer") -> Figure:
+def change_maps(page: Page, panels: dict[str, xr.DataArray], bar: str, rows: str = "layer") -> list[Axes]:
     """Maps side by side, in the same colors."""
-    first = next(iter(panels.values()))
-    narrow = len(panels) == 1 and first.sizes["expert"] <= 32
-    size = COLUMN if narrow else PAGE, min(max(1.5 + 0.16 * first.sizes[rows], 2.2), 6)
-    figure = Figure(figsize=size, layout="constrained")
-    all_axes = figure.subplots(1, len(panels), squeeze=False)[0]
-    colors = change_colors(*panels.values())
-    image: Any = None
+    first = next(iter(panels.values())).transpose(rows, "expert")
+    all_axes = page.panels(1, len(panels), map_size(first, len(panels)))[0]
+    colors, image = change_colors(*panels.values()), None
     for axes, (name, values) in zip(all_axes, panels.items(), strict=True):
-        image = change_panel(axes, values, colors, rows)
-        axes.set_title(name)
-    all_axes[0].set_ylabel("" if rows == "label" else rows)
-    figure.colorbar(image, ax=list(all_axes), label=bar)
-    figure.suptitle(title)
-    return figure
+        values = values.transpose(rows, "expert")
+        image = show(axes, values.values, aspect="auto", **colors)
+        cell_axes(axes, values, rows, "expert")
+        axes.set_title(name if len(panels) > 1 else "")
+        axes.set_ylabel(axes.get_ylabel() if axes is all_axes[0] else "")
+    assert image is not None
+    page.colorbar(image, all_axes, bar)
+    return list(all_axes)

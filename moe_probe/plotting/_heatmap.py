@@ -3,26 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 import matplotlib
 import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
+from matplotlib.collections import PolyCollection
 from matplotlib.colorbar import Colorbar
 from matplotlib.colors import FuncNorm
 from matplotlib.image import AxesImage
-from matplotlib.patches import Rectangle
 
 from moe_probe.errors import NoSuchName
 from moe_probe.plotting._lines import said_of_intervals
-from moe_probe.plotting._style import COLORMAP, COLUMN, DIVERGING, PAGE, Figure, label_ticks, thin_ticks
+from moe_probe.plotting._page import Drawn, Page
+from moe_probe.plotting._style import COLORMAP, COLUMN, DIVERGING, PAGE, label_ticks, thin_ticks
 
 Scale = Literal["layer", "all"]
 SCALES: tuple[Scale, ...] = get_args(Scale)
 FARTHEST = 8.0  # times more, or less: beyond that the colors of a ratio stay the same
 TINY = 2.0**-40
-SAID = 6.5  # points, of what is said of marks
+FEW = 16  # experts that stand along y, layers along x
+MANY, BEYOND = 1000, 0.005  # of so many values, this share lies beyond each color limit
+MOST_BESIDE = 4  # square maps side by side
+NAMED = ("label", "place", "task")  # rows whose labels tell what they are
+CORNERS = np.array([(-0.5, -0.5), (0.5, -0.5), (0.5, 0.5), (-0.5, 0.5)])  # of a cell
 
 
 def show(axes: Axes, values: Any, **look: Any) -> AxesImage:
@@ -34,6 +39,8 @@ def show(axes: Axes, values: Any, **look: Any) -> AxesImage:
 def limits(values: xr.DataArray, layer: int, scale: str, diagonal: bool = False) -> tuple[float, float]:
     """Color limits: of one layer, or of all layers in common; of different experts, unless the `diagonal` counts.
 
+    Where values are many, the least and the largest 0.5 % lie beyond the limits.
+
     Raises:
         NoSuchName: `scale` is neither.
     """
@@ -42,8 +49,12 @@ def limits(values: xr.DataArray, layer: int, scale: str, diagonal: bool = False)
     shown = values.sel(layer=layer) if scale == "layer" else values
     if not diagonal and {"expert", "other"} <= set(shown.dims):
         shown = shown.where(shown.expert != shown.other)
-    low, high = float(shown.min()), float(shown.max())
-    return (low, high) if np.isfinite([low, high]).all() else (0.0, 1.0)
+    known = shown.values[np.isfinite(shown.values)]
+    if not len(known):
+        return 0.0, 1.0
+    outside = BEYOND if known.size > MANY and not diagonal else 0.0
+    low, high = (float(end) for end in np.quantile(known, [outside, 1 - outside]))
+    return low, high
 
 
 def ratio_colors(values: Any, even: float) -> dict[str, Any]:
@@ -61,124 +72,161 @@ def _log(values: Any) -> Any:
     return np.log2(np.maximum(values, TINY))
 
 
-def ratio_bar(figure: Figure, image: AxesImage, label: str) -> Colorbar:
+def ratio_bar(page: Page, image: AxesImage, axes: Any, label: str) -> Colorbar:
     """The color bar of a ratio, with ticks at 1/8 to 8."""
-    low, high = image.get_clim()
+    bar = page.colorbar(image, axes, label, extend=beyond(image))
+    ratio_ticks(bar)
+    return bar
+
+
+def ratio_ticks(bar: Colorbar) -> None:
+    """Ticks at 1/8, 1/4, ... 8."""
+    low, high = bar.mappable.get_clim()
     low, high = float(low or 0.0), float(high or 0.0)
     ticks = [t for t in (2.0**power for power in range(-8, 9)) if low * 0.999 <= t <= high * 1.001]
-    names = [f"{t:g}" if t >= 1 else f"1/{1 / t:g}" for t in ticks]
-    data = np.ma.masked_invalid(np.asarray(image.get_array(), float)).compressed()
-    beyond = bool((data < low * 0.999).any()), bool((data > high * 1.001).any())
-    extend = {(True, True): "both", (True, False): "min", (False, True): "max"}.get(beyond, "neither")
-    bar = figure.colorbar(image, label=label, extend=extend)
-    bar.set_ticks(ticks, labels=names)
+    bar.set_ticks(ticks, labels=[f"{t:g}" if t >= 1 else f"1/{1 / t:g}" for t in ticks])
     bar.ax.minorticks_off()
-    return bar
+
+
+def beyond(image: AxesImage) -> str:
+    """On which sides of the color limits there are values."""
+    low, high = (float(end or 0.0) for end in image.get_clim())
+    values = np.ma.masked_invalid(np.asarray(image.get_array(), float)).compressed()
+    margin = 1e-9 + 1e-3 * abs(high - low)
+    less, more = bool((values < low - margin).any()), bool((values > high + margin).any())
+    return {(True, True): "both", (True, False): "min", (False, True): "max"}.get((less, more), "neither")
 
 
 def dots(axes: Axes, where: np.ndarray) -> None:
     """Small dots on the cells (y, x) of a map."""
     y, x = np.nonzero(where)
-    axes.plot(x, y, ".", color="black", markersize=1.5 if where.shape[-1] <= 64 else 0.4)
+    axes.plot(x, y, ".", color="black", markersize=1.5)
 
 
-def mark_intervals(axes: Axes, ds: xr.Dataset, name: str, chance: xr.DataArray, hidden: Any = False) -> None:
-    """Tell on a map (y, x) of `ds[name]` what is known: a dot where the interval holds the chance level, a circle where
-    there is no interval; what bears neither differs from chance. Below the x axis it is said which is which.
+def hatch(axes: Axes, where: np.ndarray) -> None:
+    """Hatch the cells (y, x) of a map, thinly."""
+    y, x = np.nonzero(where)
+    boxes = list(np.stack([x, y], 1)[:, None] + CORNERS)
+    with matplotlib.rc_context({"hatch.linewidth": 0.35}):
+        cells = PolyCollection(boxes, facecolor="none", edgecolor="0.35", linewidth=0, hatch="/////")
+        axes.add_collection(cells, autolim=False)
+
+
+def mark_intervals(page: Page, axes: Axes, ds: xr.Dataset, name: str, chance: xr.DataArray) -> None:
+    """Tell on a map (y, x) of `ds[name]` what is known: a hatch where the interval holds the chance level, a circle
+    where there is no interval; what bears neither differs from chance. A note says which is which.
 
     Args:
+        page: of the map.
         axes: of the map.
         ds: of one layer, with `<name>_low` and `<name>_high`, or nothing is drawn.
         name: of the variable.
         chance: its chance level.
-        hidden: cells without marks.
     """
     if f"{name}_low" not in ds:
         return
     low, high = (ds[f"{name}_{end}"] for end in ("low", "high"))
-    within = ((low <= chance) & (chance <= high)).transpose(*low.dims).values & ~np.asarray(hidden)
-    unknown = (low.isnull() & ds[name].notnull()).values & ~np.asarray(hidden)
-    dots(axes, within)
+    within = ((low <= chance) & (chance <= high)).transpose(*low.dims).values
+    unknown = (low.isnull() & ds[name].notnull()).values
+    hatch(axes, within)
     y, x = np.nonzero(unknown)
     size = 2.5 if unknown.shape[-1] <= 64 else 0.8
     axes.plot(x, y, "o", color="black", markersize=size, markerfacecolor="none", markeredgewidth=0.4)
-    say(axes, "dots: maybe chance", *["circles: no interval"] * bool(unknown.any()), said_of_intervals(ds))
-
-
-def say(axes: Axes, *lines: str) -> None:
-    """Add lines below the x axis that say what marks mean."""
-    axes.set_xlabel("\n".join([axes.get_xlabel(), *lines]), fontsize=SAID)
+    page.note("hatched: maybe chance", "circles: no interval" * bool(unknown.any()), said_of_intervals(ds))
 
 
 def frames(axes: Axes, where: np.ndarray) -> None:
     """Frames around the cells (y, x) of a map."""
-    for y, x in np.argwhere(where):
-        axes.add_patch(Rectangle((x - 0.5, y - 0.5), 1, 1, fill=False, edgecolor="black", linewidth=0.6))
+    y, x = np.nonzero(where)
+    boxes = list(np.stack([x, y], 1)[:, None] + CORNERS)
+    axes.add_collection(PolyCollection(boxes, facecolor="none", edgecolor="black", linewidth=0.6), autolim=False)
 
 
 def crosses(axes: Axes, where: np.ndarray) -> None:
     """Small crosses on the cells (y, x) of a map, as wide as the cells are."""
     y, x = np.nonzero(where)
-    axes.plot(x, y, "x", color="black", markersize=3 if where.shape[-1] <= 64 else 1.2, markeredgewidth=0.5)
+    size = 3 if max(where.shape) <= 64 else 1.2
+    axes.plot(x, y, "x", color="black", markersize=size, markeredgewidth=0.5, rasterized=len(x) > 500)
 
 
-def layer_map(values: xr.DataArray, title: str, bar: str, even: float | None = None) -> Figure:
-    """Layers by experts, from 0; with `even`, colors diverge from that value and crosses mark what is 0."""
-    rows, columns = values.sizes["layer"], values.sizes["expert"]
-    size = COLUMN if columns <= 32 else PAGE, min(max(1.3 + 0.16 * rows, 2.0), 6)
-    figure = Figure(figsize=size, layout="constrained")
-    axes = figure.subplots()
+def layer_map(page: Page, values: xr.DataArray, bar: str, even: float | None = None) -> Drawn:
+    """Layers by experts, from 0; with `even`, colors diverge from that value and crosses mark what is 0.
+
+    Up to 16 experts, layers stand along x; more experts do so themselves, over the width of a page.
+    """
+    few = values.sizes["expert"] <= FEW
+    values = values.transpose("expert", "layer") if few else values.transpose("layer", "expert")
+    rows, columns = (str(dim) for dim in values.dims)
     top = float(values.max())
-    from_zero = {"vmin": min(0.0, float(values.min())), "vmax": top if top > 0 else 1.0}
-    colors = from_zero if even is None else ratio_colors(values, even)
-    image = show(axes, values.values, aspect="auto", **colors)
-    axes.set(xlabel="expert", ylabel="layer", title=title)
-    thin_ticks(axes.xaxis, [str(label) for label in values.expert.values])
-    thin_ticks(axes.yaxis, [str(label) for label in values.layer.values])
-    if even is None:
-        figure.colorbar(image, label=bar)
-    else:
-        ratio_bar(figure, image, bar)
-        crosses(axes, values.values == 0)
-    return figure
+    colors = {"vmin": min(0.0, float(values.min())), "vmax": top if top > 0 else 1.0}
+    colors = colors if even is None else ratio_colors(values, even)
+    with page:
+        axes = page.panel(map_size(values))
+        image = show(axes, values.values, aspect="auto", **colors)
+        cell_axes(axes, values, rows, columns)
+        if even is None:
+            page.colorbar(image, axes, bar)
+        else:
+            ratio_bar(page, image, axes, bar)
+            crosses(axes, values.values == 0)
+            page.note("crosses: never" * bool((values.values == 0).any()))
+        return page.finish(page.ds.attrs["model"])
+
+
+def map_size(values: xr.DataArray, panels: int = 1) -> tuple[float, float]:
+    """Inches of a map (rows, columns): as wide as a page beyond 32 columns, as high as its rows need."""
+    rows, columns = values.shape
+    width = COLUMN if columns <= 32 and panels == 1 else PAGE
+    return width, min(max(1.1 + (0.16 if rows <= 24 else 0.085) * rows, 1.8), 7)
+
+
+def cell_axes(axes: Axes, values: xr.DataArray, rows: str, columns: str, most: int = 9) -> None:
+    """Names and ticks of a map's axes."""
+    axes.set(xlabel=columns, ylabel="" if rows in NAMED else rows)
+    thin_ticks(axes.xaxis, [str(label) for label in values[columns].values], most)
+    thin_ticks(axes.yaxis, [str(label) for label in values[rows].values], 32 if rows in NAMED else most)
 
 
 def heatmaps(
+    page: Page,
     panels: Mapping[str, xr.DataArray],
     colors: Mapping[str, Any],
-    title: str,
     bar: str,
     axes_names: tuple[str, str] = ("expert", "expert"),
     blank_diagonal: bool = False,
-) -> Figure:
+) -> list[Axes]:
     """One square map per panel (expert, other), all in the same `colors`; `axes_names` of x and y."""
-    figure = Figure(
-        figsize=(PAGE, PAGE / (len(panels) + 0.45) + 0.85) if len(panels) > 1 else (COLUMN + 0.4, COLUMN + 0.2),
-        layout="constrained",
-    )
-    all_axes = figure.subplots(1, len(panels), squeeze=False)[0]
-    image: Any = None
-    for at, (axes, (name, values)) in enumerate(zip(all_axes, panels.items(), strict=True)):
-        image = show(axes, values.values, **colors)
-        if blank_diagonal:
-            _blank(axes, np.equal.outer(values[values.dims[0]].values, values[values.dims[1]].values))
+    columns = min(len(panels), MOST_BESIDE)
+    rows = -(-len(panels) // columns)
+    several = (PAGE, rows * (PAGE / (columns + 0.45) + 0.5) + 0.15)
+    all_axes = page.panels(rows, columns, several if len(panels) > 1 else (COLUMN, COLUMN - 0.35)).ravel()
+    image, most = cast(Any, None), 9 if columns < 3 or len(next(iter(panels.values()))) <= 9 else 6
+    for at, (axes, (name, values)) in enumerate(zip(all_axes, panels.items(), strict=False)):
+        image = map_panel(axes, values, colors, blank_diagonal)
         axes.set_title(name)
         axes.set_xlabel(axes_names[0])
-        label_ticks(axes, [str(label) for label in values[values.dims[-1]].values], y=at == 0)
-    all_axes[0].set_ylabel(axes_names[1])
+        label_ticks(axes, [str(label) for label in values[values.dims[-1]].values], y=at % columns == 0, most=most)
+        if at % columns == 0:
+            axes.set_ylabel(axes_names[1])
+    for axes in all_axes[len(panels) :]:
+        axes.set_axis_off()
     if "norm" in colors:
-        ratio_bar(figure, image, bar)
+        ratio_bar(page, image, all_axes, bar)
     else:
-        figure.colorbar(image, ax=list(all_axes), label=bar, shrink=0.85, pad=0.015)
-    figure.suptitle(title)
-    return figure
+        page.colorbar(image, all_axes, bar, shrink=0.85, pad=0.015, extend=beyond(image))
+    return list(all_axes[: len(panels)])
+
+
+def map_panel(axes: Axes, values: xr.DataArray, colors: Mapping[str, Any], blank_diagonal: bool = False) -> AxesImage:
+    """A map (y, x), the cells of an expert with itself white if they are to be blank."""
+    image = show(axes, values.values, **{"aspect": "equal", **colors})
+    if blank_diagonal:
+        same = np.equal.outer(values[values.dims[0]].values, values[values.dims[1]].values)
+        cover = np.dstack([*[np.ones(same.shape)] * 3, same.astype(float)])
+        show(axes, cover, aspect=axes.get_aspect())
+    return image
 
 
 def bounded(bounds: tuple[float, float]) -> dict[str, Any]:
     """Colors from the least to the largest value; a cell without a value is light gray."""
     return {"vmin": bounds[0], "vmax": bounds[1], "cmap": matplotlib.colormaps[COLORMAP].with_extremes(bad="0.85")}
-
-
-def _blank(axes: Axes, where: np.ndarray) -> None:
-    """Cover cells (y, x) of a map in white."""
-    show(axes, np.dstack([*[np.ones(where.shape)] * 3, where.astype(float)]))

@@ -5,21 +5,23 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import matplotlib
 import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import FuncFormatter
 
-from moe_probe.plotting._style import GREY
+from moe_probe.plotting._style import BLUE, COLORMAP, GREY, ORANGE, round_places
 
 FEW = 3  # points that make a line; with fewer, intervals are bars and chance levels short strokes
 STROKE = 0.3  # half the length of such a stroke
+MOST_LINES = 6  # layers that have a line each
 
 
 def line(axes: Axes, ds: xr.Dataset, name: str, x: str = "layer", **style: Any) -> None:
     """A variable along `x`, with the interval `<name>_low` to `<name>_high` where the result has one."""
     at = ds[x].values
-    drawn = axes.plot(at, ds[name].values, marker="o", markersize=3, **style)
+    drawn = axes.plot(at, ds[name].values, marker="o", markersize=3 if len(at) <= 32 else 1.5, **style)
     if f"{name}_low" in ds:
         low, high = (ds[f"{name}_{end}"].values for end in ("low", "high"))
         interval(axes, at, low, high, color=drawn[0].get_color())
@@ -68,20 +70,49 @@ def chance_line(axes: Axes, ds: xr.Dataset, name: str, x: str = "layer", **style
         axes.plot(ds[x].values, values, **look)
 
 
-def whole_numbers(axes: Axes, most: int = 6) -> None:
-    """Ticks of layers; a single layer is alone on its axis."""
+def layer_axis(axes: Axes, layers: Any, most: int = 6) -> None:
+    """Ticks at layers that there are, at round numbers where they are many; a single layer is alone on its axis."""
+    layers = [int(layer) for layer in np.asarray(layers)]
     axes.set_xlabel("layer")
-    first, last = axes.dataLim.intervalx
-    if 0 <= last - first <= 2 * STROKE + 1e-9:
-        middle = (first + last) / 2
-        axes.set_xlim(middle - 0.6, middle + 0.6)
-    axes.xaxis.set_major_locator(MaxNLocator(most, integer=True, min_n_ticks=1))
+    axes.set_xticks([layers[at] for at in round_places([str(layer) for layer in layers], most)])
+    if len(layers) == 1:
+        axes.set_xlim(layers[0] - 0.6, layers[0] + 0.6)
+
+
+def lines_by_layer(axes: Axes, x: Any, values: xr.DataArray, low: Any = None, high: Any = None) -> None:
+    """Values (layer, x) over `x`: a line a layer up to six; beyond, median, band of all and the highest layer, named.
+
+    Args:
+        axes: that are drawn on.
+        x: where the values stand.
+        values: (layer, x).
+        low: lower ends of their intervals, which are drawn up to six layers.
+        high: upper ends.
+    """
+    layers, own = values.layer.values, values.transpose("layer", ...).values
+    if len(layers) <= MOST_LINES:
+        for at, (layer, color) in enumerate(zip(layers, layer_colors(layers), strict=True)):
+            axes.plot(x, own[at], color=color, marker=".", markersize=4, linewidth=1, label=f"layer {layer}")
+            if low is not None and high is not None:
+                ends = (end.transpose("layer", ...).values[at] for end in (low, high))
+                interval(axes, x, *ends, color=color, alpha=0.15)
+        return
+    most = np.nan_to_num(own, nan=-np.inf).mean(1).argmax()
+    axes.fill_between(x, np.nanmin(own, 0), np.nanmax(own, 0), color=BLUE, alpha=0.2, linewidth=0, label="all layers")
+    axes.plot(x, np.nanmedian(own, 0), color=BLUE, linewidth=1.2, label="median layer")
+    axes.plot(x, own[most], color=ORANGE, linewidth=0.9, linestyle="--", label=f"layer {layers[most]} (highest)")
+
+
+def layer_colors(layers: Any) -> Any:
+    """A color for each layer, dark to light."""
+    return matplotlib.colormaps[COLORMAP](np.linspace(0, 0.9, len(layers)))
 
 
 def plain_numbers(axes: Axes) -> None:
     """Ticks of a logarithmic y axis as plain numbers, which need no formula."""
-    axes.yaxis.set_major_formatter(FuncFormatter(_plain))
+    axes.yaxis.set_major_formatter(FuncFormatter(plain))
 
 
-def _plain(value: float, place: int | None = None) -> str:
+def plain(value: float, place: int | None = None) -> str:
+    """A number as it is written without a formula."""
     return f"{value:g}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache, lru_cache
@@ -24,8 +25,11 @@ COLUMN, PAGE = 3.3, 6.9  # widths of a single and a double column, inches
 COLORMAP = "viridis"
 DIVERGING = "PuOr"
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#777777"
+PURPLE, YELLOW, SKY = "#CC79A7", "#E69F00", "#56B4E9"
+OKABE_ITO = (BLUE, ORANGE, GREEN, PURPLE, YELLOW, SKY, "#000000")  # beyond these, what is picked has colors
 PROJECTION_COLORS = {"up": BLUE, "gate": ORANGE, "down": GREEN}
 MAX_TICKS = 9
+CHARACTERS, ROOM = 15, 0.75  # an inch of text at 8 points; of the height of axes, what a layout leaves
 LONGEST_LINE, LONGEST_TICK = 20, 28  # characters: of a line, an inch of the figure; of a tick's label
 RC = matplotlib.rc_params_from_file(Path(__file__).with_name("moe_probe.mplstyle"), use_default_template=False)
 # fonts that are tried in this order for what the first one cannot write; those that are not there are skipped
@@ -96,10 +100,15 @@ class Figure(matplotlib.figure.Figure):
     Fonts are embedded as TrueType, and texts that no font can write are drawn as the codes of their characters.
     """
 
+    _fitted = False  # whether names of axes are broken to the axes' height
+
     def draw(self, renderer: RendererBase) -> None:
         """As matplotlib's."""
         with style():
             _make_drawable(self)
+            if not self._fitted:
+                _fit_labels(self, ROOM if self.get_layout_engine() else 1.0)
+                self._fitted = True
             super().draw(renderer)
 
     def savefig(self, fname: Any, **options: Any) -> None:
@@ -126,6 +135,16 @@ def _make_drawable(figure: matplotlib.figure.Figure) -> None:
             text.set_text(shown)
 
 
+def _fit_labels(figure: matplotlib.figure.Figure, part: float) -> None:
+    """Break the names of axes that are longer than that part of their axes' height, which a layout leaves of it."""
+    for axes in figure.axes:
+        label, text = axes.yaxis.label, axes.get_ylabel().replace("\n", " ")
+        room = part * axes.bbox.height / figure.dpi
+        longest = max(int(room * CHARACTERS * 8 / float(label.get_fontsize())), 8)
+        if text and label.get_rotation() == 90 and len(text) > longest:
+            label.set_text("\n".join(textwrap.wrap(text, longest, break_long_words=False)))
+
+
 def _rewrite_ticks(axis: Axis) -> None:
     places, labels = axis.get_majorticklocs(), [label.get_text() for label in axis.get_majorticklabels()]
     families = axis.get_majorticklabels()[0].get_fontfamily() if labels else None
@@ -134,18 +153,37 @@ def _rewrite_ticks(axis: Axis) -> None:
         axis.set_ticks(places, labels=shown)
 
 
-def label_ticks(axes: Axes, labels: Sequence[str], x: bool = True, y: bool = True) -> None:
-    """Tick labels at the cells of a heat map, thinned to about nine; the last label, if it is a letter, stays."""
-    step = -(-len(labels) // MAX_TICKS)
-    at = list(range(0, len(labels), step))
+def label_ticks(axes: Axes, labels: Sequence[str], x: bool = True, y: bool = True, most: int = MAX_TICKS) -> None:
+    """Tick labels at the cells of a square map, thinned to `most`; the last label, if it is a letter, stays."""
+    at = round_places(labels, most)
     letters = [i for i, label in enumerate(labels) if not label.isdigit()]
-    at = [i for i in at if not any(0 < abs(i - letter) < step for letter in letters)]
-    at = sorted({*at, *letters})
+    if 0 < len(letters) <= 2:
+        apart = max(len(labels) // most, 1)
+        at = sorted({*(i for i in at if all(abs(i - letter) >= apart for letter in letters)), *letters})
     axes.set_xticks(at, [labels[i] for i in at] if x else [])
     axes.set_yticks(at, [labels[i] for i in at] if y else [])
 
 
 def thin_ticks(axis: Axis, labels: Sequence[str], most: int = MAX_TICKS) -> None:
     """Tick labels 0, 1, 2, ... along one axis, thinned to about `most`."""
-    at = range(0, len(labels), -(-len(labels) // most))
-    axis.set_ticks(list(at), labels=[labels[i] for i in at])
+    at = round_places(labels, most)
+    axis.set_ticks(at, labels=[labels[i] for i in at])
+
+
+def round_places(labels: Sequence[str], most: int = MAX_TICKS) -> list[int]:
+    """Places of at most `most` labels: numbers that are multiples of 1, 2, 4, 8, ..., others evenly apart.
+
+    Examples:
+        >>> round_places([str(number) for number in range(48)])
+        [0, 8, 16, 24, 32, 40]
+    """
+    numbers = [int(label) if label.isascii() and label.isdigit() else None for label in labels]
+    rising = [number for number in numbers if number is not None]
+    if len(rising) > len(labels) // 2 and rising == sorted(rising):
+        step = 1
+        while sum(number % step == 0 for number in rising) > most:
+            step *= 2
+        at = [i for i, number in enumerate(numbers) if number is not None and number % step == 0]
+        if len(at) > 1 or len(labels) == 1:
+            return at
+    return list(range(0, len(labels), -(-len(labels) // most)))

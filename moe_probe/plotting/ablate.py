@@ -3,37 +3,43 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Unpack
 
 import numpy as np
 import xarray as xr
 
 from moe_probe.errors import NotFitting
-from moe_probe.plotting._changes import change_maps, shown_changes
+from moe_probe.plotting._changes import change_colors, change_maps, shown_changes, white_note
 from moe_probe.plotting._choices import pick_layer
-from moe_probe.plotting._style import BLUE, COLUMN, GREY, Figure, style
+from moe_probe.plotting._maps import label_grid
+from moe_probe.plotting._page import Drawn, Look, Page
+from moe_probe.plotting._scatter import cloud, diagonal
+from moe_probe.plotting._style import COLUMN, Figure
 
 DIMS = ("path", "layer", "expert")
 BAR = "change of the loss (nats)"
 
 
-def plot(ds: xr.Dataset) -> Figure:
+def plot(ds: xr.Dataset, **look: Unpack[Look]) -> Drawn:
     """Layers by experts: the change of the loss without each expert; white where the interval covers 0, gray: none.
 
     Args:
         ds: result of `intervene.ablate`.
+        look: what every plot takes.
 
     Examples:
         >>> from moe_probe import intervene, plotting
         >>> ds = intervene.ablate("ckpt/tiny-mixtral", [[5, 6, 7, 8, 9], [11, 12, 13]])
         >>> figure = plotting.plot(ds)
     """
-    values = shown_changes(ds, "loss_change")
-    with style():
-        panels = {str(path): values.sel(path=path) for path in ds.path.values}
-        return change_maps(panels, ds.attrs["model"], BAR)
+    with Page(ds, look) as page:
+        values = shown_changes(page.ds, "loss_change")
+        change_maps(page, {str(path): values.sel(path=path) for path in ds.path.values}, BAR)
+        page.note(white_note(ds, "loss_change"))
+        return page.finish(page.ds.attrs["model"])
 
 
-def by_label(ds: xr.Dataset, layer: int | None = None) -> Figure:
+def by_label(ds: xr.Dataset, layer: int | None = None, **look: Unpack[Look]) -> Drawn:
     """Labels by experts in one layer: which experts carry which texts; white where the interval covers 0.
 
     Raises:
@@ -42,23 +48,24 @@ def by_label(ds: xr.Dataset, layer: int | None = None) -> Figure:
     if "label_loss_change" not in ds:
         raise NotFitting("This ablation has no labels; pass labels= to intervene.ablate.")
     layer = pick_layer(ds, layer)
-    values = shown_changes(ds, "label_loss_change").sel(path="total", layer=layer)
-    with style():
-        return change_maps({f"layer {layer}": values}, ds.attrs["model"], BAR, rows="label")
+    with Page(ds, look) as page:
+        values = shown_changes(page.ds, "label_loss_change").sel(path="total", layer=layer)
+        change_maps(page, {f"layer {layer}": values}, BAR, rows="label")
+        page.note(white_note(ds, "label_loss_change"))
+        return page.finish(f"{page.ds.attrs['model']}, layer {layer}")
 
 
-def against_control(ds: xr.Dataset) -> Figure:
+def against_control(ds: xr.Dataset, **look: Unpack[Look]) -> Drawn:
     """The change without each expert against that without another one of its layer which is chosen about as often."""
     own, other = (ds[name].sel(path="total").values.ravel() for name in ("loss_change", "control_loss_change"))
     known = np.isfinite(own) & np.isfinite(other)
-    with style():
-        figure = Figure(figsize=(COLUMN, COLUMN * 0.9), layout="constrained")
-        axes = figure.subplots()
-        axes.plot(other[known], own[known], ".", color=BLUE, rasterized=True)
-        ends = np.array([own[known].min(), own[known].max()]) if known.any() else np.array([0.0, 1.0])
-        axes.plot(ends, ends, "--", color=GREY, linewidth=0.8)
-        axes.set(xlabel="the expert chosen about as often (nats)", ylabel=BAR, title=ds.attrs["model"])
-        return figure
+    with Page(ds, look) as page:
+        axes = page.panel((COLUMN, COLUMN * 0.85))
+        cloud(axes, other[known], own[known])
+        diagonal(axes, own[known])
+        axes.set(xlabel="without one chosen about as often (nats)", ylabel=BAR)
+        page.note("dashed: no difference")
+        return page.finish(page.ds.attrs["model"])
 
 
 def summary(ds: xr.Dataset) -> tuple[str, xr.DataArray]:
@@ -73,6 +80,14 @@ def figures(ds: xr.Dataset) -> Iterator[tuple[str, Figure]]:
     yield "ablate", plot(ds)
     if "control_loss_change" in ds:
         yield "ablate_control", against_control(ds)
+    if "label_loss_change" in ds:
+        values = shown_changes(ds, "label_loss_change").sel(path="total")
+        colors = change_colors(values)
+        yield from label_grid("ablate_labels", values, colors, BAR, white_note(ds, "label_loss_change"))
+
+
+def details(ds: xr.Dataset) -> Iterator[tuple[str, Figure]]:
+    """Maps by label of every layer: (file stem, figure)."""
     if "label_loss_change" in ds:
         for layer in ds.layer.values:
             yield f"ablate_labels_layer{layer}", by_label(ds, int(layer))

@@ -3,27 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any, Unpack
 
 import matplotlib
 import numpy as np
 import xarray as xr
+from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
+from matplotlib.collections import LineCollection
 from matplotlib.colors import Normalize
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.ticker import MaxNLocator
 
 from moe_probe.plotting._choices import pick_layer
+from moe_probe.plotting._grid import Grid
 from moe_probe.plotting._heatmap import layer_map
-from moe_probe.plotting._style import COLORMAP, COLUMN, Figure, style
+from moe_probe.plotting._page import Drawn, Look, Page
+from moe_probe.plotting._style import COLORMAP, COLUMN, Figure
 
+POINTS = 200  # of a curve at most
 DIMS = ("layer", "expert")
 
 
-def plot(ds: xr.Dataset, layer: int | None = None) -> Figure:
+def plot(ds: xr.Dataset, layer: int | None = None, **look: Unpack[Look]) -> Drawn:
     """Neurons of each expert, the most active one first, with the share of tokens that activate them.
 
     Args:
         ds: result of `dynamic.active_neurons`.
         layer: the first one of the result by default.
+        look: what every plot takes.
 
     Examples:
         >>> from moe_probe import dynamic, plotting
@@ -31,24 +38,38 @@ def plot(ds: xr.Dataset, layer: int | None = None) -> Figure:
         >>> figure = plotting.plot(ds, layer=1)
     """
     layer = pick_layer(ds, layer)
+    with Page(ds, look) as page:
+        axes = page.panel((COLUMN, 2.3))
+        colors = _curves(axes, page.ds, layer)
+        axes.set(xlabel="share of neurons, most active first", ylabel="share of tokens")
+        page.colorbar(colors, axes, "expert", ticks=MaxNLocator(8, integer=True))
+        return page.finish(f"{page.ds.attrs['model']}, layer {layer}")
+
+
+def _curves(axes: Axes, ds: xr.Dataset, layer: Any) -> ScalarMappable:
+    """A curve for each expert, in the color of its place."""
     share = np.sort(ds.active_share.sel(layer=layer).values, axis=-1)[:, ::-1]
-    with style():
-        figure = Figure(figsize=(COLUMN, 2.5), layout="constrained")
-        axes = figure.subplots()
-        norm = Normalize(0, max(len(share) - 1, 1))
-        for expert, values in enumerate(share):
-            color = matplotlib.colormaps[COLORMAP](norm(expert))
-            axes.plot(np.linspace(0, 1, len(values)), values, color=color, linewidth=0.9)
-        axes.set(xlabel="neurons, most active first", ylabel="share of tokens", ylim=(0, 1.02), xlim=(0, 1))
-        axes.xaxis.set_major_formatter(PercentFormatter(1))
-        axes.set_title(f"{ds.attrs['model']}, layer {layer}")
-        figure.colorbar(ScalarMappable(norm, COLORMAP), ax=axes, label="expert", ticks=MaxNLocator(8, integer=True))
-        return figure
+    at = np.linspace(0, share.shape[1] - 1, min(share.shape[1], POINTS)).round().astype(int)
+    x, norm = at / max(share.shape[1] - 1, 1), Normalize(0, max(len(share) - 1, 1))
+    curves = np.stack(np.broadcast_arrays(x, share[:, at]), axis=-1)
+    colors = matplotlib.colormaps[COLORMAP](norm(np.arange(len(share))))
+    axes.add_collection(LineCollection(list(curves), colors=colors, linewidths=0.8, rasterized=len(share) > 32))
+    axes.set(xlim=(0, 1), ylim=(0, 1.02), xticks=(0, 0.5, 1), xticklabels=("0", "0.5", "1"))
+    return ScalarMappable(norm, COLORMAP)
 
 
 def figures(ds: xr.Dataset) -> Iterator[tuple[str, Figure]]:
-    """The mean of every expert, and every layer's curves: (file stem, figure)."""
-    with style():
-        yield "active_neurons", layer_map(ds.expert_share, ds.attrs["model"], "share of neurons active")
+    """The mean of every expert, and the curves of all layers: (file stem, figure)."""
+    yield "active_neurons", layer_map(Page(ds, {}), ds.expert_share, "share of neurons active")
+    grid = Grid(
+        x="share of neurons, most active first", y="share of tokens", bar="expert", columns=4, aspect=0.7, apart=0.1
+    )
+    layers = ds.layer.values
+    names = [f"layer {layer}" for layer in layers]
+    yield from grid.pages("active_neurons_curves", names, layers, lambda axes, layer: _curves(axes, ds, layer))
+
+
+def details(ds: xr.Dataset) -> Iterator[tuple[str, Figure]]:
+    """The curves of every layer: (file stem, figure)."""
     for layer in ds.layer.values:
         yield f"active_neurons_layer{layer}", plot(ds, int(layer))

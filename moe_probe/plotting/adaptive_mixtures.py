@@ -3,50 +3,53 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Unpack
 
 import xarray as xr
 
 from moe_probe.plotting._heatmap import layer_map
-from moe_probe.plotting._lines import line, plain_numbers, whole_numbers
-from moe_probe.plotting._style import BLUE, GREEN, ORANGE, PAGE, Figure, style
+from moe_probe.plotting._lines import layer_axis, line, plain_numbers
+from moe_probe.plotting._page import Drawn, Look, Page
+from moe_probe.plotting._style import BLUE, GREEN, ORANGE, PAGE, PURPLE, SKY, Figure
 
 LOSSES = {"cooperative": BLUE, "competitive": ORANGE, "likelihood": GREEN}
-ENTROPIES = {"prior_entropy": (BLUE, "score"), "responsibility_entropy": (ORANGE, "responsibility")}
+ENTROPIES = {
+    "prior_entropy": (PURPLE, "entropy of scores"),
+    "responsibility_entropy": (SKY, "of responsibilities"),
+}
 DIMS = ("layer", "expert")
 
 
-def plot(ds: xr.Dataset) -> Figure:
+def plot(ds: xr.Dataset, **look: Unpack[Look]) -> Drawn:
     """The mean responsibility of every expert in every layer.
 
     Args:
         ds: result of `dynamic.adaptive_mixtures`.
+        look: what every plot takes.
 
     Examples:
         >>> from moe_probe import dynamic, plotting
         >>> ds = dynamic.adaptive_mixtures("ckpt/tiny-mixtral", ["A short text."])
         >>> figure = plotting.plot(ds)
     """
-    with style():
-        return layer_map(ds.responsibility, ds.attrs["model"], "mean responsibility")
+    return layer_map(Page(ds, look), ds.responsibility, "mean responsibility")
 
 
-def losses(ds: xr.Dataset) -> Figure:
+def losses(ds: xr.Dataset, **look: Unpack[Look]) -> Drawn:
     """The three losses, and how spread out scores and responsibilities are."""
-    with style():
-        figure = Figure(figsize=(PAGE, 2.3), layout="constrained")
-        left, right = figure.subplots(1, 2)
+    with Page(ds, look) as page:
+        left, right = page.panels(1, 2, (PAGE, 2.2))[0]
         for name, color in LOSSES.items():
-            line(left, ds, name, color=color, label=name)
-        left.set(title="loss per token", yscale="symlog")
+            line(left, ds, name, color=color, label=f"{name} loss")
+        left.set(ylabel="loss per token", yscale="symlog")
         plain_numbers(left)
         for name, (color, label) in ENTROPIES.items():
             line(right, ds, name, color=color, label=label)
-        right.set(title="entropy / ln E", ylim=(0, 1.05))
+        right.set(ylabel="entropy / ln E", ylim=(0, 1.05))
         for axes in (left, right):
-            axes.legend(frameon=False)
-            whole_numbers(axes)
-        figure.suptitle(ds.attrs["model"])
-        return figure
+            layer_axis(axes, ds.layer)
+        page.legend(left, right)
+        return page.finish(page.ds.attrs["model"])
 
 
 def figures(ds: xr.Dataset) -> Iterator[tuple[str, Figure]]:

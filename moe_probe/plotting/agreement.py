@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Unpack
 
-import matplotlib
 import numpy as np
 import xarray as xr
+from matplotlib.ticker import MaxNLocator
 
-from moe_probe.plotting._style import COLORMAP, COLUMN, GREY, Figure, style
+from moe_probe.plotting._page import Drawn, Look, Page
+from moe_probe.plotting._scatter import DENSE, diagonal
+from moe_probe.plotting._style import COLUMN, Figure
 
 DIMS = ("layer", "expert")
 
 
-def plot(ds: xr.Dataset) -> Figure:
+def plot(ds: xr.Dataset, **look: Unpack[Look]) -> Drawn:
     """A point per expert: the change of the loss, estimated and measured, in the color of its layer.
 
-    The title has Spearman's rank correlation.
+    Below stands Spearman's rank correlation.
 
     Args:
         ds: result of `intervene.agreement`.
+        look: what every plot takes.
 
     Examples:
         >>> from moe_probe import intervene, plotting
@@ -27,21 +31,17 @@ def plot(ds: xr.Dataset) -> Figure:
         >>> both = intervene.ablate("ckpt/tiny-mixtral", texts), intervene.attribution("ckpt/tiny-mixtral", texts)
         >>> figure = plotting.plot(intervene.agreement(*both))
     """
-    with style():
-        figure = Figure(figsize=(COLUMN, COLUMN * 0.9), layout="constrained")
-        axes = figure.subplots()
-        colors = matplotlib.colormaps[COLORMAP](np.linspace(0, 0.9, ds.sizes["layer"]))
-        for color, layer in zip(colors, ds.layer.values, strict=True):
-            one = ds.sel(layer=layer)
-            axes.plot(one.estimate, one.measured, ".", color=color, label=str(layer), rasterized=True)
-        known = ds.measured.values[np.isfinite(ds.measured.values)]
-        ends = [known.min(), known.max()] if len(known) else [0, 1]
-        axes.plot(ends, ends, "--", color=GREY, linewidth=0.8)
+    with Page(ds, look) as page:
+        axes = page.panel((COLUMN, COLUMN * 0.85))
+        x, y = (ds[name].transpose("layer", "expert").values for name in ("estimate", "measured"))
+        layers = np.broadcast_to(ds.layer.values[:, None], x.shape)
+        points = axes.scatter(x.ravel(), y.ravel(), 4, layers.ravel(), linewidths=0, rasterized=x.size > DENSE)
+        diagonal(axes, y)
         axes.set(xlabel="estimated change (nats)", ylabel="measured change (nats)")
-        axes.set_title(f"{ds.attrs['model']}, rank correlation {float(ds.rank_correlation):.2f}")
-        if ds.sizes["layer"] <= 8:
-            axes.legend(title="layer", frameon=False, ncols=2)
-        return figure
+        if ds.sizes["layer"] > 1:
+            page.colorbar(points, axes, "layer", ticks=MaxNLocator(6, integer=True))
+        page.note(f"rank correlation {float(ds.rank_correlation):.2f}", "dashed: equal")
+        return page.finish(page.ds.attrs["model"])
 
 
 def figures(ds: xr.Dataset) -> Iterator[tuple[str, Figure]]:

@@ -3,29 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Unpack
 
 import xarray as xr
 
-from moe_probe.plotting._changes import change_maps, shown_changes
-from moe_probe.plotting._style import Figure, style
+from moe_probe.plotting._changes import change_maps, shown_changes, white_note
+from moe_probe.plotting._page import Drawn, Look, Page
+from moe_probe.plotting._style import Figure
 
 DIMS = ("layer", "expert")
 
 
-def plot(ds: xr.Dataset) -> Figure:
+def plot(ds: xr.Dataset, **look: Unpack[Look]) -> Drawn:
     """Layers by experts: the estimated change of the loss; white where the interval covers 0, gray: none.
 
     Args:
         ds: result of `intervene.attribution`.
+        look: what every plot takes.
 
     Examples:
         >>> from moe_probe import intervene, plotting
         >>> ds = intervene.attribution("ckpt/tiny-mixtral", [[5, 6, 7, 8, 9], [11, 12, 13]])
         >>> figure = plotting.plot(ds)
     """
-    with style():
-        values = shown_changes(ds, "loss_change")
-        return change_maps({"first order": values}, ds.attrs["model"], "change of the loss (nats)")
+    with Page(ds, look) as page:
+        change_maps(page, {"": shown_changes(page.ds, "loss_change")}, "change of the loss (nats), first order")
+        page.note(white_note(ds, "loss_change"))
+        return page.finish(page.ds.attrs["model"])
 
 
 def figures(ds: xr.Dataset) -> Iterator[tuple[str, Figure]]:

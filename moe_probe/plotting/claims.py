@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Unpack
 
 import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
 
 from moe_probe.errors import NoSuchName, NotFitting
-from moe_probe.plotting._style import BLUE, COLUMN, GREY, ORANGE, Figure, drawable, style
+from moe_probe.plotting._page import Drawn, Look, Page
+from moe_probe.plotting._style import BLUE, COLUMN, GREY, ORANGE, PAGE, Figure, thin_ticks
 
 DIMS = ("claim", "finding")
 MARKS = {"holds": (BLUE, "o"), "does not hold": (ORANGE, "s"), "cannot be told": (GREY, "o")}
 
 
-def plot(ds: xr.Dataset, claim: str | None = None) -> Figure:
+def plot(ds: xr.Dataset, claim: str | None = None, **look: Unpack[Look]) -> Drawn:
     """Effect size of each finding of a claim, a circle where it has no interval; a line at no effect, or a small one.
 
     Args:
         ds: result of `claims.test`.
         claim: name; the first one with a finding by default.
+        look: what every plot takes.
 
     Raises:
         NoSuchName: the result has no such claim.
@@ -38,22 +42,26 @@ def plot(ds: xr.Dataset, claim: str | None = None) -> Figure:
         raise NotFitting(f"{claim or 'The result'} has no effect size to draw; see claim_why.")
     claim = claim or known[0]
     own = ds.isel(finding=np.flatnonzero(ds.claim_of.values == claim))
-    within = float(ds.within.sel(claim=claim))
-    with style():
-        figure = Figure(figsize=(COLUMN, 2.4), layout="constrained")
-        axes = figure.subplots()
-        axes.axhline(0 if np.isnan(within) else within, color="0.4", linewidth=0.8, linestyle=":")
-        for at in range(own.sizes["finding"]):
-            _draw(axes, own.isel(finding=at), at)
-        layers = own.layer.values
-        axes.set_xticks(range(len(layers)), ["all" if layer < 0 else str(layer) for layer in layers])
-        axes.set(xlabel="layer", ylabel="effect size")
-        axes.set_title(drawable(f"{claim}: {ds.claim_verdict.sel(claim=claim).item()}"))
-        for kind in dict.fromkeys(str(one) for one in own.verdict.values):
-            color, mark = MARKS[kind]
-            axes.plot([], [], mark, color=color, label=kind)
-        axes.legend(frameon=False)
-        return figure
+    with Page(own, look) as page:
+        axes = page.panel((COLUMN if own.sizes["finding"] <= 32 else PAGE, 2.3))
+        _effects(axes, own, float(ds.within.sel(claim=claim)))
+        handles = [Line2D([], [], linestyle="", color=MARKS[kind][0], marker=MARKS[kind][1]) for kind in _kinds(own)]
+        page.key(handles, _kinds(own))
+        page.note("hollow: no interval" * bool(own.low.isnull().any()))
+        return page.finish(f"{claim}: {ds.claim_verdict.sel(claim=claim).item()}")
+
+
+def _kinds(own: xr.Dataset) -> list[str]:
+    return list(dict.fromkeys(str(one) for one in own.verdict.values))
+
+
+def _effects(axes: Axes, own: xr.Dataset, within: float) -> None:
+    """A mark for each finding; a line at no effect, or a small one."""
+    axes.axhline(0 if np.isnan(within) else within, color="0.4", linewidth=0.8, linestyle=":")
+    for at in range(own.sizes["finding"]):
+        _draw(axes, own.isel(finding=at), at)
+    thin_ticks(axes.xaxis, ["all" if layer < 0 else str(layer) for layer in own.layer.values])
+    axes.set(xlabel="layer", ylabel="effect size")
 
 
 def _draw(axes: Axes, finding: xr.Dataset, at: int) -> None:

@@ -1,66 +1,162 @@
-"""Which experts work together: maps of pairs, and of the flow between layers."""
+"""Which experts work together: maps of pairs, the strongest pairs, and the flow between layers."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any, Unpack
 
+import numpy as np
 import xarray as xr
 
 from moe_probe.errors import NoSuchName
 from moe_probe.plotting._choices import pick_layer
-from moe_probe.plotting._heatmap import bounded, heatmaps, mark_intervals, ratio_colors
-from moe_probe.plotting._style import Figure, style
+from moe_probe.plotting._heatmap import bounded, heatmaps, ratio_colors
+from moe_probe.plotting._lines import said_of_intervals
+from moe_probe.plotting._maps import Order, ordered, pair_grid
+from moe_probe.plotting._page import Drawn, Look, Page
+from moe_probe.plotting._style import BLUE, COLUMN, Figure
+from moe_probe.signatures import check_number
 
 VARIABLES = {
     "lift": ("P(both) / P(both by chance)", ("expert", "other expert")),
     "conditional": ("P(other | expert)", ("other expert", "expert")),
-    "flow": ("share of choices", ("expert of this layer", "expert of the layer before")),
+    "flow": ("share of choices / by chance", ("expert of this layer", "expert of the layer before")),
 }
+PAIRS = 15  # in the list of the strongest
 DIMS = ("layer", "expert", "other")
 
 
-def plot(ds: xr.Dataset, layer: int | None = None, variable: str = "lift") -> Figure:
+def plot(
+    ds: xr.Dataset, layer: int | None = None, variable: str = "lift", order: Order = "number", **look: Unpack[Look]
+) -> Drawn:
     """Map of one layer; what has no value, such as an expert with itself, is gray.
 
-    Lift is drawn in times its chance level, that of experts chosen as often without regard to each other, where the
-    result has one.
-
-    Dots: the pair's 95 % interval holds the chance level. Circles: no interval is known.
+    Lift and flow are drawn in times their chance level, where the result has one: for lift, that of experts chosen as
+    often without regard to each other. A pair whose 95 % interval holds the chance level is white.
 
     Args:
         ds: result of `dynamic.coactivation`.
         layer: the first one of the result by default.
         variable: `lift` (1 if independent), `conditional`, or `flow` from the MoE layer before.
+        order: of the experts: by `number`, or `cluster`, those that work together side by side.
+        look: what every plot takes.
 
     Raises:
-        NoSuchName: there is no such variable or layer.
+        NoSuchName: there is no such variable, layer or order.
 
     Examples:
         >>> from moe_probe import dynamic, plotting
-        >>> ds = dynamic.coactivation("ckpt/tiny-mixtral", ["A short text."])
-        >>> figure = plotting.plot(ds, layer=2, variable="flow")
+        >>> ds = dynamic.coactivation("ckpt/tiny-mixtral", "ckpt/texts.jsonl")
+        >>> figure = plotting.plot(ds, layer=2, order="cluster")
     """
     if variable not in VARIABLES:
         raise NoSuchName.among("variable", variable, VARIABLES)
     layer = pick_layer(ds, layer)
-    values = ds[variable].sel(layer=layer)
-    if variable != "flow":
-        values = values.where(ds.expert != ds.other)
-    bar, names = VARIABLES[variable]
-    chance = ds.chance_lift.sel(layer=layer) if variable == "lift" and "chance_lift" in ds else None
-    shown = values if chance is None else values / chance
-    with style():
-        colors = bounded((0.0, max(float(values.max()), 1e-9) if bool(values.notnull().any()) else 1.0))
-        if variable == "lift":
-            colors = ratio_colors(shown, 1.0)
-        figure = heatmaps({f"layer {layer}": shown}, colors, ds.attrs["model"], bar, names)
-        if chance is not None:
-            mark_intervals(figure.axes[0], ds.sel(layer=layer), "lift", chance, (ds.expert == ds.other).values)
-        return figure
+    with Page(ds, look) as page:
+        values = _shown(page.ds, variable).sel(layer=layer)
+        panels = {"": values if variable == "flow" else ordered(values, order)}
+        heatmaps(page, panels, _colors(values, variable), *VARIABLES[variable])
+        page.note(_note(ds, variable))
+        return page.finish(f"{page.ds.attrs['model']}, layer {layer}")
+
+
+def _shown(ds: xr.Dataset, variable: str) -> xr.DataArray:
+    """Values as they are drawn: in times the chance level, 1 where the interval holds it."""
+    values = ds[variable]
+    if variable == "flow":
+        flow = values / ds.flow_chance if "flow_chance" in ds else values
+        return flow.transpose("layer", "source", "expert") if "source" in ds.dims else flow
+    values = values.where(ds.expert != ds.other)
+    if variable == "conditional":
+        return values.transpose("layer", "expert", "other")
+    chance = ds.chance_lift if "chance_lift" in ds else xr.ones_like(values)
+    known = f"{variable}_low" in ds
+    within = (ds.lift_low <= chance) & (chance <= ds.lift_high) if known else xr.zeros_like(values, bool)
+    return (values / chance).where(~within, 1.0).where(values.notnull()).transpose("layer", "expert", "other")
+
+
+def _colors(values: xr.DataArray, variable: str) -> dict[str, Any]:
+    if variable != "conditional":
+        return ratio_colors(values, 1.0)
+    return bounded((0.0, max(float(values.max()), 1e-9) if bool(values.notnull().any()) else 1.0))
+
+
+def _note(ds: xr.Dataset, variable: str) -> str:
+    if variable != "lift" or "lift_low" not in ds:
+        return ""
+    known = bool(ds.lift_low.notnull().any())
+    return f"white: the interval holds chance ({said_of_intervals(ds)})" if known else "no intervals are known"
+
+
+def strongest(ds: xr.Dataset, layer: int | None = None, count: int = PAIRS, **look: Unpack[Look]) -> Drawn:
+    """The pairs that work together most, in times chance, with their 95 % intervals: a list of bars.
+
+    Args:
+        ds: result of `dynamic.coactivation`.
+        layer: all layers by default.
+        count: of pairs at most.
+        look: what every plot takes.
+
+    Raises:
+        NoSuchName: the result has no such layer.
+        OutOfRange: `count` is less than 1.
+    """
+    check_number("count", count, 1, 200)
+    own = ds if layer is None else ds.sel(layer=[pick_layer(ds, layer)])
+    pairs = _strongest_pairs(own, count)
+    with Page(ds, look) as page:
+        axes = page.panel((COLUMN, 0.75 + 0.15 * len(pairs)))
+        for at, (_, value, low, high) in enumerate(pairs):
+            axes.barh(at, value - 1, 0.7, left=1, color=BLUE)
+            axes.plot([low, high], [at, at], color="0.25", linewidth=0.8)
+        axes.axvline(1, color="0.4", linewidth=0.8, linestyle=":")
+        axes.set_yticks(range(len(pairs)), [name for name, *_ in pairs])
+        axes.invert_yaxis()
+        axes.set(xlabel=VARIABLES["lift"][0], ylabel="layer: experts")
+        page.note("dotted: chance", said_of_intervals(ds) if "lift_low" in ds else "")
+        return page.finish(page.ds.attrs["model"])
+
+
+def _strongest_pairs(ds: xr.Dataset, count: int) -> list[tuple[str, float, float, float]]:
+    """Name, value and interval of pairs above chance, the strongest first; only those that surely are, if any."""
+    chance = ds.chance_lift if "chance_lift" in ds else 1.0
+    over = (ds.lift / chance).transpose("layer", "expert", "other").values
+    over = np.where(np.tril(np.ones(over.shape[1:], bool)), np.nan, over)
+    ends = [
+        (ds[f"lift_{end}"] / chance).transpose("layer", "expert", "other").values if "lift_low" in ds else over * np.nan
+        for end in ("low", "high")
+    ]
+    ranked = np.where(np.isfinite(over) & (over > 1), over, -np.inf)
+    sure = np.where(ends[0] > 1, ranked, -np.inf)
+    ranked = sure if np.isfinite(sure).any() else ranked
+    best = np.argsort(-ranked, axis=None, kind="stable")[:count]
+    found = []
+    for layer, one, other in zip(*np.unravel_index(best, over.shape), strict=True):
+        if np.isfinite(ranked[layer, one, other]):
+            name = f"{ds.layer.values[layer]}: {ds.expert.values[one]}, {ds.other.values[other]}"
+            found.append((name, *(float(part[layer, one, other]) for part in (over, *ends))))
+    return found
 
 
 def figures(ds: xr.Dataset) -> Iterator[tuple[str, Figure]]:
-    """Pairs in every layer, where a token has more than one expert, and the flow: (file stem, figure)."""
+    """Pairs of all layers, where a token has more than one expert; the strongest; the flow: (file stem, figure)."""
+    several = (ds.pairs.where(ds.expert != ds.other) > 0).any(("expert", "other"))
+    if bool(several.any()):
+        yield from _grid(ds.sel(layer=several), "coactivation", "lift", "cluster")
+        yield "coactivation_strongest", strongest(ds)
+    if ds.sizes["layer"] > 1 and bool(ds.flow.isel(layer=slice(1, None)).notnull().any()):
+        yield from _grid(ds.isel(layer=slice(1, None)), "coactivation_flow", "flow", "number")
+
+
+def _grid(ds: xr.Dataset, stem: str, variable: str, order: Order) -> Iterator[tuple[str, Figure]]:
+    values, (bar, names) = _shown(ds, variable), VARIABLES[variable]
+    maps = {f"layer {layer}": values.sel(layer=layer) for layer in ds.layer.values}
+    note, colors = _note(ds, variable), _colors(values, variable)
+    yield from pair_grid(stem, maps, colors, bar, axes_names=names, blank_diagonal=False, note=note, order=order)
+
+
+def details(ds: xr.Dataset) -> Iterator[tuple[str, Figure]]:
+    """Pairs, and the flow, in every layer: (file stem, figure)."""
     for at, layer in enumerate(ds.layer.values):
         if bool((ds.pairs.sel(layer=layer).where(ds.expert != ds.other) > 0).any()):
             yield f"coactivation_layer{layer}", plot(ds, int(layer))

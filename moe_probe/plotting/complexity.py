@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Unpack
 
 import xarray as xr
 from matplotlib.transforms import Bbox
 
-from moe_probe.plotting._style import PAGE, Figure, style
+from moe_probe.plotting._page import Drawn, Look, Page
+from moe_probe.plotting._style import PAGE, Figure
 
 COLUMNS = ["", "FFN experts", "zero-computation\nexperts", "share of choices\nto FFN experts", "FFN experts\nper token"]
 DIMS = ("tau",)
 
 
-def plot(ds: xr.Dataset) -> Figure:
+def plot(ds: xr.Dataset, **look: Unpack[Look]) -> Drawn:
     """A row for MoE, for every tau, and for what was measured.
 
     Args:
         ds: result of `dynamic.complexity`.
+        look: what every plot takes.
 
     Examples:
         >>> from moe_probe import dynamic, plotting
@@ -32,17 +35,15 @@ def plot(ds: xr.Dataset) -> Figure:
         rows.append([f"MoE++, tau = {tau:g}", str(ffn), str(zero), f"{share:.4f}", f"{count:.4f}"])
     share, count = float(ds.measured_mean), float(ds.measured_ffn_per_token_mean)
     rows.append(["measured", str(ffn), str(zero), f"{share:.4f}", f"{count:.4f}"])
-    with style():
-        figure = Figure(figsize=(PAGE, 0.75 + 0.24 * len(rows)), layout="constrained")
-        axes = figure.subplots()
+    with Page(ds, look) as page:
+        axes = page.panel((PAGE, 0.55 + 0.24 * len(rows)))
         axes.axis("off")
         table = axes.table(rows, colLabels=COLUMNS, cellLoc="center", bbox=Bbox.unit(), edges="horizontal")
         table.auto_set_font_size(False)
         table.set_fontsize(8)
         for column in range(len(COLUMNS)):
             table[0, column].set_height(2 * table[1, column].get_height())
-        axes.set_title(ds.attrs["model"])
-        return figure
+        return page.finish(page.ds.attrs["model"])
 
 
 def figures(ds: xr.Dataset) -> Iterator[tuple[str, Figure]]:

@@ -3,24 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Unpack
 
 import numpy as np
 import xarray as xr
+from matplotlib.axes import Axes
 
-from moe_probe.plotting._style import BLUE, ORANGE, PAGE, Figure, style
+from moe_probe.plotting._lines import layer_axis, said_of_intervals
+from moe_probe.plotting._page import Drawn, Look, Page
+from moe_probe.plotting._style import BLUE, OKABE_ITO, ORANGE, PAGE, Figure, thin_ticks
 
 DIMS = ("edit", "path", "document", "layer")
 COLORS = {"total": BLUE, "direct": ORANGE}
+MOST = 8  # edits with a panel each
 LONGEST = 24  # characters of an edit's name beside its bar
 
 
-def plot(ds: xr.Dataset) -> Figure:
+def plot(ds: xr.Dataset, **look: Unpack[Look]) -> Drawn:
     """The change of the loss of each edit, total and direct, with its 95 % interval over documents.
 
     What the direct bar lacks of the total one is rerouting in later layers.
 
     Args:
         ds: result of `intervene.effect`.
+        look: what every plot takes.
 
     Examples:
         >>> from moe_probe import intervene, plotting
@@ -29,9 +35,8 @@ def plot(ds: xr.Dataset) -> Figure:
         >>> figure = plotting.plot(ds)
     """
     names = [named(str(name)) for name in ds.edit.values]
-    with style():
-        figure = Figure(figsize=(PAGE, 1.0 + 0.3 * len(names)), layout="constrained")
-        axes = figure.subplots()
+    with Page(ds, look) as page:
+        axes = page.panel((PAGE, min(0.8 + 0.3 * len(names), 9)))
         height = 0.8 / ds.sizes["path"]
         for place, path in enumerate(map(str, ds.path.values)):
             one = ds.sel(path=path)
@@ -43,42 +48,50 @@ def plot(ds: xr.Dataset) -> Figure:
         axes.axvline(0, color="black", linewidth=0.6)
         axes.set_yticks(range(len(names)), labels=names)
         axes.invert_yaxis()
-        axes.set(xlabel="change of the loss (nats)", title=ds.attrs["model"])
-        figure.legend(loc="outside right upper", frameon=False)
-        return figure
+        axes.set_xlabel("change of the loss (nats)")
+        page.legend(axes)
+        page.note(f"intervals: {said_of_intervals(ds)}")
+        return page.finish(page.ds.attrs["model"])
 
 
-def rerouted(ds: xr.Dataset) -> Figure:
+def rerouted(ds: xr.Dataset, **look: Unpack[Look]) -> Drawn:
     """Share of the unedited run's choices that are no longer made, layer by layer, mean over documents."""
-    values = ds.rerouted.sel(path="total").mean("document")
-    with style():
-        figure = Figure(figsize=(PAGE, 2.4), layout="constrained")
-        axes = figure.subplots()
-        for name in ds.edit.values[:8]:
-            axes.plot(ds.layer, values.sel(edit=name), "o-", markersize=3, label=named(str(name)))
-        axes.set(xlabel="layer", ylabel="choices changed", title=ds.attrs["model"])
-        axes.set_xticks(ds.layer.values[:: -(-ds.sizes["layer"] // 9)])
-        axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
-        return figure
+    with Page(ds, look) as page:
+        values = page.ds.rerouted.sel(path="total").mean("document")
+        axes = page.panel((PAGE, 2.3))
+        for name, color in zip(page.ds.edit.values, OKABE_ITO, strict=False):
+            own = values.sel(edit=name)
+            axes.plot(ds.layer, own, "o-", markersize=2.5, color=color, label=named(str(name)))
+        axes.set_ylabel("choices changed")
+        layer_axis(axes, ds.layer, 9)
+        page.legend(axes)
+        page.note(f"the first {len(OKABE_ITO)} of {ds.sizes['edit']} edits" * (ds.sizes["edit"] > len(OKABE_ITO)))
+        return page.finish(page.ds.attrs["model"])
 
 
-def by_label(ds: xr.Dataset) -> Figure:
+def by_label(ds: xr.Dataset, **look: Unpack[Look]) -> Drawn:
     """The change of the loss of each edit by document label: a point per document, a stroke at their mean."""
-    labels, values = sorted(set(ds.label.values.tolist())), ds.loss_change.sel(path="total")
-    with style():
-        figure = Figure(figsize=(PAGE, 1.0 + 0.3 * len(labels) * min(ds.sizes["edit"], 8)), layout="constrained")
-        all_axes = figure.subplots(min(ds.sizes["edit"], 8), 1, squeeze=False, sharex=True)[:, 0]
-        for axes, name in zip(all_axes, ds.edit.values, strict=False):
-            for place, label in enumerate(labels):
-                own = values.sel(edit=name).values[ds.label.values == label]
-                own = own[np.isfinite(own)]
-                axes.plot(own, np.full(len(own), place), ".", color=BLUE, alpha=0.5, rasterized=True)
-                axes.vlines(own.mean() if len(own) else np.nan, place - 0.3, place + 0.3, color=ORANGE)
-            axes.axvline(0, color="black", linewidth=0.6)
-            axes.set_yticks(range(len(labels)), labels=labels)
+    with Page(ds, look) as page:
+        own, edits = page.ds, min(ds.sizes["edit"], MOST)
+        labels = sorted(set(own.label.values.tolist()))
+        size = PAGE, min(0.5 + (0.35 + 0.16 * len(labels)) * edits, 9)
+        all_axes = page.panels(edits, 1, size, sharex=True)[:, 0]
+        for axes, name in zip(all_axes, own.edit.values, strict=False):
+            _documents(axes, own.loss_change.sel(path="total", edit=name).values, own.label.values, labels)
             axes.set_title(named(str(name)))
         all_axes[-1].set_xlabel("change of the loss (nats)")
-        return figure
+        page.note("a point: a document; strokes: means")
+        return page.finish(page.ds.attrs["model"])
+
+
+def _documents(axes: Axes, values: np.ndarray, of: np.ndarray, labels: list[str]) -> None:
+    for place, label in enumerate(labels):
+        own = values[of == label]
+        own = own[np.isfinite(own)]
+        axes.plot(own, np.full(len(own), place), ".", color=BLUE, alpha=0.5, rasterized=len(own) > 500)
+        axes.vlines(own.mean() if len(own) else np.nan, place - 0.3, place + 0.3, color=ORANGE)
+    axes.axvline(0, color="black", linewidth=0.6)
+    thin_ticks(axes.yaxis, labels, 32)
 
 
 def named(text: str) -> str:

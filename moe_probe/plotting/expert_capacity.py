@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Unpack
 
-import matplotlib
 import xarray as xr
 
 from moe_probe.errors import NoSuchName
 from moe_probe.plotting._choices import pick
-from moe_probe.plotting._style import COLORMAP, COLUMN, Figure, style
+from moe_probe.plotting._lines import lines_by_layer
+from moe_probe.plotting._page import Drawn, Look, Page
+from moe_probe.plotting._style import COLUMN, Figure
 
 VARIABLES = {
     "dropped": "choices dropped",
@@ -19,13 +21,14 @@ VARIABLES = {
 DIMS = ("layer", "factor", "order")
 
 
-def plot(ds: xr.Dataset, variable: str = "fully_dropped", order: str | None = None) -> Figure:
-    """Share dropped against the capacity factor, a line per layer.
+def plot(ds: xr.Dataset, variable: str = "fully_dropped", order: str | None = None, **look: Unpack[Look]) -> Drawn:
+    """Share dropped against the capacity factor: a line per layer, or beyond six median, band and worst layer.
 
     Args:
         ds: result of `dynamic.expert_capacity`.
         variable: `dropped`, `fully_dropped` or `second_dropped`.
         order: of arrival; the result's first one by default.
+        look: what every plot takes.
 
     Raises:
         NoSuchName: the result has no such variable or order.
@@ -38,19 +41,14 @@ def plot(ds: xr.Dataset, variable: str = "fully_dropped", order: str | None = No
     if variable not in VARIABLES or variable not in ds:
         raise NoSuchName.among("variable", variable, [name for name in VARIABLES if name in ds])
     order = pick(ds, "order", order)
-    own, layers = ds[variable].sel(order=order), ds.layer.values
-    colors = matplotlib.colormaps[COLORMAP].resampled(len(layers))
-    with style():
-        figure = Figure(figsize=(COLUMN, 2.6), layout="constrained")
-        axes = figure.subplots()
-        for at, layer in enumerate(layers):
-            label = f"layer {layer}" if len(layers) <= 6 or at in (0, len(layers) - 1) else None
-            axes.plot(ds.factor, own.sel(layer=layer), color=colors(at), linewidth=1, label=label)
+    with Page(ds, look) as page:
+        axes = page.panel((COLUMN, 2.5))
+        lines_by_layer(axes, ds.factor.values, ds[variable].sel(order=order))
         axes.axvline(1, color="0.6", linewidth=0.8, linestyle=":")
         axes.set(xlabel="capacity factor", ylabel=VARIABLES[variable], ylim=(0, None))
-        axes.set_title(f"{ds.attrs['model']}, {order} order")
-        axes.legend(frameon=False)
-        return figure
+        page.legend(axes)
+        page.note(f"tokens arrive by {order}")
+        return page.finish(page.ds.attrs["model"])
 
 
 def figures(ds: xr.Dataset) -> Iterator[tuple[str, Figure]]:

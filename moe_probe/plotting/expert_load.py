@@ -3,12 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any, Literal, Unpack, get_args
 
+import numpy as np
 import xarray as xr
+from matplotlib.axes import Axes
 
-from moe_probe.plotting._heatmap import crosses, frames, layer_map, mark_intervals, ratio_bar, ratio_colors, say, show
-from moe_probe.plotting._lines import line, whole_numbers
-from moe_probe.plotting._style import BLUE, COLUMN, PAGE, Figure, style, thin_ticks
+from moe_probe.errors import NoSuchName, NotFitting
+from moe_probe.plotting._choices import pick_layer
+from moe_probe.plotting._heatmap import (
+    cell_axes,
+    crosses,
+    frames,
+    hatch,
+    layer_map,
+    map_size,
+    mark_intervals,
+    ratio_bar,
+    ratio_colors,
+    show,
+)
+from moe_probe.plotting._lines import layer_axis, line, said_of_intervals
+from moe_probe.plotting._maps import label_grid
+from moe_probe.plotting._page import Drawn, Look, Page
+from moe_probe.plotting._style import BLUE, PAGE, Figure
 
 MEASURES = ("cv2_load", "entropy", "max_violation", "activation_ratio")  # of the short table
 BALANCE = {
@@ -19,61 +37,91 @@ BALANCE = {
 }
 DIMS = ("layer", "expert")
 DISCOVERIES = 0.05
+FEW = 32  # experts that stand by number
+Order = Literal["number", "load", "specialization"]
+BAR = "load / even load"
 
 
-def plot(ds: xr.Dataset) -> Figure:
+def plot(ds: xr.Dataset, **look: Unpack[Look]) -> Drawn:
     """Selections of every expert in every layer, in times its even share; a cross where there are none.
 
     Args:
         ds: result of `dynamic.expert_load`.
+        look: what every plot takes.
 
     Examples:
         >>> from moe_probe import dynamic, plotting
-        >>> ds = dynamic.expert_load("ckpt/tiny-mixtral", ["A short text."])
+        >>> ds = dynamic.expert_load("ckpt/tiny-mixtral", "ckpt/texts.jsonl", labels="domain")
         >>> figure = plotting.plot(ds)
     """
-    with style():
-        return layer_map(ds.share * ds.sizes["expert"], ds.attrs["model"], "load / even load", even=1)
+    return layer_map(Page(ds, look), ds.share * ds.sizes["expert"], BAR, even=1)
 
 
-def balance(ds: xr.Dataset) -> Figure:
+def balance(ds: xr.Dataset, **look: Unpack[Look]) -> Drawn:
     """Measures of balance over the layers."""
-    with style():
-        figure = Figure(figsize=(PAGE, 1.9), layout="constrained")
-        for axes, (name, label) in zip(figure.subplots(1, len(BALANCE)), BALANCE.items(), strict=True):
+    with Page(ds, look) as page:
+        for axes, (name, label) in zip(page.panels(1, len(BALANCE), (PAGE, 1.7))[0], BALANCE.items(), strict=True):
             line(axes, ds, name, color=BLUE)
             axes.set_title(label)
-            whole_numbers(axes, 5)
-        figure.suptitle(ds.attrs["model"])
-        return figure
+            layer_axis(axes, ds.layer, 5)
+        page.note(f"intervals: {said_of_intervals(ds)}" if "cv2_load_low" in ds else "")
+        return page.finish(page.ds.attrs["model"])
 
 
-def by_label(ds: xr.Dataset, layer: int) -> Figure:
+def by_label(ds: xr.Dataset, layer: int | None = None, order: Order | None = None, **look: Unpack[Look]) -> Drawn:
     """Load of one layer by document label, in times its even share; a cross where there is none.
 
-    Dots: the 95 % interval holds the expert's share in all documents together. Circles: no interval is known. Frames:
-    the label's share differs at a false discovery rate of 5 % over all layers, labels and experts.
+    Hatched: the 95 % interval holds the expert's share in all documents together. Circles: no interval is known.
+    Frames: the label's share differs at a false discovery rate of 5 % over all layers, labels and experts.
+
+    Args:
+        ds: result of `dynamic.expert_load`, of texts with labels.
+        layer: the first one of the result by default.
+        order: of the experts: `number`, `load` (the largest first), or `specialization` (those first whose load
+            differs most between a label and all documents), which is the default beyond 32 experts.
+        look: what every plot takes.
+
+    Raises:
+        NotFitting: the texts had no labels.
+        NoSuchName: there is no such layer or order.
     """
-    values = ds.label_share.sel(layer=layer) * ds.sizes["expert"]
-    with style():
-        figure = Figure(
-            figsize=(COLUMN if values.sizes["expert"] <= 32 else PAGE, min(1.4 + 0.2 * values.sizes["label"], 6)),
-            layout="constrained",
-        )
-        axes = figure.subplots()
+    if "label_share" not in ds:
+        raise NotFitting("This result has no labels; pass labels= to dynamic.expert_load.")
+    layer = pick_layer(ds, layer)
+    order = order or ("number" if ds.sizes["expert"] <= FEW else "specialization")
+    with Page(ds, look) as page:
+        own = _ordered(page.ds.sel(layer=layer), order)
+        values = (own.label_share * ds.sizes["expert"]).transpose("label", "expert")
+        axes = page.panel(map_size(values))
         image = show(axes, values, aspect="auto", **ratio_colors(values, 1))
         crosses(axes, values.values == 0)
-        axes.set(xlabel="expert", title=f"{ds.attrs['model']}, layer {layer}")
-        thin_ticks(axes.xaxis, [str(label) for label in ds.expert.values])
-        thin_ticks(axes.yaxis, [str(label) for label in ds.label.values], 30)
-        ratio_bar(figure, image, "load / even load")
-        own = ds.sel(layer=layer)
-        if "label_share_chance" in ds:
-            mark_intervals(axes, own, "label_share", own.label_share_chance)
-        if "label_share_q" in ds:
-            frames(axes, (own.label_share_q < DISCOVERIES).transpose("label", "expert").values)
-            say(axes, f"frames: q < {DISCOVERIES:g} over layers, labels, experts")
-        return figure
+        cell_axes(axes, values, "label", "expert")
+        ratio_bar(page, image, axes, BAR)
+        _marks(page, axes, own)
+        page.note("" if order == "number" else f"experts by {order}")
+        return page.finish(f"{page.ds.attrs['model']}, layer {layer}")
+
+
+def _marks(page: Page, axes: Axes, own: xr.Dataset) -> None:
+    if "label_share_chance" in own:
+        mark_intervals(page, axes, own.transpose("label", ...), "label_share", own.label_share_chance)
+    if "label_share_q" in own:
+        frames(axes, (own.label_share_q < DISCOVERIES).transpose("label", "expert").values)
+        page.note(f"frames: q < {DISCOVERIES:g} over layers, labels, experts")
+
+
+def _ordered(own: xr.Dataset, order: str) -> xr.Dataset:
+    """The experts of one layer in an order."""
+    if order not in get_args(Order):
+        raise NoSuchName.among("order", order, get_args(Order))
+    if order == "number":
+        return own
+    if order == "load":
+        return own.isel(expert=np.argsort(-own.share.values, kind="stable"))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        apart = np.abs(np.log2(own.label_share / own.share)).transpose("label", "expert").values
+    apart = np.clip(np.nan_to_num(apart, nan=0, posinf=9), 0, 9).max(0)
+    return own.isel(expert=np.argsort(-apart, kind="stable"))
 
 
 def summary(ds: xr.Dataset) -> tuple[str, xr.DataArray]:
@@ -85,6 +133,27 @@ def figures(ds: xr.Dataset) -> Iterator[tuple[str, Figure]]:
     """The map, the balance, and maps by label: (file stem, figure)."""
     yield "expert_load", plot(ds)
     yield "expert_load_balance", balance(ds)
+    if "label_share" in ds:
+        values = ds.label_share * ds.sizes["expert"]
+        marks, note = _within(ds)
+
+        def mark(axes: Axes, layer: Any) -> None:
+            if marks is not None:
+                hatch(axes, marks.sel(layer=layer).values)
+
+        yield from label_grid("expert_load_labels", values, ratio_colors(values, 1), BAR, note, mark=mark)
+
+
+def _within(ds: xr.Dataset) -> tuple[xr.DataArray | None, str]:
+    """Where a label's interval holds the share in all documents (layer, label, expert), and what is said of it."""
+    if "label_share_low" not in ds or "label_share_chance" not in ds:
+        return None, ""
+    within = (ds.label_share_low <= ds.label_share_chance) & (ds.label_share_chance <= ds.label_share_high)
+    return within.transpose("layer", "label", "expert"), f"hatched: maybe as in all documents; {said_of_intervals(ds)}"
+
+
+def details(ds: xr.Dataset) -> Iterator[tuple[str, Figure]]:
+    """Maps by label of every layer: (file stem, figure)."""
     if "label_share" in ds:
         for layer in ds.layer.values:
             yield f"expert_load_labels_layer{layer}", by_label(ds, int(layer))

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Unpack
 
 import numpy as np
 import xarray as xr
+from matplotlib.axes import Axes
 
 from moe_probe.errors import InputError
-from moe_probe.plotting._lines import chance_line
-from moe_probe.plotting._style import BLUE, PAGE, Figure, style
+from moe_probe.plotting._lines import chance_line, said_of_intervals
+from moe_probe.plotting._page import Drawn, Look, Page
+from moe_probe.plotting._style import BLUE, PAGE, Figure
 from moe_probe.plotting._tokens import written
 
 CLASSES = {
@@ -22,13 +25,14 @@ CLASSES = {
 SHOWN = 40
 
 
-def plot(ds: xr.Dataset, by: str = "type", shown: int = SHOWN) -> Figure:
+def plot(ds: xr.Dataset, by: str = "type", shown: int = SHOWN, **look: Unpack[Look]) -> Drawn:
     """Bars of the mean number of FFN experts, with counts; of the most and the least where there are many.
 
     Args:
         ds: result of `dynamic.ffn_experts_per_token`.
         by: `type`, `word`, `pos`, `piece` or `place`.
         shown: bars at most.
+        look: what every plot takes.
 
     Raises:
         InputError: the result has no such class, or nothing was frequent enough.
@@ -44,27 +48,32 @@ def plot(ds: xr.Dataset, by: str = "type", shown: int = SHOWN) -> Figure:
     count = ds.sizes[by]
     places = np.arange(count) if count <= shown else np.r_[: shown // 2, count - shown // 2 : count]
     own = ds.isel({by: places})
-    values, x = own[f"{by}_density"].values, np.arange(len(places))
-    with style():
-        figure = Figure(figsize=(PAGE, 3), layout="constrained")
-        axes = figure.subplots()
-        axes.bar(x, values, color=BLUE, width=0.7)
-        if f"{by}_density_low" in own:
-            low, high = (own[f"{by}_density_{end}"].values for end in ("low", "high"))
-            error = np.clip([values - low, high - values], 0, None)
-            axes.errorbar(x, values, error, fmt="none", ecolor="0.25", elinewidth=0.7)
+    with Page(ds, look) as page:
+        axes = page.panel((PAGE, 2.7))
+        _bars(axes, own, by)
         chance_line(axes, ds, "chance")
         if count > shown:
             axes.axvline(shown // 2 - 0.5, color="0.6", linewidth=0.8, linestyle=":")
-        rotation = 90 if len(places) > 8 else 0
-        counts = own[f"{by}_count"].values
-        between = "  " if rotation else "\n"
-        axes.set_xticks(x, [f"{n}{between}({c:,})" for n, c in zip(names(own, by), counts, strict=True)])
-        axes.tick_params(axis="x", rotation=rotation)
-        axes.set(xlabel=f"{CLASSES[by]} (occurrences)", ylabel="FFN experts per token", xlim=(-0.6, len(x) - 0.4))
-        least = f"; the {shown // 2} highest and lowest of {count:,}" if count > shown else ""
-        axes.set_title(f"{ds.attrs['model']}{least}" + ("; dashed: all tokens" if "chance" in ds else ""))
-        return figure
+            page.note(f"the {shown // 2} highest and lowest of {count:,}")
+        page.note("dashed: all tokens" if "chance" in ds else "")
+        page.note(f"intervals: {said_of_intervals(ds)}" if f"{by}_density_low" in ds else "")
+        return page.finish(page.ds.attrs["model"])
+
+
+def _bars(axes: Axes, own: xr.Dataset, by: str) -> None:
+    """Means with their intervals, under names and counts."""
+    values, counts = own[f"{by}_density"].values, own[f"{by}_count"].values
+    x = np.arange(len(values))
+    axes.bar(x, values, color=BLUE, width=0.7)
+    if f"{by}_density_low" in own:
+        low, high = (own[f"{by}_density_{end}"].values for end in ("low", "high"))
+        error = np.clip([values - low, high - values], 0, None)
+        axes.errorbar(x, values, error, fmt="none", ecolor="0.25", elinewidth=0.7)
+    rotation = 90 if len(x) > 8 else 0
+    between = "  " if rotation else "\n"
+    axes.set_xticks(x, [f"{n}{between}({c:,})" for n, c in zip(names(own, by), counts, strict=True)])
+    axes.tick_params(axis="x", rotation=rotation)
+    axes.set(xlabel=f"{CLASSES[by]} (occurrences)", ylabel="FFN experts per token", xlim=(-0.6, len(x) - 0.4))
 
 
 def names(ds: xr.Dataset, by: str) -> list[str]:

@@ -3,20 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Unpack
 
+import numpy as np
 import xarray as xr
 
 from moe_probe.errors import OutOfRange
 from moe_probe.plotting._choices import pick
+from moe_probe.plotting._grid import chosen_layers
 from moe_probe.plotting._heatmap import show
-from moe_probe.plotting._style import PAGE, Figure, style, thin_ticks
+from moe_probe.plotting._page import Drawn, Look, Page
+from moe_probe.plotting._style import PAGE, Figure, thin_ticks
 from moe_probe.plotting._tokens import rows, written
 
 TOKENS = 64  # in one figure
 DIMS = ("layer", "token", "expert")
 
 
-def plot(ds: xr.Dataset, layer: int | None = None, document: int | None = None, start: int = 0) -> Figure:
+def plot(
+    ds: xr.Dataset,
+    layer: int | None = None,
+    document: int | None = None,
+    start: int = 0,
+    **look: Unpack[Look],
+) -> Drawn:
     """Tokens by experts, shaded by the applied weight, 0 where not chosen.
 
     Args:
@@ -24,6 +34,7 @@ def plot(ds: xr.Dataset, layer: int | None = None, document: int | None = None, 
         layer: the first one of the result by default.
         document: its number; the first one by default.
         start: the first token of the document to show; at most 64 follow.
+        look: what every plot takes.
 
     Raises:
         NoSuchName: there is no such layer or document.
@@ -35,7 +46,31 @@ def plot(ds: xr.Dataset, layer: int | None = None, document: int | None = None, 
         >>> figure = plotting.plot(ds, layer=2)
     """
     layer = pick(ds, "layer", layer)
-    document = pick(ds, "document", document)
+    document = int(pick(ds, "document", document))
+    shown, length = _tokens(ds, document, start)
+    with Page(ds, look) as page:
+        width = max(min(PAGE, 1.2 + 0.13 * shown.sizes["token"]), 2.6)
+        axes = page.panel((width, min(max(0.13 * ds.sizes["expert"], 1.0), 4.5) + 1.1))
+        values = shown.weight.sel(layer=layer).transpose("expert", "token").values
+        image = show(axes, values, aspect="auto", cmap="Blues", vmin=0, vmax=_most(ds))
+        names = [written(str(text)) for text in shown.string.values]
+        axes.set_xticks(range(len(names)), names, rotation=90, fontsize=6)
+        thin_ticks(axes.yaxis, [str(label) for label in ds.expert.values], 16)
+        axes.set_ylabel("expert")
+        page.colorbar(image, axes, "applied weight")
+        part = f"tokens {start} to {start + len(names) - 1} of {length}" if length > len(names) else ""
+        page.note(f"text {document}", part)
+        return page.finish(f"{page.ds.attrs['model']}, layer {layer}")
+
+
+def _most(ds: xr.Dataset) -> float:
+    """The largest weight, the same in all layers."""
+    most = float(ds.weight.max())
+    return most if np.isfinite(most) and most > 0 else 1.0
+
+
+def _tokens(ds: xr.Dataset, document: int, start: int) -> tuple[xr.Dataset, int]:
+    """The part of a document that is shown, and how many tokens it has."""
     flat = rows(ds)
     of_document = flat.isel(token=(flat.document == document).values)
     length = of_document.sizes["token"]
@@ -43,26 +78,16 @@ def plot(ds: xr.Dataset, layer: int | None = None, document: int | None = None, 
         raise OutOfRange(
             f"Document {document} has {length} tokens in this result; start={start} is none of 0 to {length - 1}."
         )
-    shown = of_document.isel(token=slice(start, start + TOKENS))
-    with style():
-        width = min(PAGE, 1.2 + 0.13 * shown.sizes["token"])
-        height = min(max(0.13 * ds.sizes["expert"], 1.0), 4.5)
-        figure = Figure(figsize=(max(width, 2.6), height + 1.35), layout="constrained")
-        axes = figure.subplots()
-        values = shown.weight.sel(layer=layer).transpose("expert", "token").values
-        limit = max(1.0, float(values.max()))
-        image = show(axes, values, aspect="auto", cmap="Blues", vmin=0, vmax=limit)
-        names = [written(str(text)) for text in shown.string.values]
-        axes.set_xticks(range(len(names)), names, rotation=90, fontsize=6)
-        thin_ticks(axes.yaxis, [str(label) for label in ds.expert.values], 16)
-        axes.set_ylabel("expert")
-        part = f", tokens {start} to {start + len(names) - 1} of {length}" if length > len(names) else ""
-        axes.set_title(f"{ds.attrs['model']}, layer {layer}, text {document}{part}")
-        figure.colorbar(image, label="applied weight")
-        return figure
+    return of_document.isel(token=slice(start, start + TOKENS)), length
 
 
 def figures(ds: xr.Dataset) -> Iterator[tuple[str, Figure]]:
-    """The first document in every layer: (file stem, figure)."""
-    for layer in ds.layer.values:
-        yield f"gate_choices_layer{layer}", plot(ds, int(layer))
+    """The first document in a few layers: (file stem, figure)."""
+    for layer in chosen_layers(ds.layer.values, 4):
+        yield f"gate_choices_layer{layer}", plot(ds, layer)
+
+
+def details(ds: xr.Dataset) -> Iterator[tuple[str, Figure]]:
+    """The first document in every other layer: (file stem, figure)."""
+    for layer in sorted({int(layer) for layer in ds.layer.values} - set(chosen_layers(ds.layer.values, 4))):
+        yield f"gate_choices_layer{layer}", plot(ds, layer)

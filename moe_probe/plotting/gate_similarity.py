@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Unpack
 
 import xarray as xr
 
 from moe_probe.plotting._choices import pick_layer
 from moe_probe.plotting._heatmap import SCALES, Scale, bounded, heatmaps, limits
-from moe_probe.plotting._style import Figure, style
+from moe_probe.plotting._maps import Order, ordered, pair_grid
+from moe_probe.plotting._page import Drawn, Look, Page
+from moe_probe.plotting._style import Figure
 
+BAR = "cosine similarity"
 DIMS = ("layer", "expert", "other")
 
 
@@ -19,7 +23,9 @@ def plot(
     scale: Scale = "layer",
     beside: xr.Dataset | None = None,
     diagonal: bool = False,
-) -> Figure:
+    order: Order = "number",
+    **look: Unpack[Look],
+) -> Drawn:
     """Heat map of one layer's gate embeddings.
 
     Args:
@@ -28,9 +34,11 @@ def plot(
         scale: colors from the least to the largest value of this layer (`layer`) or of all layers (`all`).
         beside: result of `static.similarity` at level `neuron_mean`: its projections follow on the same scale.
         diagonal: show each expert beside itself and let it count in the color scale, as the paper does.
+        order: of the experts in each panel: by `number`, or `cluster`, those that are alike side by side.
+        look: what every plot takes.
 
     Raises:
-        NoSuchName: the result has no such layer or scale.
+        NoSuchName: the result has no such layer, scale or order.
 
     Examples:
         >>> from moe_probe import plotting, static
@@ -46,12 +54,20 @@ def plot(
         panels |= {f"{name} projection": experts.sel(layer=layer, projection=name) for name in beside.projection.values}
         others = limits(experts, layer, scale, diagonal)
         bounds = min(bounds[0], others[0]), max(bounds[1], others[1])
-    with style():
-        title = f"{ds.attrs['model']}, layer {layer}"
-        return heatmaps(panels, bounded(bounds), title, "cosine similarity", blank_diagonal=not diagonal)
+    shown = {name if beside is not None else "": ordered(values, order) for name, values in panels.items()}
+    with Page(ds, look) as page:
+        heatmaps(page, shown, bounded(bounds), BAR, blank_diagonal=not diagonal)
+        return page.finish(f"{page.ds.attrs['model']}, layer {layer}")
 
 
 def figures(ds: xr.Dataset) -> Iterator[tuple[str, Figure]]:
+    """All layers under one scale: (file stem, figure)."""
+    maps = {f"layer {layer}": ds.cosine.sel(layer=layer) for layer in ds.layer.values}
+    colors = bounded(limits(ds.cosine, int(ds.layer[0]), "all"))
+    yield from pair_grid("gate_similarity", maps, colors, BAR)
+
+
+def details(ds: xr.Dataset) -> Iterator[tuple[str, Figure]]:
     """Every layer in both color scales: (file stem, figure)."""
     for layer in ds.layer.values:
         for scale in SCALES:

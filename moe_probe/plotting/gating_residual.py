@@ -3,50 +3,77 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Unpack
 
+import numpy as np
 import xarray as xr
 
 from moe_probe.plotting._choices import pick_layer
-from moe_probe.plotting._style import BLUE, ORANGE, PAGE, Figure, style
+from moe_probe.plotting._lines import layer_axis
+from moe_probe.plotting._page import Drawn, Look, Page
+from moe_probe.plotting._style import BLUE, ORANGE, PAGE, Figure
+from moe_probe.plotting.router_scores import MOMENTS, bin_edges, log_if_spiked, pooled
 
 COLORS = {"highest": BLUE, "second": ORANGE}
 DIMS = ("layer", "bin", "which", "residual")
 
 
-def plot(ds: xr.Dataset, layer: int | None = None) -> Figure:
+def plot(ds: xr.Dataset, layer: int | None = None, **look: Unpack[Look]) -> Drawn:
     """Histograms with the residual and with it removed, of all layers or of one.
 
     Args:
         ds: result of `comparisons.gating_residual`.
         layer: all together by default.
+        look: what every plot takes.
 
     Examples:
         >>> from moe_probe import comparisons, plotting
         >>> ds = comparisons.gating_residual("ckpt/tiny-moe-plus-plus", ["A short text."])
         >>> figure = plotting.plot(ds, layer=2)
     """
-    prefix, own = ("pooled_", ds) if layer is None else ("", ds.sel(layer=pick_layer(ds, layer)))
-    width = float(ds.bin[1] - ds.bin[0]) if ds.sizes["bin"] > 1 else 1.0
-    with style():
-        figure = Figure(figsize=(PAGE, 2.5), layout="constrained")
-        both = figure.subplots(1, 2, sharex=True, sharey=True)
+    own = ds.sel(layer=pick_layer(ds, layer)) if layer is not None else pooled(ds)
+    edges, shares = bin_edges(ds), own.histogram / own.histogram.sum("bin")
+    with Page(ds, look) as page:
+        both = page.panels(1, 2, (PAGE, 2.3), sharex=True, sharey=True)[0]
         for axes, residual in zip(both, ds.residual.values, strict=True):
-            one = own.sel(residual=residual)
             for which, color in COLORS.items():
-                count = one[f"{prefix}histogram"].sel(which=which)
-                moments = [float(one[f"{prefix}{name}"].sel(which=which)) for name in ("score_mean", "score_variance")]
-                label = f"{which}: mean {moments[0]:.3f}, variance {moments[1]:.2g}"
-                axes.bar(ds.bin, count / count.sum(), width, align="edge", color=color, alpha=0.6, label=label)
-            axes.set(xlabel="routing score", title=f"gating residual: {residual}")
-            axes.legend(frameon=False, loc="upper right")
-        both[0].set_ylabel("share of tokens")
-        both[0].set_ylim(top=both[0].get_ylim()[1] * 1.25)
-        figure.suptitle(f"{ds.attrs['model']}, {'all layers' if layer is None else f'layer {layer}'}")
-        return figure
+                share = shares.sel(residual=residual, which=which)
+                axes.stairs(share, edges, fill=True, alpha=0.55, color=color, label=which)
+            axes.set(xlabel="routing score", title=f"gating residual: {residual}", xlim=(edges[0], edges[-1]))
+            page.note(f"{residual}: {_moments(own.sel(residual=residual))}")
+        both[0].set(ylabel="share of tokens", ylim=(0, 1.05 * max(float(shares.max()), 1e-9)))
+        log_if_spiked(both[0], np.ravel(shares))
+        page.legend(*both)
+        return page.finish(f"{page.ds.attrs['model']}, {'all layers' if layer is None else f'layer {layer}'}")
+
+
+def _moments(own: xr.Dataset) -> str:
+    values = ((which, *(float(own[name].sel(which=which)) for name in MOMENTS[1:])) for which in COLORS)
+    return ", ".join(f"{which} mean {mean:.3f} (variance {variance:.2g})" for which, mean, variance in values)
+
+
+def over_layers(ds: xr.Dataset, **look: Unpack[Look]) -> Drawn:
+    """The mean of both scores over the layers, with the residual (line) and with it removed (dashed)."""
+    with Page(ds, look) as page:
+        axes = page.panel((PAGE, 2.2))
+        for residual, line in zip(ds.residual.values, ("-", "--"), strict=True):
+            for which, color in COLORS.items():
+                mean = ds.score_mean.sel(residual=residual, which=which)
+                label = f"{which}, {residual}"
+                axes.plot(ds.layer, mean, line, marker="o", markersize=2.5, color=color, label=label)
+        axes.set(ylabel="mean routing score", ylim=(0, None))
+        layer_axis(axes, ds.layer, 9)
+        page.legend(axes)
+        return page.finish(page.ds.attrs["model"])
 
 
 def figures(ds: xr.Dataset) -> Iterator[tuple[str, Figure]]:
-    """Of all layers, and of each one: (file stem, figure)."""
+    """Of all layers, and the means over layers: (file stem, figure)."""
     yield "gating_residual", plot(ds)
+    yield "gating_residual_layers", over_layers(ds)
+
+
+def details(ds: xr.Dataset) -> Iterator[tuple[str, Figure]]:
+    """Of each layer: (file stem, figure)."""
     for layer in ds.layer.values:
         yield f"gating_residual_layer{layer}", plot(ds, int(layer))

@@ -3,21 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, Unpack
 
+import numpy as np
 import xarray as xr
 
-from moe_probe.plotting._choices import pick_layer
-from moe_probe.plotting._heatmap import SCALES, Scale, limits, show
-from moe_probe.plotting._style import PAGE, Figure, style, thin_ticks
+from moe_probe.errors import OutOfRange
+from moe_probe.plotting._choices import pick, pick_layer
+from moe_probe.plotting._grid import chosen_layers
+from moe_probe.plotting._heatmap import SCALES, Scale, beyond, limits, show
+from moe_probe.plotting._page import Drawn, Look, Page
+from moe_probe.plotting._style import PAGE, Figure, thin_ticks
 from moe_probe.plotting._tokens import choose, rows, written
 
+FEW, SHOWN = 16, 8  # experts that are all shown; those that are, where they are more
 DIMS = ("layer", "token", "expert", "neuron")
 
 
 def plot(
-    ds: xr.Dataset, layer: int | None = None, scale: Scale = "layer", tokens: Sequence[int] | None = None
-) -> Figure:
+    ds: xr.Dataset,
+    layer: int | None = None,
+    scale: Scale = "layer",
+    tokens: Sequence[int] | None = None,
+    experts: Sequence[str] | None = None,
+    sort: bool | None = None,
+    **look: Unpack[Look],
+) -> Drawn:
     """Experts by neurons, a row of the figure per token.
 
     Args:
@@ -25,6 +36,13 @@ def plot(
         layer: the first one of the result by default.
         scale: colors from the least to the largest value of this layer (`layer`) or of all layers (`all`).
         tokens: places of the tokens to show; the first four by default.
+        experts: labels of the experts to show; beyond 16 experts, by default the eight with the largest activations.
+        sort: each row by value, the largest neuron first; by default beyond 16 experts.
+        look: what every plot takes.
+
+    Raises:
+        NoSuchName: there is no such layer, scale or expert.
+        OutOfRange: there are no such tokens, or `experts` is empty.
 
     Examples:
         >>> from moe_probe import dynamic, plotting
@@ -32,28 +50,46 @@ def plot(
         >>> figure = plotting.plot(ds)
     """
     layer = pick_layer(ds, layer)
-    one = rows(ds)
-    shown, experts = choose(one, tokens), ds.sizes["expert"]
-    bounds = limits(one.activation, layer, scale)
-    with style():
-        height = min(max(0.13 * experts, 0.9), 2.2)
-        figure = Figure(figsize=(PAGE, 0.7 + len(shown) * (height + 0.2)), layout="constrained")
-        all_axes = figure.subplots(len(shown), 1, sharex=True, squeeze=False)[:, 0]
+    if experts is not None and not len(experts):
+        raise OutOfRange("experts is empty; pass labels of experts, or leave it out.")
+    sort = ds.sizes["expert"] > FEW if sort is None else sort
+    with Page(ds, look) as page:
+        one = rows(page.ds)
+        shown = choose(one, tokens)
+        bounds = limits(one.activation, layer, scale)
+        maps = [_map(one.activation.sel(layer=layer).isel(token=token), experts, sort) for token in shown]
+        height = min(max(0.11 * maps[0].sizes["expert"], 0.7), 2.0)
+        all_axes = page.panels(len(shown), 1, (PAGE, 0.45 + len(shown) * (height + 0.22)), sharex=True)[:, 0]
         image: Any = None
-        for axes, token in zip(all_axes, shown, strict=True):
-            values = one.activation.sel(layer=layer).isel(token=token).transpose("expert", "neuron").values
+        for axes, token, values in zip(all_axes, shown, maps, strict=True):
             image = show(axes, values, aspect="auto", vmin=bounds[0], vmax=bounds[1])
-            axes.hlines([e + 0.5 for e in range(experts - 1)], -0.5, values.shape[1] - 0.5, "white", linewidth=0.4)
-            thin_ticks(axes.yaxis, [str(label) for label in ds.expert.values], 9)
+            thin_ticks(axes.yaxis, [str(label) for label in values.expert.values], 9)
             axes.set_ylabel("expert")
             axes.set_title(f"{token}: {written(str(one.string.values[token]))}", loc="left")
-        all_axes[-1].set_xlabel("neuron")
-        figure.colorbar(image, ax=list(all_axes), label="act(gate projection)", aspect=20 * len(shown))
-        figure.suptitle(f"{ds.attrs['model']}, layer {layer}")
-        return figure
+        all_axes[-1].set_xlabel("neurons, largest first" if sort else "neuron")
+        page.colorbar(image, all_axes, "act(gate projection)", aspect=20 * len(shown), extend=beyond(image))
+        page.note(f"{maps[0].sizes['expert']} of {ds.sizes['expert']} experts" * (len(maps[0]) < ds.sizes["expert"]))
+        return page.finish(f"{page.ds.attrs['model']}, layer {layer}")
+
+
+def _map(values: xr.DataArray, experts: Sequence[str] | None, sort: bool) -> xr.DataArray:
+    """One token's activations, (expert, neuron), of the experts that are shown."""
+    values = values.transpose("expert", "neuron")
+    if experts is not None:
+        values = values.sel(expert=[pick(values.to_dataset(name="activation"), "expert", str(e)) for e in experts])
+    elif values.sizes["expert"] > FEW:
+        largest = np.argsort(-np.nan_to_num(np.abs(values.values)).sum(1), kind="stable")[:SHOWN]
+        values = values.isel(expert=np.sort(largest))
+    return values.copy(data=np.sort(values.values, axis=1)[:, ::-1]) if sort else values
 
 
 def figures(ds: xr.Dataset) -> Iterator[tuple[str, Figure]]:
+    """A few layers, under one scale: (file stem, figure)."""
+    for layer in chosen_layers(ds.layer.values, 3):
+        yield f"intermediate_states_layer{layer}", plot(ds, layer, "all")
+
+
+def details(ds: xr.Dataset) -> Iterator[tuple[str, Figure]]:
     """Every layer in both color scales: (file stem, figure)."""
     for layer in ds.layer.values:
         for scale in SCALES:

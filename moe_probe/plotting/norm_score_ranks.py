@@ -3,30 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Unpack
 
 import matplotlib
 import numpy as np
 import xarray as xr
+from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
+from matplotlib.image import AxesImage
 from matplotlib.ticker import MaxNLocator
 
 from moe_probe.plotting._choices import pick_layer
-from moe_probe.plotting._heatmap import show
-from moe_probe.plotting._style import COLORMAP, COLUMN, PAGE, Figure, style
+from moe_probe.plotting._grid import Grid
+from moe_probe.plotting._heatmap import beyond, show
+from moe_probe.plotting._page import Drawn, Look, Page
+from moe_probe.plotting._style import COLORMAP, COLUMN, PAGE, Figure
 
-LINES = 8  # of panels, where experts are many
-FEW, MANY = 16, 64  # experts in one panel of bars, and in all of them
+FEW, LINES = 16, 8  # experts that are bars, more are a map; lines of bars where they are many
 
 DIMS = ("layer", "score_rank", "norm_rank")
 
 
-def plot(ds: xr.Dataset, layer: int | None = None) -> Figure:
-    """Counts over the norm rank, a bar per score rank; more than 16 experts in eight lines, more than 64 as a map.
+def plot(ds: xr.Dataset, layer: int | None = None, bars: bool | None = None, **look: Unpack[Look]) -> Drawn:
+    """Counts over the norm rank, a bar per score rank; a map of more than 16 experts.
 
     Args:
         ds: result of `dynamic.norm_score_ranks`.
         layer: all layers together by default.
+        bars: or a map; bars of more than 16 experts stand in eight lines, as in the paper.
+        look: what every plot takes.
 
     Examples:
         >>> from moe_probe import dynamic, plotting
@@ -35,48 +41,60 @@ def plot(ds: xr.Dataset, layer: int | None = None) -> Figure:
     """
     pairs = ds.total if layer is None else ds.pairs.sel(layer=pick_layer(ds, layer))
     count = pairs.transpose("score_rank", "norm_rank").values
-    title = f"{ds.attrs['model']}, {'all layers' if layer is None else f'layer {layer}'}"
-    with style():
-        return _bars(count, title) if len(count) <= MANY else _map(count, title)
+    with Page(ds, look) as page:
+        if bars or (bars is None and len(count) <= FEW):
+            _bars(page, count)
+        else:
+            axes = page.panel((COLUMN, COLUMN - 0.4))
+            image = _map(axes, count, _most(count))
+            page.colorbar(image, axes, "count", extend=beyond(image))
+            axes.set(xlabel=f"rank of the norm ({len(count)}: largest)", ylabel="rank of the score")
+        return page.finish(f"{page.ds.attrs['model']}, {'all layers' if layer is None else f'layer {layer}'}")
 
 
-def _map(count: np.ndarray, title: str) -> Figure:
-    figure = Figure(figsize=(COLUMN + 0.4, COLUMN), layout="constrained")
-    axes = figure.subplots()
+def _most(count: np.ndarray) -> float:
+    """The upper end of a map's colors: beyond it lie 0.5 % of many cells."""
+    known = count[np.isfinite(count)]
+    return (float(np.quantile(known, 0.995)) if len(known) else 0.0) or 1.0
+
+
+def _map(axes: Axes, count: np.ndarray, most: float, small: bool = False) -> AxesImage:
     extent = (0.5, len(count) + 0.5, 0.5, len(count) + 0.5)
-    image = show(axes, count, origin="lower", vmin=0, extent=extent)
-    axes.set(xlabel=f"rank of the norm ({len(count)}: largest)", ylabel="rank of the score", title=title)
-    figure.colorbar(image, label="count")
-    return figure
+    image = show(axes, count, origin="lower", vmin=0, vmax=most, extent=extent)
+    ticks = sorted({1, -(-len(count) // 2), *([] if small else [len(count)])})
+    axes.set(xticks=ticks, yticks=ticks)
+    return image
 
 
-def _bars(count: np.ndarray, title: str) -> Figure:
+def _bars(page: Page, count: np.ndarray) -> None:
+    """A group of bars for every rank of the norm, in one line or in eight."""
     experts = len(count)
     lines = 1 if experts <= FEW else LINES
-    colors = matplotlib.colormaps[COLORMAP](np.linspace(0, 1, experts))
-    figure = Figure(figsize=(PAGE, 2.6 if lines == 1 else 8.5), layout="constrained")
-    all_axes = figure.subplots(lines, 1, sharey=True, squeeze=False)[:, 0]
-    width = 0.9 / experts
-    for axes, ranks in zip(all_axes, np.array_split(np.arange(experts), lines), strict=True):
+    panels = page.panels(lines, 1, (PAGE, 2.3 if lines == 1 else 8.5), sharey=True)[:, 0]
+    colors, width = matplotlib.colormaps[COLORMAP](np.linspace(0, 1, experts)), 0.9 / experts
+    for axes, ranks in zip(panels, np.array_split(np.arange(experts), lines), strict=True):
         for score_rank in range(experts):
             at = ranks + 1 + (score_rank - (experts - 1) / 2) * width
             axes.bar(at, count[score_rank, ranks], width, color=colors[score_rank])
-        axes.set_xticks(ranks + 1)
-        axes.set_xlim(ranks[0] + 0.4, ranks[-1] + 1.6)
-        axes.yaxis.set_major_locator(MaxNLocator(3 if lines > 1 else 6, integer=True))
-    all_axes[0].set_ylim(0, 1.05 * np.nan_to_num(count).max() or 1.0)
-    all_axes[-1].set_xlabel(f"rank of the norm ({experts}: largest)")
-    figure.supylabel("count", fontsize=8)
+        axes.set(xticks=ranks + 1, xlim=(ranks[0] + 0.4, ranks[-1] + 1.6), ylabel="count")
+        axes.yaxis.set_major_locator(MaxNLocator(6 if lines == 1 else 3, integer=True))
+    panels[0].set_ylim(0, 1.05 * np.nan_to_num(count).max() or 1.0)
+    panels[-1].set_xlabel(f"rank of the norm ({experts}: largest)")
     scale = ScalarMappable(Normalize(1, experts), COLORMAP)
-    figure.colorbar(
-        scale, ax=list(all_axes), label="rank of the score", ticks=MaxNLocator(8, integer=True), aspect=15 * lines
-    )
-    figure.suptitle(title)
-    return figure
+    page.colorbar(scale, panels, "rank of the score", ticks=MaxNLocator(8, integer=True), aspect=15 * lines)
 
 
 def figures(ds: xr.Dataset) -> Iterator[tuple[str, Figure]]:
-    """All layers together, and every layer: (file stem, figure)."""
+    """All layers together, and a small map of each under one scale: (file stem, figure)."""
     yield "norm_score_ranks_all", plot(ds)
+    count = ds.pairs.transpose("layer", "score_rank", "norm_rank").values
+    names, experts = [f"layer {layer}" for layer in ds.layer.values], count.shape[1]
+    most = _most(count)
+    grid = Grid(6, 1.0, f"rank of the norm ({experts}: largest)", "rank of the score", "count")
+    yield from grid.pages("norm_score_ranks_layers", names, list(count), lambda axes, one: _map(axes, one, most, True))
+
+
+def details(ds: xr.Dataset) -> Iterator[tuple[str, Figure]]:
+    """Every layer: (file stem, figure)."""
     for layer in ds.layer.values:
         yield f"norm_score_ranks_layer{layer}", plot(ds, int(layer))

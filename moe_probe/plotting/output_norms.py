@@ -1,28 +1,40 @@
-"""Norms of the experts' outputs beside the router's scores: twin-axis bars per token (arXiv 2406.18219)."""
+"""Norms of the experts' outputs beside the router's scores, token by token (arXiv 2406.18219)."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
+from scipy.stats import spearmanr
 
 from moe_probe.plotting._choices import pick_layer
-from moe_probe.plotting._style import BLUE, MAX_TICKS, ORANGE, PAGE, Figure, style, thin_ticks
+from moe_probe.plotting._grid import chosen_layers
+from moe_probe.plotting._page import Drawn, Look, Page
+from moe_probe.plotting._style import BLUE, ORANGE, PAGE, Figure, thin_ticks
 from moe_probe.plotting._tokens import choose, panel_title, rows
 
+FEW = 16  # experts that are bars; more are points
 DIMS = ("layer", "token", "expert")
 
 
-def plot(ds: xr.Dataset, layer: int | None = None, tokens: Sequence[int] | None = None) -> Figure:
-    """A panel per token: left bars the norms, right bars the scores; the title names the chosen experts.
+def plot(ds: xr.Dataset, layer: int | None = None, tokens: Sequence[int] | None = None, **look: Unpack[Look]) -> Drawn:
+    """A panel per token; its title names the chosen experts.
+
+    Up to 16 experts: left bars the norms, right bars the scores. More: a point per expert, its norm against its score,
+    chosen experts filled, with Spearman's rank correlation.
 
     Args:
         ds: result of `dynamic.output_norms`.
         layer: the first one of the result by default.
         tokens: places of the tokens to show; the first four by default.
+        look: what every plot takes.
+
+    Raises:
+        NoSuchName: the result has no such layer.
+        OutOfRange: the result has no such tokens.
 
     Examples:
         >>> from moe_probe import dynamic, plotting
@@ -30,23 +42,44 @@ def plot(ds: xr.Dataset, layer: int | None = None, tokens: Sequence[int] | None 
         >>> figure = plotting.plot(ds, layer=2, tokens=[0, 3])
     """
     layer = pick_layer(ds, layer)
-    one = rows(ds).sel(layer=layer)
-    shown = choose(one, tokens)
-    columns = min(2, len(shown))
-    lines = -(-len(shown) // columns)
-    with style():
-        figure = Figure(figsize=(PAGE, 0.55 + 1.55 * lines), layout="constrained")
-        all_axes = figure.subplots(lines, columns, squeeze=False).flat
-        bars: list[Any] = []
+    with Page(ds, look) as page:
+        one = rows(page.ds).sel(layer=layer)
+        shown = choose(one, tokens)
+        few, columns = one.sizes["expert"] <= FEW, min(2 if one.sizes["expert"] <= FEW else 4, len(shown))
+        lines = -(-len(shown) // columns)
+        all_axes = page.panels(lines, columns, (PAGE, 0.35 + (1.5 if few else 1.9) * lines)).ravel()
+        handles: list[Any] = []
         for axes, token in zip(all_axes, shown, strict=False):
-            score, chosen = one.score.values[token], np.flatnonzero(one.chosen.values[token])
-            axes.set_title(panel_title(one, token, chosen[np.argsort(-score[chosen])]).replace("\n", ", "))
-            bars = _twin_bars(axes, one.norm.values[token], score, [str(label) for label in one.expert.values])
-        for axes in list(all_axes)[len(shown) :]:
+            handles = _token(axes, one, token, few)
+        for axes in all_axes[len(shown) :]:
             axes.set_axis_off()
-        figure.legend(handles=bars, loc="outside upper right", ncols=2, frameon=False)
-        figure.suptitle(f"{ds.attrs['model']}, layer {layer}", x=0.02, ha="left")
-        return figure
+        page.key(handles, [handle.get_label() for handle in handles])
+        return page.finish(f"{page.ds.attrs['model']}, layer {layer}")
+
+
+def _token(axes: Axes, one: xr.Dataset, token: int, few: bool) -> list[Any]:
+    """The panel of one token; returns what a legend names."""
+    norm, score, chosen = (one[name].values[token] for name in ("norm", "score", "chosen"))
+    picked = np.flatnonzero(chosen)
+    title = panel_title(one, token, picked[np.argsort(-score[picked])])
+    if few:
+        axes.set_title(title.replace("\n", ", "))
+        return _twin_bars(axes, norm, score, [str(label) for label in one.expert.values])
+    known = np.isfinite(norm) & np.isfinite(score)
+    varied = known.sum() > 2 and np.ptp(norm[known]) > 0 and np.ptp(score[known]) > 0
+    rank = f"\nrank correlation {spearmanr(norm[known], score[known])[0]:.2f}" if varied else ""
+    axes.set_title(title.split("\n")[0] + rank)
+    return _points(axes, norm, score, chosen.astype(bool))
+
+
+def _points(axes: Axes, norm: np.ndarray, score: np.ndarray, chosen: np.ndarray) -> list[Any]:
+    others = axes.scatter(
+        score[~chosen], norm[~chosen], 7, facecolors="none", edgecolors=BLUE, linewidths=0.5, label="other experts"
+    )
+    picked = axes.scatter(score[chosen], norm[chosen], 12, color=ORANGE, label="chosen experts")
+    axes.set(xlabel="router score", ylabel="norm of output")
+    axes.locator_params(nbins=4)
+    return [picked, others]
 
 
 def _twin_bars(axes: Axes, norm: np.ndarray, score: np.ndarray, labels: list[str]) -> list[Any]:
@@ -57,11 +90,17 @@ def _twin_bars(axes: Axes, norm: np.ndarray, score: np.ndarray, labels: list[str
     axes.set_xlabel("expert")
     axes.set_ylabel("norm")
     right.set_ylabel("score")
-    thin_ticks(axes.xaxis, labels, 16 if len(labels) <= 16 else MAX_TICKS)
+    thin_ticks(axes.xaxis, labels, FEW)
     return [left_bars, right_bars]
 
 
 def figures(ds: xr.Dataset) -> Iterator[tuple[str, Figure]]:
-    """Every layer: (file stem, figure)."""
-    for layer in ds.layer.values:
-        yield f"output_norms_layer{layer}", plot(ds, int(layer))
+    """A few layers: (file stem, figure)."""
+    for layer in chosen_layers(ds.layer.values, 4):
+        yield f"output_norms_layer{layer}", plot(ds, layer)
+
+
+def details(ds: xr.Dataset) -> Iterator[tuple[str, Figure]]:
+    """Every other layer: (file stem, figure)."""
+    for layer in sorted({int(layer) for layer in ds.layer.values} - set(chosen_layers(ds.layer.values, 4))):
+        yield f"output_norms_layer{layer}", plot(ds, layer)

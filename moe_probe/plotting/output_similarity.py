@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Unpack
 
 import xarray as xr
 
 from moe_probe.plotting._choices import pick_layer
+from moe_probe.plotting._grid import chosen_layers
 from moe_probe.plotting._heatmap import SCALES, Scale, bounded, heatmaps, limits
-from moe_probe.plotting._style import Figure, style
+from moe_probe.plotting._maps import Order, ordered, pair_grid
+from moe_probe.plotting._page import Drawn, Look, Page
+from moe_probe.plotting._style import Figure
 from moe_probe.plotting._tokens import choose, panel_title, rows
 
 LABELS = {"cosine": "cosine similarity", "angular": "angular similarity"}
@@ -21,7 +25,9 @@ def plot(
     scale: Scale = "layer",
     tokens: Sequence[int] | None = None,
     diagonal: bool = False,
-) -> Figure:
+    order: Order = "number",
+    **look: Unpack[Look],
+) -> Drawn:
     """Heat map of one layer: averaged over tokens, or a panel per token, titled with its chosen experts.
 
     Args:
@@ -30,9 +36,11 @@ def plot(
         scale: colors from the least to the largest value of this layer (`layer`) or of all layers (`all`).
         tokens: places of the tokens to show; the first four by default.
         diagonal: show each expert beside itself and let it count in the color scale, as the paper does.
+        order: of the experts in each panel: by `number`, or `cluster`, those that are alike side by side.
+        look: what every plot takes.
 
     Raises:
-        NoSuchName: the result has no such layer or scale.
+        NoSuchName: the result has no such layer, scale or order.
         OutOfRange: the result has no such tokens.
 
     Examples:
@@ -41,23 +49,39 @@ def plot(
         >>> figure = plotting.plot(ds, layer=2, tokens=[0, 3])
     """
     layer = pick_layer(ds, layer)
-    bar, title = LABELS[ds.attrs["metric"]], f"{ds.attrs['model']}, layer {layer}: outputs of experts"
-    with style():
-        if "token" not in ds.dims:
-            panels = {f"mean of {ds.attrs['tokens']:,} tokens": ds.similarity.sel(layer=layer)}
-            colors = bounded(limits(ds.similarity, layer, scale, diagonal))
-            return heatmaps(panels, colors, title, bar, blank_diagonal=not diagonal)
-        flat = rows(ds)
-        chosen = flat.topk_expert.sel(layer=layer).values
-        panels = {
-            panel_title(flat, token, chosen[token]): flat.similarity.sel(layer=layer).isel(token=token)
-            for token in choose(flat, tokens)
-        }
+    with Page(ds, look) as page:
+        flat = rows(page.ds) if "token" in ds.dims else page.ds
+        panels = _panels(flat, layer, tokens)
         colors = bounded(limits(flat.similarity, layer, scale, diagonal))
-        return heatmaps(panels, colors, title, bar, blank_diagonal=not diagonal)
+        shown = {name: ordered(values, order) for name, values in panels.items()}
+        heatmaps(page, shown, colors, LABELS[ds.attrs["metric"]], blank_diagonal=not diagonal)
+        if "token" not in ds.dims:
+            page.note(f"mean of {ds.attrs['tokens']:,} tokens")
+        return page.finish(f"{page.ds.attrs['model']}, layer {layer}: outputs of experts")
+
+
+def _panels(flat: xr.Dataset, layer: int, tokens: Sequence[int] | None) -> dict[str, xr.DataArray]:
+    own = flat.sel(layer=layer)
+    if "token" not in flat.dims:
+        return {"": own.similarity}
+    chosen = own.topk_expert.transpose("token", ...).values
+    return {panel_title(flat, token, chosen[token]): own.similarity.isel(token=token) for token in choose(flat, tokens)}
 
 
 def figures(ds: xr.Dataset) -> Iterator[tuple[str, Figure]]:
+    """The mean in all layers under one scale; tokens in a few layers: (file stem, figure)."""
+    metric = ds.attrs["metric"]
+    if "token" in ds.dims:
+        for layer in chosen_layers(ds.layer.values, 3):
+            yield f"output_similarity_tokens_{metric}_layer{layer}", plot(ds, layer, "all")
+        return
+    maps = {f"layer {layer}": ds.similarity.sel(layer=layer) for layer in ds.layer.values}
+    colors = bounded(limits(ds.similarity, int(ds.layer[0]), "all"))
+    note = f"mean of {ds.attrs['tokens']:,} tokens"
+    yield from pair_grid(f"output_similarity_mean_{metric}", maps, colors, LABELS[metric], note=note)
+
+
+def details(ds: xr.Dataset) -> Iterator[tuple[str, Figure]]:
     """Every layer in both color scales: (file stem, figure)."""
     kind = "tokens" if "token" in ds.dims else "mean"
     for layer in ds.layer.values:

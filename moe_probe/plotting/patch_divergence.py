@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Unpack
 
 import xarray as xr
 
 from moe_probe.plotting._choices import pick
 from moe_probe.plotting._heatmap import show
-from moe_probe.plotting._style import BLUE, COLUMN, ORANGE, PAGE, Figure, style
+from moe_probe.plotting._page import Drawn, Look, Page
+from moe_probe.plotting._style import BLUE, COLUMN, ORANGE, PAGE, Figure
 
 COLORS = {"high": ORANGE, "low": BLUE}
+PICTURES = 6  # that have a figure each without being asked for
 DIMS = ("document", "row", "column")
 
 
-def plot(ds: xr.Dataset, document: int | None = None) -> Figure:
+def plot(ds: xr.Dataset, document: int | None = None, **look: Unpack[Look]) -> Drawn:
     """The picture, where there is one, and a map of its mean divergence for every step, on one color scale.
 
     Args:
         ds: result of `dynamic.patch_divergence`, or of `comparisons.patch_divergence_over_steps`.
         document: number of the picture; the first one by default.
+        look: what every plot takes.
 
     Examples:
         >>> from moe_probe import dynamic, plotting
@@ -30,12 +33,10 @@ def plot(ds: xr.Dataset, document: int | None = None) -> Figure:
     document = pick(ds, "document", document)
     maps = ds.divergence_mean if "step" in ds.dims else ds.divergence_mean.expand_dims(step=[""])
     panels = maps.sizes["step"] + ("picture" in ds)
-    with style():
+    with Page(ds, look) as page:
         width = min(PAGE, 1.6 * panels + 0.8)
-        rows, columns = ds.sizes["row"], ds.sizes["column"]
-        height = min(max((width - 0.8) / panels * rows / columns + 0.6, 1.2), 6)
-        figure = Figure(figsize=(width, height), layout="constrained")
-        all_axes = figure.subplots(1, panels, squeeze=False)[0]
+        height = min(max((width - 0.8) / panels * ds.sizes["row"] / ds.sizes["column"] + 0.5, 1.2), 6)
+        all_axes = page.panels(1, panels, (width, height))[0]
         if "picture" in ds:
             show(all_axes[0], ds.picture.sel(document=document), cmap="gray", vmin=0, vmax=1)
             all_axes[0].set_title("picture")
@@ -46,18 +47,16 @@ def plot(ds: xr.Dataset, document: int | None = None) -> Figure:
             axes.set_title(str(step))
         for axes in all_axes:
             axes.set(xticks=[], yticks=[])
-        figure.colorbar(image, ax=list(all_axes), label="distinct experts", shrink=0.9)
-        figure.suptitle(f"{ds.attrs['model']}, picture {document}")
-        return figure
+        page.colorbar(image, all_axes, "distinct experts", shrink=0.9)
+        return page.finish(f"{page.ds.attrs['model']}, picture {document}")
 
 
-def textures(ds: xr.Dataset) -> Figure:
+def textures(ds: xr.Dataset, **look: Unpack[Look]) -> Drawn:
     """Mean divergence of patches of high and of low texture, over the steps."""
     means = ds if "step" in ds.dims else ds.expand_dims(step=[""])
     at = range(means.sizes["step"])
-    with style():
-        figure = Figure(figsize=(COLUMN, 2.3), layout="constrained")
-        axes = figure.subplots()
+    with Page(ds, look) as page:
+        axes = page.panel((COLUMN, 2.2))
         for group, color in COLORS.items():
             own = means.sel(texture_group=group)
             axes.plot(at, own.texture_mean, marker="o", markersize=3, color=color, label=f"{group} texture")
@@ -65,15 +64,21 @@ def textures(ds: xr.Dataset) -> Figure:
                 ends = (own.texture_mean - own.texture_mean_low, own.texture_mean_high - own.texture_mean)
                 axes.errorbar(at, own.texture_mean, [end.values for end in ends], color=color, capsize=2, linewidth=0.8)
         axes.set_xticks(list(at), [str(step) for step in means.step.values])
-        axes.set(xlabel="step", ylabel="distinct experts", title=ds.attrs["model"])
+        axes.set(xlabel="step", ylabel="distinct experts")
         axes.margins(x=0.15)
-        axes.legend(frameon=False)
-        return figure
+        page.legend(axes)
+        return page.finish(page.ds.attrs["model"])
 
 
 def figures(ds: xr.Dataset) -> Iterator[tuple[str, Figure]]:
-    """The maps of every picture, and the groups' means: (file stem, figure)."""
-    for document in ds.document.values:
+    """The maps of the first pictures, and the groups' means: (file stem, figure)."""
+    for document in ds.document.values[:PICTURES]:
         yield f"patch_divergence_picture{document}", plot(ds, int(document))
     if "texture_mean" in ds:
         yield "patch_divergence_textures", textures(ds)
+
+
+def details(ds: xr.Dataset) -> Iterator[tuple[str, Figure]]:
+    """The maps of the other pictures: (file stem, figure)."""
+    for document in ds.document.values[PICTURES:]:
+        yield f"patch_divergence_picture{document}", plot(ds, int(document))

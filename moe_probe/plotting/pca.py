@@ -3,30 +3,47 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any, Literal, Unpack, get_args
 
 import matplotlib
+import matplotlib.figure
 import numpy as np
 import textalloc
 import xarray as xr
 from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
+from matplotlib.ticker import MaxNLocator
 
+from moe_probe.errors import NoSuchName
 from moe_probe.plotting._choices import pick_layer
-from moe_probe.plotting._style import BLUE, COLORMAP, GREY, ORANGE, PAGE, Figure, style
+from moe_probe.plotting._grid import Grid, chosen_layers
+from moe_probe.plotting._page import Drawn, Look, Page
+from moe_probe.plotting._style import BLUE, COLORMAP, GREEN, GREY, ORANGE, PAGE, PURPLE, SKY, Figure
 
-FEW = 16  # experts with large markers
+FEW = 16  # experts with large markers, and with a color each
+LABELED = 14  # of more experts: those farthest from the middle
+PICKED = {0: BLUE, 1: GREEN, 2: PURPLE, 3: SKY}  # colors of experts that stand out among many
+Colors = Literal["viridis", "Spectral"]
 DIMS = ("layer", "projection", "point", "component")
 
 
-def plot(ds: xr.Dataset, layer: int | None = None) -> Figure:
+def plot(ds: xr.Dataset, layer: int | None = None, colors: Colors | None = None, **look: Unpack[Look]) -> Drawn:
     """Scatter of one layer, a panel per projection; in 3-D where the result has three components.
 
-    Matrix level: a circle per expert with its number (where there is room for it), a triangle for the dense baseline;
-    outliers are hollow and named in the title. Neuron level: a point per neuron, colored by expert, triangles for the
+    Matrix level: a circle per expert with its number (of many, the farthest ones), a triangle for the dense baseline;
+    outliers are hollow and named in the title. Neuron level: a point per neuron in the color of its expert; of more
+    than 16 experts, the four whose neurons lie farthest from the middle are in color, the others gray. Triangles: the
     baseline.
 
     Args:
         ds: result of `static.pca`.
         layer: the first one of the result by default.
+        colors: in which the neurons of all experts are drawn, however many: `viridis`, or the paper's `Spectral`.
+        look: what every plot takes.
+
+    Raises:
+        NoSuchName: there is no such layer or color map.
 
     Examples:
         >>> from moe_probe import static, plotting
@@ -34,50 +51,77 @@ def plot(ds: xr.Dataset, layer: int | None = None) -> Figure:
         >>> figure = plotting.plot(ds, layer=1)
     """
     layer = pick_layer(ds, layer)
+    if colors is not None and colors not in get_args(Colors):
+        raise NoSuchName.among("color map", colors, get_args(Colors))
     three = ds.sizes["component"] == 3
-    kind = {"projection": "3d"} if three else {}
-    with style():
-        figure = Figure(figsize=(PAGE, 2.5 if three else 2.6), layout="constrained")
-        all_axes = figure.subplots(1, ds.sizes["projection"], subplot_kw=kind, squeeze=False)[0]
+    kind = {"subplot_kw": {"projection": "3d"}} if three else {}
+    with Page(ds, look) as page:
+        own = page.ds.sel(layer=layer)
+        all_axes = page.panels(1, ds.sizes["projection"], (PAGE, 2.3), **kind)[0]
         for axes, name in zip(all_axes, ds.projection.values, strict=True):
-            part = ds.sel(layer=layer, projection=name)
-            (_experts if ds.attrs["level"] == "matrix" else _neurons)(axes, part)
-            share = part.explained_variance_ratio.values
-            labels = [f"PC{i + 1} ({value:.0%})" for i, value in enumerate(share)]
-            axes.set(xlabel=labels[0], ylabel=labels[1])
-            if three:
-                axes.set_zlabel(labels[2], labelpad=2)
-                axes.locator_params(nbins=3)
-                axes.set_box_aspect(None, zoom=0.78)
-                axes.set_facecolor("none")  # the axis label of the panel to the left reaches below
-            axes.set_title(str(name) + _outlier_note(part), y=0.97 if three else None)
-            axes.tick_params(labelsize=6)
-        if ds.attrs["level"] == "neuron" or "F" in ds.expert.values:
-            handles, names = all_axes[0].get_legend_handles_labels()
-            columns = 1 + len(names) // 17
-            figure.legend(
-                handles, names, loc="outside right center", frameon=False, ncols=columns, markerscale=_marker_scale(ds)
-            )
-        figure.suptitle(f"{ds.attrs['model']}, layer {layer}")
+            part = own.sel(projection=name)
+            _points(axes, part, colors=colors)
+            _name_axes(axes, part, three)
+        _explain(page, list(all_axes), own, colors)
+        drawn = page.finish(f"{page.ds.attrs['model']}, layer {layer}")
         if ds.attrs["level"] == "matrix":
-            figure.draw_without_rendering()
-            figure.set_layout_engine("none")  # labels are placed on axes of their final size
-            for axes, name in zip(all_axes, ds.projection.values, strict=True):
-                _label(axes, ds.sel(layer=layer, projection=name))
-        return figure
+            _label_panels(page, list(all_axes), own)
+        return drawn
 
 
-def _marker_scale(ds: xr.Dataset) -> float:
-    """Neurons are drawn as specks, which a legend must enlarge."""
-    return 4 if ds.attrs["level"] == "neuron" else 1
+def _name_axes(axes: Any, part: xr.Dataset, three: bool) -> None:
+    labels = [f"PC{i + 1} ({value:.0%})" for i, value in enumerate(part.explained_variance_ratio.values)]
+    axes.set(xlabel=labels[0], ylabel=labels[1])
+    axes.set_title(f"{part.projection.item()}{_outlier_note(part)}", y=0.97 if three else None)
+    if not three:
+        axes.tick_params(labelsize=6)
+        axes.locator_params(nbins=5)
+        axes.set_aspect("equal", adjustable="datalim")
+        return
+    axes.set_zlabel(labels[2])
+    axes.locator_params(nbins=3)
+    axes.set(xticklabels=[], yticklabels=[], zticklabels=[])  # there is no room for both names and numbers
+    for axis in (axes.xaxis, axes.yaxis, axes.zaxis):
+        axis.labelpad = -10
+    axes.set_box_aspect(None, zoom=0.8)
+    axes.set_facecolor("none")  # the axis label of the panel to the left reaches below
 
 
-def _experts(axes: Axes, part: xr.Dataset) -> None:
-    points, labels = part.coordinates.values, part.expert.values
+def _points(axes: Axes, part: xr.Dataset, size: float = 1.0, colors: str | None = None) -> None:
+    """The points of one layer and projection."""
+    if part.attrs["level"] == "matrix":
+        _experts(axes, part, size)
+    else:
+        _neurons(axes, part, colors)
+
+
+def _explain(page: Page, all_axes: list[Axes], own: xr.Dataset, colors: str | None) -> None:
+    """What colors and marks mean: a color bar of the expert's number where each has a color, else a legend."""
+    if own.attrs["level"] == "neuron" and (colors or len(_routed(own)) <= FEW):
+        norm = Normalize(0, max(len(_routed(own)) - 1, 1))
+        page.colorbar(ScalarMappable(norm, colors or COLORMAP), all_axes, "expert", ticks=MaxNLocator(8, integer=True))
+    if own.attrs["level"] == "neuron" or "F" in own.expert.values:
+        page.legend(all_axes[0])
+
+
+def _label_panels(page: Page, all_axes: list[Axes], own: xr.Dataset) -> None:
+    """Numbers of experts, placed on axes of their final size."""
+    figure = page.figure
+    if not isinstance(figure, matplotlib.figure.Figure):
+        return  # part of a figure, whose size is not yet known
+    figure.draw_without_rendering()
+    if page.given is None and page.look.get("figure") is None:
+        figure.set_layout_engine("none")
+    for axes, name in zip(all_axes, own.projection.values, strict=True):
+        _label(axes, own.sel(projection=name))
+
+
+def _experts(axes: Axes, part: xr.Dataset, size: float = 1.0) -> None:
+    points, labels = part.coordinates.transpose("point", "component").values, part.expert.values
     dense = labels == "F"
     outlier = part.outlier.values if "outlier" in part else np.zeros(len(labels), bool)
-    size = 22 if len(labels) <= FEW else 8
-    axes.scatter(*points[~dense & ~outlier].T, s=size, color=BLUE, label="expert")
+    size *= 22 if len(labels) <= FEW else 8
+    axes.scatter(*points[~dense & ~outlier].T, s=size, color=BLUE, label="expert", linewidths=0)
     if dense.any():
         axes.scatter(*points[dense].T, s=1.3 * size, color=ORANGE, marker="^", label="dense FFN")
     if outlier.any():
@@ -86,13 +130,16 @@ def _experts(axes: Axes, part: xr.Dataset) -> None:
 
 
 def _label(axes: Axes, part: xr.Dataset) -> None:
-    """The experts' numbers beside their points, without overlaps: those for which there is no room are left out."""
-    points = dict(zip("xyz", part.coordinates.values.T, strict=False))
-    scatter = {f"{axis}_scatter": values for axis, values in points.items()}
+    """Experts' numbers beside their points, without overlaps: those for which there is no room are left out."""
+    points = part.coordinates.transpose("point", "component").values
+    apart = np.linalg.norm(points - points.mean(0), axis=1)
+    named = np.argsort(-np.nan_to_num(apart))[: LABELED if len(points) > FEW else len(points)]
+    own = dict(zip("xyz", points[named].T, strict=False))
+    scatter = {f"{axis}_scatter": values for axis, values in zip("xyz", points.T, strict=False)}
     textalloc.allocate(
         axes,
-        text_list=list(part.expert.values),
-        **points,
+        text_list=list(part.expert.values[named]),
+        **own,
         **scatter,
         textsize=6,
         draw_all=False,
@@ -102,21 +149,32 @@ def _label(axes: Axes, part: xr.Dataset) -> None:
     )
 
 
-def _neurons(axes: Axes, part: xr.Dataset) -> None:
-    points, labels = part.coordinates.values, part.expert.values
-    names = list(dict.fromkeys(labels))
-    colors = matplotlib.colormaps[COLORMAP](np.linspace(0, 1, len(names)))
-    for name, color in zip(names, colors, strict=True):
-        dense = name == "F"
-        axes.scatter(
-            *points[labels == name].T,
-            s=2,
-            color="black" if dense else color,
-            marker="^" if dense else "o",
-            linewidths=0,
-            rasterized=True,
-            label=name,
-        )
+def _routed(part: xr.Dataset) -> list[str]:
+    """Labels of the experts, without the dense baseline."""
+    return [str(name) for name in dict.fromkeys(part.expert.values) if name != "F"]
+
+
+def _neurons(axes: Axes, part: xr.Dataset, colors: str | None) -> None:
+    points, labels = part.coordinates.transpose("point", "component").values, part.expert.values
+    names, look = _routed(part), {"s": 2, "linewidths": 0, "rasterized": True}
+    if colors or len(names) <= FEW:
+        place = {name: at / max(len(names) - 1, 1) for at, name in enumerate(names)}
+        own = labels != "F"
+        shades = matplotlib.colormaps[colors or COLORMAP]([place[name] for name in labels[own]])
+        axes.scatter(*points[own].T, c=shades, **look)
+    else:
+        axes.scatter(*points[labels != "F"].T, color="0.8", **look)
+        for color, name in zip(PICKED.values(), _farthest(points, labels, names), strict=False):
+            axes.scatter(*points[labels == name].T, color=color, label=f"expert {name}", **look)
+    if (labels == "F").any():
+        axes.scatter(*points[labels == "F"].T, color="black", marker="^", label="dense FFN", **look)
+
+
+def _farthest(points: np.ndarray, labels: np.ndarray, names: list[str]) -> list[str]:
+    """The experts whose neurons' mean lies farthest from that of all."""
+    middle = points.mean(0)
+    apart = [-float(np.linalg.norm(points[labels == name].mean(0) - middle)) for name in names]
+    return [names[at] for at in np.argsort(apart, kind="stable")[: len(PICKED)]]
 
 
 def _outlier_note(part: xr.Dataset) -> str:
@@ -126,6 +184,28 @@ def _outlier_note(part: xr.Dataset) -> str:
 
 
 def figures(ds: xr.Dataset) -> Iterator[tuple[str, Figure]]:
+    """All layers, in the plane of the first two components; neurons of a few layers: (file stem, figure)."""
+    matrix = ds.attrs["level"] == "matrix"
+    layers = [int(layer) for layer in ds.layer.values] if matrix else chosen_layers(ds.layer.values)
+    plane, stem = ds.isel(component=slice(2)), f"pca_{ds.attrs['level']}_layers"
+    items = [(layer, str(name)) for layer in layers for name in ds.projection.values]
+
+    def draw(axes: Axes, item: tuple[int, str]) -> None:
+        part = plane.sel(layer=item[0], projection=item[1])
+        _points(axes, part, 0.4)
+        axes.set(xticks=[], yticks=[])
+        axes.set_aspect("equal", adjustable="datalim")
+
+    names = [f"{layer} {name}" for layer, name in items]
+    grid = Grid(9 if matrix else 3, 1.0, "PC1", "PC2", unit=ds.sizes["projection"])
+    yield from grid.pages(stem, names, items, draw)
+    if len(layers) == 1 or ds.sizes["component"] > 2:
+        yield f"pca_{ds.attrs['level']}_{ds.sizes['component']}d_layer{layers[0]}", plot(ds, layers[0])
+
+
+def details(ds: xr.Dataset) -> Iterator[tuple[str, Figure]]:
     """Every layer: (file stem, figure)."""
+    shown = int(ds.layer[0]) if ds.sizes["layer"] == 1 or ds.sizes["component"] > 2 else None
     for layer in ds.layer.values:
-        yield f"pca_{ds.attrs['level']}_{ds.sizes['component']}d_layer{layer}", plot(ds, int(layer))
+        if int(layer) != shown:
+            yield f"pca_{ds.attrs['level']}_{ds.sizes['component']}d_layer{layer}", plot(ds, int(layer))

@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any, Unpack
 
-import matplotlib
+import numpy as np
 import xarray as xr
+from matplotlib.axes import Axes
 
-from moe_probe.plotting._lines import interval, said_of_intervals
-from moe_probe.plotting._style import COLORMAP, PAGE, Figure, style
+from moe_probe.plotting._lines import MOST_LINES, layer_colors, lines_by_layer, said_of_intervals
+from moe_probe.plotting._page import Drawn, Look, Page
+from moe_probe.plotting._style import GREY, PAGE, Figure, round_places
 
 PANELS = {"saturation": ("all k choices", "chance"), "first_saturation": ("first choice", "first_chance")}
 DIMS = ("checkpoint", "layer")
 
 
-def plot(ds: xr.Dataset) -> Figure:
-    """Share of the final choices that are made already, over checkpoints, a line per layer.
+def plot(ds: xr.Dataset, **look: Unpack[Look]) -> Drawn:
+    """Share of the final choices that are made already, over checkpoints: a line per layer, or beyond six layers
+    median, band of all and the highest one.
 
     Args:
         ds: result of `comparisons.router_saturation`.
+        look: what every plot takes.
 
     Examples:
         >>> from moe_probe import comparisons, plotting
@@ -26,31 +31,30 @@ def plot(ds: xr.Dataset) -> Figure:
         >>> ds = comparisons.router_saturation(steps, ["A short text."])
         >>> figure = plotting.plot(ds)
     """
-    at, layers = list(range(ds.sizes["checkpoint"])), ds.layer.values
-    colors = matplotlib.colormaps[COLORMAP].resampled(len(layers))
-    with style():
-        figure = Figure(figsize=(PAGE, 2.5), layout="constrained")
-        panels = figure.subplots(1, 2, sharey=True)
+    with Page(ds, look) as page:
+        panels = page.panels(1, 2, (PAGE, 2.4), sharey=True)[0]
         for axes, (name, (title, chance)) in zip(panels, PANELS.items(), strict=True):
-            for number, layer in enumerate(layers):
-                own = ds.sel(layer=layer)
-                label = f"layer {layer}" if len(layers) <= 6 or number in (0, len(layers) - 1) else None
-                axes.plot(at, own[name], color=colors(number), marker="o", markersize=3, label=label)
-                if f"{name}_low" in own:
-                    low, high = own[f"{name}_low"], own[f"{name}_high"]
-                    interval(axes, at, low, high, color=colors(number), alpha=0.15)
-                if chance in own:
-                    axes.plot(at, own[chance], "--", linewidth=0.8, color=colors(number))
-            rotation = {"rotation": 30, "ha": "right"} if len(at) > 4 else {}
-            axes.set_xticks(at, [str(label) for label in ds.checkpoint.values], **rotation)
+            _panel(axes, page.ds, name, chance)
             axes.set(title=title, ylim=(0, 1.03), xlabel="checkpoint")
-        panels[-1].legend(frameon=False)
         panels[0].set_ylabel("share of the final choices")
-        notes = ["dashed: chance"] * ("chance" in ds) + [f"intervals: {said_of_intervals(ds)}"] * (
-            "saturation_low" in ds
-        )
-        figure.suptitle("; ".join(notes), fontsize="small")
-        return figure
+        page.legend(*panels)
+        page.note("dashed: chance" * ("chance" in ds))
+        page.note(f"intervals: {said_of_intervals(ds)}" if "saturation_low" in ds else "")
+        return page.finish(page.ds.attrs["model"])
+
+
+def _panel(axes: Axes, ds: xr.Dataset, name: str, chance: str) -> None:
+    at, layers = list(range(ds.sizes["checkpoint"])), ds.sizes["layer"]
+    lines_by_layer(axes, at, ds[name], ds.get(f"{name}_low"), ds.get(f"{name}_high"))
+    if chance in ds:
+        own = ds[chance].transpose("layer", "checkpoint").values
+        colors = layer_colors(ds.layer.values) if layers <= MOST_LINES else [GREY]
+        for values, color in zip(own if layers <= MOST_LINES else [np.nanmedian(own, 0)], colors, strict=True):
+            axes.plot(at, values, "--", linewidth=0.8, color=color)
+    labels = [str(label) for label in ds.checkpoint.values]
+    places = round_places(labels, 12)
+    turned: dict[str, Any] = {"rotation": 30, "ha": "right"} if len(places) > 4 else {}
+    axes.set_xticks(places, [labels[place] for place in places], **turned)
 
 
 def summary(ds: xr.Dataset) -> tuple[str, xr.DataArray]:

@@ -3,52 +3,109 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Unpack
 
 import numpy as np
 import xarray as xr
+from matplotlib.axes import Axes
+from matplotlib.patches import Patch
+from matplotlib.ticker import NullFormatter
 
 from moe_probe.plotting._choices import pick_layer
-from moe_probe.plotting._style import BLUE, COLUMN, ORANGE, Figure, style
+from moe_probe.plotting._lines import plain_numbers
+from moe_probe.plotting._page import Drawn, Look, Page
+from moe_probe.plotting._style import BLUE, COLUMN, ORANGE, PAGE, Figure, round_places
 
+COLORS = (BLUE, ORANGE)
+MOMENTS = ("histogram", "score_mean", "score_variance")
+SPIKE = 20  # times the middle of the bins that hold anything: beyond, the share of tokens is logarithmic
 DIMS = ("layer", "bin", "which")
 
 
-def plot(ds: xr.Dataset, layer: int | None = None) -> Figure:
+def plot(ds: xr.Dataset, layer: int | None = None, **look: Unpack[Look]) -> Drawn:
     """Histograms of one layer, or of all layers together, with mean and variance.
+
+    Where a spike would flatten the rest, the share of tokens is logarithmic.
 
     Args:
         ds: result of `dynamic.router_scores`.
         layer: all layers together by default.
+        look: what every plot takes.
 
     Examples:
         >>> from moe_probe import dynamic, plotting
         >>> ds = dynamic.router_scores("ckpt/tiny-mixtral", ["A short text."])
         >>> figure = plotting.plot(ds, layer=1)
     """
+    own = pooled(ds) if layer is None else ds.sel(layer=pick_layer(ds, layer))
+    with Page(ds, look) as page:
+        axes = page.panel((COLUMN, 2.3))
+        _histograms(axes, own)
+        axes.set(xlabel="router score", ylabel="share of tokens")
+        page.legend(axes, columns=1)
+        return page.finish(f"{page.ds.attrs['model']}, {'all layers' if layer is None else f'layer {layer}'}")
 
-    def value(name: str) -> xr.DataArray:
-        return ds[f"pooled_{name}"] if layer is None else ds[name].sel(layer=pick_layer(ds, layer))
 
+def pooled(ds: xr.Dataset) -> xr.Dataset:
+    """Histograms and moments of all layers together, under the names of those of one."""
+    return ds[[f"pooled_{name}" for name in MOMENTS]].rename({f"pooled_{name}": name for name in MOMENTS})
+
+
+def _histograms(axes: Axes, own: xr.Dataset) -> None:
+    """Shares of tokens over the score, (which, bin), a color for each of `which`; logarithmic where one is a spike."""
+    edges, shares = bin_edges(own), []
+    for which, color in zip(own.which.values, COLORS, strict=True):
+        one = own.sel(which=which)
+        shares.append((one.histogram / one.histogram.sum()).values)
+        label = f"{which}: mean {float(one.score_mean):.3f}, variance {float(one.score_variance):.1e}"
+        axes.stairs(shares[-1], edges, fill=True, alpha=0.55, color=color, label=label)
+    axes.set(xlim=(edges[0], edges[-1]), ylim=(0, 1.05 * np.nanmax([*np.ravel(shares), 1e-9])))
+    log_if_spiked(axes, np.ravel(shares))
+
+
+def log_if_spiked(axes: Axes, shares: np.ndarray) -> None:
+    """A logarithmic y axis where the highest share is far above the middle one."""
+    known = shares[np.isfinite(shares) & (shares > 0)]
+    if len(known) and known.max() > SPIKE * np.median(known):
+        axes.set_yscale("log")
+        axes.set_ylim(known.min() / 1.5, min(known.max() * 1.5, 1.5))
+        axes.yaxis.set_minor_formatter(NullFormatter())
+        plain_numbers(axes)
+
+
+def bin_edges(ds: xr.Dataset) -> np.ndarray:
+    """Where the bins of a histogram begin, and where the last one ends."""
     step = float(ds.bin[1] - ds.bin[0]) if ds.sizes["bin"] > 1 else 1.0
-    edges = np.append(ds.bin.values, ds.bin.values[-1] + step)
-    with style():
-        figure = Figure(figsize=(COLUMN, 2.4), layout="constrained")
-        axes = figure.subplots()
-        for which, color in zip(ds.which.values, (BLUE, ORANGE), strict=True):
-            share = value("histogram").sel(which=which) / value("histogram").sel(which=which).sum()
-            mean, variance = (float(value(name).sel(which=which)) for name in ("score_mean", "score_variance"))
-            label = f"{which}: mean {mean:.3f}, variance {variance:.1e}"
-            axes.stairs(share, edges, fill=True, alpha=0.55, color=color, label=label)
-        axes.set(xlabel="router score", ylabel="share of tokens", xlim=(edges[0], edges[-1]))
-        axes.margins(y=0.3)
-        axes.set_ylim(bottom=0)
-        axes.legend(frameon=False, loc="upper right")
-        axes.set_title(f"{ds.attrs['model']}, {'all layers' if layer is None else f'layer {layer}'}")
-        return figure
+    return np.append(ds.bin.values, ds.bin.values[-1] + step)
+
+
+def ridges(ds: xr.Dataset, **look: Unpack[Look]) -> Drawn:
+    """The distributions of every layer, one above the other, each as high as its own highest share; the first below."""
+    edges, layers = bin_edges(ds), ds.layer.values
+    middle = (edges[1:] + edges[:-1]) / 2
+    with Page(ds, look) as page:
+        axes = page.panel((COLUMN if len(layers) <= 32 else PAGE, min(0.9 + 0.16 * len(layers), 7)))
+        for at in reversed(range(len(layers))):
+            for which, color in zip(ds.which.values, COLORS, strict=True):
+                share = ds.histogram.isel(layer=at).sel(which=which).values
+                height = 1.7 * np.nan_to_num(share / max(share.max(), 1e-12))
+                axes.fill_between(middle, at, at + height, color=color, alpha=0.5, linewidth=0, step="mid")
+            axes.axhline(at, color="white", linewidth=0.4)
+        places = round_places([str(layer) for layer in layers], 16)
+        axes.set_yticks(places, [str(layers[place]) for place in places])
+        axes.set(xlabel="router score", ylabel="layer", xlim=(edges[0], edges[-1]), ylim=(-0.2, len(layers) + 1))
+        page.key([Patch(color=color, alpha=0.55) for color in COLORS], [str(which) for which in ds.which.values])
+        page.note("height: share of tokens, of each layer's own highest")
+        return page.finish(page.ds.attrs["model"])
 
 
 def figures(ds: xr.Dataset) -> Iterator[tuple[str, Figure]]:
-    """All layers together, and every layer: (file stem, figure)."""
+    """All layers together, and a ridge for every layer: (file stem, figure)."""
     yield "router_scores_all", plot(ds)
+    yield "router_scores_ridges", ridges(ds)
+
+
+def details(ds: xr.Dataset) -> Iterator[tuple[str, Figure]]:
+    """Every layer: (file stem, figure)."""
     for layer in ds.layer.values:
         yield f"router_scores_layer{layer}", plot(ds, int(layer))

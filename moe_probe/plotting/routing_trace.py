@@ -3,28 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Unpack
 
 import xarray as xr
 
 from moe_probe.plotting._heatmap import layer_map
-from moe_probe.plotting._style import Figure, style
+from moe_probe.plotting._page import Drawn, Look, Page
+from moe_probe.plotting._style import Figure
 
 DIMS = ("layer", "expert")
 
 
-def plot(ds: xr.Dataset) -> Figure:
+def plot(ds: xr.Dataset, **look: Unpack[Look]) -> Drawn:
     """Choices written, layers by experts.
 
     Args:
         ds: result of `dynamic.routing_trace`.
+        look: what every plot takes.
 
     Examples:
         >>> from moe_probe import dynamic, plotting
         >>> ds = dynamic.routing_trace("ckpt/tiny-mixtral", ["A short text."], path="trace")
         >>> figure = plotting.plot(ds)
     """
-    with style():
-        return layer_map(ds.rows, f"{ds.attrs['model']}, {ds.attrs['tokens']:,} tokens", "choices")
+    page = Page(ds, look)
+    page.note(f"{ds.attrs['tokens']:,} tokens")
+    return layer_map(page, ds.rows, "choices")
 
 
 def figures(ds: xr.Dataset) -> Iterator[tuple[str, Figure]]:

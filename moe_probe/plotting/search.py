@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Unpack
 
 import numpy as np
 import xarray as xr
+from matplotlib.ticker import MaxNLocator
 
-from moe_probe.plotting._lines import line
-from moe_probe.plotting._style import BLUE, COLUMN, GREY, ORANGE, Figure, style
+from moe_probe.plotting._lines import line, said_of_intervals
+from moe_probe.plotting._page import Drawn, Look, Page
+from moe_probe.plotting._style import BLUE, COLUMN, GREY, ORANGE, Figure
 
 DIMS = ("rank", "size", "side")
 COLORS = {"label": BLUE, "others": ORANGE}
 
 
-def plot(ds: xr.Dataset) -> Figure:
+def plot(ds: xr.Dataset, **look: Unpack[Look]) -> Drawn:
     """The change of the loss of the label and of the other documents over the size of the set; crosses: random sets.
 
     Args:
         ds: result of `intervene.search`.
+        look: what every plot takes.
 
     Examples:
         >>> from moe_probe import intervene, plotting
@@ -27,9 +31,8 @@ def plot(ds: xr.Dataset) -> Figure:
         >>> figure = plotting.plot(ds)
     """
     found = int(ds.attrs["found"])
-    with style():
-        figure = Figure(figsize=(COLUMN, 2.4), layout="constrained")
-        axes = figure.subplots()
+    with Page(ds, look) as page:
+        axes = page.panel((COLUMN, 2.3))
         for side, color in COLORS.items():
             line(axes, ds.sel(side=side), "loss_change", "size", color=color, label=side)
             at = np.full(ds.sizes.get("control", 0), found or int(ds["size"].max()))
@@ -37,10 +40,11 @@ def plot(ds: xr.Dataset) -> Figure:
         if found:
             axes.axvline(found, linestyle="--", linewidth=0.8, color=GREY)
         axes.axhline(0, color="black", linewidth=0.6)
-        axes.set(xlabel="experts removed (crosses: random)", ylabel="change of the loss (nats)")
-        axes.set_title(ds.attrs["model"])
-        axes.legend(frameon=False)
-        return figure
+        axes.set(xlabel="experts removed", ylabel="change of the loss (nats)")
+        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        page.legend(axes)
+        page.note("crosses: random sets", "dashed: the set that was found" * bool(found), said_of_intervals(ds))
+        return page.finish(page.ds.attrs["model"])
 
 
 def figures(ds: xr.Dataset) -> Iterator[tuple[str, Figure]]:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Unpack
 
 import xarray as xr
 
 from moe_probe.errors import NoSuchName
 from moe_probe.plotting._choices import pick_layer
 from moe_probe.plotting._heatmap import SCALES, Scale, bounded, heatmaps, limits
-from moe_probe.plotting._lines import whole_numbers
-from moe_probe.plotting._style import COLUMN, PROJECTION_COLORS, Figure, style
+from moe_probe.plotting._lines import layer_axis
+from moe_probe.plotting._maps import Order, ordered, pair_grid
+from moe_probe.plotting._page import Drawn, Look, Page
+from moe_probe.plotting._style import COLUMN, PROJECTION_COLORS, Figure
 
 METRIC_LABELS = {"cosine": "cosine similarity", "cka": "linear CKA", "l2": "L2 distance", "kendall_tau": "Kendall's τ"}
 LEVEL_LABELS = {"matrix": "matrices", "neuron_mean": "mean neurons", "neuron_aligned": "aligned neurons"}
@@ -23,7 +26,9 @@ def plot(
     scale: Scale = "layer",
     variable: str | None = None,
     diagonal: bool = False,
-) -> Figure:
+    order: Order = "number",
+    **look: Unpack[Look],
+) -> Drawn:
     """Heat maps of one layer, up, gate and down side by side.
 
     Args:
@@ -32,9 +37,11 @@ def plot(
         scale: colors from the least to the largest value of this layer (`layer`) or of all layers (`all`).
         variable: the metric by default; `kendall_tau` for aligned neurons.
         diagonal: show each expert beside itself and let it count in the color scale, as the paper does.
+        order: of the experts in each panel: by `number`, or `cluster`, those that are alike side by side.
+        look: what every plot takes.
 
     Raises:
-        NoSuchName: the result has no such layer, scale or variable.
+        NoSuchName: the result has no such layer, scale, variable or order.
 
     Examples:
         >>> from moe_probe import static, plotting
@@ -47,26 +54,25 @@ def plot(
     variable = variable or str(ds.attrs["metric"])
     layer = pick_layer(ds, layer)
     values = ds[variable]
-    panels = {str(name): values.sel(layer=layer, projection=name) for name in ds.projection.values}
-    title = f"{ds.attrs['model']}, layer {layer}: {LEVEL_LABELS[ds.attrs['level']]}"
-    with style():
+    panels = {str(name): ordered(values.sel(layer=layer, projection=name), order) for name in ds.projection.values}
+    with Page(ds, look) as page:
         colors = bounded(limits(values, layer, scale, diagonal))
-        return heatmaps(panels, colors, title, METRIC_LABELS[variable], blank_diagonal=not diagonal)
+        heatmaps(page, panels, colors, METRIC_LABELS[variable], blank_diagonal=not diagonal)
+        return page.finish(f"{_title(page.ds)}, layer {layer}")
 
 
-def overview(ds: xr.Dataset) -> Figure:
+def overview(ds: xr.Dataset, **look: Unpack[Look]) -> Drawn:
     """Mean similarity of two different routed experts over the layers, a line per projection."""
     metric, mean = ds.attrs["metric"], mean_of_pairs(ds)
-    with style():
-        figure = Figure(figsize=(COLUMN, 2.3), layout="constrained")
-        axes = figure.subplots()
+    with Page(ds, look) as page:
+        axes = page.panel((COLUMN, 2.1))
         for name in ds.projection.values:
             line = mean.sel(projection=name)
-            axes.plot(ds.layer, line, marker="o", markersize=3, color=PROJECTION_COLORS[str(name)], label=str(name))
-        axes.set(ylabel=f"mean {METRIC_LABELS[metric]}", title=_title(ds))
-        whole_numbers(axes)
-        axes.legend(title="projection", frameon=False)
-        return figure
+            axes.plot(ds.layer, line, "o-", markersize=2.5, color=PROJECTION_COLORS[str(name)], label=str(name))
+        axes.set(ylabel=f"mean {METRIC_LABELS[metric]}")
+        layer_axis(axes, ds.layer)
+        page.legend(axes)
+        return page.finish(_title(page.ds))
 
 
 def mean_of_pairs(ds: xr.Dataset) -> xr.DataArray:
@@ -85,12 +91,29 @@ def _title(ds: xr.Dataset) -> str:
     return f"{ds.attrs['model']}: {LEVEL_LABELS[ds.attrs['level']]}"
 
 
+def _variables(ds: xr.Dataset) -> list[str]:
+    return [ds.attrs["metric"], *(["kendall_tau"] if "kendall_tau" in ds else [])]
+
+
 def figures(ds: xr.Dataset) -> Iterator[tuple[str, Figure]]:
-    """Every layer in both color scales, and the overview: (file stem, figure)."""
-    variables = [ds.attrs["metric"], *(["kendall_tau"] if "kendall_tau" in ds else [])]
-    for variable in variables:
+    """All layers under one scale, and the overview: (file stem, figure)."""
+    for variable in _variables(ds):
+        values = ds[variable]
+        maps = {
+            f"{layer} {name}": values.sel(layer=layer, projection=name)
+            for layer in ds.layer.values
+            for name in ds.projection.values
+        }
+        colors = bounded(limits(values, int(ds.layer[0]), "all"))
         stem = f"similarity_{ds.attrs['level']}_{variable}"
+        yield from pair_grid(stem, maps, colors, METRIC_LABELS[variable], columns=9, unit=ds.sizes["projection"])
+    yield f"similarity_{ds.attrs['level']}_{ds.attrs['metric']}_overview", overview(ds)
+
+
+def details(ds: xr.Dataset) -> Iterator[tuple[str, Figure]]:
+    """Every layer in both color scales: (file stem, figure)."""
+    for variable in _variables(ds):
         for layer in ds.layer.values:
             for scale in SCALES:
-                yield f"{stem}_layer{layer}_scale-{scale}", plot(ds, int(layer), scale, variable)
-    yield f"similarity_{ds.attrs['level']}_{ds.attrs['metric']}_overview", overview(ds)
+                stem = f"similarity_{ds.attrs['level']}_{variable}_layer{layer}_scale-{scale}"
+                yield stem, plot(ds, int(layer), scale, variable)

@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Unpack
 
 import numpy as np
 import xarray as xr
 
-from moe_probe.plotting._lines import chance_interval, chance_line, line, whole_numbers
-from moe_probe.plotting._style import BLUE, COLUMN, GREEN, ORANGE, Figure, style
+from moe_probe.plotting._lines import chance_interval, chance_line, layer_axis, line, said_of_intervals
+from moe_probe.plotting._page import Drawn, Look, Page
+from moe_probe.plotting._style import BLUE, COLUMN, GREEN, ORANGE, Figure
 from moe_probe.signatures import check_number
 
 COLORS = {"PF": ORANGE, "non-PF": BLUE}
 DIMS = ("layer", "group")
 
 
-def plot(ds: xr.Dataset, bins: int = 20) -> Figure:
+def plot(ds: xr.Dataset, bins: int = 20, **look: Unpack[Look]) -> Drawn:
     """Histograms of the mean divergence of both groups' tokens, their means, and the difference.
 
     Args:
         ds: result of `dynamic.subtoken_divergence`.
         bins: of the histograms.
+        look: what every plot takes.
 
     Examples:
         >>> from moe_probe import dynamic, plotting
@@ -30,22 +33,19 @@ def plot(ds: xr.Dataset, bins: int = 20) -> Figure:
     values = ds.divergence_mean.values
     check_number("bins", bins, 1, 10_000)
     edges = np.histogram_bin_edges(values[np.isfinite(values)], bins)
-    with style():
-        figure = Figure(figsize=(COLUMN, 2.8), layout="constrained")
-        axes = figure.subplots()
+    with Page(ds, look) as page:
+        axes = page.panel((COLUMN, 2.5))
         for group, color in COLORS.items():
             own = values[(ds.token_group == group).values]
             if not len(own):
                 continue
-            label = f"{group} (n = {len(own):,})"
-            weights = np.full(len(own), 1 / len(own))
+            label, weights = f"{group} (n = {len(own):,})", np.full(len(own), 1 / len(own))
             axes.hist(own, edges.tolist(), weights=weights, color=color, alpha=0.5, label=label)
             axes.axvline(float(ds.group_mean.sel(group=group)), color=color, linewidth=1, linestyle="--")
         axes.set(xlabel=f"distinct experts, {ds.attrs['unit']}", ylabel="share of the group's tokens")
-        if axes.patches:
-            axes.legend(frameon=False)
-        axes.set_title(f"{ds.attrs['model']}\n{described(ds)}")
-        return figure
+        page.legend(axes)
+        page.note("dashed: means", *described(ds).split("\n"))
+        return page.finish(page.ds.attrs["model"])
 
 
 def described(ds: xr.Dataset) -> str:
@@ -59,18 +59,18 @@ def described(ds: xr.Dataset) -> str:
     return f"difference {float(ds.difference):.3f}{ends}\nrank test of word types p = {float(ds.p_value):.2g}"
 
 
-def by_layer(ds: xr.Dataset) -> Figure:
+def by_layer(ds: xr.Dataset, **look: Unpack[Look]) -> Drawn:
     """The difference of the groups' means in every layer, with interval and chance."""
-    with style():
-        figure = Figure(figsize=(COLUMN, 2.3), layout="constrained")
-        axes = figure.subplots()
+    with Page(ds, look) as page:
+        axes = page.panel((COLUMN, 2.2))
         chance_interval(axes, ds, "layer_difference_chance", label="chance")
         chance_line(axes, ds, "layer_difference_chance")
         line(axes, ds, "layer_difference", color=GREEN, label="PF minus non-PF")
-        axes.set(ylabel="distinct experts", title=f"{ds.attrs['model']}, {ds.attrs['unit']}")
-        axes.legend(frameon=False)
-        whole_numbers(axes)
-        return figure
+        axes.set(ylabel=f"distinct experts, {ds.attrs['unit']}")
+        layer_axis(axes, ds.layer)
+        page.legend(axes)
+        page.note(said_of_intervals(ds) if "layer_difference_low" in ds else "")
+        return page.finish(page.ds.attrs["model"])
 
 
 def summary(ds: xr.Dataset) -> tuple[str, xr.DataArray]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Unpack
 
 import matplotlib
 import numpy as np
@@ -12,43 +13,71 @@ from matplotlib.patches import Patch
 
 from moe_probe.errors import NoSuchName
 from moe_probe.plotting._choices import pick_layer
-from moe_probe.plotting._heatmap import show
-from moe_probe.plotting._lines import chance_interval, chance_line, line, said_of_intervals, whole_numbers
-from moe_probe.plotting._style import BLUE, COLUMN, DIVERGING, GREEN, ORANGE, PAGE, Figure, style, thin_ticks
+from moe_probe.plotting._grid import Grid
+from moe_probe.plotting._heatmap import cell_axes, crosses, map_size, mark_intervals, ratio_bar, ratio_colors, show
+from moe_probe.plotting._lines import chance_interval, chance_line, layer_axis, line, said_of_intervals
+from moe_probe.plotting._maps import label_grid
+from moe_probe.plotting._page import Drawn, Look, Page
+from moe_probe.plotting._style import BLUE, COLUMN, DIVERGING, GREEN, ORANGE, PAGE, Figure, thin_ticks
 
 KIND_MAPS = {"ffn": "Blues", "constant": "Greens", "copy": "Oranges", "zero": "Purples"}
+SEGMENTS = 32  # experts of a kind that have a segment each
+BAR = "load / even load"
 DIMS = ("layer", "task", "expert")
 
 
-def plot(ds: xr.Dataset, layer: int | None = None) -> Figure:
+def plot(ds: xr.Dataset, layer: int | None = None, **look: Unpack[Look]) -> Drawn:
     """Bars for every task, one for each kind, a segment for each expert; below, the FFN experts per token.
+
+    Where all experts are of one kind, so that each token has as many: a map of tasks by experts, in times even load.
 
     Args:
         ds: result of `dynamic.task_load`.
         layer: the first one by default.
+        look: what every plot takes.
 
     Examples:
         >>> from moe_probe import dynamic, plotting
         >>> ds = dynamic.task_load("ckpt/tiny-moe-plus-plus", "ckpt/texts.jsonl", labels="domain")
         >>> figure = plotting.plot(ds, layer=1)
     """
-    own = ds.sel(layer=pick_layer(ds, layer))
-    tasks, kinds = ds.sizes["task"], [str(kind) for kind in ds.kind.values]
-    x, width = np.arange(tasks), 0.8 / len(kinds)
-    with style():
-        figure = Figure(figsize=(PAGE, 3.6), layout="constrained")
-        axes, below = figure.subplots(2, 1, sharex=True, height_ratios=(2, 1))
-        for at, kind in enumerate(kinds):
-            _stack(axes, own, kind, x + (at - (len(kinds) - 1) / 2) * width, width)
-        axes.set(ylabel="share of choices", xlim=(-0.6, tasks - 0.4))
-        handles = [Patch(color=matplotlib.colormaps[KIND_MAPS[k]](0.65), label=k) for k in kinds]
-        axes.legend(handles=handles, frameon=False, ncols=len(kinds), loc="upper left", bbox_to_anchor=(0, 1.0))
-        axes.set_ylim(top=axes.get_ylim()[1] * 1.25)
-        axes.set_title(f"{ds.attrs['model']}, layer {int(own.layer)}")
-        _ffn_per_token(below, own, x)
-        names = [str(task) for task in ds.task.values]
-        below.set_xticks(x, names, rotation=30 if tasks > 6 else 0, ha="right" if tasks > 6 else "center")
-        return figure
+    layer = pick_layer(ds, layer)
+    with Page(ds, look) as page:
+        own = page.ds.sel(layer=layer)
+        if _alike(ds):
+            _map(page, own)
+        else:
+            _bars(page, own)
+        return page.finish(f"{page.ds.attrs['model']}, layer {layer}")
+
+
+def _alike(ds: xr.Dataset) -> bool:
+    """Whether all experts are of one kind."""
+    return ds.sizes["kind"] == 1
+
+
+def _map(page: Page, own: xr.Dataset) -> None:
+    values = (own.share * own.sizes["expert"]).transpose("task", "expert")
+    axes = page.panel(map_size(values))
+    image = show(axes, values, aspect="auto", **ratio_colors(values, 1))
+    crosses(axes, values.values == 0)
+    cell_axes(axes, values, "task", "expert")
+    ratio_bar(page, image, axes, BAR)
+    if "share_chance" in own:
+        mark_intervals(page, axes, own.transpose("task", "expert", ...), "share", own.share_chance)
+
+
+def _bars(page: Page, own: xr.Dataset) -> None:
+    tasks, kinds = own.sizes["task"], [str(kind) for kind in own.kind.values]
+    axes, below = page.panels(2, 1, (PAGE, 3.3), sharex=True, height_ratios=(2, 1))[:, 0]
+    for at, kind in enumerate(kinds):
+        _stack(axes, own, kind, np.arange(tasks), at, len(kinds))
+    axes.set(ylabel="share of choices", xlim=(-0.6, tasks - 0.4))
+    page.key([Patch(color=matplotlib.colormaps[KIND_MAPS[k]](0.65)) for k in kinds], kinds)
+    _ffn_per_token(below, own, np.arange(tasks))
+    names = [str(task) for task in own.task.values]
+    below.set_xticks(np.arange(tasks), names, rotation=30 if tasks > 6 else 0, ha="right" if tasks > 6 else "center")
+    page.note(f"intervals: {said_of_intervals(own)}" if "ffn_per_token_low" in own else "")
 
 
 def _ffn_per_token(axes: Axes, own: xr.Dataset, x: np.ndarray) -> None:
@@ -58,24 +87,32 @@ def _ffn_per_token(axes: Axes, own: xr.Dataset, x: np.ndarray) -> None:
     if "ffn_per_token_low" in own:
         low, top = own.ffn_per_token_low.values, own.ffn_per_token_high.values
         axes.errorbar(x, values, np.clip([values - low, top - values], 0, None), fmt="none", ecolor="black", capsize=3)
-    for task, value, high in zip(x, values, np.fmax(top, values), strict=True):
-        if np.isfinite(value):
-            axes.annotate(f"{value:.3f}", (task, high), (0, 3), textcoords="offset points", ha="center", fontsize=6)
+    if len(x) <= 16:
+        for task, value, high in zip(x, values, np.fmax(top, values), strict=True):
+            if np.isfinite(value):
+                offset = {"xytext": (0, 3), "textcoords": "offset points", "ha": "center", "fontsize": 6}
+                axes.annotate(f"{value:.3f}", (task, high), **offset)
     highest = float(np.nanmax([*top, *values, 0.0]))
     axes.set(ylabel="FFN experts\nper token", ylim=(0, 1.35 * highest if highest > 0 else 1))
 
 
-def _stack(axes: Axes, own: xr.Dataset, kind: str, x: np.ndarray, width: float) -> None:
-    """The experts of one kind, one above the other."""
-    share = own.share.values[:, (own.expert_kind == kind).values]  # (tasks, experts)
+def _stack(
+    axes: Axes, own: xr.Dataset, kind: str, x: np.ndarray, at: int = 0, kinds: int = 1, most: int = SEGMENTS
+) -> None:
+    """The experts of one kind, one above the other; more than `most` as one bar."""
+    width = 0.8 / kinds
+    share = own.share.transpose("task", "expert").values[:, (own.expert_kind == kind).values]
+    share = share if share.shape[1] <= most else share.sum(1, keepdims=True)
     bottom = np.zeros(len(x))
-    for at, values in enumerate(share.T):
-        color = matplotlib.colormaps[KIND_MAPS[kind]](0.35 + 0.5 * at / max(share.shape[1] - 1, 1))
-        axes.bar(x, values, width, bottom=bottom, color=color, edgecolor="white", linewidth=0.2)
+    for expert, values in enumerate(share.T):
+        shade = 0.35 + 0.5 * expert / (share.shape[1] - 1) if share.shape[1] > 1 else 0.65
+        color = matplotlib.colormaps[KIND_MAPS[kind]](shade)
+        place = x + (at - (kinds - 1) / 2) * width
+        axes.bar(place, values, width, bottom=bottom, color=color, edgecolor="white", linewidth=0.2)
         bottom += values
 
 
-def correlation(ds: xr.Dataset, over: str = "tasks") -> Figure:
+def correlation(ds: xr.Dataset, over: str = "tasks", **look: Unpack[Look]) -> Drawn:
     """Correlation of layers' FFN experts per token, over tasks or over tokens.
 
     Raises:
@@ -84,42 +121,38 @@ def correlation(ds: xr.Dataset, over: str = "tasks") -> Figure:
     if over not in ("tasks", "tokens"):
         raise NoSuchName.among("over", over, ["tasks", "tokens"])
     name = "correlation" if over == "tasks" else "token_correlation"
-    with style():
-        figure = Figure(figsize=(COLUMN, 2.9), layout="constrained")
-        axes = figure.subplots()
+    with Page(ds, look) as page:
+        axes = page.panel((COLUMN, 2.6))
         image = show(axes, ds[name], cmap=DIVERGING, vmin=-1, vmax=1)
         labels = [str(layer) for layer in ds.layer.values]
         thin_ticks(axes.xaxis, labels)
         thin_ticks(axes.yaxis, labels)
-        adjacent = float(ds[f"adjacent_{name}"])
         axes.set(xlabel="layer", ylabel="layer")
-        axes.set_title(f"{ds.attrs['model']}, FFN experts over {over}\n(adjacent layers: {adjacent:.2f})")
-        figure.colorbar(image, label="Pearson's correlation")
-        return figure
+        page.colorbar(image, axes, "Pearson's correlation")
+        page.note(f"FFN experts per token over {over}", f"adjacent layers: {float(ds[f'adjacent_{name}']):.2f}")
+        return page.finish(page.ds.attrs["model"])
 
 
-def differences(ds: xr.Dataset) -> Figure:
-    """How far apart tasks are in every layer: distance of loads with its chance level, spread of FFN experts."""
-    with style():
-        figure = Figure(figsize=(PAGE, 2.2), layout="constrained")
-        panels = figure.subplots(1, 2 + ("layer_zero_accuracy" in ds))
-        line(panels[0], ds, "task_distance", color=BLUE, label="tasks")
-        chance_interval(panels[0], ds, "task_distance_chance")
-        chance_line(panels[0], ds, "task_distance_chance", label="chance")
-        panels[0].legend(frameon=False)
-        panels[0].set_title("distance between tasks")
-        chance_interval(panels[1], ds, "ffn_spread_chance")
-        chance_line(panels[1], ds, "ffn_spread_chance")
-        line(panels[1], ds, "ffn_spread", color=GREEN)
-        panels[1].set_title("std over tasks of FFN experts")
-        if "layer_zero_accuracy" in ds:
-            line(panels[2], ds, "layer_zero_accuracy", color=ORANGE)
-            panels[2].set(title="zero experts and accuracy (ρ)", ylim=(-1.05, 1.05))
-        for axes in panels:
-            whole_numbers(axes)
-        notes = f" (intervals: {said_of_intervals(ds)})" if "task_distance_low" in ds else ""
-        figure.suptitle(f"{ds.attrs['model']}{notes}")
-        return figure
+def differences(ds: xr.Dataset, **look: Unpack[Look]) -> Drawn:
+    """How far apart tasks are in every layer: distance of loads with its chance level, spread of FFN experts.
+
+    The spread is left out where every token has as many FFN experts.
+    """
+    names = ["task_distance", *([] if _alike(ds) or not bool((ds.ffn_spread > 0).any()) else ["ffn_spread"])]
+    names += ["layer_zero_accuracy"] if "layer_zero_accuracy" in ds else []
+    titles = {"task_distance": "distance between tasks", "ffn_spread": "std over tasks of FFN experts"}
+    with Page(ds, look) as page:
+        panels = page.panels(1, len(names), (COLUMN if len(names) == 1 else PAGE, 2.0))[0]
+        for axes, name, color in zip(panels, names, (BLUE, GREEN, ORANGE), strict=False):
+            chance_interval(axes, ds, f"{name}_chance")
+            chance_line(axes, ds, f"{name}_chance")
+            line(axes, ds, name, color=color)
+            axes.set_title(titles.get(name, "zero experts and accuracy (ρ)"))
+            axes.set_ylim(*((0, None) if name in titles else (-1.05, 1.05)))
+            layer_axis(axes, ds.layer)
+        page.note("dashed: chance" * ("task_distance_chance" in ds))
+        page.note(f"intervals: {said_of_intervals(ds)}" if "task_distance_low" in ds else "")
+        return page.finish(page.ds.attrs["model"])
 
 
 def summary(ds: xr.Dataset) -> tuple[str, xr.DataArray]:
@@ -128,10 +161,38 @@ def summary(ds: xr.Dataset) -> tuple[str, xr.DataArray]:
 
 
 def figures(ds: xr.Dataset) -> Iterator[tuple[str, Figure]]:
-    """Bars of every layer, correlations and differences: (file stem, figure)."""
-    for layer in ds.layer.values:
-        yield f"task_load_layer{layer}", plot(ds, int(layer))
+    """All layers, correlations and differences: (file stem, figure)."""
+    yield from _layers(ds)
     for over, name in (("tasks", "correlation"), ("tokens", "token_correlation")):
-        if ds.sizes["layer"] > 1 and bool(ds[name].notnull().any()):
+        if ds.sizes["layer"] > 1 and bool(ds[name].notnull().any()) and not _alike(ds):
             yield f"task_load_correlation_{over}", correlation(ds, over)
     yield "task_load_differences", differences(ds)
+
+
+def _layers(ds: xr.Dataset) -> Iterator[tuple[str, Figure]]:
+    """Every layer under one scale: maps of tasks by experts, or bars of kinds by task."""
+    if _alike(ds):
+        values = ds.share * ds.sizes["expert"]
+        yield from label_grid("task_load", values, ratio_colors(values, 1), BAR, rows="task")
+        return
+    kinds, tasks = [str(kind) for kind in ds.kind.values], [str(task) for task in ds.task.values]
+    highest = max(float(ds.share.sel(expert=(ds.expert_kind == kind).values).sum("expert").max()) for kind in kinds)
+
+    def draw(axes: Axes, layer: int) -> None:
+        for at, kind in enumerate(kinds):
+            _stack(axes, ds.sel(layer=layer), kind, np.arange(len(tasks)), at, len(kinds), most=1)
+        axes.set_ylim(0, 1.05 * highest)
+        axes.set_xticks(range(len(tasks)), [f"{task[:13]}…" if len(task) > 14 else task for task in tasks])
+        axes.tick_params(axis="x", rotation=90)
+
+    legend = [(kind, Patch(color=matplotlib.colormaps[KIND_MAPS[kind]](0.65))) for kind in kinds]
+    below = 0.12 + 0.05 * min(max(map(len, tasks)), 14)
+    grid = Grid(4, 0.7, y="share of choices", legend=legend, apart=0.12, below=below)
+    layers = [int(layer) for layer in ds.layer.values]
+    yield from grid.pages("task_load", [f"layer {layer}" for layer in layers], layers, draw)
+
+
+def details(ds: xr.Dataset) -> Iterator[tuple[str, Figure]]:
+    """Every layer: (file stem, figure)."""
+    for layer in ds.layer.values:
+        yield f"task_load_layer{layer}", plot(ds, int(layer))

@@ -3,70 +3,88 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Unpack
 
 import xarray as xr
+from matplotlib.axes import Axes
 
-from moe_probe.plotting._heatmap import mark_intervals, show
-from moe_probe.plotting._lines import chance_line, line, said_of_intervals, whole_numbers
-from moe_probe.plotting._style import BLUE, COLUMN, GREEN, GREY, PAGE, Figure, style, thin_ticks
+from moe_probe.plotting._choices import pick_layer
+from moe_probe.plotting._heatmap import (
+    cell_axes,
+    crosses,
+    hatch,
+    map_size,
+    mark_intervals,
+    ratio_bar,
+    ratio_colors,
+    show,
+)
+from moe_probe.plotting._lines import chance_line, layer_axis, line, said_of_intervals
+from moe_probe.plotting._maps import label_grid
+from moe_probe.plotting._page import Drawn, Look, Page
+from moe_probe.plotting._style import BLUE, GREEN, GREY, PAGE, Figure
+
+BAR = "load / even load"
 
 DIMS = ("layer", "expert")
 
 
-def plot(ds: xr.Dataset) -> Figure:
+def plot(ds: xr.Dataset, **look: Unpack[Look]) -> Drawn:
     """Vocabulary specialization, context independence and repetition over layers; dashed: what chance would give.
 
     Args:
         ds: result of `dynamic.token_specialization`.
+        look: what every plot takes.
 
     Examples:
         >>> from moe_probe import dynamic, plotting
         >>> ds = dynamic.token_specialization("ckpt/tiny-mixtral", "ckpt/texts.jsonl")
         >>> figure = plotting.plot(ds)
     """
+    choices = {f"{choice} choice": ds.sel(choice=choice) for choice in ds.choice.values}
     panels = {
-        "vocabulary specialization": {"": (ds, "vocabulary_mean", "vocabulary_mean_chance")},
-        "context independence": {"": (ds, "context_independence", "context_chance")},
-        "next token, same expert": {
-            str(choice): (ds.sel(choice=choice), "repetition", "repetition_chance") for choice in ds.choice.values
-        },
+        "vocabulary specialization": ({"": ds}, "vocabulary_mean", "vocabulary_mean_chance"),
+        "context independence": ({"": ds}, "context_independence", "context_chance"),
+        "next token, same expert": (choices, "repetition", "repetition_chance"),
     }
-    with style():
-        figure = Figure(figsize=(PAGE, 2.2), layout="constrained")
-        all_axes = figure.subplots(1, 3)
-        for axes, (title, lines) in zip(all_axes, panels.items(), strict=True):
-            for color, (label, (found, name, chance)) in zip((BLUE, GREEN), lines.items(), strict=False):
-                line(axes, found, name, color=color, label=f"{label} choice")
+    with Page(ds, look) as page:
+        all_axes = page.panels(1, 3, (PAGE, 2.0))[0]
+        for axes, (title, (lines, name, chance)) in zip(all_axes, panels.items(), strict=True):
+            for color, (label, found) in zip((BLUE, GREEN), lines.items(), strict=False):
+                line(axes, found, name, color=color, **({"label": label} if label else {}))
                 chance_line(axes, found, chance, color=color if label else GREY)
             axes.set(title=title, ylim=(0, 1))
-            whole_numbers(axes)
-        all_axes[-1].legend(frameon=False)
-        notes = ["dashed: chance"] * ("repetition_chance" in ds) + [f"intervals: {said_of_intervals(ds)}"] * (
-            "repetition_low" in ds
-        )
-        figure.suptitle(ds.attrs["model"] + (f" ({'; '.join(notes)})" if notes else ""))
-        return figure
+            layer_axis(axes, ds.layer)
+        page.legend(*all_axes)
+        page.note("dashed: chance" * ("repetition_chance" in ds))
+        page.note(f"intervals: {said_of_intervals(ds)}" if "repetition_low" in ds else "")
+        return page.finish(page.ds.attrs["model"])
 
 
-def places(ds: xr.Dataset, layer: int) -> Figure:
-    """Load of one layer's experts by position in the document.
+def places(ds: xr.Dataset, layer: int | None = None, **look: Unpack[Look]) -> Drawn:
+    """Load of one layer's experts by position in the document, in times even load.
 
-    Dots: the 95 % interval holds the expert's share at all positions together. Circles: no interval is known.
+    Hatched: the 95 % interval holds the expert's share at all positions together. Circles: no interval is known.
     """
-    with style():
-        figure = Figure(figsize=(COLUMN, 2.5), layout="constrained")
-        axes = figure.subplots()
-        image = show(axes, ds.position_share.sel(layer=layer), aspect="auto", vmin=0)
-        starts = [int(place) for place in ds.place.values]
-        names = [str(a) if a < 2 else f"{a}–{2 * a - 1}" for a in starts]
-        axes.set(xlabel="expert", ylabel="position", title=f"{ds.attrs['model']}, layer {layer}")
-        thin_ticks(axes.xaxis, [str(label) for label in ds.expert.values])
-        thin_ticks(axes.yaxis, names, 32)
-        figure.colorbar(image, label="share of choices")
+    layer = pick_layer(ds, layer)
+    with Page(ds, look) as page:
+        own = _named_places(page.ds.sel(layer=layer).transpose("place", "expert", ...))
+        values = (own.position_share * ds.sizes["expert"]).transpose("place", "expert")
+        axes = page.panel(map_size(values))
+        image = show(axes, values, aspect="auto", **ratio_colors(values, 1))
+        crosses(axes, values.values == 0)
+        cell_axes(axes, values, "place", "expert")
+        axes.set_ylabel("position")
+        ratio_bar(page, image, axes, BAR)
         if "position_chance" in ds:
-            own = ds.sel(layer=layer)
-            mark_intervals(axes, own, "position_share", own.position_chance)
-        return figure
+            mark_intervals(page, axes, own, "position_share", own.position_chance)
+        return page.finish(f"{page.ds.attrs['model']}, layer {layer}")
+
+
+def _named_places(ds: xr.Dataset) -> xr.Dataset:
+    """Positions as they are written: 0, 1, 2–3, 4–7, ..."""
+    starts = [int(place) for place in ds.place.values]
+    return ds.assign_coords(place=[str(a) if a < 2 else f"{a}–{2 * a - 1}" for a in starts])
 
 
 def summary(ds: xr.Dataset) -> tuple[str, xr.DataArray]:
@@ -75,7 +93,24 @@ def summary(ds: xr.Dataset) -> tuple[str, xr.DataArray]:
 
 
 def figures(ds: xr.Dataset) -> Iterator[tuple[str, Figure]]:
-    """The lines, and the map of every layer: (file stem, figure)."""
+    """The lines, and the maps of all layers: (file stem, figure)."""
     yield "token_specialization", plot(ds)
+    named = _named_places(ds)
+    values, note = named.position_share * ds.sizes["expert"], ""
+    within = xr.zeros_like(values, bool)
+    if "position_share_low" in ds and "position_chance" in ds:
+        within = (named.position_share_low <= ds.position_chance) & (ds.position_chance <= named.position_share_high)
+        note = f"hatched: maybe chance; {said_of_intervals(ds)}"
+    within = within.transpose("layer", "place", "expert")
+
+    def mark(axes: Axes, layer: int) -> None:
+        hatch(axes, within.sel(layer=layer).values)
+
+    stem = "token_specialization_places"
+    yield from label_grid(stem, values, ratio_colors(values, 1), BAR, note, rows="place", mark=mark)
+
+
+def details(ds: xr.Dataset) -> Iterator[tuple[str, Figure]]:
+    """The map of every layer: (file stem, figure)."""
     for layer in ds.layer.values:
         yield f"token_specialization_places_layer{layer}", places(ds, int(layer))

@@ -1,0 +1,161 @@
+"""Small multiples: a panel for every layer, under one scale, on as few pages as can be read."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import FuncNorm
+from matplotlib.image import AxesImage
+
+from moe_probe.plotting._heatmap import beyond, ratio_ticks
+from moe_probe.plotting._page import NOTE
+from moe_probe.plotting._style import CHARACTERS, PAGE, Figure, style
+
+HIGHEST = 9.2  # inches of a page
+LEFT, RIGHT, TOP, BOTTOM = 0.55, 0.95, 0.04, 0.4  # inches around the panels
+LINE = 0.17  # inches of a legend, or of a note
+ABOVE, BETWEEN = 0.17, 0.07  # a panel's title; the gap beside it
+WIDEST, PART = 2.6, 0.6  # inches of a panel; of a page that few panels take
+CHOSEN = 6  # layers that stand for all where a panel takes much room
+
+Panel = Callable[[Axes, Any], ScalarMappable | None]
+
+
+@dataclass(frozen=True)
+class Grid:
+    """How panels stand on a page.
+
+    Attributes:
+        columns: of panels at most.
+        unit: panels that stay side by side, such as the projections of a layer.
+        aspect: height of a panel over its width.
+        x, y: what the axes are, said once.
+        bar: what the colors are; "" for no color bar.
+        legend: names and handles of a legend, below the panels.
+        note: a line below.
+        apart: inches between panels.
+        left: inches to their left.
+        below: inches below them.
+    """
+
+    columns: int = 6
+    aspect: float = 1.0
+    x: str = ""
+    y: str = ""
+    bar: str = ""
+    legend: Sequence[tuple[str, Any]] = ()
+    note: str = ""
+    unit: int = 1
+    apart: float = BETWEEN
+    left: float = LEFT
+    below: float = BOTTOM
+
+    @property
+    def right(self) -> float:
+        """Inches to the right of the panels."""
+        return RIGHT if self.bar else BETWEEN
+
+    @property
+    def top(self) -> float:
+        """Inches above the panels and their titles."""
+        return TOP + (LINE if self.legend else 0)
+
+    @property
+    def bottom(self) -> float:
+        """Inches below the panels."""
+        return self.below + (LINE if self.note else 0)
+
+    def _columns(self, count: int) -> tuple[int, float]:
+        """How many columns, and how wide in inches: as wide as they can be on a part of a page."""
+        columns, width = self.unit, WIDEST
+        for columns in range(self.unit, self.columns + 1, self.unit):
+            width = min((PAGE - self.left - self.right - self.apart * (columns - 1)) / columns, WIDEST)
+            rows = -(-count // columns)
+            if rows * (width * self.aspect + ABOVE + self.apart) <= (HIGHEST if rows > 1 else 3) * PART:
+                break
+        return columns, width
+
+    def pages(self, stem: str, names: Sequence[str], items: Sequence[Any], draw: Panel) -> Iterator[tuple[str, Figure]]:
+        """File stem and figure of every page; `draw(axes, item)` draws a panel, and returns what has its colors.
+
+        Args:
+            stem: of the files.
+            names: above the panels.
+            items: one a panel.
+            draw: of a panel.
+        """
+        columns, width = self._columns(len(items))
+        height = width * self.aspect
+        rows = max(int((HIGHEST - self.top - self.bottom) / (height + ABOVE + self.apart)), 1)
+        count = -(-len(items) // (rows * columns))
+        parts = np.array_split(np.arange(-(-len(items) // columns)), count)  # rows of each page
+        for number, part in enumerate(parts, 1):
+            chosen = range(part[0] * columns, min((part[-1] + 1) * columns, len(items)))
+            end = f"_page{number}" if count > 1 else ""
+            with style():
+                yield (
+                    f"{stem}{end}",
+                    self._page([names[i] for i in chosen], [items[i] for i in chosen], draw, (columns, width, height)),
+                )
+
+    def _page(self, names: Sequence[str], items: Sequence[Any], draw: Panel, cells: tuple[int, float, float]) -> Figure:
+        columns, width, height = cells
+        rows = -(-len(items) // columns)
+        size = (
+            self.left + self.right + columns * width + (columns - 1) * self.apart,
+            self.top + self.bottom + rows * (height + ABOVE) + (rows - 1) * self.apart,
+        )
+        figure = Figure(figsize=size)
+        image: ScalarMappable | None = None
+        for at, (name, item) in enumerate(zip(names, items, strict=True)):
+            row, column = divmod(at, columns)
+            x = self.left + column * (width + self.apart)
+            y = self.bottom + (rows - 1 - row) * (height + ABOVE + self.apart)
+            axes = figure.add_axes((x / size[0], y / size[1], width / size[0], height / size[1]))
+            image = draw(axes, item) or image
+            axes.set_title(name, fontsize=6.5, pad=2)
+            axes.tick_params(
+                labelsize=6, pad=1.5, length=2, labelleft=not column, labelbottom=at + columns >= len(items)
+            )
+        self._around(figure, size, image)
+        return figure
+
+    def _around(self, figure: Figure, size: tuple[float, float], image: ScalarMappable | None) -> None:
+        """Names of the axes, color bar, legend and note around the panels."""
+        x = (self.left + (size[0] - self.left - self.right) / 2) / size[0]
+        y = (self.bottom + (size[1] - self.bottom - self.top) / 2) / size[1]
+        figure.text(x, (self.bottom - 0.36) / size[1], self.x, ha="center", fontsize=8)
+        said = "\n".join(textwrap.wrap(self.y, max(int(0.75 * size[1] * CHARACTERS), 8)))
+        figure.text(0.04 / size[0], y, said, rotation=90, va="center", ha="left", fontsize=8)
+        if self.note:
+            figure.text(x, 0.03 / size[1], self.note, ha="center", va="bottom", **NOTE)
+        if self.bar and image is not None:
+            high = min(size[1] - self.top - self.bottom, 2.5)
+            place = (size[0] - RIGHT + 0.12, size[1] - self.top - high, 0.11, high - ABOVE)
+            beside = figure.add_axes((place[0] / size[0], place[1] / size[1], place[2] / size[0], place[3] / size[1]))
+            extend = beyond(image) if isinstance(image, AxesImage) else "neither"
+            bar = figure.colorbar(image, cax=beside, label=self.bar, extend=extend)
+            bar.ax.tick_params(labelsize=6)
+            if isinstance(image.norm, FuncNorm):
+                ratio_ticks(bar)
+        if self.legend:
+            figure.legend(
+                [handle for _, handle in self.legend],
+                [name for name, _ in self.legend],
+                loc="upper right",
+                ncols=len(self.legend),
+                frameon=False,
+                borderaxespad=0.1,
+            )
+
+
+def chosen_layers(layers: np.ndarray, most: int = CHOSEN) -> list[int]:
+    """At most so many layers, evenly apart, the first and the last one among them."""
+    places = np.unique(np.linspace(0, len(layers) - 1, min(most, len(layers))).round().astype(int))
+    return [int(layers[place]) for place in places]

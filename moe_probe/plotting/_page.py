@@ -1,0 +1,205 @@
+"""What every plot function shares: where it draws, how large, under which names and title."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from typing import Any, Self, TypedDict
+
+import numpy as np
+import xarray as xr
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colorbar import Colorbar
+from matplotlib.figure import FigureBase
+
+from moe_probe.errors import NoSuchName, NotFitting
+from moe_probe.plotting._style import COLUMN, Figure, style
+from moe_probe.signatures import check_number, check_types
+
+TITLE = 0.2  # inches
+NOTE = {"fontsize": 6, "color": "0.35"}
+Drawn = Any  # the Figure; where axes were given, those
+
+
+class Look(TypedDict, total=False):
+    """What every plot function takes by name.
+
+    Attributes:
+        ax: axes to draw on, for a figure of one panel; they are returned.
+        axes: axes to draw on, one for each panel, row by row; they are returned.
+        figure: a figure or subfigure to draw in; it is returned.
+        figsize: width and height in inches; by default column (3.3) or page width (6.9).
+        labels: how models, checkpoints, document labels and the like are written: `{"mixtral": "Mixtral 8x7B"}`.
+        title: a title above; True for model and layer; none by default, as papers have captions.
+    """
+
+    ax: Axes | None
+    axes: Sequence[Axes] | np.ndarray | None
+    figure: FigureBase | None
+    figsize: tuple[float, float] | None
+    labels: Mapping[str, str] | None
+    title: str | bool | None
+
+
+class Page:
+    """A figure in the making, or axes that were given; within `with`, in the project's style.
+
+    Attributes:
+        ds: the result, its names written as `labels` says.
+        figure: that is drawn in, once there are panels.
+    """
+
+    figure: Any
+
+    def __init__(self, ds: xr.Dataset, look: Look) -> None:
+        check_look(look)
+        self.ds = relabelled(ds, look.get("labels") or {})
+        self.look = look
+        self.given = _given(look)
+        self._notes: list[str] = []
+        self._stack = ExitStack()
+
+    def __enter__(self) -> Self:
+        self._stack.enter_context(style())
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stack.close()
+
+    def panels(
+        self, rows: int = 1, columns: int = 1, size: tuple[float, float] = (COLUMN, 2.4), **options: Any
+    ) -> np.ndarray:
+        """Axes, (rows, columns): new ones, or those given.
+
+        Raises:
+            NotFitting: another number of axes was given.
+        """
+        if self.given is not None:
+            if len(self.given) != rows * columns:
+                raise NotFitting(
+                    f"This figure has {rows * columns} panels, and {len(self.given)} axes were given; pass axes= with "
+                    "one for each, or none."
+                )
+            self.figure = self.given[0].get_figure(root=False)
+            return np.array(self.given, object).reshape(rows, columns)
+        self.figure = self.look.get("figure")
+        if self.figure is None:
+            above = TITLE if self.look.get("title") else 0
+            self.figure = Figure(figsize=self.look.get("figsize") or (size[0], size[1] + above), layout="constrained")
+        return self.figure.subplots(rows, columns, squeeze=False, **options)
+
+    def panel(self, size: tuple[float, float] = (COLUMN, 2.4), **options: Any) -> Axes:
+        """The axes of a figure of one panel."""
+        return self.panels(size=size, **options)[0, 0]
+
+    def colorbar(self, image: ScalarMappable, axes: Any, label: str, **options: Any) -> Colorbar:
+        """A color bar beside axes."""
+        where = list(np.ravel(axes)) if np.size(axes) > 1 else np.ravel(axes)[0]
+        return self.figure.colorbar(image, ax=where, label=label, **options)
+
+    def legend(self, *axes: Axes, title: str | None = None, columns: int | None = None) -> None:
+        """One legend for some axes, each name once: above all panels, over no data."""
+        named: dict[str, Any] = {}
+        for each in axes:
+            for handle, label in zip(*each.get_legend_handles_labels(), strict=True):
+                named.setdefault(label, handle)
+        self.key(list(named.values()), list(named), title, columns)
+
+    def key(
+        self, handles: Sequence[Any], names: Sequence[str], title: str | None = None, columns: int | None = None
+    ) -> None:
+        """A legend of handles with names, above all panels."""
+        if not handles:
+            return
+        wide = self._width() * 13  # characters of a line
+        most = columns or max(1, min(len(names), int(wide / (max(map(len, names)) + 6))))
+        columns = -(-len(names) // -(-len(names) // most))  # as many in every row
+        look: dict[str, Any] = {"frameon": False, "ncols": columns, "title": title}
+        if self.given is not None:
+            self.given[0].legend(handles, names, loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0, **look)
+        else:
+            self.figure.legend(handles, names, loc="outside upper center", borderaxespad=0.2, **look)
+
+    def note(self, *lines: str) -> None:
+        """Say below all panels what marks mean; nothing is written beside axes of others."""
+        self._notes += [line for line in lines if line]
+
+    def finish(self, title: str = "") -> Drawn:
+        """Write title and notes; returns the figure, or the axes that were given."""
+        asked = self.look.get("title")
+        text = title if asked is True else asked or ""
+        if self.given is not None:
+            if text:
+                self.given[0].set_title(text)
+            return self.given[0] if self.look.get("ax") is not None else self.look.get("axes")
+        if text:
+            self._write_title(text)
+        if self._notes:
+            self.figure.supxlabel(_wrapped(dict.fromkeys(self._notes), int(self._width() * 21)), **NOTE)
+        return self.figure
+
+    def _write_title(self, text: str) -> None:
+        """Above a legend as its title, for a layout would put both at one place."""
+        if self.figure.legends:
+            self.figure.legends[0].set_title(text, prop={"size": "medium"})
+        else:
+            self.figure.suptitle(text)
+
+    def _width(self) -> float:
+        root = self.figure.figure if self.given is None else self.given[0].figure
+        return float(root.get_figure(root=True).get_figwidth())
+
+
+def _wrapped(parts: Iterable[str], longest: int) -> str:
+    """Parts, joined by semicolons, in lines of at most so many characters where they can be parted."""
+    lines = [""]
+    for part in parts:
+        longer = f"{lines[-1]}; {part}" if lines[-1] else part
+        lines = [*lines[:-1], longer] if len(longer) <= longest or not lines[-1] else [*lines, part]
+    return "\n".join(lines)
+
+
+def check_look(look: Look) -> None:
+    """Refuse what no plot function takes.
+
+    Raises:
+        NoSuchName: a name is none of those of `Look`.
+        WrongType: a value is of another type.
+        OutOfRange: a figure of no size is asked for.
+        NotFitting: both `ax` and `axes` are given, or none of them is.
+    """
+    for name in look:
+        if name not in Look.__annotations__:
+            raise NoSuchName.among("option of this plot", name, Look.__annotations__)
+    check_types(Look, dict(look))
+    for side in look.get("figsize") or ():
+        check_number("figsize", side, 0.5, 100, whole=False)
+    if sum(look.get(name) is not None for name in ("ax", "axes", "figure")) > 1:
+        raise NotFitting("ax, axes and figure all say where to draw; pass one of them.")
+    axes = look.get("axes")
+    if axes is not None and not all(isinstance(each, Axes) for each in np.ravel(np.asarray(axes, object))):
+        raise NotFitting("axes holds what are no axes of matplotlib; pass those of figure.subplots().")
+    if axes is not None and not np.size(np.asarray(axes, object)):
+        raise NotFitting("axes is empty; pass one for each panel.")
+
+
+def _given(look: Look) -> list[Axes] | None:
+    if (ax := look.get("ax")) is not None:
+        return [ax]
+    axes = look.get("axes")
+    return None if axes is None else list(np.ravel(np.asarray(axes, object)))
+
+
+def relabelled(ds: xr.Dataset, labels: Mapping[str, str]) -> xr.Dataset:
+    """A result with other names for its models, labels and whatever else it names by strings."""
+    if not labels:
+        return ds
+    attrs = {name: labels.get(value, value) if isinstance(value, str) else value for name, value in ds.attrs.items()}
+    attrs["analysis"] = ds.attrs["analysis"]
+    named = {
+        name: (coordinate.dims, [labels.get(str(each), str(each)) for each in coordinate.values])
+        for name, coordinate in ds.coords.items()
+        if coordinate.dtype.kind in "UO" and coordinate.ndim == 1
+    }
+    return ds.assign_coords(named).assign_attrs(attrs)

@@ -1,0 +1,198 @@
+"""What every plot function takes and gives back, whatever it shows; several models in one figure."""
+
+import inspect
+
+import gallery
+import numpy as np
+import pytest
+import results_by_hand as by_hand
+from figure_checks import check_figure, maps, rendered
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from moe_probe import plotting
+from moe_probe.errors import NoSuchName, NotFitting, OutOfRange, WrongType
+
+KINDS = plotting.names()
+
+
+def functions():
+    """Every public function that draws one figure, by module and name."""
+    for name in KINDS:
+        module = getattr(plotting, name)
+        for each, function in inspect.getmembers(module, inspect.isfunction):
+            if function.__module__ == module.__name__ and str(inspect.signature(function)).endswith("-> 'Drawn'"):
+                yield name, each
+
+
+@pytest.fixture(scope="module")
+def examples():
+    return gallery.examples()
+
+
+@pytest.mark.parametrize(("name", "function"), functions())
+def test_every_plot_function_takes_the_same_options(name, function):
+    parameters = inspect.signature(getattr(getattr(plotting, name), function)).parameters
+    assert next(iter(parameters)) == "ds"
+    assert parameters["look"].annotation == "Unpack[Look]"
+
+
+def panels(figure):
+    twins = [axes for axes in figure.axes if axes.yaxis.get_label_position() == "right" and axes.has_data()]
+    return [axes for axes in figure.axes if axes.get_label() != "<colorbar>" and axes not in twins]
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_axes_that_are_given_are_drawn_on_and_come_back(name, examples):
+    ds = examples[name]
+    count = len(panels(plotting.plot(ds)))
+    kind = {"subplot_kw": {"projection": "3d"}} if name == "pca" else {}
+    figure = Figure(figsize=(9, 9))
+    axes = figure.subplots(1, count, squeeze=False, **kind)
+    assert plotting.plot(ds, axes=axes) is axes
+    assert all(each.get_children() for each in axes.ravel())
+    rendered(figure)
+    if count == 1:
+        alone = Figure().subplots(**kind)
+        assert plotting.plot(ds, ax=alone) is alone
+    with pytest.raises(NotFitting, match=f"has {count} panels, and {count + 1} axes were given"):
+        plotting.plot(ds, axes=Figure().subplots(1, count + 1))
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_size_and_title_are_those_asked_for(name, examples):
+    figure = plotting.plot(examples[name], figsize=(5, 4.5), title="What is seen")
+    np.testing.assert_allclose(figure.get_size_inches(), (5, 4.5))
+    written = [text for text, _ in rendered(figure)[1]]
+    assert "What is seen" in written
+    plain = [text for text, _ in rendered(plotting.plot(examples[name]))[1]]
+    assert "What is seen" not in plain
+    model = str(examples[name].attrs["model"])
+    assert not any(model == text for text in plain)  # papers have captions
+    check_figure(plotting.plot(examples[name], title=True), name)
+
+
+def test_names_are_written_as_asked():
+    labels = {"prose": "English prose", "m": "Mixtral 8x7B"}
+    figure = plotting.expert_load.by_label(by_hand.expert_load(), 0, labels=labels, title=True)
+    written = [text for text, _ in rendered(figure)[1]]
+    assert {"English prose", "code", "Mixtral 8x7B, layer 0"} <= set(written)
+    figure = plotting.plot(by_hand.router_saturation(), labels={"1k": "step 1,000"})
+    assert "step 1,000" in [text for text, _ in rendered(figure)[1]]
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "sentence"),
+    [
+        ({"figsize": (0, 3)}, OutOfRange, "figsize"),
+        ({"figsize": "wide"}, WrongType, "figsize"),
+        ({"title": 3}, WrongType, "title"),
+        ({"labels": ["a"]}, WrongType, "labels"),
+        ({"ax": 3}, WrongType, "ax"),
+        ({"axes": []}, NotFitting, "axes is empty"),
+        ({"axes": ["a"]}, (NotFitting, WrongType), "axes"),
+        ({"figsiz": (3, 3)}, NoSuchName, "did you mean 'figsize'"),
+        ({"layer": 99}, NoSuchName, "no layer 99"),
+        ({"order": "size"}, NoSuchName, "there are number, cluster"),
+    ],
+)
+def test_options_are_taken_or_refused(options, error, sentence):
+    with pytest.raises(error, match=sentence):
+        plotting.plot(by_hand.similarity(), **options)
+
+
+def test_where_to_draw_is_said_once():
+    axes = Figure().subplots()
+    with pytest.raises(NotFitting, match="pass one of them"):
+        plotting.plot(by_hand.norm_score_ranks(), ax=axes, axes=[axes])
+
+
+def test_small_multiples_stand_for_single_layers():
+    ds = by_hand.similarity(64, 12)
+    assert len(list(plotting.figures(ds))) == 2
+    assert len(list(plotting.figures(ds, "all"))) == 2 + 2 * 12
+    assert not list(plotting.figures(ds, "none"))
+    with pytest.raises(NoSuchName, match="choice of figures"):
+        list(plotting.figures(ds, "some"))
+
+
+def test_small_multiples_share_their_colors_and_show_every_layer():
+    ds = by_hand.similarity(16, 5)
+    _, figure = next(plotting.figures(ds))
+    shown = [image for _, image in maps(figure)]
+    assert len(shown) == 15
+    assert len({image.get_clim() for image in shown}) == 1
+    for image, (layer, projection) in zip(shown, np.ndindex(5, 3), strict=True):
+        np.testing.assert_array_equal(image.get_array(), ds.cosine[layer, projection])
+
+
+def test_clustered_experts_that_are_alike_stand_side_by_side():
+    ds = by_hand.similarity(12, 1)
+    group = np.arange(12) % 3
+    alike = np.equal.outer(group, group).astype(float)
+    ds.cosine[:] = 0.1 + 0.8 * alike
+    image = plotting.plot(ds, order="cluster").axes[0].images[0]
+    order = [label.get_text() for label in plotting.plot(ds, order="cluster").axes[0].get_xticklabels()]
+    np.testing.assert_allclose(image.get_array()[:4, :4], 0.9)
+    np.testing.assert_allclose(image.get_array()[:4, 4:], 0.1)
+    assert order != sorted(order, key=int)
+
+
+def test_models_side_by_side_have_one_scale():
+    small, large = by_hand.similarity(8), by_hand.similarity(64, seed=1)
+    large = large.assign(cosine=large.cosine * 2)
+    figure = plotting.compare({"Mixtral": small, "OLMoE": large}, layer=1, labels={"OLMoE": "OLMoE 7B"})
+    shown = [image for _, image in maps(figure)]
+    assert [image.get_array().shape[0] for image in shown] == [8, 8, 8, 64, 64, 64]
+    assert len({image.get_clim() for image in shown}) == 1
+    assert {"Mixtral", "OLMoE 7B"} <= {text for text, _ in rendered(figure)[1]}
+    lines = plotting.compare({"a": by_hand.token_specialization(layers=4), "b": by_hand.token_specialization(layers=9)})
+    limits = [axes.get_ylim() for axes in lines.axes if isinstance(axes, Axes)]
+    assert limits[:3] == limits[3:]
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_every_kind_can_be_compared(name, examples):
+    of_sizes = {"Mixtral": gallery.resized(examples[name], 8, 4), "OLMoE": gallery.resized(examples[name], 64, 16, 1)}
+    check_figure(plotting.compare(of_sizes), name)
+
+
+@pytest.mark.parametrize(
+    ("results", "sentence"),
+    [
+        ({}, "results is empty"),
+        ([by_hand.similarity()], "no mapping"),
+        ({"a": by_hand.similarity(), "b": by_hand.coactivation()}, "of similarity, coactivation"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused(results, sentence):
+    with pytest.raises(NotFitting, match=sentence):
+        plotting.compare(results)
+
+
+def pixels_of(ds):
+    return [rendered(figure, 50)[0].tobytes() for _, figure in plotting.figures(ds)]
+
+
+WITH_INTERVALS = [by_hand.expert_load, by_hand.coactivation, by_hand.task_load, by_hand.router_saturation]
+
+
+@pytest.mark.parametrize("layers", [1, 4])
+@pytest.mark.parametrize("make", [*WITH_INTERVALS, by_hand.token_specialization])
+def test_intervals_are_seen_wherever_their_variable_is(make, layers):
+    ds = make(layers=layers)
+    before = pixels_of(ds)
+    for name in {str(each).removesuffix("_low") for each in ds if str(each).endswith("_low")}:
+        moved = ds.assign({name: ds[name] * 0.5})
+        wider = ds.assign({f"{name}_low": ds[name] * 0, f"{name}_high": ds[name] * 4})
+        if pixels_of(moved) != before:
+            assert pixels_of(wider) != before, name
+
+
+def test_ticks_stand_at_layers_that_there_are():
+    ds = by_hand.token_specialization(layers=3).assign_coords(layer=[1, 3, 5])
+    for axes in plotting.plot(ds).axes:
+        assert set(axes.get_xticks()) <= {1, 3, 5}
+    many = by_hand.expert_load(128, 48)
+    ticks = [int(label.get_text()) for label in plotting.plot(many).axes[0].get_xticklabels()]
+    assert ticks == list(range(0, 128, 16))

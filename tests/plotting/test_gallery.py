@@ -1,0 +1,51 @@
+"""Every kind of figure, found in the registry, at the sizes of real models: readable, and true to its numbers."""
+
+import gallery
+import pytest
+from figure_checks import check_figure
+
+from moe_probe import plotting
+
+MOST = 8  # files that a result of 48 layers of 128 experts is drawn into
+KINDS = plotting.names()
+
+
+@pytest.fixture(scope="module")
+def examples():
+    return gallery.examples()
+
+
+def check(ds):
+    stems = []
+    for stem, figure in plotting.figures(ds):
+        check_figure(figure, stem)
+        stems.append(stem)
+    assert stems
+    assert len(stems) == len(set(stems))
+    return stems
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_every_kind_has_an_example_that_is_drawn_as_it_is(name, examples):
+    check(examples[name])
+
+
+@pytest.mark.parametrize(("experts", "layers"), [(8, 1), (256, 4)])
+@pytest.mark.parametrize("name", KINDS)
+def test_every_kind_is_readable(name, experts, layers, examples):
+    check(gallery.resized(examples[name], experts, layers))
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("layers", [1, 4, 61])
+@pytest.mark.parametrize("experts", [8, 64, 128, 256])
+@pytest.mark.parametrize("name", KINDS)
+def test_every_kind_is_readable_at_every_size(name, experts, layers, examples):
+    check(gallery.resized(examples[name], experts, layers))
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("name", KINDS)
+def test_single_layers_are_readable(name, examples):
+    for stem, figure in plotting.figures(gallery.resized(examples[name], 128, 2), "all"):
+        check_figure(figure, stem)
