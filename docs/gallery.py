@@ -19,6 +19,7 @@ from functools import cache
 from pathlib import Path
 from unittest.mock import patch
 
+import examples as pages
 import numpy as np
 import xarray as xr
 
@@ -41,8 +42,6 @@ def examples() -> Mapping[str, xr.Dataset]:
 
 def _drawn(docstring: str) -> xr.Dataset:
     """The last Dataset that the examples of a docstring pass to `plotting.plot`."""
-    import examples as pages
-
     drawn: list[xr.Dataset] = []
     code = "".join(example.source for example in doctest.DocTestParser().get_examples(docstring))
     with (
