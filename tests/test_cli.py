@@ -51,7 +51,7 @@ def test_static_writes_results_and_figures_and_redraws_them(tmp_path):
     assert out.returncode == 0, out.stderr
     assert {path.name for path in tmp_path.glob("*.nc")} == {"similarity_matrix.nc", "similarity_neuron_mean.nc"}
     drawn = sorted(path.name for path in (tmp_path / "figures").iterdir())
-    assert "similarity_matrix_cosine_layer3_scale-all.pdf" in drawn
+    assert "similarity_matrix_cosine.pdf" in drawn
     for path in (tmp_path / "figures").iterdir():
         path.unlink()
     assert run("figures", tmp_path).returncode == 0

@@ -32,6 +32,9 @@ def command(
     out: Out,
     texts: Texts = None,
     option: Options = None,
+    which: Annotated[
+        str, typer.Option(metavar="WHICH", help="Figures of single layers: main (six layers, evenly apart) or all.")
+    ] = "main",
     png: Annotated[bool, typer.Option("--png", help="PNG files too.")] = False,
     **options: Any,
 ) -> None:
@@ -42,12 +45,14 @@ def command(
     from moe_probe import figures
     from moe_probe.shown import printable
 
+    layers: Any = which  # one of the names that reproduce takes, which it checks
     made = figures.reproduce(
         paper,
         [open_model(source, options) for source in model],
         out,
         texts,
         options=parse_options(option),
+        which=layers,
         png=png,
         **of_run(options, REPRODUCE_OPTIONS),
     )
