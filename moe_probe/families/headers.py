@@ -6,7 +6,6 @@ and every size explained by the configuration. Of anything else nothing is said,
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Iterator, Mapping
@@ -15,6 +14,8 @@ from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ClassVar
+
+from safetensors import SafetensorError, safe_open
 
 from moe_probe.checkpoint.folder import FilesOfOneKind, present
 from moe_probe.errors import DamagedFile, MoEProbeError
@@ -102,25 +103,16 @@ class HeaderFile:
         """Every entry of the header.
 
         Raises:
-            DamagedFile: the header is none, is of other types, or does not cover the file exactly.
+            DamagedFile: the header is none, or does not cover the file exactly.
+            KeyError: an entry is of another type than those of `DTYPES`.
         """
-        with open(self.path, "rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            entries = json.loads(file.read(length))
-        entries.pop("__metadata__", None)
-        end = 0
-        for entry in sorted(entries.values(), key=lambda entry: entry["data_offsets"]):
-            start, stop = entry["data_offsets"]
-            if start != end or stop - start != _header(entry).nbytes:
-                raise DamagedFile(f"{self.path} is damaged; download the file again.")
-            end = stop
-        if 8 + length + end != self.path.stat().st_size:
-            raise DamagedFile(f"{self.path} is truncated; download the file again.")
-        return {key: _header(entry) for key, entry in entries.items()}
-
-
-def _header(entry: Mapping[str, Any]) -> Header:
-    return Header(Shape(tuple(entry["shape"])), *DTYPES[entry["dtype"]])
+        try:
+            with safe_open(self.path, framework="np") as file:
+                parts = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118 - a file is no mapping
+                shapes = {key: (Shape(tuple(part.get_shape())), part.get_dtype()) for key, part in parts.items()}
+        except (SafetensorError, OSError, MemoryError) as error:
+            raise DamagedFile(f"{self.path} is truncated or damaged ({error}); download the file again.") from error
+        return {key: Header(shape, *DTYPES[dtype]) for key, (shape, dtype) in shapes.items()}
 
 
 class Headers(dict[str, Any]):

@@ -71,12 +71,12 @@ def _path(architecture: ModuleArchitecture, layer: int) -> str:
 
 
 def dense_ffn(model: MoEModel, layer: int) -> nn.Module:
-    """A copy of the FFN of a dense layer, with its weights; of a model in files nothing else is read.
+    """A copy of the FFN of a dense layer, with its weights; of a model in files that is not loaded, nothing else is read.
 
     Raises:
         InputError: the layer has no dense FFN.
     """
-    if model.checkpoint is None:
+    if model.checkpoint is None or "module" in vars(model):  # whose weights may have been changed
         return copy.deepcopy(model.module.get_submodule(_path(ModuleArchitecture(model.module, {}, {}), layer)))
     module = empty_module(model)
     path = _path(ModuleArchitecture(module, {}, {}), layer)

@@ -16,13 +16,15 @@ from moe_probe.plotting._style import BLUE, OKABE_ITO, ORANGE, PAGE, Figure, thi
 DIMS = ("edit", "path", "document", "layer")
 COLORS = {"total": BLUE, "direct": ORANGE}
 MOST = 8  # edits with a panel each
+CONTROL = "the same edit of experts chosen as often"
 LONGEST = 24  # characters of an edit's name beside its bar
 
 
 def plot(ds: xr.Dataset, **look: Unpack[Look]) -> Drawn:
     """The change of the loss of each edit, total and direct, with its 95 % interval over documents.
 
-    What the direct bar lacks of the total one is rerouting in later layers.
+    What the direct bar lacks of the total one is rerouting in later layers. Diamonds are the same edits of other experts
+    that are chosen about as often.
 
     Args:
         ds: result of `intervene.effect`.
@@ -45,6 +47,8 @@ def plot(ds: xr.Dataset, **look: Unpack[Look]) -> Drawn:
             around = [value - one.mean_loss_change_low.values, one.mean_loss_change_high.values - value]
             bars = {"xerr": np.clip(np.nan_to_num(around), 0, None), "error_kw": {"elinewidth": 0.8}}
             axes.barh(at, value, height, color=COLORS[path], label=path, **bars)
+            if "control_loss_change" in one:
+                axes.plot(one.control_loss_change, at, "D", color="black", markersize=3, label=CONTROL, zorder=3)
         axes.axvline(0, color="black", linewidth=0.6)
         axes.set_yticks(range(len(names)), labels=names)
         axes.invert_yaxis()

@@ -66,6 +66,15 @@ def test_a_damaged_file_is_left_to_the_model_which_refuses_it(copied, cut):
         moe_probe.load(copied)
 
 
+@pytest.mark.parametrize("length", [0, 2**40, 2**62, 2**64 - 1])
+def test_a_header_of_no_possible_length_is_left_to_the_model_which_refuses_it(copied, length):
+    path = next(copied.glob("*.safetensors"))
+    path.write_bytes(length.to_bytes(8, "little") + path.read_bytes()[8:])
+    assert outline(str(copied)) is None
+    with pytest.raises(MoEProbeError, match="damaged"):
+        moe_probe.load(copied)
+
+
 def test_a_key_that_nothing_explains_is_left_to_the_model(copied):
     index = copied / "model.safetensors.index.json"
     for path in [index, *copied.glob("*.safetensors")]:

@@ -445,6 +445,16 @@ class TestTheDenseModelInThePlaceOfExperts:
         edited = model.under(Replace(1, [0, 3], by="F", baseline=self.DENSE, where=kept))
         np.testing.assert_array_equal(logits(edited), unedited("tiny-mixtral").logits.values)
 
+    def test_weights_that_were_changed_in_memory_are_those_that_run(self):
+        model, dense = tiny("tiny-mixtral"), moe_probe.load(self.DENSE)
+        before = logits(model.under(Replace(1, "all", by="F", baseline=dense)))
+        with torch.no_grad():
+            dense.module.model.layers[1].mlp.down_proj.weight.zero_()
+        after = logits(model.under(Replace(1, "all", by="F", baseline=dense)))
+        assert np.abs(after - before).max() > 1e-3
+        silent = logits(model.under(Zero(1, "all")))
+        np.testing.assert_allclose(after, silent, atol=2e-5)
+
     def test_another_baseline_is_another_model(self):
         model, dense = tiny("tiny-mixtral"), moe_probe.load(self.DENSE)
         changed = copy.deepcopy(dense.module)

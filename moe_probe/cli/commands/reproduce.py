@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import typer
 
@@ -45,14 +45,13 @@ def command(
     from moe_probe import figures
     from moe_probe.shown import printable
 
-    layers: Any = which  # one of the names that reproduce takes, which it checks
     made = figures.reproduce(
         paper,
         [open_model(source, options) for source in model],
         out,
         texts,
         options=parse_options(option),
-        which=layers,
+        which=cast(Any, which),
         png=png,
         **of_run(options, REPRODUCE_OPTIONS),
     )

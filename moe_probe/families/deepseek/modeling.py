@@ -72,6 +72,8 @@ class DeepseekDecoderLayer(LlamaDecoderLayer):
 
 
 class DeepseekPreTrainedModel(MixtralPreTrainedModel):
+    """What transformers asks of DeepSeekMoE's models: their configuration, and which modules it records and moves."""
+
     config_class = DeepseekConfig
     config: DeepseekConfig
     _no_split_modules: ClassVar[list[str]] = ["DeepseekDecoderLayer"]

@@ -93,6 +93,8 @@ class ScaledOutput(nn.Linear):
 
 
 class Grok1PreTrainedModel(MixtralPreTrainedModel):
+    """What transformers asks of Grok-1's models: their configuration, and which modules it records and moves."""
+
     config_class = Grok1Config
     config: Grok1Config
     _no_split_modules: ClassVar[list[str]] = ["Grok1DecoderLayer"]

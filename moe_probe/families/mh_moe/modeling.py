@@ -232,6 +232,8 @@ class MhMoeDecoderLayer(MixtralDecoderLayer):
 
 
 class MhMoePreTrainedModel(MixtralPreTrainedModel):
+    """What transformers asks of models of MH-MoE and X-MoE: their configuration, and which modules it records and moves."""
+
     config_class = MhMoeConfig
     config: MhMoeConfig
     _no_split_modules: ClassVar[list[str]] = ["MhMoeDecoderLayer"]

@@ -192,6 +192,8 @@ class MoePlusPlusDecoderLayer(nn.Module):
 
 
 class MoePlusPlusPreTrainedModel(MixtralPreTrainedModel):
+    """What transformers asks of MoE++'s models: their configuration, and which modules it records and moves."""
+
     config_class = MoePlusPlusConfig
     config: MoePlusPlusConfig
     supports_gradient_checkpointing = False  # a layer that runs twice would take its own logits for the residual

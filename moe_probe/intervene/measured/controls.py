@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
+from itertools import chain
 from typing import Any
 
 import numpy as np
+import torch
 
 from moe_probe.errors import InputError
-from moe_probe.forward.reference import record_reference
 from moe_probe.forward.running import Running
 from moe_probe.intervene.choosing import ALL, OnExperts, routed
 from moe_probe.model import MoEModel
-from moe_probe.routing import Intervention
+from moe_probe.routing import Intervention, LayerBatch, Need
 
 Interventions = tuple[Intervention, ...]
 
@@ -37,7 +38,7 @@ def _names_experts(edit: Intervention) -> bool:
 
 
 def _counts(source: Running, layers: Sequence[int]) -> dict[int, np.ndarray]:
-    """How often each expert is chosen in the unedited run."""
+    """How often each expert is chosen in the unedited run, from a pass of its own."""
     model = source.model
     running = Running(
         model,
@@ -46,11 +47,13 @@ def _counts(source: Running, layers: Sequence[int]) -> dict[int, np.ndarray]:
         batch_tokens=source.batch_tokens,
         layerwise=source.layerwise,
     )
-    seen = record_reference(running, frozenset()).layers
-    return {
-        layer: np.bincount(seen[layer].index.flatten().numpy(), minlength=model.layer(layer).num_experts)
-        for layer in layers
-    }
+    counts = {layer: np.zeros(model.layer(layer).num_experts, np.int64) for layer in layers}
+    with torch.no_grad():
+        for batch in chain.from_iterable(running.steps(frozenset({Need.CHOICES}))):
+            assert isinstance(batch, LayerBatch)
+            index = batch.top_k_index.flatten().cpu().numpy()
+            counts[batch.layer.index] += np.bincount(index, minlength=batch.layer.num_experts)
+    return counts
 
 
 def _control(model: MoEModel, edits: Interventions, counts: Mapping[int, np.ndarray]) -> Interventions | None:
