@@ -70,6 +70,7 @@ def convert(
     target = asked if isinstance(asked, torch.dtype) else None
     refuse_existing(folder)
     model.require_module()
+    model.require_unchanged()
     tensors = Converted(meta_module(model.config), model.published)
     tensors.check()
     chosen = _quantized(model) if keep_int8 else tensors

@@ -159,6 +159,7 @@ class MoEModel:
     def router_tensor(self, layer: int) -> LazyTensor:
         """The gate embeddings of a layer, (E, d), unread."""
         self.layer(layer)
+        self.require_unchanged()
         return self._architecture.router(layer)
 
     def router_weight(self, layer: int) -> torch.Tensor:
@@ -323,9 +324,27 @@ class MoEModel:
             return [self._live.identity()]
         if self._loaded is None or "module" not in self.__dict__:
             return [self.checkpoint.identity]
-        identity, signatures = self._loaded
-        changed = signatures != _signatures(self.module)
-        return [identity, self._live.identity()] if changed else [identity]
+        identity = self._loaded[0]
+        return [identity, self._live.identity()] if self.changed_in_memory else [identity]
+
+    @property
+    def changed_in_memory(self) -> bool:
+        """Whether weights that were loaded from files have been changed since."""
+        if self._weights_of is not None:
+            return self._weights_of[0].changed_in_memory
+        return self._loaded is not None and "module" in vars(self) and self._loaded[1] != _signatures(self.module)
+
+    def require_unchanged(self) -> None:
+        """Refuse a model whose weights in memory are no longer those of its files, where the files are what is read.
+
+        Raises:
+            NotFitting: they are not.
+        """
+        if self.checkpoint is not None and self.changed_in_memory:
+            raise NotFitting(
+                f"The weights of {self.name} were changed in memory, but its files are read here; pass the module "
+                "itself: moe_probe.load(model.module)."
+            )
 
     @cached_property
     def _live(self) -> LiveTensors:
@@ -344,8 +363,7 @@ class MoEModel:
         dtype: torch.dtype | None = None,
     ) -> MoEModel:
         """The same model with another tokenizer, or loaded anew to another device or dtype."""
-        other = object.__new__(type(self))
-        vars(other).update(vars(self))
+        other = copy.copy(self)
         if tokenizer is not None:
             other._set_tokenizer(tokenizer)
         if device is not None or dtype is not None:
@@ -355,9 +373,15 @@ class MoEModel:
                 vars(other).pop(name, None)
         return other
 
+    def __copy__(self) -> MoEModel:
+        other = object.__new__(type(self))
+        vars(other).update(vars(self))
+        return other
+
     def __reduce__(self) -> str | tuple[Any, ...]:
         if self.checkpoint is None:
             return super().__reduce__()
+        self.require_unchanged()
         options = {"config": self.checkpoint.given, "device": self._device, "dtype": self._dtype}
         options["tokenizer"] = self._tokenizer
         return partial(_reopened, self.name, self.interventions, **self.checkpoint.address, **options), ()

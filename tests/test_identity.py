@@ -4,14 +4,17 @@ import json
 import os
 import shutil
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import MixtralForCausalLM
 
 import moe_probe
+from moe_probe import dynamic, intervene, pruning, static
 from moe_probe.checkpoint import identity, open_checkpoint
-from moe_probe.errors import DamagedFile
+from moe_probe.convert import convert
+from moe_probe.errors import DamagedFile, InputError
 from moe_probe.intervene import Zero
 
 SOURCE = "ckpt/tiny-mixtral"
@@ -172,3 +175,36 @@ def test_of_many_tensors_a_small_part_is_read(tmp_path, monkeypatch):
         file.write(os.urandom(2**20))
     os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
     assert open_checkpoint(tmp_path).identity != first
+
+
+def changed_in_memory():
+    model = moe_probe.load("ckpt/tiny-mixtral")
+    with torch.no_grad():
+        model.module.model.layers[1].mlp.gate.weight[3].neg_()
+    return model
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda model, _: static.similarity(model),
+        lambda model, _: static.gate_similarity(model),
+        lambda model, _: static.pca(model),
+        lambda model, _: static.weight_drift("ckpt/tiny-mixtral", model),
+        lambda model, _: pruning.scores(model, names=["gate_norm"]),
+        lambda model, _: dynamic.expert_load(model, [[5, 6, 7]], execution="layerwise", progress=False),
+        lambda model, _: dynamic.expert_load(model, [[5, 6, 7], [8, 9, 10]], n_jobs=2, progress=False),
+        lambda model, _: intervene.ablate(model, [[5, 6, 7]], execution="layerwise", progress=False),
+        lambda model, folder: convert(model, folder / "converted"),
+    ],
+)
+def test_files_are_not_read_in_the_place_of_weights_that_were_changed_in_memory(read, tmp_path):
+    with pytest.raises(InputError, match=r"changed in memory.*moe_probe.load\(model.module\)"):
+        read(changed_in_memory(), tmp_path)
+
+
+def test_weights_that_were_changed_in_memory_run():
+    model = changed_in_memory()
+    found = dynamic.record(model, [[5, 6, 7]], progress=False)
+    live = dynamic.record(moe_probe.load(model.module), [[5, 6, 7]], progress=False)
+    np.testing.assert_array_equal(found.router_logits, live.router_logits)

@@ -71,7 +71,7 @@ def _path(architecture: ModuleArchitecture, layer: int) -> str:
 
 
 def dense_ffn(model: MoEModel, layer: int) -> nn.Module:
-    """A copy of the FFN of a dense layer, with its weights; of a model in files that is not loaded, nothing else is read.
+    """A copy of the FFN of a dense layer, with its weights; nothing else is read of a model that is not loaded.
 
     Raises:
         InputError: the layer has no dense FFN.

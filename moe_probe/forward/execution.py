@@ -85,10 +85,13 @@ def is_layerwise(model: MoEModel, execution: str) -> bool:
 
     Raises:
         NoSuchName: there is no such execution.
-        NotFitting: a live model is to be read from files.
+        NotFitting: a live model, or one that was changed in memory, is to be read from files.
     """
     if execution not in get_args(Execution):
         raise NoSuchName.among("execution", execution, get_args(Execution))
     if execution == "layerwise" and model.checkpoint is None:
         raise NotFitting("A live model is in memory already; layerwise execution reads published files.")
-    return execution == "layerwise" or (execution == "auto" and not fits_in_memory(model))
+    layerwise = execution == "layerwise" or (execution == "auto" and not fits_in_memory(model))
+    if layerwise:
+        model.require_unchanged()
+    return layerwise

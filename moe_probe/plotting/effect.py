@@ -23,8 +23,8 @@ LONGEST = 24  # characters of an edit's name beside its bar
 def plot(ds: xr.Dataset, **look: Unpack[Look]) -> Drawn:
     """The change of the loss of each edit, total and direct, with its 95 % interval over documents.
 
-    What the direct bar lacks of the total one is rerouting in later layers. Diamonds are the same edits of other experts
-    that are chosen about as often.
+    What the direct bar lacks of the total one is rerouting in later layers. Diamonds are the same edits of other
+    experts that are chosen about as often.
 
     Args:
         ds: result of `intervene.effect`.

@@ -210,6 +210,7 @@ def of_weights(
     Raises:
         NotComparable: the base has other routers.
     """
+    model.require_unchanged()
     other = None if base is None else load(base)
     if other is not None:
         check_base(model, other, layers)

@@ -51,6 +51,9 @@ def select_matrices(
         NotFitting: an expert, the shared block or the baseline does not exist in a layer.
         WeightError: a tensor is missing or has the wrong shape.
     """
+    for each in (model, baseline):
+        if each is not None:
+            each.require_unchanged()
     out = []
     for index in layers:
         layer = model.layer(index)

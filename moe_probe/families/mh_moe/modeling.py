@@ -232,7 +232,7 @@ class MhMoeDecoderLayer(MixtralDecoderLayer):
 
 
 class MhMoePreTrainedModel(MixtralPreTrainedModel):
-    """What transformers asks of models of MH-MoE and X-MoE: their configuration, and which modules it records and moves."""
+    """What transformers asks of MH-MoE's models: their configuration, and which modules it records and moves."""
 
     config_class = MhMoeConfig
     config: MhMoeConfig
