@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.thorough  # each in a new process, which imports everything
 ROOT = Path(__file__).parents[1]
 WITHOUT = """
 import sys

@@ -94,6 +94,7 @@ def test_version_and_info_work_outside_the_checkout(installed, tmp_path):
     assert "8 ffn" in done.stdout, done.stderr
 
 
+@pytest.mark.thorough
 def test_the_demo_runs_outside_the_checkout(installed, tmp_path):
     done = run(installed, tmp_path, "demo", "-o", "demo", "--only", "tiny-mixtral")
     assert done.returncode == 0, done.stderr

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import textwrap
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any, Self, TypedDict
 
@@ -14,7 +15,7 @@ from matplotlib.colorbar import Colorbar
 from matplotlib.figure import FigureBase
 
 from moe_probe.errors import NoSuchName, NotFitting
-from moe_probe.plotting._style import COLUMN, Figure, style
+from moe_probe.plotting._style import COLUMN, LONGEST_LINE, Figure, style
 from moe_probe.signatures import check_number, check_types
 
 TITLE = 0.2  # inches
@@ -136,7 +137,8 @@ class Page:
         if text:
             self._write_title(text)
         if self._notes:
-            self.figure.supxlabel(_wrapped(dict.fromkeys(self._notes), int(self._width() * 21)), **NOTE)
+            notes = textwrap.wrap("; ".join(dict.fromkeys(self._notes)), int(self._width() * LONGEST_LINE))
+            self.figure.supxlabel("\n".join(notes), **NOTE)
         return self.figure
 
     def _write_title(self, text: str) -> None:
@@ -149,15 +151,6 @@ class Page:
     def _width(self) -> float:
         root = self.figure.figure if self.given is None else self.given[0].figure
         return float(root.get_figure(root=True).get_figwidth())
-
-
-def _wrapped(parts: Iterable[str], longest: int) -> str:
-    """Parts, joined by semicolons, in lines of at most so many characters where they can be parted."""
-    lines = [""]
-    for part in parts:
-        longer = f"{lines[-1]}; {part}" if lines[-1] else part
-        lines = [*lines[:-1], longer] if len(longer) <= longest or not lines[-1] else [*lines, part]
-    return "\n".join(lines)
 
 
 def check_look(look: Look) -> None:

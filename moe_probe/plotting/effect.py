@@ -16,7 +16,7 @@ from moe_probe.plotting._style import BLUE, OKABE_ITO, ORANGE, PAGE, Figure, thi
 DIMS = ("edit", "path", "document", "layer")
 COLORS = {"total": BLUE, "direct": ORANGE}
 MOST = 8  # edits with a panel each
-CONTROL = "the same edit of experts chosen as often"
+CONTROL = "experts chosen as often"
 LONGEST = 24  # characters of an edit's name beside its bar
 
 

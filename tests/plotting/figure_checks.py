@@ -48,7 +48,8 @@ def check_size(figure, stem):
 
 
 def check_texts(figure, named, stem):
-    """No text is cut off at the figure's edge, and none lies over another."""
+    """No text is cut off, at the figure's edge or by itself, and none lies over another."""
+    assert "…" not in figure.get_supxlabel(), f"{stem}: the note {figure.get_supxlabel()!r} is cut"
     for text, box in named:
         assert "\\math" not in text, f"{stem}: {text!r} is a formula"
         inside = box.x0 > -1.5 and box.y0 > -1.5
