@@ -20,6 +20,7 @@ from moe_probe import comparisons, dynamic, errors, plotting, static
 from moe_probe.checkpoint.encodings import ENCODINGS
 from moe_probe.checkpoint.encodings._matrix import PackedMatrix
 from moe_probe.checkpoint.store import FORMATS
+from moe_probe.claims import CLAIMS
 from moe_probe.families import FAMILIES, families
 from moe_probe.families.declared import Declared
 from moe_probe.families.releases import RELEASES
@@ -41,7 +42,7 @@ def pages() -> Mapping[str, str]:
         | dict(_error_pages())
         | dict(_format_pages())
         | dict(_family_pages())
-        | {"gallery.md": _gallery()}
+        | {"gallery.md": _gallery(), "claims.md": _claims()}
     )
 
 
@@ -91,6 +92,15 @@ def _gallery() -> str:
         told = (inspect.getdoc(plotting.PLOTS[name].plot) or "").split("\n\n")[0].replace("\n", " ")
         parts += [f"## {name.replace('_', ' ').capitalize()}", told, f"![{name}](figures/gallery/{name}.png)"]
     return "\n\n".join(parts) + "\n"
+
+
+def _claims() -> str:
+    """The page of claims, with a table of those that there are."""
+    rows = ["| claim | says | units of p | small | from |", "|---|---|---|---|---|"]
+    for name, claim in CLAIMS.items():
+        small = "" if claim.within is None else f"{claim.within:g}"
+        rows.append(f"| `{name}` | {claim.hypothesis} | {claim.units} | {small} | {claim.source} |")
+    return (DOCS / "claims.md").read_text(encoding="utf-8").replace("<!-- claims -->", "\n".join(rows))
 
 
 def _title(name: str, analysis: Any) -> str:

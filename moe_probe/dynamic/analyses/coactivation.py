@@ -1,4 +1,4 @@
-"""Which experts work together: on one token, and from layer to layer (OLMoE, arXiv 2409.02060, section 5.3)."""
+"""Which experts work together: on one token, and from layer to layer (OLMoE, arXiv 2409.02060, section 5.2)."""
 
 from __future__ import annotations
 
