@@ -190,7 +190,7 @@ class LayerBatch:
             computed = {"outputs": outputs, "activations": activations}
         elif Need.OUTPUTS in needs:
             computed["outputs"] = experts.all_outputs(self.expert_input)
-        if Need.SELECTED in needs:
+        if Need.SELECTED in needs and not self.holds("selected_outputs"):
             computed["selected_outputs"] = experts.selected_outputs(self.expert_input, self.top_k_index)
         return self.having(**computed)
 

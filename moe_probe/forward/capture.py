@@ -38,7 +38,7 @@ def capture(
         interventions: what changes in these sites' layers, or a function that says what does so now.
         tokens: says which tokens run, for interventions.
         only: tokens (tokens,) bool to which an intervention is confined; None for all.
-        needs: `Need.RESIDUAL` and `Need.WITHOUT` are told only where they are asked for.
+        needs: `Need.RESIDUAL`, `Need.SELECTED` and `Need.WITHOUT` are told only where they are asked for.
 
     Raises:
         CannotWatch: a block does something else than weighting its experts' outputs, or was called without its experts.

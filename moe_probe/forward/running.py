@@ -248,6 +248,7 @@ def layer_batch(event: Event, tokens: Tokens, keep: torch.Tensor, **beside: torc
         routed_output=event.routed_output[rows],
         block_output=event.block_output[keep],
         shared_output=None if event.shared_output is None else event.shared_output[keep],
+        selected_outputs=None if event.selected_outputs is None else event.selected_outputs[rows],
         residual=None if event.residual is None else event.residual[keep],
         without_index=None if event.without is None else event.without[0][:, rows],
         without_weights=None if event.without is None else event.without[1][:, rows].float(),

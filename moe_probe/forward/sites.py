@@ -83,7 +83,8 @@ class Site:
 
     def selected_outputs(self, rows: torch.Tensor, top_k_index: torch.Tensor) -> torch.Tensor:
         """The chosen experts' unweighted outputs: (n, w) and (n, k) to (n, k, w)."""
-        return torch.stack([self.apply(rows, chosen[:, None]) for chosen in top_k_index.unbind(1)], dim=1)
+        top_k = top_k_index.shape[1]
+        return self.apply(rows.repeat_interleave(top_k, 0), top_k_index.reshape(-1, 1)).reshape(len(rows), top_k, -1)
 
     def output(self, rows: torch.Tensor, expert: int) -> torch.Tensor:
         """One expert's unweighted output on every row, (n, w): all rows go to it, with weight 1."""
@@ -177,6 +178,18 @@ def expert_call(args: tuple, kwargs: dict[str, Any]) -> tuple[torch.Tensor, torc
         )
     rows, index, weights = values
     return rows.reshape(-1, rows.shape[-1]), index.reshape(-1, index.shape[-1]), weights.reshape(-1, weights.shape[-1])
+
+
+def called_with(args: tuple, kwargs: dict[str, Any], **changed: torch.Tensor) -> tuple[tuple, dict[str, Any]]:
+    """Arguments of an experts module with others in place of its `rows`, `index` or `weights`, in their dtypes."""
+    names = [*range(len(args)), *kwargs]
+    values = dict(zip(names, (*args, *kwargs.values()), strict=True))
+    tensors = [name for name, value in values.items() if isinstance(value, torch.Tensor)]
+    for name, part in zip(tensors, ("rows", "index", "weights"), strict=True):
+        if part in changed:
+            value, before = changed[part], values[name]
+            values[name] = value.to(before) if before.ndim == 2 else value.to(before).reshape(*before.shape[:-1], -1)
+    return tuple(values[at] for at in range(len(args))), {name: values[name] for name in kwargs}
 
 
 def raw_logits(output: Any, experts: int, rows: int) -> torch.Tensor:

@@ -14,8 +14,9 @@ from moe_probe.forward.deciding import Deciding
 from moe_probe.forward.redeciding import Decided, Redecider, unwatchable
 from moe_probe.forward.requests import OutputChanges, Requests
 from moe_probe.forward.site_call import Only, SiteCall, acting_places, check_sum, choice_of
-from moe_probe.forward.sites import Site, expert_call, raw_logits
+from moe_probe.forward.sites import Site, called_with, expert_call, raw_logits
 from moe_probe.forward.steps import carriers
+from moe_probe.forward.unweighted import Unweighted
 from moe_probe.routing import Intervention, Need
 from moe_probe.texts.corpus import Tokens
 
@@ -35,6 +36,7 @@ class Event:
         routed_output: the weighted sum, (n, w).
         block_output: of the whole block, (tokens, d).
         shared_output: of the shared block, (tokens, d), where there is one.
+        selected_outputs: unweighted outputs of the chosen experts, (n, k, w), where they are asked for.
         residual: the residual stream before the block's norm, (tokens, d), where it is asked for and found.
         without: choices and weights (E, n, k) if one expert were deleted, for each expert, where they are asked for.
         gate: the weight (E, w) of the router's linear map, where it has one; of the first call of each layer alone.
@@ -51,6 +53,7 @@ class Event:
     routed_output: torch.Tensor
     block_output: torch.Tensor
     shared_output: torch.Tensor | None = None
+    selected_outputs: torch.Tensor | None = None
     residual: torch.Tensor | None = None
     without: tuple[torch.Tensor, torch.Tensor] | None = None
     gate: torch.Tensor | None = None
@@ -87,6 +90,7 @@ class WatchedSite:
 
     def __post_init__(self) -> None:
         self.redecider = Redecider(self.site)
+        self.unweighted = Unweighted(self.site)
 
     def on_beside(self, args: tuple, output: Any) -> None:
         """A module beside the block has run; it may be the norm before it."""
@@ -125,11 +129,18 @@ class WatchedSite:
         self.parts["changes"] = changes = OutputChanges(self.site.layer, call, rows.shape[-1])
         for intervention in acting:
             intervention.change(call, changes)
-        if call is unchanged and changes.replaced is None:
-            return None
-        self.carry(call.logits)
-        shape = index.shape[:-1] + call.index.shape[-1:]
-        return with_choice(args, kwargs, call.index.to(index).reshape(shape), changes.weights())
+        changed = call is not unchanged or changes.replaced is not None
+        if changed:
+            self.carry(call.logits)
+        self.parts["applied"] = applied = call.chosen(call.index, changes.weights())
+        if self.wants_selected and self.unweighted.begins(args, kwargs, applied):
+            return self.unweighted.arguments(args, kwargs, applied)
+        return called_with(args, kwargs, index=applied.index, weights=applied.weights) if changed else None
+
+    @property
+    def wants_selected(self) -> bool:
+        """Whether events tell of the chosen experts' unweighted outputs."""
+        return Need.SELECTED in self.needs and self.on_event is not None
 
     def call_of(self, rows: torch.Tensor, index: torch.Tensor, weights: torch.Tensor) -> SiteCall:
         """The call of the experts as the router decided it."""
@@ -174,16 +185,19 @@ class WatchedSite:
 
     def on_experts(self, args: tuple, output: torch.Tensor) -> torch.Tensor | None:
         """The experts have run."""
-        call, changes = self.parts["call"], self.parts["changes"]
-        routed = output.reshape(call.rows.shape)
+        call, changes, applied = (self.parts[name] for name in ("call", "changes", "applied"))
+        weighted = output
+        if self.wants_selected:
+            weighted, self.parts["selected"] = self.unweighted.ends(applied, output)
+        routed = weighted.reshape(call.rows.shape)
         if not self.checked:
-            check_sum(call.chosen(call.index, changes.weights()), routed)
+            check_sum(applied, routed)
             self.checked = True
         changed = routed if changes.extra is None else (routed + changes.extra).to(routed.dtype)
         for intervention in self.parts["acting"]:
             changed = intervention.output(call, changed)
         self.parts["routed"] = changed
-        return None if changed is routed else changed.reshape(output.shape)
+        return None if changed is routed and weighted is output else changed.reshape(weighted.shape)
 
     def on_shared(self, args: tuple, output: torch.Tensor) -> torch.Tensor | None:
         """The shared block has run."""
@@ -229,6 +243,7 @@ class WatchedSite:
             routed_output=parts["routed"],
             block_output=block_output.reshape(-1, block_output.shape[-1]),
             shared_output=parts.get("shared"),
+            selected_outputs=parts.get("selected"),
             residual=None if (residual := parts["residual"]) is None else residual.reshape(-1, residual.shape[-1]),
             without=parts.get("without"),
             gate=gates[0] if len(gates) == 1 else None,
@@ -272,15 +287,6 @@ def decided_by(acting: Sequence[Intervention], call: Any) -> Any:
     for intervention in acting:
         call = intervention.route(call)
     return call
-
-
-def with_choice(args: tuple, kwargs: dict, index: torch.Tensor, weights: torch.Tensor) -> tuple[tuple, dict]:
-    """Arguments of an experts module, its second and third tensor replaced."""
-    names = [*range(len(args)), *kwargs]
-    values = dict(zip(names, (*args, *kwargs.values()), strict=True))
-    _, second, third = (name for name, value in values.items() if isinstance(value, torch.Tensor))
-    values |= {second: index, third: weights.reshape(index.shape).to(values[third])}
-    return tuple(values[at] for at in range(len(args))), {name: values[name] for name in kwargs}
 
 
 def num_groups(router: nn.Module, config: object) -> int:

@@ -39,25 +39,35 @@ class Seen:
     def __init__(self, batch: LayerBatch):
         self.batch = batch
 
-    def outputs_of(self, index: torch.Tensor) -> torch.Tensor:
-        """Unweighted outputs of some experts (n, k) on their rows, (n, k, w), float32."""
-        batch = self.batch
-        if batch.holds("outputs"):
-            return batch.outputs[index, torch.arange(len(index), device=index.device)[:, None]].float()
-        if index is batch.top_k_index and batch.holds("selected_outputs"):
-            return batch.selected_outputs.float()
-        assert batch.experts is not None, "scores run models, not traces"
-        return batch.experts.selected_outputs(batch.expert_input, index).float()
-
     @cached_property
     def chosen_outputs(self) -> torch.Tensor:
         """Unweighted outputs of the chosen experts, (n, k, w), float32."""
-        return self.outputs_of(self.batch.top_k_index)
+        batch = self.batch
+        if batch.holds("outputs"):
+            return batch.outputs[batch.top_k_index, self._rows].float()
+        return batch.selected_outputs.float()
 
     @cached_property
     def norms(self) -> torch.Tensor:
         """Their L2 norms, (n, k), float64."""
         return self.chosen_outputs.norm(dim=-1).double()
+
+    def norms_of(self, index: torch.Tensor) -> torch.Tensor:
+        """L2 norms of the unweighted outputs of other experts (n, k) on the rows, (n, k), float64."""
+        batch = self.batch
+        if batch.holds("outputs"):
+            return batch.outputs[index, self._rows].float().norm(dim=-1).double()
+        assert batch.experts is not None, "scores run models, not traces"
+        norms, others = self.norms.clone(), (index != batch.top_k_index).any(1)
+        if bool(others.any()):
+            outputs = batch.experts.selected_outputs(batch.expert_input[others], index[others])
+            norms[others] = outputs.float().norm(dim=-1).double()
+        return norms
+
+    @property
+    def _rows(self) -> torch.Tensor:
+        index = self.batch.top_k_index
+        return torch.arange(len(index), device=index.device)[:, None]
 
     @cached_property
     def affinities(self) -> torch.Tensor:

@@ -11,6 +11,8 @@ from moe_probe import dynamic
 from moe_probe.errors import FamilyError
 from moe_probe.forward.capture import capture
 from moe_probe.forward.sites import OUTSIDE, find_sites
+from moe_probe.forward.unweighted import LEARNED_ROWS
+from moe_probe.routing import Need
 
 REFUSED = {"llama4_text": "multiplies the experts' inputs", "jetmoe": "no module of their own"}
 RUN = [model_type for model_type in MODEL_TYPES if model_type not in REFUSED]
@@ -32,7 +34,7 @@ def assert_all_is_seen_and_nothing_changes(module, tolerance=1e-5):
     def on_event(event):
         seen[event.site.layer.index] = event, event.site.all_outputs(event.expert_input)
 
-    with capture(sites.values(), on_event):
+    with capture(sites.values(), on_event, needs=frozenset({Need.SELECTED})):
         found = module(ids, use_cache=False).logits
     assert torch.equal(found, expected)
     assert count_hooks(module) == hooks
@@ -44,6 +46,8 @@ def assert_all_is_seen_and_nothing_changes(module, tolerance=1e-5):
         assert event.top_k_index.shape == event.top_k_weights.shape
         assert outputs.shape == (layer.num_experts, rows, layer.expert_hidden_size)
         assert event.block_output.shape == (len(IDS), layer.hidden_size)
+        chosen = outputs[event.top_k_index, torch.arange(rows)[:, None]]
+        torch.testing.assert_close(event.selected_outputs, chosen, atol=tolerance * float(chosen.abs().max()), rtol=0)
         assert event.scores.shape == event.selection.shape == event.router_logits.shape
         weights = torch.zeros(rows, layer.num_experts).scatter_add_(1, event.top_k_index, event.top_k_weights.float())
         combined = torch.einsum("ne,enw->nw", weights, outputs)
@@ -54,6 +58,26 @@ def assert_all_is_seen_and_nothing_changes(module, tolerance=1e-5):
 @pytest.mark.parametrize("model_type", RUN)
 def test_every_expert_of_every_model_type_is_seen(model_type):
     assert_all_is_seen_and_nothing_changes(tiny_model(model_type))
+
+
+@pytest.mark.parametrize("implementation", ["eager", "grouped_mm", "batched_mm"])
+@pytest.mark.parametrize("model_type", ["mixtral", "olmoe", "deepseek_v3"])
+def test_unweighted_outputs_take_no_second_run_of_the_experts(model_type, implementation, monkeypatch):
+    module = tiny_model(model_type)
+    module.set_experts_implementation(implementation)
+    sites = find_sites(module)
+    ids = torch.arange(5, 5 + 300).reshape(3, 100) % 60
+    with torch.no_grad():
+        expected = module(ids, use_cache=False).logits
+    rows, experts = [], type(next(iter(sites.values())).experts)
+    forward = experts.forward
+    monkeypatch.setattr(experts, "forward", lambda self, x, *rest: rows.append(x.shape[0]) or forward(self, x, *rest))
+    with torch.no_grad(), capture(sites.values(), lambda event: None, needs=frozenset({Need.SELECTED})):
+        found = module(ids, use_cache=False).logits
+    assert torch.equal(found, expected)
+    top_k = next(iter(sites.values())).layer.top_k
+    large = [count for count in rows if count > LEARNED_ROWS * top_k]
+    assert large == [ids.numel() * top_k] * len(sites)
 
 
 @pytest.mark.parametrize("family", OURS)

@@ -24,7 +24,7 @@ class ReapAsPublished(OnePass):
     def add(self, seen: Seen) -> torch.Tensor | None:
         batch = seen.batch
         weights, index = batch.router_logits.softmax(-1).topk(batch.top_k_index.shape[1], dim=-1)
-        sums = seen.by_expert(weights * seen.outputs_of(index).norm(dim=-1), index)
+        sums = seen.by_expert(weights * seen.norms_of(index), index)
         return torch.stack([sums, seen.by_expert(torch.ones_like(weights), index)], 1)
 
     def value(self, total: np.ndarray, chosen: np.ndarray, rows: int) -> np.ndarray:
