@@ -185,9 +185,9 @@ def called_with(args: tuple, kwargs: dict[str, Any], **changed: torch.Tensor) ->
     names = [*range(len(args)), *kwargs]
     values = dict(zip(names, (*args, *kwargs.values()), strict=True))
     tensors = [name for name, value in values.items() if isinstance(value, torch.Tensor)]
-    for name, part in zip(tensors, ("rows", "index", "weights"), strict=True):
-        if part in changed:
-            value, before = changed[part], values[name]
+    for name, role in zip(tensors, ("rows", "index", "weights"), strict=True):
+        if role in changed:
+            value, before = changed[role], values[name]
             values[name] = value.to(before) if before.ndim == 2 else value.to(before).reshape(*before.shape[:-1], -1)
     return tuple(values[at] for at in range(len(args))), {name: values[name] for name in kwargs}
 

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from functools import cached_property
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
+import xarray as xr
 
 from moe_probe.model import MoEModel
 from moe_probe.routing import LayerBatch, Need
+from moe_probe.texts.corpus import Corpus
 
 
 class Score(ABC):
@@ -99,6 +102,7 @@ class OnePass(Score):
         needs: what batches must hold beside the choices.
         maximum: batches are joined by their maximum instead of their sum.
         mixed: sums of each document label are divided by their total over the layer's experts, and then added.
+        before: what a batch adds belongs to the MoE layer before it.
 
     Examples:
         >>> from moe_probe import pruning
@@ -109,6 +113,7 @@ class OnePass(Score):
     needs: ClassVar[frozenset[Need]] = frozenset()
     maximum: ClassVar[bool] = False
     mixed: ClassVar[bool] = False
+    before: ClassVar[bool] = False
 
     @abstractmethod
     def add(self, seen: Seen) -> torch.Tensor | None:
@@ -137,3 +142,17 @@ class OfWeights(Score):
     @abstractmethod
     def of_layer(self, model: MoEModel, layer: int, base: MoEModel | None = None) -> np.ndarray:
         """The score of each expert, (E,), float64; nan for experts without weights."""
+
+
+class Measured(Score):
+    """A score that an experiment on the texts measures, at its cost; computed only where it is named."""
+
+    @abstractmethod
+    def measure(self, model: MoEModel, corpus: Corpus, options: Mapping[str, Any]) -> xr.DataArray:
+        """The score of each expert, (layer, expert), float64.
+
+        Args:
+            model: that runs.
+            corpus: what it runs on.
+            options: those of `dynamic.run` that are not about reading texts.
+        """

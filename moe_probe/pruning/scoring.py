@@ -1,10 +1,11 @@
-"""Scores of every expert: those of activations in one pass over texts, those of weights from the files."""
+"""Scores of every expert: of activations in one pass over texts, of weights from the files, and of experiments."""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from types import ModuleType
 from typing import Any, Unpack
 
@@ -17,13 +18,14 @@ from moe_probe.dynamic.driver import observe
 from moe_probe.dynamic.sources import open_source
 from moe_probe.errors import NotComparable, NotFitting, WrongType
 from moe_probe.model import MoEModel, Openable, load
-from moe_probe.options import SCORE_OPTIONS, RunOptions, completed
+from moe_probe.options import SCORE_OPTIONS, TEXT_OPTIONS, RunOptions, completed
 from moe_probe.progress import reporting
-from moe_probe.pruning.score import OnePass, Score, Seen
+from moe_probe.pruning.score import Measured, OfWeights, OnePass, Score, Seen
 from moe_probe.registry import Registry
 from moe_probe.results import dataset, provenance
 from moe_probe.routing import LayerBatch, Need, Source
 from moe_probe.statistics.states import Most, Total
+from moe_probe.texts.corpus import Corpus
 from moe_probe.texts.reading import Texts
 
 UNDEFINED = "a mean or maximum over the rows of an expert that none chose, or what the model does not let be seen"
@@ -64,7 +66,8 @@ def scores(
         model: a checkpoint folder, a hub id or a model; its interventions act, but on scores of the weights alone.
         texts: strings, lists of token ids, a file of texts, a `datasets` dataset, a table, or a `Corpus`;
             None where only scores of weights are asked for.
-        names: of scores (`pruning.names()`), one or several; `all` for those that texts and base allow.
+        names: of scores (`pruning.names()`), one or several; `all` for those that texts and base allow but those of
+            experiments (`attribution`, `ablation`), which take passes of their own and are named.
         base: the checkpoint that scores of change are taken from.
         options: those of `dynamic.run` but `baseline`.
 
@@ -89,24 +92,46 @@ def scores(
     chosen = chosen_scores(names, texts is not None, base is not None)
     opened = load(model)
     layers = opened.select_layers(asked["layers"])
-    passing = tuple(name for name in chosen if isinstance(SCORES[name], OnePass))
+    kinds = {name: SCORES[name] for name in chosen}
     values: dict[str, dict[int, np.ndarray]] = {}
-    about = provenance("scores", opened, scores=chosen)
-    counts: dict[int, np.ndarray] = {}
-    calibration: list[int] = []
-    static = [name for name in chosen if name not in passing]
+    static = [name for name, score in kinds.items() if isinstance(score, OfWeights)]
     if static:
         values |= of_weights(opened, layers, static, base, asked["progress"])
-    if passing:
-        source = open_source(opened, texts, {"baseline": None, **asked})
-        (analysis,) = observe(source, [ScorePass(passing)], asked)
-        assert isinstance(analysis, ScorePass)
-        values |= {name: analysis.values(name) for name in passing}
-        counts = {layer: analysis.chosen[layer] for layer in layers}
-        calibration = source.corpus.digests
-        about = {**analysis.attrs(source), "analysis": "scores", "parameters": about["parameters"]}
-    found = _result(opened, layers, chosen, values, counts, about)
-    return found.assign_coords(calibration=("document", calibration)) if passing else found
+    about = provenance("scores", opened, scores=chosen)
+    if len(static) == len(chosen):
+        return _result(opened, layers, chosen, values, {}, about)
+    source = open_source(opened, texts, {"baseline": None, **asked})
+    passing = tuple(name for name, score in kinds.items() if isinstance(score, OnePass))
+    (analysis,) = observe(source, [ScorePass(passing)], asked)
+    assert isinstance(analysis, ScorePass)
+    values |= {name: analysis.values(name) for name in passing}
+    values |= of_experiments(opened, kinds, source.corpus, {"layers": layers, **asked})
+    counts = {layer: analysis.chosen[layer] for layer in layers}
+    about = {**analysis.attrs(source), "analysis": "scores", "parameters": about["parameters"]}
+    result = _result(opened, layers, chosen, values, counts, about)
+    return result.assign_coords(calibration=("document", source.corpus.digests))
+
+
+def of_experiments(
+    model: MoEModel, scores: Mapping[str, Score], corpus: Corpus, asked: Mapping[str, Any]
+) -> dict[str, dict[int, np.ndarray]]:
+    """Scores that experiments measure, by name and layer."""
+    options = {name: value for name, value in asked.items() if name not in TEXT_OPTIONS}
+    measured = {
+        name: score.measure(model, corpus, options | own_folder(options, name))
+        for name, score in scores.items()
+        if isinstance(score, Measured)
+    }
+    return {
+        name: {int(layer): of.sel(layer=layer).values[: model.layer(int(layer)).num_experts] for layer in of.layer}
+        for name, of in measured.items()
+    }
+
+
+def own_folder(options: Mapping[str, Any], name: str) -> dict[str, Path]:
+    """A folder of its own for the progress of an experiment, where progress is kept."""
+    folder = options.get("checkpoint_dir")
+    return {} if folder is None else {"checkpoint_dir": Path(folder) / name}
 
 
 def chosen_scores(names: Sequence[str] | str, with_texts: bool, with_base: bool) -> list[str]:
@@ -116,7 +141,8 @@ def chosen_scores(names: Sequence[str] | str, with_texts: bool, with_base: bool)
         InputError: there is no such score, one is named twice, or it needs what is not given.
     """
     if names == "all":
-        return [name for name, score in SCORES.items() if _possible(score, with_texts, with_base)]
+        cheap = {name: score for name, score in SCORES.items() if not isinstance(score, Measured)}
+        return [name for name, score in cheap.items() if _possible(score, with_texts, with_base)]
     several = [names] if isinstance(names, str) else list(names)
     if not several or not all(isinstance(name, str) for name in several):
         raise WrongType(f"names is {names!r}; pass names of scores, such as 'reap', or 'all'.")
@@ -126,13 +152,14 @@ def chosen_scores(names: Sequence[str] | str, with_texts: bool, with_base: bool)
     for name in several:
         score = SCORES[name]
         if not _possible(score, with_texts, with_base):
-            lacks = "texts to run the model on" if isinstance(score, OnePass) else "base=, a checkpoint to compare with"
+            weights = isinstance(score, OfWeights)
+            lacks = "base=, a checkpoint to compare with" if weights else "texts to run the model on"
             raise NotFitting(f"The score {name} needs what is not given; pass {lacks}.")
     return several
 
 
 def _possible(score: Score, with_texts: bool, with_base: bool) -> bool:
-    return with_texts if isinstance(score, OnePass) else with_base or not getattr(score, "needs_base", False)
+    return with_base or not score.needs_base if isinstance(score, OfWeights) else with_texts
 
 
 @dataclass
@@ -170,7 +197,9 @@ class ScorePass(Analysis):
         for name, score in self.members().items():
             for label, seen in domains(whole) if score.mixed else [("", whole)]:
                 if (added := score.add(seen)) is not None:
-                    (self.most if score.maximum else self.sums).add(batch, added, f"{name}/{label}")
+                    before = batch.layer_before if score.before else None
+                    layer = batch.layer.index if before is None else before
+                    (self.most if score.maximum else self.sums).put(layer, added, f"{name}/{label}")
 
     def variables(self, source: Source) -> Mapping[str, xr.DataArray]:
         return {"chosen": self.chosen.array}
@@ -189,7 +218,8 @@ class ScorePass(Analysis):
                 parts = [part / part.sum() for part in parts]
             with np.errstate(invalid="ignore", divide="ignore"):
                 counted = np.where(count > 0, count, np.nan)
-                found[layer] = score.value(np.sum(parts, axis=0), counted, int(self.rows[layer]))
+                own = score.value(np.sum(parts, axis=0), counted, int(self.rows[layer]))
+                found[layer] = own[: len(count)]
         return found
 
 
