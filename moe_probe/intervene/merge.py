@@ -27,6 +27,8 @@ class Merge(OnTokens):
         groups: experts that are merged with each other, two or more a group.
         aligned: put the neurons of each expert in the order that matches those of the group's first one (assignment by
             cosine of their up, gate and down weights together, as in `static.similarity`) before averaging.
+        shares: how much each expert of each group counts in its average, such as how often it is chosen; all alike by
+            default.
         where: only in these tokens (`Where`); in all by default.
 
     Examples:
@@ -36,12 +38,15 @@ class Merge(OnTokens):
 
     groups: Sequence[Sequence[int]]
     aligned: bool = False
+    shares: Sequence[Sequence[float]] | None = None
 
     apart = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
         object.__setattr__(self, "groups", tuple(map(tuple, self.groups)))
+        if self.shares is not None:
+            object.__setattr__(self, "shares", tuple(map(tuple, self.shares)))
 
     @classmethod
     def example(cls) -> Self:
@@ -61,10 +66,22 @@ class Merge(OnTokens):
         kinds = model.layer(self.layer).expert_kinds
         if any(len(group) < 2 for group in self.groups) or len(set(self.merged)) < len(self.merged):
             raise NotFitting("Merge takes groups of two or more experts, each expert in one group at most.")
+        self._check_shares()
         other = next((each for each in self.merged if kinds[each] != "ffn"), None)
         if other is not None:
             raise NotFitting(
                 f"Expert {other} of layer {self.layer} is a {kinds[other]} expert and has no FFN to merge."
+            )
+
+    def _check_shares(self) -> None:
+        for group, shares in zip(self.groups, self.shares or self.groups, strict=False):
+            if len(shares) != len(group) or (self.shares and not (min(shares) >= 0 < sum(shares) < float("inf"))):
+                raise NotFitting(
+                    f"Merge has shares {list(shares)} of the experts {list(group)}; pass one >= 0 for each."
+                )
+        if len(self.shares or self.groups) != len(self.groups):
+            raise NotFitting(
+                f"Merge has shares of {len(self.shares or ())} groups; pass them of all {len(self.groups)}."
             )
 
     def change(self, call: Call, changes: Changes) -> None:
@@ -75,23 +92,33 @@ class Merge(OnTokens):
 
     def _parameters(self, call: Call) -> Parameters:
         if self not in call.memory:
-            call.memory[self] = averaged(call.expert_parameters(), call.layout, self.groups, self.aligned)
+            call.memory[self] = averaged(call.expert_parameters(), call.layout, self.groups, self.aligned, self.shares)
         return call.memory[self]
 
 
-def averaged(parameters: Parameters, layout: Any, groups: Sequence[Sequence[int]], aligned: bool) -> Parameters:
-    """Parameters of an experts module with the weights of each group in place of those of its experts."""
+def averaged(
+    parameters: Parameters,
+    layout: Any,
+    groups: Sequence[Sequence[int]],
+    aligned: bool,
+    shares: Sequence[Sequence[float]] | None = None,
+) -> Parameters:
+    """Parameters of an experts module with the average weights of each group in place of those of its experts."""
     merged = {name: value.detach().clone() for name, value in parameters.items()}
-    for group in groups:
+    for group, counts in zip(groups, shares or [[1.0] * len(group) for group in groups], strict=True):
+        parts = [count / sum(counts) for count in counts]
         matrices = [dict(expert_matrices(parameters, layout, expert)) for expert in group]
         orders = [_order(matrices[0], each) if aligned else None for each in matrices]
         mean = {
-            name: torch.stack([_ordered(name, each[name], order) for each, order in zip(matrices, orders, strict=True)])
+            name: sum(
+                part * _ordered(name, each[name], order)
+                for part, each, order in zip(parts, matrices, orders, strict=True)
+            )
             for name in matrices[0]
         }
         for expert in group:
             for name, place in expert_matrices(merged, layout, expert):
-                place.copy_(mean[name].mean(0))
+                place.copy_(mean[name])
     return merged
 
 

@@ -9,9 +9,25 @@ from __future__ import annotations
 import moe_probe.pruning.scores  # noqa: F401 - before the function of that name, which hides it from here on
 from moe_probe.pruning.agreeing import agreement
 from moe_probe.pruning.curves import curve
+from moe_probe.pruning.grouping import Groups, groups, read_groups
 from moe_probe.pruning.halves import halves
+from moe_probe.pruning.merging import merging
 from moe_probe.pruning.plans import Plan, plan, read_plan
 from moe_probe.pruning.scoring import names, scores
 from moe_probe.pruning.smaller import prune
 
-__all__ = ["Plan", "agreement", "curve", "halves", "names", "plan", "prune", "read_plan", "scores"]
+__all__ = [
+    "Groups",
+    "Plan",
+    "agreement",
+    "curve",
+    "groups",
+    "halves",
+    "merging",
+    "names",
+    "plan",
+    "prune",
+    "read_groups",
+    "read_plan",
+    "scores",
+]

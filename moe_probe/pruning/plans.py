@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 import xarray as xr
 
-from moe_probe.errors import Damaged, NoSuchName, NotFitting
-from moe_probe.files import as_path, whole_file
+from moe_probe.errors import NoSuchName, NotFitting
 from moe_probe.intervene.mask import Mask
 from moe_probe.model import MoEModel, Openable, load
-from moe_probe.pruning.curves import check_scores, orders_of
+from moe_probe.pruning.costs import check_of_model
+from moe_probe.pruning.curves import orders_of
 from moe_probe.pruning.selecting import Per, Pruned, check_fraction, check_values, lowest
+from moe_probe.pruning.stored import read_stored, save_stored
 from moe_probe.signatures import check_types
 
 FORMAT = "moe_probe pruning plan 1"
@@ -47,16 +47,11 @@ class Plan:
 
     def save(self, path: str | Path) -> Path:
         """Write the plan as JSON; the file appears when it is complete."""
-        text = json.dumps({"format": FORMAT, **asdict(self)}, indent=1)
-        with whole_file(as_path(path)) as partial:
-            partial.write_text(text + "\n", encoding="utf-8")
-        return Path(path)
+        return save_stored(self, FORMAT, path)
 
     @classmethod
-    def of(cls, content: Any) -> Self:
+    def of(cls, content: dict[str, Any]) -> Self:
         """The plan that `save` wrote."""
-        if not isinstance(content, dict) or content.pop("format", None) != FORMAT:
-            raise ValueError(f"no {FORMAT!r}")
         for name in ("kept", "experts"):
             content[name] = {int(layer): own for layer, own in content[name].items()}
         content["kept"] = {layer: tuple(int(each) for each in own) for layer, own in content["kept"].items()}
@@ -76,10 +71,7 @@ def read_plan(path: str | Path) -> Plan:
     Examples:
         >>> read_plan("plan.json")  # doctest: +SKIP
     """
-    try:
-        return Plan.of(json.loads(Path(path).read_text(encoding="utf-8")))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise Damaged(f"{path} holds no plan of what to prune ({error}); write it with Plan.save.") from None
+    return read_stored(Plan.of, FORMAT, path, "plan of what to prune", "Plan.save")
 
 
 def plan(model: Openable, scores: xr.Dataset, fraction: float, score: str | None = None, *, per: Per = "layer") -> Plan:
@@ -107,7 +99,7 @@ def plan(model: Openable, scores: xr.Dataset, fraction: float, score: str | None
     """
     check_types(plan, {"per": per, "score": score})
     opened = load(model)
-    check_scores(opened, scores)
+    check_of_model(opened, scores, "scores")
     names = [str(name) for name in scores.score.values]
     chosen = names[0] if score is None and len(names) == 1 else score
     if chosen not in names:

@@ -91,5 +91,6 @@ def test_experiments_are_scores_where_they_are_named(execution, tmp_path):
     np.testing.assert_allclose(ds.value.sel(score="ablation"), truth.loss_change.sel(path="total"), atol=2e-6)
     estimate = intervene.attribution(folder, texts, bootstrap=0, progress=False)
     np.testing.assert_allclose(ds.value.sel(score="attribution"), estimate.loss_change, atol=2e-6)
-    assert ds.score.values.tolist() == names and len(ds.calibration) == len(texts)
+    assert ds.score.values.tolist() == names
+    assert len(ds.calibration) == len(texts)
     assert not {"attribution", "ablation"} & set(scored("qwen3_moe").score.values.tolist())

@@ -78,7 +78,7 @@ def two_corpora(
 ) -> tuple[Corpus, Corpus | None]:
     """The texts to score by, and those to judge on: None where nothing is measured on them."""
     from moe_probe import dynamic, pruning
-    from moe_probe.pruning.curves import check_held_out
+    from moe_probe.pruning.costs import check_held_out
 
     corpus = dynamic.make_corpus(model, texts, **reading)
     if not truth:
