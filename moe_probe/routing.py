@@ -125,8 +125,8 @@ class LayerBatch:
         baseline_activation: act(gate projection) of the dense model's FFN, (tokens, ff).
         residual: the residual stream before the norm that the block follows, (tokens, d); not held where no module
             beside the block gives its input.
-        without_index, without_weights: what the router would choose, and apply, if one expert were deleted, for each
-            expert, (E, n, k); not held where all experts are always chosen.
+        without_index, without_weights: what the router would choose, and apply, if experts were deleted, for each of S
+            sets (by default each of the E experts alone), (S, n, k); not held where none can be spared.
         before: experts that the same rows chose in the MoE layer before, (n, k), int64.
         layer_before: that layer's index; None where it is not known.
         score_kind: the name of the affinity's function, "(assumed)" added where nothing could confirm it.

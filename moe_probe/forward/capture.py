@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 from moe_probe.forward.site_call import Only
@@ -25,6 +26,7 @@ def capture(
     tokens: Callable[[], Tokens] = Tokens.none,
     only: Only = lambda _: None,
     needs: frozenset[Need] = frozenset(),
+    deleted: Mapping[int, Sequence[Sequence[int]]] = MappingProxyType({}),
 ) -> Iterator[Mapping[int, WatchedSite]]:
     """Within, `on_event` is called after every call of each site's block.
 
@@ -39,6 +41,8 @@ def capture(
         tokens: says which tokens run, for interventions.
         only: tokens (tokens,) bool to which an intervention is confined; None for all.
         needs: `Need.RESIDUAL`, `Need.SELECTED` and `Need.WITHOUT` are told only where they are asked for.
+        deleted: sets of experts of each layer without which `Need.WITHOUT` asks what would be chosen; by default each
+            expert alone.
 
     Raises:
         CannotWatch: a block does something else than weighting its experts' outputs, or was called without its experts.
@@ -46,7 +50,9 @@ def capture(
     watched = {}
     for site in sites:
         acting = partial(acting_in, site.layer.index, interventions)
-        watched[site.layer.index] = WatchedSite(site, config, on_event, acting, tokens, only, needs)
+        watched[site.layer.index] = WatchedSite(
+            site, config, on_event, acting, tokens, only, needs, deleted.get(site.layer.index, ())
+        )
     handles = [handle for each in watched.values() for handle in _hook(each, owner)]
     try:
         yield watched

@@ -39,6 +39,7 @@ class Running(ModelSource):
         baseline: a dense model that runs beside; None for none.
         batch_tokens: places per batch, padding included.
         layerwise: read one layer at a time instead of loading the model.
+        deleted: sets of experts, by layer, without which batches tell what would be chosen; each alone by default.
     """
 
     model: MoEModel
@@ -47,6 +48,7 @@ class Running(ModelSource):
     baseline: MoEModel | None = None
     batch_tokens: int = 4096
     layerwise: bool = False
+    deleted: Mapping[int, Sequence[Sequence[int]]] = field(default_factory=dict)
 
     holds: frozenset[Need] = field(init=False)
     vocab_size: int = field(init=False)
@@ -92,6 +94,7 @@ class Running(ModelSource):
             "baseline": self.baseline and self.baseline.fingerprint,
             "batch_tokens": self.batch_tokens,
             "layerwise": self.layerwise,
+            "deleted": sorted(self.deleted.items()),
         }
 
     @torch.no_grad()
@@ -145,7 +148,10 @@ class Pass:
             sites = find_sites(self.runner.module, self.source.watched(self.stop)).values()
             edits = self.source.interventions
             tokens, needs = lambda: self.batch.places(), self.needs
-            stack.enter_context(capture(sites, hand_over, self, model.config, edits, tokens, needs=needs))
+            deleted = self.source.deleted
+            stack.enter_context(
+                capture(sites, hand_over, self, model.config, edits, tokens, needs=needs, deleted=deleted)
+            )
             yield
 
     def by_batch(self, done: int) -> Iterator[Iterable[LayerBatch | LogitBatch]]:

@@ -38,7 +38,7 @@ class Event:
         shared_output: of the shared block, (tokens, d), where there is one.
         selected_outputs: unweighted outputs of the chosen experts, (n, k, w), where they are asked for.
         residual: the residual stream before the block's norm, (tokens, d), where it is asked for and found.
-        without: choices and weights (E, n, k) if one expert were deleted, for each expert, where they are asked for.
+        without: choices and weights (S, n, k) if experts were deleted, for each of S sets, where they are asked for.
         gate: the weight (E, w) of the router's linear map, where it has one; of the first call of each layer alone.
     """
 
@@ -70,6 +70,7 @@ class WatchedSite:
         tokens: the tokens of the running pass.
         only: tokens to which an intervention is confined.
         needs: what is asked for beside what every event has.
+        deleted: sets of experts without which `Need.WITHOUT` asks what would be chosen; each one alone by default.
         affinity: found at the first call that is told of.
         checked: whether a call has been checked.
     """
@@ -81,6 +82,7 @@ class WatchedSite:
     tokens: Callable[[], Tokens]
     only: Only
     needs: frozenset[Need] = frozenset()
+    deleted: Sequence[Sequence[int]] = ()
     affinity: Affinity | None = None
     checked: bool = False
     deciding: Deciding | None = None
@@ -160,13 +162,14 @@ class WatchedSite:
         )
 
     def without_each(self, call: SiteCall) -> tuple[torch.Tensor, torch.Tensor] | None:
-        """Choices and weights (E, n, k) if one expert were deleted, for each expert; None where none can be spared."""
+        """Choices and weights (S, n, k) if experts were deleted, for each of S sets; None where none can be spared."""
         experts, decisions = self.site.layer.num_experts, []
-        if call.index.shape[1] >= experts:
+        sets = self.deleted or [[expert] for expert in range(experts)]
+        if call.index.shape[1] > experts - max(map(len, sets)):
             return None
-        for expert in range(experts):
+        for deleted in sets:
             mask = torch.zeros(experts, device=call.index.device)
-            mask[expert] = -torch.inf
+            mask[list(deleted)] = -torch.inf
             decided: Any = replace(call, memory=dict(call.memory)).reselect(mask)
             for intervention in self.parts["acting"]:
                 decided = intervention.route(decided)

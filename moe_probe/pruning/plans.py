@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -74,22 +74,25 @@ def read_plan(path: str | Path) -> Plan:
     return read_stored(Plan.of, FORMAT, path, "plan of what to prune", "Plan.save")
 
 
-def plan(model: Openable, scores: xr.Dataset, fraction: float, score: str | None = None, *, per: Per = "layer") -> Plan:
-    """The experts that stay if the lowest by a score go.
+def plan(
+    model: Openable, scores: xr.Dataset, fraction: float | None = None, score: str | None = None, *, per: Per = "layer"
+) -> Plan:
+    """The experts that stay if the lowest by a score go, or those that `naee` found.
 
     Where the router selects groups of experts first, as many go from each group. Experts that no row chose go first.
 
     Args:
         model: what the scores are of.
-        scores: result of `pruning.scores`.
-        fraction: of the experts that go, rounded to whole ones.
+        scores: result of `pruning.scores`, or of `pruning.naee`, which says itself what goes.
+        fraction: of the experts that go, rounded to whole ones; with scores alone.
         score: which one; may be left out where there is one alone.
         per: `layer`, the same number in each layer, or `model`, the lowest of the whole model, which no published
             layout can hold, but masks can.
 
     Raises:
         NoSuchName: there is no such score.
-        NotFitting: fewer experts than a token chooses would be left, a score is nan, or groups would be unequal.
+        NotFitting: fewer experts than a token chooses would be left, a score is nan, groups would be unequal, or a
+            fraction is lacking, or given beside the result of `naee`.
 
     Examples:
         >>> from moe_probe import pruning
@@ -99,7 +102,13 @@ def plan(model: Openable, scores: xr.Dataset, fraction: float, score: str | None
     """
     check_types(plan, {"per": per, "score": score})
     opened = load(model)
+    if isinstance(scores, xr.Dataset) and scores.attrs.get("analysis") == "naee":
+        if fraction is not None or score is not None:
+            raise NotFitting("The result of naee says itself which experts go; omit fraction and score.")
+        return plan_of_sets(opened, scores)
     check_of_model(opened, scores, "scores")
+    if fraction is None:
+        raise NotFitting("plan needs the share of the experts that go; pass fraction=0.25, for example.")
     names = [str(name) for name in scores.score.values]
     chosen = names[0] if score is None and len(names) == 1 else score
     if chosen not in names:
@@ -109,9 +118,23 @@ def plan(model: Openable, scores: xr.Dataset, fraction: float, score: str | None
     if groups > 1 and per == "model":
         raise NotFitting(f"{opened.name} selects groups of experts, which must stay equal; pass per='layer'.")
     gone = by_group(opened, values, fraction, groups) if groups > 1 else lowest(opened, values, fraction, per)
-    counts = {layer: opened.layer(layer).num_experts for layer in values}
-    kept = {layer: tuple(e for e in range(count) if e not in gone.get(layer, ())) for layer, count in counts.items()}
-    return Plan(opened.name, kept, counts, chosen, float(fraction))
+    return plan_without(opened, {layer: gone.get(layer, ()) for layer in values}, chosen, float(fraction))
+
+
+def plan_of_sets(model: MoEModel, result: xr.Dataset) -> Plan:
+    """The experts that stay where `naee` found which go."""
+    check_of_model(model, result, "naee")
+    removed = result.removed.transpose("layer", "expert").values
+    gone = {int(layer): np.flatnonzero(row).tolist() for layer, row in zip(result.layer.values, removed, strict=True)}
+    experts = sum(model.layer(layer).num_experts for layer in gone)
+    return plan_without(model, gone, "naee", float(removed.sum() / experts))
+
+
+def plan_without(model: MoEModel, gone: Mapping[int, Sequence[int]], score: str, fraction: float) -> Plan:
+    """The plan by which all other experts stay."""
+    counts = {layer: model.layer(layer).num_experts for layer in gone}
+    kept = {layer: tuple(e for e in range(count) if e not in gone[layer]) for layer, count in counts.items()}
+    return Plan(model.name, kept, counts, score, fraction)
 
 
 def groups_of(model: MoEModel) -> int:

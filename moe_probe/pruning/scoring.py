@@ -99,7 +99,7 @@ def scores(
         values |= of_weights(opened, layers, static, base, asked["progress"])
     about = provenance("scores", opened, scores=chosen)
     if len(static) == len(chosen):
-        return _result(opened, layers, chosen, values, {}, about)
+        return scores_result(opened, layers, chosen, values, {}, about)
     source = open_source(opened, texts, {"baseline": None, **asked})
     passing = tuple(name for name, score in kinds.items() if isinstance(score, OnePass))
     (analysis,) = observe(source, [ScorePass(passing)], asked)
@@ -108,7 +108,7 @@ def scores(
     values |= of_experiments(opened, kinds, source.corpus, {"layers": layers, **asked})
     counts = {layer: analysis.chosen[layer] for layer in layers}
     about = {**analysis.attrs(source), "analysis": "scores", "parameters": about["parameters"]}
-    result = _result(opened, layers, chosen, values, counts, about)
+    result = scores_result(opened, layers, chosen, values, counts, about)
     return result.assign_coords(calibration=("document", source.corpus.digests))
 
 
@@ -266,7 +266,7 @@ def check_base(model: MoEModel, base: MoEModel, layers: Sequence[int]) -> None:
             )
 
 
-def _result(
+def scores_result(
     model: MoEModel,
     layers: Sequence[int],
     several: Sequence[str],
@@ -274,6 +274,7 @@ def _result(
     counts: Mapping[int, np.ndarray],
     about: Mapping[str, Any],
 ) -> xr.Dataset:
+    """Scores as a result, by name and layer, with their formulas and sources."""
     experts = max(model.layer(layer).num_experts for layer in layers)
     of = [SCORES[name] for name in several]
     coords = {"score": list(several), "layer": list(layers), "expert": [str(expert) for expert in range(experts)]}

@@ -1,0 +1,143 @@
+"""REAP's observer files: what its code records of each expert, as our scores and back."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import torch
+import xarray as xr
+
+from moe_probe.errors import Damaged, NotComparable, NotFitting
+from moe_probe.files import as_path, whole_file
+from moe_probe.model import MoEModel, Openable, load
+from moe_probe.pruning.costs import check_of_model
+from moe_probe.pruning.scoring import scores_result
+from moe_probe.results import provenance
+
+SCORES: Final[Mapping[str, str]] = {
+    "ean": "ean_sum",
+    "man": "ean_mean",
+    "weighted_ean": "weighted_ean_sum",
+    "reap": "reap",
+    "soft_count": "weighted_expert_frequency_sum",
+    "max_activation_as_published": "max_activations",
+}
+COUNTS, TOTAL, PAIRS = "expert_frequency", "total_tokens", "pairwise_expert_frequency"
+
+
+def read_observer(model: Openable, path: str | Path) -> xr.Dataset:
+    """Scores that REAP's observer recorded of a model (arXiv 2510.13999), as those of `pruning.scores`.
+
+    Its code takes softmax and top-k of the raw logits of every family: the scores of a router that does otherwise are
+    not those of what it chooses. Which texts they are of is not in the file, so nothing can refuse to judge them on the
+    same.
+
+    Args:
+        model: that it observed.
+        path: the file, `{layer: {name: tensor (E,)}}`; it is read without running code of it.
+
+    Returns:
+        As of `pruning.scores`, of the scores that the file has: ean, man, weighted_ean, reap, soft_count,
+        max_activation_as_published and frequency.
+
+    Raises:
+        Damaged: the file is no such file.
+        NotComparable: its layers or experts are not those of the model.
+
+    Examples:
+        >>> read_observer("ckpt/tiny-mixtral", "observer.pt")  # doctest: +SKIP
+    """
+    opened = load(model)
+    content = read_tables(path)
+    check_tables(opened, content, path)
+    first = next(iter(content.values()))
+    names = [name for name, field in SCORES.items() if field in first]
+    values = {name: {layer: content[layer][SCORES[name]] for layer in content} for name in names}
+    counts = {layer: table[COUNTS] for layer, table in content.items()}
+    values["frequency"] = {layer: counts[layer] / float(content[layer][TOTAL]) for layer in content}
+    never = {layer: np.where(count > 0, 1.0, np.nan) for layer, count in counts.items()}
+    for name in ("man", "reap", "max_activation_as_published"):
+        values |= {name: {layer: of * never[layer] for layer, of in values[name].items()}} if name in values else {}
+    about = provenance("scores", opened, scores=list(values), observer=Path(path).name)
+    return scores_result(opened, sorted(content), list(values), values, counts, about)
+
+
+def read_tables(path: str | Path) -> dict[int, dict[str, np.ndarray]]:
+    """The file's tables by layer, float64."""
+    try:
+        content = torch.load(Path(path), map_location="cpu", weights_only=True)
+        tables = {
+            int(layer): {
+                str(name): torch.as_tensor(value).double().numpy()
+                for name, value in table.items()
+                if isinstance(value, torch.Tensor | int | float)
+            }
+            for layer, table in content.items()
+        }
+    except (OSError, RuntimeError, pickle.UnpicklingError, EOFError, ValueError, TypeError, AttributeError) as error:
+        raise Damaged(f"{path} is not a file of REAP's observer: {str(error).splitlines()[0]}") from None
+    lacks = [name for table in tables.values() for name in (COUNTS, TOTAL) if name not in table]
+    if lacks or not tables:
+        raise Damaged(f"{path} is not a file of REAP's observer: it has no {lacks[0] if lacks else 'layers'}.")
+    return tables
+
+
+def check_tables(model: MoEModel, content: Mapping[int, Mapping[str, np.ndarray]], path: str | Path) -> None:
+    """Refuse tables of another model."""
+    for layer, table in content.items():
+        experts = model.layer(layer).num_experts if layer in model.moe_layers else 0
+        fields = [COUNTS, *(field for field in SCORES.values() if field in table)]
+        other = next((field for field in fields if table[field].shape != (experts,)), None)
+        if other is not None:
+            there = f"{experts} experts" if experts else "no MoE layer of that number"
+            raise NotComparable(
+                f"{path} has {other} of shape {table[other].shape} in layer {layer}, and {model.name} has {there}; "
+                "pass the model that was observed."
+            )
+
+
+def write_observer(model: Openable, scores: xr.Dataset, path: str | Path) -> Path:
+    """Write scores as REAP's observer saves them, for its pruning code.
+
+    Weights and choices are those that the model applies, so its code prunes by what really runs, whatever the router.
+
+    Args:
+        model: what the scores are of.
+        scores: result of `pruning.scores` with ean, man, weighted_ean, reap, soft_count and
+            max_activation_as_published.
+        path: of the file, which appears when it is complete.
+
+    Raises:
+        NotFitting: a score is not there.
+
+    Examples:
+        >>> write_observer("ckpt/tiny-mixtral", found, "observer.pt")  # doctest: +SKIP
+    """
+    opened = load(model)
+    check_of_model(opened, scores, "scores")
+    lacks = [name for name in SCORES if name not in scores.score.values]
+    if lacks or "chosen" not in scores:
+        raise NotFitting(f"The file needs {', '.join(SCORES)}, of which {', '.join(lacks) or 'counts'} are not there.")
+    content = {int(layer): table_of(opened, scores, int(layer)) for layer in scores.layer.values}
+    with whole_file(as_path(path)) as partial:
+        torch.save(content, partial)
+    return Path(path)
+
+
+def table_of(model: MoEModel, scores: xr.Dataset, layer: int) -> dict[str, Any]:
+    """What the observer records of a layer; the pairs of its code are sums of counts."""
+    of_layer = model.layer(layer)
+    counts = torch.from_numpy(scores.chosen.sel(layer=layer).values[: of_layer.num_experts]).long()
+    table: dict[str, Any] = {
+        TOTAL: counts.sum() // of_layer.top_k,
+        COUNTS: counts,
+        PAIRS: counts[:, None] + counts,
+    }
+    for name, field in SCORES.items():
+        values = torch.from_numpy(scores.value.sel(score=name, layer=layer).values[: of_layer.num_experts].copy())
+        table[field] = values.nan_to_num(nan=0.0)
+    return table
