@@ -11,12 +11,13 @@ import xarray as xr
 from scipy.stats import rankdata
 
 from moe_probe.errors import NotComparable, WrongType
-from moe_probe.results import dataset
+from moe_probe.results import dataset, variable
 from moe_probe.signatures import check_number, checked, value_shown
 from moe_probe.statistics.bootstrap import DRAWS, check_draws, interval
 
 LEAST = 3  # experts that a rank correlation is of
 RANK = "Spearman's rank correlation with the change of the loss"
+TOO_FEW = "fewer than three experts or five documents, or values that are all the same"
 SHARED = "share of the experts with the lowest scores that cost least"
 
 
@@ -43,7 +44,9 @@ def agreement(
         `rank_correlation` (score, layer) and `model_rank_correlation` (score), Spearman's, of the total effects;
         `mean_rank_correlation` (score), the mean over layers; nan with fewer than three experts, or where one side is
         constant. `overlap` (score, layer) and `model_overlap` (score), the share of the `lowest` experts (of a layer,
-        or as many of the whole model) that are among those that cost least; `overlap_chance` (layer). Correlations
+        or as many of the whole model) that are among those that cost least; `overlap_chance` (layer). `importance`
+        (score, layer, expert), the scores turned so that high ones are kept, -inf where no row chose the expert, and
+        `loss_change` (layer, expert), nats, are what was compared. Correlations
         have `_low` and `_high` where the ablation has its sums by unit, nan with fewer than five of them. `attrs` say
         whether both are of the same texts (`same_texts`), and `lowest`.
 
@@ -195,18 +198,23 @@ def intervals(compared: Compared, cost: xr.Dataset, draws: int) -> dict[str, np.
 def _result(
     own: xr.Dataset, scores: xr.Dataset, ablation: xr.Dataset, compared: Compared, found: Mapping[str, np.ndarray]
 ) -> xr.Dataset:
-    coords: dict[str, Any] = {"score": own.score.values, "layer": own.layer.values}
+    coords: dict[str, Any] = {name: own[name].values for name in ("score", "layer", "expert")}
     arrays = {}
     for name, values in found.items():
         dims = ("layer",) if name == "overlap_chance" else ("score", "layer")[: values.ndim]
-        attrs = {"long_name": " ".join(_words(name)), "units": "1"}
-        arrays[name] = xr.DataArray(values, {dim: coords[dim] for dim in dims}, dims, attrs=attrs)
+        arrays[name] = variable(dims, values, " ".join(_words(name)), undefined=TOO_FEW)
+    arrays["importance"] = variable(
+        ("score", "layer", "expert"), compared.importance, "score, high for experts to keep", "that of the score"
+    )
+    arrays["loss_change"] = variable(
+        ("layer", "expert"), compared.cost, "change of the loss without the expert", "nats"
+    )
     texts = scores.attrs.get("texts")
     same = "no texts" if texts is None else "yes" if texts == ablation.attrs["texts"] else "no"
     about = {**ablation.attrs, "analysis": "score_agreement", "same_texts": same}
     about |= {"lowest": [compared.pruned(layer) for layer in range(len(compared.cost))]}
     about["score_texts"] = texts or ""
-    return dataset(arrays, about)
+    return dataset(arrays, about, coords)
 
 
 def _words(name: str) -> Iterator[str]:

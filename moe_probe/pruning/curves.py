@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any, Unpack
 
@@ -44,7 +45,8 @@ def curve(
 
     Args:
         model: what the scores are of.
-        scores: result of `pruning.scores`, of other texts.
+        scores: result of `pruning.scores`, of other texts. A score that lacks a value of an expert that a row chose is
+            left out, with a warning.
         texts: held out: none of the documents that the scores were computed from.
         fractions: of the experts that are masked.
         per: `layer`, the same share of each layer, or `model`, the lowest of the whole model.
@@ -60,7 +62,8 @@ def curve(
 
     Raises:
         NotComparable: the scores are of another model.
-        NotFitting: a document is among those that the scores are of, a score is nan, or too few experts would be left.
+        NotFitting: a document is among those that the scores are of, no score has all values, or too few experts would
+            be left.
 
     Examples:
         >>> from moe_probe import pruning
@@ -75,7 +78,7 @@ def curve(
     check_of_model(opened, scores, "scores")
     corpus = make_corpus(opened, texts, **{name: asked.pop(name) for name in TEXT_OPTIONS})
     check_held_out(scores.calibration.values.tolist() if "calibration" in scores else (), corpus)
-    orders = orders_of(opened, scores, random)
+    orders = orders_of(opened, with_values(scores), random)
     cells = [(name, fraction) for name in orders for fraction in fractions]
     pruned = [lowest(opened, orders[name], fraction, per) for name, fraction in cells]
     if not any(pruned):
@@ -87,6 +90,22 @@ def curve(
     about = provenance("curve", opened, per=per, random=random, bootstrap=bootstrap)
     told["definition"] = f"{MASKED} {told['definition']}"
     return dataset(arrays, {**about, **told})
+
+
+def with_values(scores: xr.Dataset) -> xr.Dataset:
+    """The scores without those that lack a value of an expert, though a row chose it; a warning names them.
+
+    Raises:
+        NotFitting: none is left.
+    """
+    there = np.isfinite(scores.chosen.values) if "chosen" in scores else True
+    unknown = (np.isnan(importance(scores)) & there).any((1, 2))
+    if unknown.all():
+        raise NotFitting(f"No score of {', '.join(scores.score.values)} has a value of every expert; pass others.")
+    if unknown.any():
+        names = ", ".join(scores.score.values[unknown])
+        warnings.warn(f"Nothing is pruned by {names}: some experts have no value.", stacklevel=3)
+    return scores.isel(score=np.flatnonzero(~unknown))
 
 
 def orders_of(model: MoEModel, scores: xr.Dataset, random: int) -> dict[str, dict[int, np.ndarray]]:

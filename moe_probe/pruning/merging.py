@@ -13,7 +13,7 @@ from moe_probe.errors import NotComparable, WrongType
 from moe_probe.model import MoEModel, Openable, load
 from moe_probe.options import EFFECT_OPTIONS, TEXT_OPTIONS, RunOptions, completed
 from moe_probe.pruning.costs import check_held_out, check_of_model, measured_costs
-from moe_probe.pruning.curves import MASKED, RANDOM, masks, orders_of
+from moe_probe.pruning.curves import MASKED, RANDOM, masks, orders_of, with_values
 from moe_probe.pruning.grouping import Average, Groups
 from moe_probe.pruning.selecting import check_values, random_values
 from moe_probe.results import dataset, provenance, variable
@@ -45,7 +45,8 @@ def merging(
         model: what the groups are of.
         groups: one `Groups`, or several by name.
         texts: held out: none of the documents that groups and scores were computed from.
-        scores: result of `pruning.scores`; each of its scores prunes to the same size.
+        scores: result of `pruning.scores`; each of its scores prunes to the same size. A score that lacks a value of an
+            expert that a row chose is left out, with a warning.
         random: random orders of the experts to prune by, drawn from the seeds 0, 1, ...
         bootstrap: resamples of documents for the intervals; 0 for none.
         options: those of `dynamic.run` but `baseline` and `layers`.
@@ -74,6 +75,7 @@ def merging(
     digests = {digest for each in named.values() for digest in each.calibration}
     if scores is not None:
         check_of_model(opened, scores, "scores")
+        scores = with_values(scores)
         digests |= set(scores.calibration.values.tolist() if "calibration" in scores else ())
     corpus = make_corpus(opened, texts, **{name: asked.pop(name) for name in TEXT_OPTIONS})
     check_held_out(digests, corpus)

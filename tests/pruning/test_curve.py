@@ -88,8 +88,8 @@ def test_what_cannot_be_pruned_is_refused(scores):
         with pytest.raises(InputError):
             pruning.curve(FOLDER, scores, EVALUATION, **({"random": 0} | wrong), **QUIET)
     unknown = scores.copy(deep=True)
-    unknown.value[0, 0, 3] = np.nan
-    with pytest.raises(NotFitting, match="Expert 3 of layer 0 has no value"):
+    unknown.value[:, 0, 3] = np.nan
+    with pytest.raises(NotFitting, match="No score of ean, aimer has a value of every expert"):
         pruning.curve(FOLDER, unknown, EVALUATION, **QUIET)
 
 
@@ -106,3 +106,11 @@ def test_halves_share_no_document_and_do_not_depend_on_the_order():
     assert {document.ids for document in turned.documents} == {document.ids for document in one.documents}
     with pytest.raises(NothingToRead, match="one document"):
         pruning.halves(dynamic.make_corpus(model, [[5, 6], [5, 6]]))
+
+
+def test_a_score_without_all_values_is_left_out_with_a_warning(scores):
+    unknown = scores.copy(deep=True)
+    unknown.value[0, 0, 3] = np.nan
+    with pytest.warns(UserWarning, match="Nothing is pruned by ean"):
+        ds = pruning.curve(FOLDER, unknown, EVALUATION, [0.25], random=0, **QUIET)
+    assert ds.order.values.tolist() == ["aimer"]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Any
 
-import numpy as np
 import typer
 
 from moe_probe.cli.common import Ckpt, Out, Texts, console, write
@@ -13,8 +12,6 @@ from moe_probe.errors import InputError, NotFitting, NothingToRead
 from moe_probe.options import SCORE_OPTIONS, TEXT_OPTIONS
 
 if TYPE_CHECKING:
-    import xarray as xr
-
     from moe_probe.texts.corpus import Corpus
 
 OF_SCORE = tuple(name for name in SCORE_OPTIONS if name != "checkpoint_dir")
@@ -68,7 +65,7 @@ def command(
     agreement = pruning.agreement(found, ablation, bootstrap=bootstrap)
     how: Any = {"per": per, "random": random, "bootstrap": bootstrap}
     of_curve = {name: value for name, value in asked.items() if name != "layers"}
-    curve = pruning.curve(model, known(found), held_out, shares, **how, **of_curve)
+    curve = pruning.curve(model, found, held_out, shares, **how, **of_curve)
     write([found, ablation, agreement, curve], out)
     console.print(worth_table(agreement, curve))
 
@@ -94,17 +91,6 @@ def two_corpora(
     held_out = dynamic.make_corpus(model, evaluate, **reading)
     check_held_out(corpus.digests, held_out)
     return corpus, held_out
-
-
-def known(scores: xr.Dataset) -> xr.Dataset:
-    """The scores without those that some expert has no value of, though it is chosen; they are said."""
-    from moe_probe.pruning.agreeing import importance
-
-    there = np.isfinite(scores.chosen.values) if "chosen" in scores else True
-    unknown = (np.isnan(importance(scores)) & there).any((1, 2))
-    if unknown.any():
-        console.print(f"No curve of {', '.join(scores.score.values[unknown])}: some experts have no value.")
-    return scores.isel(score=np.flatnonzero(~unknown))
 
 
 def parse_shares(text: str) -> list[float]:
