@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import moe_probe
-from moe_probe import comparisons, dynamic, errors, plotting, static
+from moe_probe import comparisons, dynamic, errors, plotting, pruning, static
 from moe_probe.checkpoint.encodings import ENCODINGS
 from moe_probe.checkpoint.encodings._matrix import PackedMatrix
 from moe_probe.checkpoint.store import FORMATS
@@ -42,7 +42,7 @@ def pages() -> Mapping[str, str]:
         | dict(_error_pages())
         | dict(_format_pages())
         | dict(_family_pages())
-        | {"gallery.md": _gallery(), "claims.md": _claims()}
+        | {"gallery.md": _gallery(), "claims.md": _claims(), "pruning.md": _scores()}
     )
 
 
@@ -92,6 +92,16 @@ def _gallery() -> str:
         told = (inspect.getdoc(plotting.PLOTS[name].plot) or "").split("\n\n")[0].replace("\n", " ")
         parts += [f"## {name.replace('_', ' ').capitalize()}", told, f"![{name}](figures/gallery/{name}.png)"]
     return "\n\n".join(parts) + "\n"
+
+
+def _scores() -> str:
+    """The page of expert scores, with a table of those that there are."""
+    rows = ["| score | value | goes first | source |", "|---|---|---|---|"]
+    for name, score in sorted(pruning.names().items()):
+        first = "smallest" if score.keep_high else "largest"
+        formula = score.formula.replace("|", "&#124;")
+        rows.append(f"| `{name}` | {formula} | {first} | {score.source} |")
+    return (DOCS / "pruning.md").read_text(encoding="utf-8").replace("<!-- scores -->", "\n".join(rows))
 
 
 def _claims() -> str:

@@ -116,5 +116,5 @@ def figures(ds: xr.Dataset) -> Iterator[tuple[str, Figure]]:
         axes.set(xlim=(-0.05, 1.05), ylim=(-0.05, 1.05), xticks=[0, 1], yticks=[0, 1])
 
     scores = [str(name) for name in best_first(ds).score.values]
-    grid = Grid(4, 0.8, "rank of the score within its layer", "rank of the loss without the expert", note=NOTE)
+    grid = Grid(4, 0.75, "rank of the score within its layer", "rank of the loss without the expert", note=NOTE)
     yield from grid.pages("score_scatter", [f"{name} {correlation(ds, name)}" for name in scores], scores, draw)
