@@ -85,7 +85,7 @@ def explore(
         vocabulary: whether to compute what each expert writes into the vocabulary: its mean weighted output through the
             model's last norm and head. A trace has neither.
         digits: significant digits of logits and weights, 1 to 6.
-        runners_up: experts listed for each token beside the chosen ones; by default 2, and all in layers of up to 16.
+        runners_up: experts listed for each token beside the chosen ones; by default 1, and all in layers of up to 16.
         max_bytes: size limit of the page; numbers are rounded to fit.
         options: those of `dynamic.run`, without `baseline`.
 

@@ -73,9 +73,9 @@ def size(packed: PackedLayer) -> int:
 def pack_layer(layer: RecordedLayer, digits: int) -> PackedLayer:
     """One layer, rounded to so many digits.
 
-    Weights are codes of `significant` numbers, each but the first less that of the rank before. Logits are multiples of
-    a step, each but the first less its prediction: what the weights say (`predicted`; exact but for rounding where
-    weights are a softmax), or the logit of the rank before, whichever takes less.
+    Weights are codes of `significant` numbers, each but the first as what it lacks to that of the rank before. Logits
+    are multiples of a step, each but the first less its prediction: what the weights say (`predicted`; exact but for
+    rounding where weights are a softmax), or the logit of the rank before, whichever takes less; `folded`.
     """
     codes, exponent = significant(layer.weight, digits)
     step = step_of(layer.logits, digits)
@@ -87,8 +87,8 @@ def pack_layer(layer: RecordedLayer, digits: int) -> PackedLayer:
         {"exponent": exponent, "step": step, "predicted": by_weights},
         {
             "index": encode(layer.index.T),
-            "weight": encode(np.diff(codes, axis=1, prepend=0).T),
-            "logits": encode((ahead if by_weights else before).T),
+            "weight": encode(np.concatenate([codes[:, :1], -np.diff(codes, axis=1)], axis=1).T),
+            "logits": encode(folded(ahead if by_weights else before).T),
         },
     )
 
@@ -144,13 +144,24 @@ def predicted_logits(values: np.ndarray, weight: np.ndarray, step: float) -> np.
     return expected
 
 
+def folded(values: np.ndarray) -> np.ndarray:
+    """0, -1, 1, -2, 2, ... as 0, 1, 2, 3, 4, ..., so that high bytes of small numbers are 0."""
+    return np.where(values < 0, -2 * values - 1, 2 * values)
+
+
 def encode(values: np.ndarray) -> Encoded:
     """The smallest dtype that holds the integers, and the array's text, row-major."""
     least, most = int(values.min(initial=0)), int(values.max(initial=0))
     dtype = next(d for d in INTEGERS if np.iinfo(d).min <= least and most <= np.iinfo(d).max)
     flat = np.ascontiguousarray(values, dtype=np.dtype(dtype).newbyteorder("<")).reshape(-1)
     planes = flat.view(np.uint8).reshape(len(flat), flat.itemsize).T
-    return Encoded(np.dtype(dtype).name, base85(zlib.compress(planes.tobytes(), 9)))
+    return Encoded(np.dtype(dtype).name, base85(deflated(planes.tobytes())))
+
+
+def deflated(content: bytes) -> bytes:
+    """Noise, for the greater part: Huffman codes rather than repetitions."""
+    deflate = zlib.compressobj(9, zlib.DEFLATED, zlib.MAX_WBITS, 9, zlib.Z_FILTERED)
+    return deflate.compress(content) + deflate.flush()
 
 
 def base85(content: bytes) -> str:

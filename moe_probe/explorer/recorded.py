@@ -16,7 +16,7 @@ from moe_probe.routing import LayerBatch, Need, Source
 from moe_probe.statistics.states import TokenTable
 
 FEW = 16  # experts of a layer that are all listed by default
-RUNNERS_UP = 2  # experts that are listed beside the chosen ones where there are more
+RUNNERS_UP = 1  # experts that are listed beside the chosen ones where there are more
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Routing(Analysis):
     """Experts that every token lists, their logits and weights, by layer.
 
     Args:
-        runners_up: experts listed beside the chosen ones; None for all of a layer with up to 16 experts, and 2 elsewhere.
+        runners_up: experts listed beside the chosen ones; None for all of a layer with up to 16 experts, and 1 elsewhere.
     """
 
     runners_up: int | None = None

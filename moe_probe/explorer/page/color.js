@@ -5,7 +5,8 @@ const DIVERGING = { // log2 of a ratio from -3 to 3
   light: ["#3b1a6e", "#6a51a3", "#b6b0d8", "#f7f7f7", "#fdc98a", "#e08214", "#7f3b08"],
   dark: ["#b9a7ff", "#8a75d6", "#4a4180", "#23262c", "#7a4a12", "#d9822b", "#ffcf8f"],
 };
-const SCALE = { light: ["#f4f7fb", "#a9cbe8", "#2f7fc1"], dark: ["#1d2128", "#22507c", "#3d8fd6"] };
+const SCALE = { light: ["#f4f7fb", "#b4d2ec", "#5fa4dc"], dark: ["#1d2128", "#1f4468", "#2b6aa8"] };
+const DEAD = "#009E73"; // of experts that are never chosen
 const KINDS = { constant: 22, copy: 14, zero: 30 }; // percent of grey
 const darkness = matchMedia("(prefers-color-scheme: dark)");
 const theme = () => (darkness.matches ? "dark" : "light");
@@ -32,7 +33,7 @@ function tint(expert, own, layer_, part = 1) {
   if (hue === null) return "transparent";
   return `color-mix(in oklab, ${hue} calc(${Math.round(100 * (0.35 + 0.65 * part)) / 100} * var(--tint)), var(--paper))`;
 }
-const markOf = (expert) => hueOf(expert) ?? "transparent";
+const markOf = (expert) => hueOf(expert) ?? "var(--line)";
 
 function tokenColor(number, token) {
   const own = views[number], data = own.data, { k } = data;

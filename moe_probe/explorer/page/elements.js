@@ -13,7 +13,7 @@ function make(tag, attributes = {}, ...children) {
 
 const written = (text) => (text === "" ? "∅" : text.replaceAll("\n", "↵").replaceAll("\t", "⇥"));
 const quoted = (text) => make("code", { text: written(text).replaceAll(" ", "␣") });
-const percent = (share) => `${(100 * share).toPrecision(3)} %`;
+const percent = (share) => (share === 0 ? "0 %" : `${(100 * share).toPrecision(3)} %`);
 const times = (value) => `${value >= 100 ? Math.round(value) : value.toPrecision(2)}×`;
 
 // an expert that a click, or Enter, picks; with Shift or Ctrl it joins those that are picked already
@@ -22,7 +22,7 @@ function expertButton(expert, at = view().at, name = String(expert)) {
   const picked = at === view().at && view().experts.includes(expert);
   return make("button", {
     type: "button", class: "pick", text: name, title: `expert ${expert} of layer ${model().layers[at].index}`,
-    "aria-pressed": String(picked), style: { "--mark": at === view().at ? markOf(expert) : "transparent" },
+    "aria-pressed": String(picked), style: { "--mark": at === view().at ? markOf(expert) : "var(--line)" },
     onclick: (event) => pick(expert, { at, more: event.shiftKey || event.ctrlKey || event.metaKey }),
   });
 }

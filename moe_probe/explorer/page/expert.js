@@ -23,9 +23,10 @@ function expertPage(expert) {
   const head = make("div", { class: "head" }, make("h2", { id: "expert-title", text: title }),
     tool("all experts", "Back to all experts of the layer (Esc)", () => pick(null)));
   const sentence = make("p", {
-    id: "expert-load", text: `${percent(load)} of the choices, ${times(even)} an even share.` });
-  return [head, sentence, firesOn(at, data, expert), ...firesWith(at, data, expert), laterPlace("words"),
-    laterPlace("near"), ...byLabel(at, expert)];
+    id: "expert-load", text: load > 0 ? `${percent(load)} of the choices, ${times(even)} an even share.`
+      : "No token of these texts chooses it." });
+  const seen = load > 0 ? [firesOn(at, data, expert), ...firesWith(at, data, expert)] : [];
+  return [head, sentence, ...seen, laterPlace("words"), laterPlace("near"), ...(load > 0 ? byLabel(at, expert) : [])];
 }
 
 const laterPlace = (name) => make("div", { id: `expert-${name}` });

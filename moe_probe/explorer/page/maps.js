@@ -1,6 +1,6 @@
 const FEW_EXPERTS = 16; // up to so many, layers lie along x
 const AROUND = 160; // tokens that the overview shows at a time
-const LEFT = 30, BELOW = 18; // pixels for the numbers of rows and columns
+const LEFT = 30, TOP = 5, BELOW = 18; // pixels around the cells, for the numbers of rows and columns
 const BIGGEST = 22, TALLEST = 260; // pixels: of a cell, of a map
 
 // a picture of cells to point at, to click, and to walk over with the arrow keys
@@ -36,7 +36,7 @@ class CellMap {
 
   draw() {
     const { width, height } = this.size, scale = devicePixelRatio || 1;
-    const [wide, high] = [LEFT + width * this.columns + 2, height * this.rows + BELOW];
+    const [wide, high] = [LEFT + width * this.columns + 2, TOP + height * this.rows + BELOW];
     Object.assign(this.canvas, { width: Math.round(wide * scale), height: Math.round(high * scale) });
     Object.assign(this.canvas.style, { width: `${wide}px`, height: `${high}px` });
     const pen = this.canvas.getContext("2d");
@@ -44,13 +44,13 @@ class CellMap {
     for (let row = 0; row < this.rows; row++) {
       for (let column = 0; column < this.columns; column++) {
         pen.fillStyle = this.color(column, row);
-        pen.fillRect(LEFT + column * width, row * height, width + 0.3, height + 0.3);
+        pen.fillRect(LEFT + column * width, TOP + row * height, width + 0.3, height + 0.3);
       }
     }
     this.drawNumbers(pen);
     const style = getComputedStyle(document.body);
     for (const { column, row, wide: over = 1, thin = false } of [...this.marks(), ...(this.cursor ? [{ ...this.cursor, thin: true }] : [])]) {
-      const box = [LEFT + column * width - 1, row * height - 1, width * over + 2, height + 2];
+      const box = [LEFT + column * width - 1, TOP + row * height - 1, width * over + 2, height + 2];
       pen.strokeStyle = style.getPropertyValue("--paper");
       pen.lineWidth = thin ? 3 : 4;
       pen.strokeRect(...box);
@@ -72,17 +72,17 @@ class CellMap {
   numbers() {
     const { width, height } = this.size, places = [];
     for (const row of roundPlaces(this.rows, height, 13)) {
-      places.push({ x: LEFT - 4, y: (row + 0.5) * height + 4, text: this.rowName(row), anchor: "end" });
+      places.push({ x: LEFT - 4, y: TOP + (row + 0.5) * height + 4, text: this.rowName(row), anchor: "end" });
     }
     for (const column of roundPlaces(this.columns, width, 26)) {
-      places.push({ x: LEFT + (column + 0.5) * width, y: this.rows * height + 14, text: this.columnName(column), anchor: "middle" });
+      places.push({ x: LEFT + (column + 0.5) * width, y: TOP + this.rows * height + 14, text: this.columnName(column), anchor: "middle" });
     }
     return places;
   }
 
   cellAt(event) {
     const box = this.canvas.getBoundingClientRect(), { width, height } = this.size;
-    const column = Math.floor((event.clientX - box.left - LEFT) / width), row = Math.floor((event.clientY - box.top) / height);
+    const column = Math.floor((event.clientX - box.left - LEFT) / width), row = Math.floor((event.clientY - box.top - TOP) / height);
     return column >= 0 && column < this.columns && row >= 0 && row < this.rows ? { column, row } : null;
   }
 
@@ -119,7 +119,7 @@ class CellMap {
     const { width, height } = this.size, parts = [], ink = getComputedStyle(document.body).color;
     for (let row = 0; row < this.rows; row++) {
       for (let column = 0; column < this.columns; column++) {
-        const [x, y] = [LEFT + column * width, row * height].map((each) => each.toFixed(2));
+        const [x, y] = [LEFT + column * width, TOP + row * height].map((each) => each.toFixed(2));
         parts.push(`<rect x="${x}" y="${y}" width="${(width + 0.1).toFixed(2)}" height="${(height + 0.1).toFixed(2)}" ` +
           `fill="${this.color(column, row)}"/>`);
       }
@@ -127,7 +127,7 @@ class CellMap {
     for (const { x, y, text, anchor } of this.numbers()) {
       parts.push(`<text x="${x}" y="${y}" fill="${ink}" text-anchor="${anchor}">${escaped(text)}</text>`);
     }
-    return svgDocument(Math.ceil(LEFT + width * this.columns + 2), Math.ceil(height * this.rows + BELOW), parts);
+    return svgDocument(Math.ceil(LEFT + width * this.columns + 2), Math.ceil(TOP + height * this.rows + BELOW), parts);
   }
 }
 
@@ -163,7 +163,7 @@ class LoadMap extends CellMap {
   color(column, row) {
     const { at, expert } = this.cell(column, row), ratio = this.ratio(at, expert);
     if (Number.isNaN(ratio)) return getComputedStyle(document.body).getPropertyValue("--paper");
-    return ratio === 0 ? DEAD[theme()] : ratioColor(ratio);
+    return ratio === 0 ? DEAD : ratioColor(ratio);
   }
   text(column, row) {
     const { at, expert } = this.cell(column, row), ratio = this.ratio(at, expert);
@@ -185,7 +185,6 @@ class LoadMap extends CellMap {
   }
   marks() { return view().experts.map((expert) => this.place(view().at, expert)); }
 }
-const DEAD = { light: "#4d4d4d", dark: "#000000" };
 
 class TokenMap extends CellMap {
   constructor() {

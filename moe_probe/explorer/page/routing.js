@@ -10,6 +10,7 @@ function significantValue(code, exponent) {
   return Math.sign(code) * (power < 0 ? mantissa / 10 ** -power : mantissa * 10 ** power);
 }
 
+const unfolded = (value) => (value % 2 ? -(value + 1) / 2 : value / 2);
 const decimals = (step) => Math.max(0, Math.round(-Math.log10(step)));
 
 class LayerData {
@@ -22,7 +23,8 @@ class LayerData {
   addUp() {
     const { rows, k, layer } = this;
     const weight = Int32Array.from(this.weight), logits = Int32Array.from(this.logits);
-    for (let at = rows; at < weight.length; at++) weight[at] += weight[at - rows];
+    for (let at = rows; at < weight.length; at++) weight[at] = weight[at - rows] - weight[at];
+    for (let at = 0; at < logits.length; at++) logits[at] = unfolded(logits[at]);
     this.weight = weight;
     for (let rank = 1; rank < layer.listed; rank++) {
       for (let row = 0; row < rows; row++) {
