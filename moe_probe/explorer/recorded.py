@@ -65,9 +65,11 @@ class Routing(Analysis):
         others = batch.selection.scatter(1, chosen, -torch.inf)
         score, best = others.topk(self.listed(batch.layer) - chosen.shape[1], dim=1)
         index = torch.cat([chosen, best], dim=1)
+        logits = batch.router_logits.gather(1, index)
         excluded = torch.cat([torch.zeros_like(chosen, dtype=torch.bool), score.isneginf()], dim=1)
+        excluded |= logits.isneginf()  # of experts that an intervention masks
         self.index.add(batch, index.masked_fill(excluded, batch.layer.num_experts))
-        self.logits.add(batch, batch.router_logits.gather(1, index).masked_fill(excluded, 0))
+        self.logits.add(batch, logits.masked_fill(excluded, 0))
         self.weight.add(batch, weight)
 
     def listed(self, layer: Layer) -> int:

@@ -1,4 +1,4 @@
-const TOP = 15; // tokens that an expert's page lists
+const MOST_TOKENS = 15; // tokens that an expert's page lists
 const PARTNERS = 8;
 const CONTEXT = 8; // tokens before and after one
 const WIDE = 26; // characters of them that are shown
@@ -39,8 +39,8 @@ function firesOn(at, data, expert) {
     onclick: () => change((_, own) => { own.by = how; }),
   });
   const rows = byLift
-    ? topTokens(model(), at, data, expert, TOP).map(({ type, ...found }) => ({ ...found, ...best.get(type) }))
-    : [...best.values()].sort((a, b) => b.weight - a.weight || a.token - b.token).slice(0, TOP);
+    ? topTokens(model(), at, data, expert, MOST_TOKENS).map(({ type, ...found }) => ({ ...found, ...best.get(type) }))
+    : [...best.values()].sort((a, b) => b.weight - a.weight || a.token - b.token).slice(0, MOST_TOKENS);
   const cells = rows.map(({ type, token, row, rank, hits, rows: of, lift: ratio }) => {
     const number = byLift ? [times(ratio), `${hits} of ${of}`] : [data.weightText(row, rank)];
     return [quoted(model().strings[type]), ...number, contextOf(token)];
