@@ -14,13 +14,13 @@ from moe_probe.comparisons.side_by_side import Opened, Sources, observe_each, op
 from moe_probe.dynamic.analysis import Analysis
 from moe_probe.dynamic.sources import opened_source
 from moe_probe.errors import NoSuchName, NotComparable, NotFitting, OutOfRange, WrongType
-from moe_probe.explorer.packing import DIGITS, MOST_DIGITS, pack
+from moe_probe.explorer.packing import MOST_DIGITS, pack
 from moe_probe.explorer.page import Subject, page_html
 from moe_probe.explorer.recorded import Routing
 from moe_probe.explorer.written import Words, Written
 from moe_probe.files import whole_file
 from moe_probe.model import MoEModel, Openable
-from moe_probe.options import EXPLORE_OPTIONS, PAGE_BYTES, TEXT_OPTIONS, RunOptions, completed
+from moe_probe.options import DIGITS, EXPLORE_OPTIONS, PAGE_BYTES, TEXT_OPTIONS, RunOptions, completed
 from moe_probe.routing import Source
 from moe_probe.signatures import check_number, value_shown
 from moe_probe.texts.reading import Texts
@@ -51,7 +51,7 @@ class Explorer:
         return Path(path)
 
     def __repr__(self) -> str:
-        return f"Explorer({self.name!r}, {len(self.html) / 1e6:.1f} MB)"
+        return f"Explorer({self.name!r}, {len(self.html.encode()) / 1e6:.1f} MB)"
 
     def _repr_html_(self) -> str:
         escaped = html.escape(self.html, quote=True)

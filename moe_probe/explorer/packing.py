@@ -12,8 +12,8 @@ from rich.filesize import decimal
 
 from moe_probe.errors import NotFitting
 from moe_probe.explorer.recorded import RecordedLayer
+from moe_probe.options import DIGITS
 
-DIGITS = 3
 MOST_DIGITS = 6  # that float32 holds
 # 85 characters that stand for themselves in a script element, and in an attribute's text
 ALPHABET = (

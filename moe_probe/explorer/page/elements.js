@@ -12,7 +12,7 @@ function make(tag, attributes = {}, ...children) {
 }
 
 const written = (text) => (text === "" ? "∅" : text.replaceAll("\n", "↵").replaceAll("\t", "⇥"));
-const quoted = (text) => make("code", { text: written(text).replaceAll(" ", "␣") });
+const quoted = (text) => make("code", { text: written(text).replaceAll(" ", "␣"), title: written(text) });
 const percent = (share) => (share === 0 ? "0 %" : `${(100 * share).toPrecision(3)} %`);
 const times = (value) => `${value >= 100 ? Math.round(value) : value.toPrecision(2)}×`;
 

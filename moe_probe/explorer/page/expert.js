@@ -8,7 +8,7 @@ function contextOf(token) {
   const join = (start, end) => {
     const around = [];
     for (let at = Math.max(from, start); at < Math.min(to, end); at++) around.push(own.string(at));
-    return written(around.join(""));
+    return around.length ? written(around.join("")) : "";
   };
   return make("span", { class: "context" },
     make("span", { class: "before", text: join(token - CONTEXT, token).slice(-WIDE) }),

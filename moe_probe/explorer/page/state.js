@@ -26,6 +26,7 @@ async function show() {
     each.experts = each.experts.filter((expert) => expert < count);
   });
   showControls();
+  showPanels();
   repaint();
   showToken();
   showAbout();
@@ -54,8 +55,7 @@ function pick(expert, { at = view().at, more = false } = {}) {
 
 function hold(token, { held = true, scroll = false } = {}) {
   return change((_, own) => {
-    own.token = token;
-    own.held = held;
+    for (const each of linked ? views : [own]) Object.assign(each, { token, held });
     if (scroll) revealToken(state.model, token);
   });
 }

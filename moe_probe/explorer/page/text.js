@@ -16,6 +16,12 @@ function panelOf(own) {
   return panel;
 }
 
+function showPanels() {
+  document.querySelectorAll(".panel").forEach((panel, number) => {
+    panel.classList.toggle("active", models.length > 1 && number === state.model);
+  });
+}
+
 // an element for every document, with as many chunks as it takes; tokens come into them later
 
 function layOut(own, panel) {
@@ -99,7 +105,7 @@ const tokenAt = (event) => {
 function hover(number, event) {
   const token = tokenAt(event);
   if (token === null || views[number].held || number !== state.model) return;
-  view().token = token;
+  for (const each of linked ? views : [view()]) if (!each.held) each.token = token;
   showToken();
 }
 
