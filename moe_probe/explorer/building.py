@@ -110,6 +110,7 @@ def explore(
     opened = _opened(source)
     if all(isinstance(each, Trace) for each in opened.values()):
         _refuse_for_trace({"texts": texts, **{name: asked[name] for name in ("layers", *TEXT_OPTIONS)}})
+        _refuse_for_trace({"vocabulary": vocabulary or None})
     if isinstance(similar, xr.Dataset) and len(opened) > 1:
         raise NotFitting("similar is a result of one model, and the page shows two; pass the name of a measure, or None.")
     analyses = [Routing(runners_up), *([Written()] if vocabulary else [])]

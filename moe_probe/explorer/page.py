@@ -138,10 +138,11 @@ def packed_arrays(packed: Mapping[int, PackedLayer], index: int) -> Mapping[str,
 def layer_facts(recorded: RecordedLayer, packed: PackedLayer | None) -> dict[str, Any]:
     """What a layer is made of, and how its numbers are to be read; kinds are left out where all experts are FFNs."""
     layer = recorded.layer
-    facts: dict[str, Any] = {name: getattr(layer, name) for name in ("index", "num_experts", "top_k", "subtokens")}
+    facts: dict[str, Any] = {name: getattr(layer, name) for name in ("index", "num_experts", "subtokens")}
     if set(layer.expert_kinds) != {"ffn"}:
         facts["kinds"] = list(layer.expert_kinds)
-    return facts | {"listed": recorded.index.shape[1]} | dict(packed.facts if packed is not None else {})
+    facts |= {"top_k": recorded.weight.shape[1], "listed": recorded.index.shape[1]}
+    return facts | dict(packed.facts if packed is not None else {})
 
 
 def choices_by_label(source: Source, recorded: RecordedLayer, labels: Sequence[str]) -> np.ndarray:
@@ -150,7 +151,7 @@ def choices_by_label(source: Source, recorded: RecordedLayer, labels: Sequence[s
     lengths = [len(document.ids) * layer.subtokens for document in documents]
     label = np.repeat([labels.index(document.label) for document in documents], lengths)
     places = label[:, None] * layer.num_experts + recorded.chosen
-    counts = np.bincount(places.ravel(), minlength=len(labels) * layer.num_experts)
+    counts = np.bincount(places[recorded.chosen < layer.num_experts], minlength=len(labels) * layer.num_experts)
     return counts.reshape(len(labels), layer.num_experts)
 
 

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 import xarray as xr
 
+from moe_probe.dynamic.analyses.record import padded
 from moe_probe.dynamic.analysis import Analysis
 from moe_probe.families import Layer
 from moe_probe.routing import LayerBatch, Need, Source
-from moe_probe.statistics.states import TokenTable
+from moe_probe.statistics.states import Rows, TokenTable
 
 FEW = 16  # experts of a layer that are all listed by default
 RUNNERS_UP = 1  # experts that are listed beside the chosen ones where there are more
@@ -26,7 +26,7 @@ class RecordedLayer:
     Attributes:
         layer: what it is made of.
         index: listed experts, (rows, listed), int16: the chosen ones, the largest selection score first, then the
-            runners-up; `layer.num_experts` where the router excludes all others.
+            runners-up; `layer.num_experts` in places without an expert.
         logits: their router logits, (rows, listed), float32; 0 where `index` names no expert.
         weight: applied weights of the chosen ones, (rows, k), float32.
     """
@@ -38,8 +38,8 @@ class RecordedLayer:
 
     @property
     def chosen(self) -> np.ndarray:
-        """The chosen experts, (rows, k)."""
-        return self.index[:, : self.layer.top_k]
+        """The chosen experts, (rows, k), k the most that a row chooses."""
+        return self.index[:, : self.weight.shape[1]]
 
 
 @dataclass
@@ -59,18 +59,22 @@ class Routing(Analysis):
     index = TokenTable("rank", subtokens=True, dtype=np.int16)
     logits = TokenTable("rank", subtokens=True, dtype=np.float32)
     weight = TokenTable("rank", subtokens=True, dtype=np.float32)
+    next_index = TokenTable("rank", subtokens=True, dtype=np.int16)
+    next_logits = TokenTable("rank", subtokens=True, dtype=np.float32)
 
     def update(self, batch: LayerBatch) -> None:
-        chosen, weight = batch.ranked()
-        others = batch.selection.scatter(1, chosen, -torch.inf)
-        score, best = others.topk(self.listed(batch.layer) - chosen.shape[1], dim=1)
-        index = torch.cat([chosen, best], dim=1)
-        logits = batch.router_logits.gather(1, index)
-        excluded = torch.cat([torch.zeros_like(chosen, dtype=torch.bool), score.isneginf()], dim=1)
-        excluded |= logits.isneginf()  # of experts that an intervention masks
-        self.index.add(batch, index.masked_fill(excluded, batch.layer.num_experts))
-        self.logits.add(batch, logits.masked_fill(excluded, 0))
+        layer, (chosen, weight) = batch.layer, batch.ranked()
+        repeated = chosen == chosen[:, :1]  # in places that a token with fewer choices leaves (`intervene.TopK`)
+        repeated[:, 0] = False
+        self.index.add(batch, chosen.masked_fill(repeated, layer.num_experts))
+        self.logits.add(batch, batch.router_logits.gather(1, chosen).masked_fill(repeated, 0))
         self.weight.add(batch, weight)
+        others = batch.selection.scatter(1, chosen, -torch.inf)
+        score, best = others.topk(self.listed(layer) - layer.top_k, dim=1)
+        logits = batch.router_logits.gather(1, best)
+        excluded = score.isneginf() | logits.isneginf()  # by the router, or by an intervention that masks
+        self.next_index.add(batch, best.masked_fill(excluded, layer.num_experts))
+        self.next_logits.add(batch, logits.masked_fill(excluded, 0))
 
     def listed(self, layer: Layer) -> int:
         """How many experts of each row are listed."""
@@ -78,19 +82,33 @@ class Routing(Analysis):
         return min(layer.num_experts, layer.top_k + (by_default if self.runners_up is None else self.runners_up))
 
     def variables(self, source: Source) -> Mapping[str, xr.DataArray]:
-        return {name: self.state_of(name).array for name in ("index", "logits", "weight")}
+        return {name: self.state_of(name).array for name in self.declared() if name != "score_kinds"}
 
     def layers(self, source: Source) -> dict[int, RecordedLayer]:
         """The layers that it has seen, tokens in the order of the texts."""
         recorded = {}
         for index in self.index.layers:
-            tables = {name: self.state_of(name)[index].ordered() for name in ("index", "logits", "weight")}
-            order = in_order_of_texts(source, tables["index"][0].document)
-            rows: dict[str, Any] = {
-                name: values[order].reshape(-1, values.shape[-1]) for name, (_, values) in tables.items()
-            }
-            recorded[index] = RecordedLayer(source.layers[index], **rows)
+            layer = source.layers[index]
+            chosen, logits, weight, best, next_logits = (
+                self._rows(source, name, index, fill)
+                for name, fill in (
+                    ("index", layer.num_experts),
+                    ("logits", 0),
+                    ("weight", 0),
+                    ("next_index", layer.num_experts),
+                    ("next_logits", 0),
+                )
+            )
+            listed, all_logits = np.hstack([chosen, best]), np.hstack([logits, next_logits])
+            recorded[index] = RecordedLayer(layer, listed, all_logits, weight)
         return recorded
+
+    def _rows(self, source: Source, name: str, layer: int, fill: float) -> np.ndarray:
+        """A table's rows (rows, ranks) of a layer, batches with fewer ranks than others filled up."""
+        parts = self.state_of(name)[layer].parts
+        most = max(values.shape[-1] for _, values in parts)
+        tokens, values = Rows([(tokens, padded(values, -1, most, fill)) for tokens, values in parts]).ordered()
+        return values[in_order_of_texts(source, tokens.document)].reshape(-1, most)
 
 
 def in_order_of_texts(source: Source, document: np.ndarray) -> np.ndarray:

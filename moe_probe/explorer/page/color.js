@@ -31,7 +31,7 @@ function tint(expert, own, layer_, part = 1) {
   if (kind in KINDS && !own.experts.includes(expert)) return `color-mix(in oklab, var(--ink) ${KINDS[kind]}%, var(--paper))`;
   const hue = hueOf(expert, own, layer_);
   if (hue === null) return "transparent";
-  return `color-mix(in oklab, ${hue} calc(${Math.round(100 * (0.35 + 0.65 * part)) / 100} * var(--tint)), var(--paper))`;
+  return `color-mix(in oklab, ${hue} calc(${Math.round(100 * (0.55 + 0.45 * part)) / 100} * var(--tint)), var(--paper))`;
 }
 const markOf = (expert) => hueOf(expert) ?? "var(--line)";
 

@@ -77,7 +77,7 @@ function textRows(number) {
     ...Array.from({ length: data.k }, (_, rank) => [`expert ${rank + 1}`, `weight ${rank + 1}`]).flat()]);
   eachRow(own, (row, token) => {
     const { number: document_, label } = own.documentOf[token];
-    const experts = Array.from({ length: data.k }, (_, rank) => [data.expert(row, rank), data.weightText(row, rank)]);
+    const experts = Array.from({ length: data.k }, (_, rank) => data.expert(row, rank) < data.layer.num_experts ? [data.expert(row, rank), data.weightText(row, rank)] : ["", ""]);
     rows.push([document_, label, token, own.string(token), row - token * own.parts, ...experts.flat()]);
   });
   return rows;

@@ -45,6 +45,12 @@ class LayerData {
   logitText(row, rank) {
     return (this.logits[rank * this.rows + row] * this.layer.step).toFixed(decimals(this.layer.step));
   }
+  eachChoice(row, react) { // places without an expert are left out
+    for (let rank = 0; rank < this.k; rank++) {
+      const expert = this.expert(row, rank);
+      if (expert < this.layer.num_experts) react(expert, rank);
+    }
+  }
   rankOf(row, expert) {
     for (let rank = 0; rank < this.k; rank++) if (this.expert(row, rank) === expert) return rank;
     return -1;
@@ -61,7 +67,7 @@ class LayerData {
   choices(token) { // experts of all rows of a token
     const parts = this.layer.subtokens, experts = [];
     for (let row = token * parts; row < (token + 1) * parts; row++) {
-      for (let rank = 0; rank < this.k; rank++) experts.push(this.expert(row, rank));
+      this.eachChoice(row, (expert) => experts.push(expert));
     }
     return experts;
   }
@@ -116,14 +122,21 @@ class Model {
   shownDocuments() {
     return state.label === null ? this.documents : this.documents.filter(({ label }) => label === state.label);
   }
-  load(at) { // each expert's share of the choices in the texts that are shown
-    const count = this.layers[at].num_experts, shares = new Float64Array(count);
+  choicesOf(at) { // how often each expert of a layer is chosen in the texts that are shown
+    const count = this.layers[at].num_experts, choices = new Float64Array(count);
     this.labels.forEach((label, place) => {
       if (state.label !== null && label !== state.label) return;
-      for (let expert = 0; expert < count; expert++) shares[expert] += this.counts[at][place * count + expert];
+      for (let expert = 0; expert < count; expert++) choices[expert] += this.counts[at][place * count + expert];
     });
-    const all = shares.reduce((sum, each) => sum + each, 0);
-    return all > 0 ? shares.map((each) => each / all) : shares;
+    return choices;
+  }
+  load(at) { // each expert's share of these choices
+    const choices = this.choicesOf(at), all = choices.reduce((sum, each) => sum + each, 0);
+    return all > 0 ? choices.map((each) => each / all) : choices;
+  }
+  rates(at) { // the share of the rows that choose each expert
+    const rows = this.parts * this.shownDocuments().reduce((sum, { from, to }) => sum + to - from, 0);
+    return this.choicesOf(at).map((each) => each / rows);
   }
 }
 

@@ -2,9 +2,6 @@ const SMOOTHING = 5; // imagined rows, routed as rows are on the average, that a
 const LEAST = 2; // hits that a lift is given for
 
 const lift = (hits, rows, share) => (hits + SMOOTHING * share) / (rows + SMOOTHING) / share;
-const shareOfRows = (model, at, expert) => model.load(at)[expert] * model.layers[at].top_k;
-const shownRows = (model) =>
-  model.parts * model.shownDocuments().reduce((sum, { from, to }) => sum + to - from, 0);
 
 function eachRow(model, react) {
   for (const { from, to } of model.shownDocuments()) {
@@ -21,7 +18,7 @@ function countTypes(model, data) {
   eachRow(model, (row, token) => {
     const type = model.tokens[token];
     rows[type] += 1;
-    for (let rank = 0; rank < data.k; rank++) hits[type * experts + data.expert(row, rank)] += 1;
+    data.eachChoice(row, (expert) => { hits[type * experts + expert] += 1; });
   });
   model.counted = { data, label: state.label, hits, rows };
   return model.counted;
@@ -29,7 +26,7 @@ function countTypes(model, data) {
 
 function topTokens(model, at, data, expert, most) {
   const { hits, rows } = countTypes(model, data), experts = data.layer.num_experts;
-  const share = shareOfRows(model, at, expert), lifted = [];
+  const share = model.rates(at)[expert], lifted = [];
   for (let type = 0; type < rows.length; type++) {
     const hit = hits[type * experts + expert];
     if (hit >= LEAST) lifted.push({ type, hits: hit, rows: rows[type], lift: lift(hit, rows[type], share) });
@@ -56,10 +53,10 @@ function coactivation(model, at, data, expert) {
   eachRow(model, (row) => {
     if (data.rankOf(row, expert) < 0) return;
     rows += 1;
-    for (let rank = 0; rank < data.k; rank++) both[data.expert(row, rank)] += 1;
+    data.eachChoice(row, (other) => { both[other] += 1; });
   });
-  const load = model.load(at);
-  return Array.from(both, (hits, other) => ({ other, hits, rows, lift: lift(hits, rows, load[other] * data.k) }))
+  const rates = model.rates(at);
+  return Array.from(both, (hits, other) => ({ other, hits, rows, lift: lift(hits, rows, rates[other]) }))
     .filter(({ other, hits }) => other !== expert && hits >= LEAST)
     .sort((a, b) => b.lift - a.lift || a.other - b.other);
 }
@@ -75,13 +72,13 @@ function shareByLabel(model, at, expert) {
 // experts of a layer by how much more often they are chosen by some tokens than by all
 
 function liftsOfTokens(model, at, data, wanted) {
-  const hits = new Int32Array(data.layer.num_experts), load = model.load(at);
+  const hits = new Int32Array(data.layer.num_experts), rates = model.rates(at);
   let rows = 0;
   eachRow(model, (row, token) => {
     if (!wanted.has(model.tokens[token])) return;
     rows += 1;
-    for (let rank = 0; rank < data.k; rank++) hits[data.expert(row, rank)] += 1;
+    data.eachChoice(row, (expert) => { hits[expert] += 1; });
   });
-  return Array.from(hits, (hit, expert) => ({ at, expert, hits: hit, rows, lift: lift(hit, rows, load[expert] * data.k) }))
+  return Array.from(hits, (hit, expert) => ({ at, expert, hits: hit, rows, lift: lift(hit, rows, rates[expert]) }))
     .filter(({ hits: hit }) => hit >= Math.min(LEAST, rows));
 }

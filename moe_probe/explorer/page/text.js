@@ -1,5 +1,5 @@
-const CHUNK = 200; // tokens that are written, and painted, together
-const AT_ONCE = 10; // chunks that are written before anything else is done
+const CHUNK = 400; // tokens that are written, and painted, together
+const AT_ONCE = 5; // chunks that are written before anything else is done
 const spans = models.map(() => []), chunks = models.map(() => []);
 const visible = new Set();
 let painted = 0;

@@ -8,7 +8,7 @@ function showToken() {
   const title = make("h2", {}, quoted(model().string(token)), make("small", { text: ` ${where}` }));
   const head = make("div", { class: "head" }, title,
     held ? tool("release", "Release the token (Esc)", () => hold(null, { held: false })) : null);
-  const tables = linked ? models.map((_, each) => expertsOfToken(each, token)) : [expertsOfToken(state.model, token)];
+  const tables = linked ? [state.model, 1 - state.model].map((each) => expertsOfToken(each, token)) : [expertsOfToken(state.model, token)];
   place.replaceChildren(head, ...tables, ...(model().parts > 1 ? [partsOfToken(token)] : []));
 }
 
@@ -27,14 +27,15 @@ function expertsOfToken(number, token) {
   const part = own.parts > 1 ? `, sub-token ${state.part}` : "";
   const name = `Its experts${models.length > 1 ? ` in ${own.model}` : ""}, layer ${layer_.index}${part}`;
   const others = layer_.num_experts - layer_.listed;
-  const note = others > 0 ? `The ${layer_.listed - data.k} runners-up have no weight; ${others} others are not listed.` : "";
+  const note = others > 0 ? `Those without a rank came next; ${others} others are not listed.` : "";
   return block(name, note, table(name, columns, rows), "experts of a token");
 }
 
 function partsOfToken(token) {
   const { data } = view(), { parts } = model();
   const rows = Array.from({ length: parts }, (_, part) => {
-    const row = token * parts + part, ranks = Array.from({ length: data.k }, (__, rank) => rank);
+    const row = token * parts + part, ranks = [];
+    data.eachChoice(row, (_expert, rank) => ranks.push(rank));
     const button = make("button", {
       type: "button", class: "pick", text: String(part), "aria-pressed": String(part === state.part),
       onclick: () => change(() => { state.part = part; }),
