@@ -57,7 +57,7 @@ def written(string):
 
 
 def times(value):
-    return f"{round(value)}×" if value >= 100 else f"{value:.2g}×"
+    return f"{round(value)}×" if value >= 99.5 else f"{value:#.2g}".rstrip(".") + "×"
 
 
 def pick(opened, expert):
@@ -69,7 +69,7 @@ def test_nothing_is_picked_and_nothing_is_empty_when_it_opens(fresh):
     assert fresh.page.input_value("#expert") == ""
     assert fresh.page.locator("table:visible tbody:empty").count() == 0
     assert fresh.page.locator(".uses, .held").count() == 0
-    assert len(fresh.rows("Experts of the layer")) == 8 or fresh.path
+    assert len(fresh.rows("Experts of the layer")) == fresh.page.locator("#expert option").count() - 1
 
 
 def test_every_token_is_written_and_pointing_at_one_shows_its_numbers(fresh, routed):
@@ -178,7 +178,7 @@ def test_a_person_finds_the_expert_that_fires_on_closing_brackets(fresh, routed)
     assert [row[2] for row in shown] == [row[2] for _, row in expected[:20]]
     assert shown[0] in [row for ratio, row in expected if ratio == expected[0][0]]
     fresh.act(lambda: fresh.page.locator("#found-experts tbody button").first.click())
-    assert fresh.page.inner_text("#expert-title") == f"Expert {shown[0][1]} of layer {shown[0][0]}".strip() or "(" in fresh.page.inner_text("#expert-title")
+    assert fresh.page.inner_text("#expert-title").startswith(f"Expert {shown[0][1]} of layer {shown[0][0]}")
     assert fresh.address.startswith(f"#layer={shown[0][0]}&expert={shown[0][1]}")
 
 
@@ -296,7 +296,6 @@ def test_what_is_seen_can_be_taken_along(fresh, routed, tmp_path):
         assert float(share) == pytest.approx(load.get((int(index), int(expert)), 0), abs=1e-6)
     for name in ("Save the map as SVG: Load of every expert", "Save the text that is seen as SVG"):
         svg = saved(name)
-        drawing = Opened.__new__(Opened)
         drawing = fresh.context.new_page()
         drawing.goto(svg.as_uri())
         assert drawing.evaluate("document.documentElement.nodeName") == "svg"

@@ -14,7 +14,7 @@ function make(tag, attributes = {}, ...children) {
 const written = (text) => (text === "" ? "∅" : text.replaceAll("\n", "↵").replaceAll("\t", "⇥"));
 const quoted = (text) => make("code", { text: written(text).replaceAll(" ", "␣"), title: written(text) });
 const percent = (share) => (share === 0 ? "0 %" : `${(100 * share).toPrecision(3)} %`);
-const times = (value) => `${value >= 100 ? Math.round(value) : value.toPrecision(2)}×`;
+const times = (value) => `${value >= 99.5 ? Math.round(value) : value.toPrecision(2)}×`;
 
 // an expert that a click, or Enter, picks; with Shift or Ctrl it joins those that are picked already
 
@@ -40,7 +40,8 @@ function table(name, columns, rows) {
   const cells = (row) =>
     row.map((cell, at) => make("td", { class: isNumber[at] ? "number" : null }, cell instanceof Node ? cell : String(cell)));
   const heads = columns.map((column, at) =>
-    make("th", { scope: "col", class: isNumber[at] ? "number" : null, text: column.replace("#", "") }));
+    make("th", { scope: "col", class: isNumber[at] ? "number" : null },
+      column === "" ? make("span", { class: "unseen", text: "as a bar" }) : column.replace("#", "")));
   return make("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": name },
     make("table", {}, make("thead", {}, make("tr", {}, ...heads)),
       make("tbody", {}, ...rows.map((row) => make("tr", {}, ...cells(row))))));
@@ -56,7 +57,7 @@ function bar(share, largest, even = null) {
 
 function block(name, note, content, file) {
   const tools = content === null ? null : tableTools(content, file);
-  return make("section", { class: "block", "aria-label": name },
+  return make("div", { class: "block" },
     make("div", { class: "head" }, make("h3", { text: name }), tools),
     note ? make("p", { class: "note", text: note }) : null,
     content);

@@ -27,7 +27,7 @@ function showPanels() {
 function layOut(own, panel) {
   for (const each of own.documents) {
     const title = `text ${each.number}` + (each.label ? ` · ${each.label}` : "");
-    each.element = make("section", { class: "document", "aria-label": title }, make("h3", { text: title }));
+    each.element = make("div", { class: "document" }, make("h3", { text: title }));
     for (let from = each.from; from < each.to; from += CHUNK) {
       const element = make("div", { class: "chunk" }), to = Math.min(each.to, from + CHUNK);
       element.chunk = { model: own.number, element, from, to, painted: -1 };
