@@ -70,7 +70,7 @@ def explore(
     max_bytes: int = PAGE_BYTES,
     **options: Unpack[RunOptions],
 ) -> Explorer:
-    """A page to look into the routing of every token: what each expert fires on, and what each token's routing is made of.
+    """A page to look into the routing of every token, and into what every expert fires on.
 
     The page holds, of all tokens and layers, the chosen experts with their applied weights and router logits, and those
     of the runners-up. Numbers have three digits; the page says so where they have fewer to fit into `max_bytes`.
@@ -112,7 +112,9 @@ def explore(
         _refuse_for_trace({"texts": texts, **{name: asked[name] for name in ("layers", *TEXT_OPTIONS)}})
         _refuse_for_trace({"vocabulary": vocabulary or None})
     if isinstance(similar, xr.Dataset) and len(opened) > 1:
-        raise NotFitting("similar is a result of one model, and the page shows two; pass the name of a measure, or None.")
+        raise NotFitting(
+            "similar is a result of one model, and the page shows two; pass a measure's name, or None."
+        )
     analyses = [Routing(runners_up), *([Written()] if vocabulary else [])]
     subjects = [
         _subject(opened[label], label, source, analyses, similar, asked)
@@ -143,7 +145,7 @@ def _check(similar: object, vocabulary: object, max_bytes: object) -> None:
 
 def _opened(source: Openable | Trace | Sources) -> Opened:
     """The models and traces of a page by label."""
-    if isinstance(source, Mapping | list | tuple):
+    if isinstance(source, Mapping) or (isinstance(source, Sequence) and not isinstance(source, str)):
         return open_sources(source, least=1, most=MODELS)
     opened = opened_source(source)
     return {opened.name: opened}

@@ -184,7 +184,7 @@ def nearest(cosine: np.ndarray, labels: Sequence[str], experts: int) -> list[Nea
     lists: list[Nearest] = [[] for _ in range(experts)]
     for expert, label in enumerate(labels):
         others = [other for other in order[expert] if other != expert and np.isfinite(cosine[expert, other])]
-        lists[int(label)] = [(int(labels[other]), float(cosine[expert, other])) for other in others[:NEAREST]]
+        lists[int(label)] = [(int(labels[int(other)]), float(cosine[expert, other])) for other in others[:NEAREST]]
     return lists
 
 

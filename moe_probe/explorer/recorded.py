@@ -47,7 +47,7 @@ class Routing(Analysis):
     """Experts that every token lists, their logits and weights, by layer.
 
     Args:
-        runners_up: experts listed beside the chosen ones; None for all of a layer with up to 16 experts, and 1 elsewhere.
+        runners_up: experts listed beside the chosen ones; None for all of a layer with up to 16 experts, 1 elsewhere.
     """
 
     runners_up: int | None = None

@@ -59,7 +59,9 @@ class Opened:
     def rows(self, region):
         """What a table shows, row by row."""
         table = self.page.get_by_role("region", name=region, exact=True)
-        return table.locator("tbody tr").evaluate_all("rows => rows.map(row => [...row.cells].map(cell => cell.textContent.trim()))")
+        return table.locator("tbody tr").evaluate_all(
+            "rows => rows.map(row => [...row.cells].map(cell => cell.textContent.trim()))"
+        )
 
     @property
     def address(self):

@@ -81,7 +81,9 @@ def test_every_token_is_written_and_pointing_at_one_shows_its_numbers(fresh, rou
             fresh.page.hover(f"[data-token='{token}']")
             rows, chosen = fresh.rows(f"Its experts, layer {layer}{part}"), routed.choices(layer, token)
             first = rows[: len(chosen)]
-            assert [row[:2] for row in first] == [[f"{r + 1}.", str(e)] for r, e in zip(chosen["rank"], chosen.expert, strict=True)]
+            assert [row[:2] for row in first] == [
+                [f"{r + 1}.", str(e)] for r, e in zip(chosen["rank"], chosen.expert, strict=True)
+            ]
             np.testing.assert_allclose([float(row[-1]) for row in first], chosen.weight, rtol=0.0051)
             logits = chosen.router_logits.iloc[0]
             for row in rows:
@@ -232,8 +234,12 @@ def test_subtokens_and_kinds_have_their_own_views(fresh, routed):
         rows = fresh.rows("Its sub-tokens")
         expected = [", ".join(map(str, routed.choices(layer, 2, part).expert)) for part in range(parts)]
         assert [row[:2] for row in rows] == [[str(part), experts] for part, experts in enumerate(expected)]
-        fresh.act(lambda: fresh.page.get_by_role("region", name="Its sub-tokens").get_by_role("button", name="1").click())
-        assert [row[1] for row in fresh.rows(f"Its experts, layer {layer}, sub-token 1")][:1] == [expected[1].split(",")[0]]
+        fresh.act(
+            lambda: fresh.page.get_by_role("region", name="Its sub-tokens").get_by_role("button", name="1").click()
+        )
+        assert [row[1] for row in fresh.rows(f"Its experts, layer {layer}, sub-token 1")][:1] == [
+            expected[1].split(",")[0]
+        ]
     if set(own.kind) != {"ffn"}:
         fresh.act(lambda: fresh.page.select_option("#color", "ffn"))
         used = own.groupby("token").kind.agg(lambda kinds: (kinds == "ffn").sum()).to_numpy()
@@ -265,7 +271,9 @@ def test_the_address_keeps_what_is_shown(fresh, routed, browser):
     assert fresh.page.input_value("#expert") == "2"
 
 
-@pytest.mark.parametrize("address", ["#layer=99&expert=-1&token=1e9", "#expert=x,,2&label=nonesuch&color=no", "#%E0%A4%A&=&find=%"])
+@pytest.mark.parametrize(
+    "address", ["#layer=99&expert=-1&token=1e9", "#expert=x,,2&label=nonesuch&color=no", "#%E0%A4%A&=&find=%"]
+)
 def test_an_address_of_what_there_is_not_opens_the_page(opened, browser, address):
     other = Opened(browser, opened.path, address=address)
     assert other.problems == []
@@ -322,12 +330,16 @@ def test_two_models_are_shown_and_compared_token_by_token(browser, tmp_path):
     model = moe_probe.load("ckpt/tiny-mixtral")
     pair = {"whole": model, "masked": model.under(Mask(layer=1, experts=[2]))}
     page = explorer.explore(pair, TEXTS, labels=LABELS, similar=None, vocabulary=True, progress=False)
-    opened = Opened(browser, page.save(tmp_path / "two.html"), address="#layer=1&layer2=1&expert2=0&color=differs&token=4")
+    opened = Opened(
+        browser, page.save(tmp_path / "two.html"), address="#layer=1&layer2=1&expert2=0&color=differs&token=4"
+    )
     assert opened.page.locator(".text").count() == 2
     ours, theirs = opened.rows("Its experts in whole, layer 1"), opened.rows("Its experts in masked, layer 1")
     assert len(ours) == 8
     assert sorted({row[1] for row in ours} - {row[1] for row in theirs}) == ["2"]
-    colors = opened.page.locator(".text >> nth=0 >> [data-token]").evaluate_all("all => all.map(s => s.style.background)")
+    colors = opened.page.locator(".text >> nth=0 >> [data-token]").evaluate_all(
+        "all => all.map(s => s.style.background)"
+    )
     assert len(set(colors)) > 1
     opened.press("m")
     assert opened.page.inner_text("#expert-title") == "Expert 0 of layer 1"

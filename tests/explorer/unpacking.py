@@ -27,7 +27,10 @@ def facts_of(page):
 
 def arrays_of(page):
     """By name, such as `0-3-index`."""
-    return {name: decode(dtype, text) for name, dtype, text in re.findall(r'id="array-([\w-]+)" data-dtype="(\w+)">([^<]*)<', page.html)}
+    return {
+        name: decode(dtype, text)
+        for name, dtype, text in re.findall(r'id="array-([\w-]+)" data-dtype="(\w+)">([^<]*)<', page.html)
+    }
 
 
 def routing_of(layer, arrays, digits):

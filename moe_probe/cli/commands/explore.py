@@ -13,8 +13,11 @@ from moe_probe.options import DIGITS, EXPLORE_OPTIONS, PAGE_BYTES
 
 
 def epilog() -> str:
-    """An example."""
-    return "Example: `moe-probe explore ckpt/Mixtral-8x7B-v0.1 --texts wiki.txt -o mixtral.html`"
+    """Examples."""
+    return (
+        "Examples: `moe-probe explore ckpt/Mixtral-8x7B-v0.1 --texts wiki.txt -o mixtral.html`; "
+        "`moe-probe explore base=ckpt/base tuned=ckpt/tuned --texts wiki.txt`"
+    )
 
 
 @takes(*EXPLORE_OPTIONS, *MODEL_OPTIONS)
@@ -22,7 +25,8 @@ def command(
     sources: Annotated[
         list[str],
         typer.Argument(
-            metavar="CKPT...", help=f"A checkpoint folder, a hub id, or a routing trace; two stand side by side. {NAMED}."
+            metavar="CKPT...",
+            help=f"A checkpoint folder, a hub id or a routing trace, or two of them side by side; {NAMED}.",
         ),
     ],
     out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="The page.")] = Path("explorer.html"),
@@ -36,7 +40,9 @@ def command(
     vocabulary: Annotated[
         bool, typer.Option("--vocabulary", help="Compute what each expert writes into the vocabulary.")
     ] = False,
-    digits: Annotated[int, typer.Option(metavar="N", help="Significant digits of logits and weights, 1 to 6.")] = DIGITS,
+    digits: Annotated[
+        int, typer.Option(metavar="N", help="Significant digits of logits and weights, 1 to 6.")
+    ] = DIGITS,
     runners_up: Annotated[
         int | None,
         typer.Option(
