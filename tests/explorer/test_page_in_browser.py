@@ -118,7 +118,12 @@ def test_an_expert_shows_what_it_fires_on_by_lift(fresh, routed):
     assert {row[0] for row in shown[:3]} <= {written(string) for string in own.string}
     choices = routed.frame[routed.frame.layer == layer]
     assert f"{100 * (choices.expert == expert).mean():.3g}"[:3] in fresh.page.inner_text("#expert-load")
-    uses = fresh.page.locator("[data-token].uses").count()
+    marked = "uses" if routed.trace.layer(layer).num_experts <= 8 else "colored"
+    uses = fresh.page.evaluate(
+        """marked => [...document.querySelectorAll("[data-token]")].filter((token) => marked === "uses"
+          ? token.classList.contains("uses") : token.style.background !== "transparent").length""",
+        marked,
+    )
     assert uses == choices[choices.expert == expert].token.nunique()
 
 

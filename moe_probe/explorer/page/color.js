@@ -53,6 +53,10 @@ function tokenColor(number, token) {
   return pickedColor(own, data, token);
 }
 
+// whether the color alone tells which tokens use a picked expert
+
+const isPickedColor = (number) => state.color === "expert" && !isSmall(views[number].data.layer);
+
 // of the picked experts that a token uses, the one with the largest weight
 
 function pickedColor(own, data, token) {

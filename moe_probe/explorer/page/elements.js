@@ -33,15 +33,15 @@ function tokenButton(token, text) {
   });
 }
 
-// cells are text, or elements; a column's name that begins with # is one of numbers
+// cells are text, or elements; a column whose name begins with # is one of numbers, with ~ takes the room that is left
 
 function table(name, columns, rows) {
-  const isNumber = columns.map((column) => column.startsWith("#"));
+  const kinds = columns.map((column) => ({ "#": "number", "~": "grows" })[column[0]] ?? null);
   const cells = (row) =>
-    row.map((cell, at) => make("td", { class: isNumber[at] ? "number" : null }, cell instanceof Node ? cell : String(cell)));
+    row.map((cell, at) => make("td", { class: kinds[at] }, cell instanceof Node ? cell : String(cell)));
   const heads = columns.map((column, at) =>
-    make("th", { scope: "col", class: isNumber[at] ? "number" : null },
-      column === "" ? make("span", { class: "unseen", text: "as a bar" }) : column.replace("#", "")));
+    make("th", { scope: "col", class: kinds[at] },
+      column === "" ? make("span", { class: "unseen", text: "as a bar" }) : column.replace(/^[#~]/, "")));
   return make("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": name },
     make("table", {}, make("thead", {}, make("tr", {}, ...heads)),
       make("tbody", {}, ...rows.map((row) => make("tr", {}, ...cells(row))))));

@@ -11,9 +11,9 @@ function contextOf(token) {
     return around.length ? written(around.join("")) : "";
   };
   return make("span", { class: "context" },
-    make("span", { class: "before", text: join(token - CONTEXT, token).slice(-WIDE) }),
+    make("span", { class: "before" }, make("span", { text: join(token - CONTEXT, token).slice(-WIDE) })),
     tokenButton(token, written(own.string(token))),
-    make("span", { text: join(token + 1, token + 1 + CONTEXT).slice(0, WIDE) }));
+    make("span", { class: "after", text: join(token + 1, token + 1 + CONTEXT).slice(0, WIDE) }));
 }
 
 function expertPage(expert) {
@@ -45,7 +45,7 @@ function firesOn(at, data, expert) {
     const number = byLift ? [times(ratio), `${hits} of ${of}`] : [data.weightText(row, rank)];
     return [quoted(model().strings[type]), ...number, contextOf(token)];
   });
-  const columns = byLift ? ["token", "#lift", "#chosen", "where it has the largest weight"] : ["token", "#weight", "where"];
+  const columns = byLift ? ["token", "#lift", "#chosen", "~where it has the largest weight"] : ["token", "#weight", "~where"];
   const note = byLift
     ? `Lift: how many times more often this token chooses the expert than all tokens do, with ${SMOOTHING} average ` +
       `${model().parts > 1 ? "sub-tokens" : "tokens"} added; at least ${LEAST} hits.`

@@ -74,7 +74,7 @@ function foundTexts(query) {
     if (token === null) continue;
     rows.push([tokenButton(token, `text ${each.number}`), each.label, contextOf(token)]);
   }
-  return rows.length ? [block("Texts", "", table("Texts", ["text", "label", "where"], rows), "texts")] : [];
+  return rows.length ? [block("Texts", "", table("Texts", ["text", "label", "~where"], rows), "texts")] : [];
 }
 
 // the token of a text that what is searched for begins in; that of its beginning for its number

@@ -2,7 +2,7 @@ function notes() {
   const listed = models.some(({ layers }) => layers.some(({ listed: all, num_experts: count }) => all < count));
   return `Weights have ${DIGITS} significant digits; router logits are rounded to ${models[0].layers[0].step}. ` +
     (listed ? "Each token lists the experts that it chooses, and the runners-up. " : "") +
-    "Tokens that use a picked expert are underlined.";
+    "Tokens that use a picked expert have its color, or are underlined.";
 }
 
 async function start() {

@@ -73,7 +73,7 @@ function paint(chunk) {
   for (let token = chunk.from; token < chunk.to; token++) {
     const span = spans[chunk.model][token];
     span.style.background = tokenColor(chunk.model, token);
-    span.classList.toggle("uses", own.experts.length > 0 && uses(chunk.model, token));
+    span.classList.toggle("uses", own.experts.length > 0 && !isPickedColor(chunk.model) && uses(chunk.model, token));
     span.classList.toggle("held", own.held && own.token === token);
   }
   chunk.painted = painted;
