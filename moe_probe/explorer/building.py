@@ -17,7 +17,7 @@ from moe_probe.errors import NoSuchName, NotComparable, NotFitting, OutOfRange, 
 from moe_probe.explorer.packing import MOST_DIGITS, pack
 from moe_probe.explorer.page import Subject, page_html
 from moe_probe.explorer.recorded import Routing
-from moe_probe.explorer.written import Words, Written
+from moe_probe.explorer.written import Written
 from moe_probe.files import whole_file
 from moe_probe.model import MoEModel, Openable
 from moe_probe.options import DIGITS, EXPLORE_OPTIONS, PAGE_BYTES, TEXT_OPTIONS, RunOptions, completed
@@ -110,11 +110,10 @@ def explore(
     opened = _opened(source)
     if all(isinstance(each, Trace) for each in opened.values()):
         _refuse_for_trace({"texts": texts, **{name: asked[name] for name in ("layers", *TEXT_OPTIONS)}})
-        _refuse_for_trace({"vocabulary": vocabulary or None})
+        if vocabulary:
+            raise NotFitting("A routing trace holds no outputs of experts; omit vocabulary=, or pass a model.")
     if isinstance(similar, xr.Dataset) and len(opened) > 1:
-        raise NotFitting(
-            "similar is a result of one model, and the page shows two; pass a measure's name, or None."
-        )
+        raise NotFitting("similar is a result of one model, and the page shows two; pass a measure's name, or None.")
     analyses = [Routing(runners_up), *([Written()] if vocabulary else [])]
     subjects = [
         _subject(opened[label], label, source, analyses, similar, asked)
@@ -167,19 +166,17 @@ def _subject(
     asked: Mapping[str, Any],
 ) -> Subject:
     """A model or trace with what the analyses have seen of it, and what its weights say."""
-    routing, *others = analyses
-    assert isinstance(routing, Routing)
-    near = similar if isinstance(similar, xr.Dataset) else None
-    words: Mapping[int, Words] = {}
-    strings: Mapping[int, str] = {}
-    if isinstance(opened, MoEModel):
-        near = _similarity(opened, similar, list(source.layers))
-        for written in others:
-            assert isinstance(written, Written)
-            words = written.words(opened, asked["execution"])
-            ids = {int(token) for each in words.values() for token in each.ids.ravel() if token >= 0}
-            strings, _ = token_strings(ids, opened)
-    return Subject(label, source, routing.layers(source), near, words, strings)
+    routing = next(each for each in analyses if isinstance(each, Routing))
+    written = next((each for each in analyses if isinstance(each, Written)), None)
+    recorded = routing.layers(source)
+    if isinstance(opened, Trace):
+        return Subject(label, source, recorded, similar if isinstance(similar, xr.Dataset) else None)
+    near = _similarity(opened, similar, list(source.layers))
+    if written is None:
+        return Subject(label, source, recorded, near)
+    words = written.words(opened, asked["execution"])
+    ids = {int(token) for each in words.values() for token in each.ids.ravel() if token >= 0}
+    return Subject(label, source, recorded, near, words, token_strings(ids, opened)[0])
 
 
 def _similarity(model: MoEModel, similar: str | xr.Dataset | None, layers: Sequence[int]) -> xr.Dataset | None:

@@ -117,9 +117,7 @@ def test_what_experts_write_is_their_mean_output_through_the_models_norm_and_hea
             expected = model.module.lm_head(model.module.model.norm(mean))
         best = (expected - expected.mean()).topk(10)
         np.testing.assert_allclose(logits[expert] / 100, best.values, atol=0.006)
-        assert facts["words"][words[expert][0]] == model.tokenizer.decode(
-            best.indices[:1]
-        )
+        assert facts["words"][words[expert][0]] == model.tokenizer.decode(best.indices[:1])
 
 
 def test_a_trace_and_split_tokens_write_no_words(trace):
