@@ -108,7 +108,8 @@ class Routing(Analysis):
         parts = self.state_of(name)[layer].parts
         most = max(values.shape[-1] for _, values in parts)
         tokens, values = Rows([(tokens, padded(values, -1, most, fill)) for tokens, values in parts]).ordered()
-        return values[in_order_of_texts(source, tokens.document)].reshape(-1, most)
+        ordered = values[in_order_of_texts(source, tokens.document)]
+        return ordered.reshape(ordered.shape[0] * ordered.shape[1], most)
 
 
 def in_order_of_texts(source: Source, document: np.ndarray) -> np.ndarray:

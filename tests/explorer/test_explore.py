@@ -54,6 +54,12 @@ def test_runners_up_are_those_with_the_next_scores():
         assert (np.diff(logits, axis=1) <= 0).all()
 
 
+def test_runners_up_can_be_left_out():
+    options = {"runners_up": 0, "similar": None, "progress": False}
+    for experts, weight, _ in layers_of(explorer.explore("ckpt/tiny-mixtral", TEXTS, **options)).values():
+        assert experts.shape == weight.shape
+
+
 def test_the_page_knows_texts_load_and_similar_experts(trace, page):
     facts, arrays = facts_of(page), arrays_of(page)
     (model,) = facts["models"]

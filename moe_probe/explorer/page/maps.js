@@ -34,12 +34,11 @@ class CellMap {
 
   tallest(width) { return Math.min(BIGGEST, Math.max(width, 4)); }
 
-  draw() {
+  draw() { // anew; what is marked alone is drawn over what was drawn before
     const { width, height } = this.size, scale = devicePixelRatio || 1;
     const [wide, high] = [LEFT + width * this.columns + 2, TOP + height * this.rows + BELOW];
-    Object.assign(this.canvas, { width: Math.round(wide * scale), height: Math.round(high * scale) });
-    Object.assign(this.canvas.style, { width: `${wide}px`, height: `${high}px` });
-    const pen = this.canvas.getContext("2d");
+    this.cells = make("canvas", { width: Math.round(wide * scale), height: Math.round(high * scale) });
+    const pen = this.cells.getContext("2d");
     pen.scale(scale, scale);
     for (let row = 0; row < this.rows; row++) {
       for (let column = 0; column < this.columns; column++) {
@@ -48,14 +47,27 @@ class CellMap {
       }
     }
     this.drawNumbers(pen);
-    const style = getComputedStyle(document.body);
-    for (const { column, row, wide: over = 1, thin = false } of [...this.marks(), ...(this.cursor ? [{ ...this.cursor, thin: true }] : [])]) {
-      const box = [LEFT + column * width - 1, TOP + row * height - 1, width * over + 2, height + 2];
-      pen.strokeStyle = style.getPropertyValue("--paper");
-      pen.lineWidth = thin ? 3 : 4;
-      pen.strokeRect(...box);
-      pen.strokeStyle = style.getPropertyValue("--ink");
-      pen.lineWidth = thin ? 1 : 2;
+    Object.assign(this.canvas, { width: this.cells.width, height: this.cells.height });
+    Object.assign(this.canvas.style, { width: `${wide}px`, height: `${high}px` });
+    this.mark();
+  }
+
+  mark() {
+    const pen = this.canvas.getContext("2d"), scale = devicePixelRatio || 1;
+    pen.setTransform(1, 0, 0, 1, 0, 0);
+    pen.clearRect(0, 0, this.canvas.width, this.canvas.height);
+    pen.drawImage(this.cells, 0, 0);
+    pen.scale(scale, scale);
+    this.marks().forEach((each) => this.drawMark(pen, each));
+    if (this.cursor) this.drawMark(pen, { ...this.cursor, thin: true });
+  }
+
+  drawMark(pen, { column, row, wide = 1, thin = false }) {
+    const { width, height } = this.size, style = getComputedStyle(document.body);
+    const box = [LEFT + column * width - 1, TOP + row * height - 1, width * wide + 2, height + 2];
+    for (const [color, line] of [["--paper", thin ? 3 : 4], ["--ink", thin ? 1 : 2]]) {
+      pen.strokeStyle = style.getPropertyValue(color);
+      pen.lineWidth = line;
       pen.strokeRect(...box);
     }
   }
@@ -90,7 +102,7 @@ class CellMap {
     if (cell?.column === this.cursor?.column && cell?.row === this.cursor?.row) return;
     this.cursor = cell;
     this.caption.textContent = cell ? this.text(cell.column, cell.row) : this.hint;
-    this.draw();
+    this.mark();
   }
 
   walk(event) {
