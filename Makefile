@@ -30,7 +30,7 @@ lowest: .lowest/installed # the core tests with the lowest versions of every ran
 	$(PYTHON) -m venv .lowest
 	.lowest/bin/python -m pip install --quiet --upgrade pip
 	.lowest/bin/python -m pip install --quiet --constraint constraints-lowest.txt $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch
-	.lowest/bin/python -m pip install --quiet --constraint constraints-lowest.txt --editable ".[explorer,trace,gguf,pos,test]"
+	.lowest/bin/python -m pip install --quiet --constraint constraints-lowest.txt --editable ".[trace,gguf,pos,test]"
 	touch $@
 
 lint: .venv/installed

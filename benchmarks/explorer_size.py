@@ -1,35 +1,42 @@
-"""How large the explorer's page of a long text is, and how long it takes to make.
+"""How large the explorer's page is, how long it takes to make, and how soon a browser shows the first tokens.
 
-    python benchmarks/explorer_size.py page.html
+    python benchmarks/explorer_size.py FOLDER [SHAPE...]
 
-20,000 tokens through 32 layers of 64 experts, 8 of them chosen; narrow layers with random weights, whose router logits
-are scaled to a standard deviation of about 1.5.
+Shapes: `qwen3`, 620 tokens through 48 layers of 128 experts; `olmoe`, 20,000 tokens through 32 layers of 64 experts; 8
+of them are chosen. Narrow layers with random weights, whose router logits are scaled to a standard deviation of about
+1.5. The time is from the start of loading to the first colored tokens, in Chromium, the median of five.
 """
 
+import shutil
+import statistics
 import sys
 import time
+from pathlib import Path
 
 import torch
+from playwright.sync_api import sync_playwright
 from transformers import OlmoeConfig, OlmoeForCausalLM
 
 import moe_probe
-from moe_probe import explorer, static
+from moe_probe import explorer
 
-LAYERS, EXPERTS, CHOSEN, DOCUMENTS, LENGTH = 32, 64, 8, 20, 1000
+SHAPES = {"qwen3": (48, 128, 4, 155), "olmoe": (32, 64, 20, 1000)}  # layers, experts, documents, tokens of each
+CHOSEN, TIMES = 8, 5
 
 
-def model():
+def model(layers, experts, length):
     torch.manual_seed(0)
     config = OlmoeConfig(
         hidden_size=64,
         intermediate_size=16,
-        num_hidden_layers=LAYERS,
+        num_hidden_layers=layers,
         num_attention_heads=2,
         num_key_value_heads=2,
-        num_experts=EXPERTS,
+        num_experts=experts,
         num_experts_per_tok=CHOSEN,
         vocab_size=2000,
-        max_position_embeddings=LENGTH,
+        max_position_embeddings=length,
+        eos_token_id=None,
     )
     made = OlmoeForCausalLM(config).eval()
     for layer in made.model.layers:
@@ -37,15 +44,35 @@ def model():
     return moe_probe.load(made)
 
 
+def first_tokens(browser, path):
+    """Seconds until the first tokens have their colors."""
+    page = browser.new_page(viewport={"width": 1400, "height": 900})
+    page.goto(path.as_uri())
+    page.wait_for_selector("body[data-ready=true]")
+    first = float(page.get_attribute("body", "data-first")) / 1000
+    page.close()
+    return first
+
+
 def main():
-    path = sys.argv[1] if len(sys.argv) > 1 else "page.html"
-    made, generator = model(), torch.Generator().manual_seed(1)
-    texts = torch.randint(10, 2000, (DOCUMENTS, LENGTH), generator=generator).tolist()
-    begin = time.perf_counter()
-    page = explorer.explore(made, texts, similar=static.gate_similarity(made), progress=False)
-    took = time.perf_counter() - begin
-    size = page.save(path).stat().st_size
-    print(f"{DOCUMENTS * LENGTH:,} tokens, {LAYERS} layers, {EXPERTS} experts: {size / 1e6:.1f} MB in {took:.0f} s")
+    folder = Path(sys.argv[1] if len(sys.argv) > 1 else ".")
+    folder.mkdir(parents=True, exist_ok=True)
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
+        for name in sys.argv[2:] or SHAPES:
+            layers, experts, documents, length = SHAPES[name]
+            generator = torch.Generator().manual_seed(1)
+            texts = torch.randint(10, 2000, (documents, length), generator=generator).tolist()
+            begin = time.perf_counter()
+            page = explorer.explore(model(layers, experts, length), texts, similar="gate", progress=False)
+            took = time.perf_counter() - begin
+            path = page.save(folder / f"{name}.html")
+            first = statistics.median(first_tokens(browser, path) for _ in range(TIMES))
+            print(
+                f"{name}: {documents * length:,} tokens, {layers} layers, {experts} experts: "
+                f"{path.stat().st_size / 1e6:.1f} MB in {took:.0f} s; first tokens after {first:.2f} s"
+            )
+        browser.close()
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ ROOMS = {
     "claims": (1.1, 0.3, "papers' claims, tested"),
     "report": (1.1, 0.65, "a page about a checkpoint"),
     "figures": (2.2, 1, "papers' figures"),
-    "explorer": (1, 2.7, "one page of HTML"),
+    "explorer": (0.8, 1.5, "one page of HTML"),
     "comparisons": (2, 2, "several sources"),
     "pruning": (3.3, 2, "expert scores, their worth"),
     "intervene": (2.4, 3, "kinds of intervention"),

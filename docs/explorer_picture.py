@@ -12,7 +12,7 @@ from moe_probe import explorer
 
 DOCS = Path(__file__).parent
 CKPT = DOCS.parent / "ckpt"
-TOKEN, EXPERT, LAYER = 90, 6, 0
+ADDRESS = "#layer=0&expert=6&token=90"
 
 
 def main() -> None:
@@ -20,16 +20,10 @@ def main() -> None:
         texts = str(CKPT / "texts.jsonl")
         path = explorer.explore(CKPT / "tiny-mixtral", texts, labels="domain").save(Path(folder) / "page.html")
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
-        page = browser.new_page(viewport={"width": 1280, "height": 960})
-        page.goto(path.as_uri())
+        page = browser.new_page(viewport={"width": 1400, "height": 900})
+        page.goto(path.as_uri() + ADDRESS)
         page.wait_for_selector("body[data-ready=true]")
-        page.locator(".noUi-handle").first.focus()
-        for _ in range(LAYER):
-            page.keyboard.press("ArrowRight")
-        page.wait_for_selector(f"body[data-layer='{LAYER}']")
-        page.click(f"#chips button[value='{EXPERT}']")
-        page.click(f"[data-token='{TOKEN}']")
-        page.wait_for_timeout(500)
+        page.wait_for_selector("#expert-near table")
         page.screenshot(path=DOCS / "explorer.png")
         browser.close()
 

@@ -126,7 +126,8 @@ EFFECT_OPTIONS: Final = tuple(name for name in ABLATE_OPTIONS if name != "layers
 ATTRIBUTION_OPTIONS: Final = tuple(name for name in ABLATE_OPTIONS if name not in ("checkpoint_dir", "n_jobs"))
 STATIC_OPTIONS: Final = ("layers", "baseline", "n_jobs", "progress")
 SHARD_BYTES: Final = 5 * 10**9  # of a converted checkpoint's file
-PAGE_BYTES: Final = 30_000_000  # of the explorer's page
+PAGE_BYTES: Final = 30_000_000  # of the explorer's page, at most
+DIGITS: Final = 3  # of its numbers
 POSITIVE: Final = ("batch_tokens", "max_length")  # None stays where it is the default
 READ_ELSEWHERE: Final = ("labels", "unit", "layers", "baseline")  # with the texts or the model that they belong to
 

@@ -10,13 +10,12 @@ pytestmark = pytest.mark.thorough  # each in a new process, which imports everyt
 ROOT = Path(__file__).parents[1]
 WITHOUT = """
 import sys
-for package in ("pyarrow", "bokeh", "gguf", "textblob", "ray", "distributed", "jupyter"):
+for package in ("pyarrow", "gguf", "textblob", "ray", "distributed", "jupyter"):
     sys.modules[package] = None
 import moe_probe
 from moe_probe import comparisons, dynamic, explorer, figures, intervene, plotting, pruning, static
 """
 NEEDED = {
-    "explorer": "explorer.explore('ckpt/tiny-mixtral', ['a b'])",
     "trace": "dynamic.routing_trace('ckpt/tiny-mixtral', ['a b'], path='/nowhere/trace', progress=False)",
     "gguf": "moe_probe.load(folder + '/model.gguf')",
     "pos": "from moe_probe.texts.tagging import _textblob; _textblob(['a'])",
@@ -34,6 +33,7 @@ def test_the_core_needs_no_extra():
 model = moe_probe.load("ckpt/tiny-mixtral")
 results = dynamic.run(model, ["a b", "c d"], ["expert_load", dynamic.OutputSimilarity], progress=False)
 print(len(dynamic.names().items()), plotting.plot(results["expert_load"]), static.gate_similarity(model).sizes)
+print(explorer.explore(model, ["a b"], progress=False))
 """
     assert "Figure" in without(code)
 

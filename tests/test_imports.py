@@ -51,7 +51,7 @@ ALLOWED = {
     "comparisons": WORDS | {"statistics", "traces", "dynamic", "static", "intervene"},
     "plotting": {"errors", "registry", "shown", "signatures"},
     "figures": WORDS | {"static", "forward", "dynamic", "comparisons", "intervene", "plotting"},
-    "explorer": WORDS | {"traces", "static", "dynamic"},
+    "explorer": WORDS | {"statistics", "traces", "forward", "static", "dynamic", "comparisons"},
 }
 ALLOWED["callbacks"] = WORDS | {"dynamic", "comparisons"}
 ALLOWED["report"] = WORDS | {"static", "dynamic", "comparisons", "plotting", "figures"}

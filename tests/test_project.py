@@ -13,7 +13,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 
 def test_the_conda_environment_has_the_packages_of_the_project():
     extras = PROJECT["project"]["optional-dependencies"]
-    of_extras = [each for name in ("explorer", "trace", "gguf", "pos", "notebook") for each in extras[name]]
+    of_extras = [each for name in ("trace", "gguf", "pos", "notebook") for each in extras[name]]
     expected = [*PROJECT["project"]["dependencies"], *of_extras]
     written = (ROOT / "env.yml").read_text(encoding="utf-8")
     listed = re.findall(r"^      - (.*)$", written, re.MULTILINE)
@@ -24,7 +24,7 @@ def test_the_conda_environment_has_the_packages_of_the_project():
 
 def test_the_lowest_versions_are_those_of_the_ranges():
     extras = PROJECT["project"]["optional-dependencies"]
-    of_extras = [each for name in ("explorer", "trace", "gguf", "pos") for each in extras[name]]
+    of_extras = [each for name in ("trace", "gguf", "pos") for each in extras[name]]
     ranges = (re.match(r"([\w-]+)>=([\d.]+)", each) for each in [*PROJECT["project"]["dependencies"], *of_extras])
     stated = dict(match.groups() for match in ranges)
     lines = (ROOT / "constraints-lowest.txt").read_text(encoding="utf-8").splitlines()

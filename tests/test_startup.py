@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 COMMANDS = ROOT / "moe_probe" / "cli" / "commands"
 
-HEAVY = {"torch", "transformers", "pandas", "xarray", "matplotlib", "scipy", "sklearn", "bokeh", "pyarrow", "h5py"}
+HEAVY = {"torch", "transformers", "pandas", "xarray", "matplotlib", "scipy", "sklearn", "pyarrow", "h5py"}
 NOT_AT_ALL = HEAVY | {"numpy", "typeguard", "joblib", "jinja2"}
 
 

@@ -77,7 +77,7 @@ def test_the_metadata_names_every_extra_and_the_license(wheel):
     archive = zipfile.ZipFile(wheel)
     written = archive.read(next(name for name in archive.namelist() if name.endswith("/METADATA"))).decode()
     extras = {line.removeprefix("Provides-Extra: ") for line in written.splitlines() if line.startswith("Provides-Ex")}
-    assert {"explorer", "trace", "gguf", "pos", "ray", "dask", "notebook", "all"} <= extras
+    assert {"trace", "gguf", "pos", "ray", "dask", "notebook", "all"} <= extras
     for field in ("License-Expression: Apache-2.0", "License-File: LICENSE", "Requires-Python: >=3.11", "Keywords: "):
         assert field in written
 

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-from moe_probe.deferred import Deferred, needed
+from moe_probe.deferred import Deferred
 
 if TYPE_CHECKING:
     from moe_probe.explorer.building import Explorer, explore
@@ -12,5 +12,4 @@ _NAMES = Deferred(__name__, __file__)
 
 
 def __getattr__(name: str) -> Any:
-    with needed("bokeh", "explorer", "Explorer pages"):
-        return _NAMES.attribute(name)
+    return _NAMES.attribute(name)

@@ -1,29 +1,35 @@
-"""`explore`: a model, or a trace of it, as one page of HTML."""
+"""`explore`: models, or traces of them, as one page of HTML."""
 
 from __future__ import annotations
 
 import html
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal, Unpack, get_args
+from typing import Any, Literal, Unpack, get_args
 
 import xarray as xr
 
-from moe_probe import dynamic, static
+from moe_probe import static
+from moe_probe.comparisons.side_by_side import Opened, Sources, observe_each, open_sources
+from moe_probe.dynamic.analysis import Analysis
 from moe_probe.dynamic.sources import opened_source
-from moe_probe.errors import NoSuchName, NotFitting, OutOfRange, WrongType
-from moe_probe.explorer.packing import STEPS, Packed, pack
-from moe_probe.explorer.page import page_html
-from moe_probe.explorer.recorded import recorded_layers
+from moe_probe.errors import NoSuchName, NotComparable, NotFitting, OutOfRange, WrongType
+from moe_probe.explorer.packing import MOST_DIGITS, pack
+from moe_probe.explorer.page import Subject, page_html
+from moe_probe.explorer.recorded import Routing
+from moe_probe.explorer.written import Written
 from moe_probe.files import whole_file
 from moe_probe.model import MoEModel, Openable
-from moe_probe.options import EXPLORE_OPTIONS, PAGE_BYTES, TEXT_OPTIONS, RunOptions, completed
+from moe_probe.options import DIGITS, EXPLORE_OPTIONS, PAGE_BYTES, TEXT_OPTIONS, RunOptions, completed
+from moe_probe.routing import Source
+from moe_probe.signatures import check_number, value_shown
 from moe_probe.texts.reading import Texts
-from moe_probe.traces.reading import Trace, read_trace
+from moe_probe.texts.tokenizing import token_strings
+from moe_probe.traces.reading import Trace
 
 Similar = Literal["neuron_mean", "matrix", "gate"]
 SIMILAR: tuple[str, ...] = get_args(Similar)
+MODELS = 2  # side by side
 
 
 class Explorer:
@@ -45,32 +51,41 @@ class Explorer:
         return Path(path)
 
     def __repr__(self) -> str:
-        return f"Explorer({self.name!r}, {len(self.html) / 1e6:.1f} MB)"
+        return f"Explorer({self.name!r}, {len(self.html.encode()) / 1e6:.1f} MB)"
 
     def _repr_html_(self) -> str:
         escaped = html.escape(self.html, quote=True)
-        return f'<iframe srcdoc="{escaped}" style="width:100%;height:820px;border:1px solid #ccc"></iframe>'
+        style = "width:100%;height:820px;border:1px solid #ccc"
+        return f'<iframe title="explorer of {html.escape(self.name)}" srcdoc="{escaped}" style="{style}"></iframe>'
 
 
 def explore(
-    source: Openable | Trace,
+    source: Openable | Trace | Sources,
     texts: Texts | None = None,
     *,
     similar: Similar | xr.Dataset | None = "neuron_mean",
+    vocabulary: bool = False,
+    digits: int = DIGITS,
+    runners_up: int | None = None,
     max_bytes: int = PAGE_BYTES,
     **options: Unpack[RunOptions],
 ) -> Explorer:
-    """A page with every token of the texts colored by its expert, and all that its routing is made of.
+    """A page to look into the routing of every token, and into what every expert fires on.
 
-    The page holds router logits, choices and applied weights of all tokens, layers and experts, rounded as finely as
-    `max_bytes` allows; it says to which step.
+    The page holds, of all tokens and layers, the chosen experts with their applied weights and router logits, and those
+    of the runners-up. Numbers have three digits; the page says so where they have fewer to fit into `max_bytes`.
 
     Args:
-        source: a checkpoint folder, a hub id, a model, or a routing trace (its folder, or opened).
+        source: a checkpoint folder, a hub id, a model, or a routing trace (its folder, or opened); two of them, as a
+            list or by label, stand side by side on the same texts.
         texts: a file of texts, or a list of texts or token ids; a trace has its own.
         similar: what the most similar experts are told by: `neuron_mean` or `matrix` (`static.similarity`, mean over
             the projections), `gate` (`static.gate_similarity`), a result of either, or None. A trace has no weights,
             so it takes a result or goes without.
+        vocabulary: whether to compute what each expert writes into the vocabulary: its mean weighted output through the
+            model's last norm and head. A trace has neither.
+        digits: significant digits of logits and weights, 1 to 6.
+        runners_up: experts listed for each token beside the chosen ones; by default 1, and all in layers of up to 16.
         max_bytes: size limit of the page; numbers are rounded to fit.
         options: those of `dynamic.run`, without `baseline`.
 
@@ -78,7 +93,8 @@ def explore(
         NoSuchName: there is no such `similar`.
         NotFitting: a model comes without texts, a trace with arguments for running a model, or the routing does not fit
             into the page.
-        OutOfRange, WrongType: `max_bytes` is no size, `similar` no result.
+        NotComparable: two sources saw other texts, or `similar` is of another model.
+        OutOfRange, WrongType: a number is outside its range, or `similar` no result.
         FamilyError: the model is dense, or its MoE layers cannot be watched.
 
     Examples:
@@ -86,19 +102,28 @@ def explore(
         >>> page = explorer.explore("ckpt/tiny-mixtral", ["A short text."], progress=False)
         >>> page.save("page.html")  # doctest: +SKIP
     """
-    _check(similar, max_bytes)
+    _check(similar, vocabulary, max_bytes)
+    check_number("digits", digits, 1, MOST_DIGITS)
+    if runners_up is not None:
+        check_number("runners_up", runners_up, 0)
     asked = completed(options, EXPLORE_OPTIONS, "explore")
-    opened = opened_source(source)
-    if isinstance(opened, Trace):
+    opened = _opened(source)
+    if all(isinstance(each, Trace) for each in opened.values()):
         _refuse_for_trace({"texts": texts, **{name: asked[name] for name in ("layers", *TEXT_OPTIONS)}})
-        return _explorer(opened, similar if isinstance(similar, xr.Dataset) else None, max_bytes)
-    with tempfile.TemporaryDirectory() as folder:
-        dynamic.run(opened, texts, [dynamic.RoutingTrace(folder)], **asked)
-        chosen = opened.select_layers(asked["layers"])
-        return _explorer(read_trace(folder), _similarity(opened, similar, chosen), max_bytes)
+        if vocabulary:
+            raise NotFitting("A routing trace holds no outputs of experts; omit vocabulary=, or pass a model.")
+    if isinstance(similar, xr.Dataset) and len(opened) > 1:
+        raise NotFitting("similar is a result of one model, and the page shows two; pass a measure's name, or None.")
+    analyses = [Routing(runners_up), *([Written()] if vocabulary else [])]
+    subjects = [
+        _subject(opened[label], label, source, analyses, similar, asked)
+        for label, (source, analyses) in observe_each(opened, texts, analyses, asked).items()
+    ]
+    _require_common_texts(subjects)
+    return _explorer(subjects, digits, max_bytes)
 
 
-def _check(similar: object, max_bytes: object) -> None:
+def _check(similar: object, vocabulary: object, max_bytes: object) -> None:
     if isinstance(similar, str) and similar not in SIMILAR:
         raise NoSuchName.among("measure of similar experts", similar, SIMILAR)
     if not isinstance(similar, str | xr.Dataset | None):
@@ -109,10 +134,20 @@ def _check(similar: object, max_bytes: object) -> None:
     if isinstance(similar, xr.Dataset) and "cosine" not in similar:
         name = similar.attrs.get("analysis")
         raise NotFitting(f"similar is a result of {name} without cosines; pass one of similarity or gate_similarity.")
+    if not isinstance(vocabulary, bool):
+        raise WrongType(f"vocabulary is {value_shown(vocabulary)}; pass True or False.")
     if not isinstance(max_bytes, int) or isinstance(max_bytes, bool):
         raise WrongType(f"max_bytes={max_bytes!r} is not a whole number of bytes; the default is {PAGE_BYTES:,}.")
     if max_bytes < 1:
         raise OutOfRange(f"max_bytes={max_bytes} leaves no page; pass a size above 0, such as {PAGE_BYTES:,}.")
+
+
+def _opened(source: Openable | Trace | Sources) -> Opened:
+    """The models and traces of a page by label."""
+    if isinstance(source, Mapping) or (isinstance(source, Sequence) and not isinstance(source, str)):
+        return open_sources(source, least=1, most=MODELS)
+    opened = opened_source(source)
+    return {opened.name: opened}
 
 
 def _refuse_for_trace(given: Mapping[str, object]) -> None:
@@ -120,6 +155,28 @@ def _refuse_for_trace(given: Mapping[str, object]) -> None:
     for name, value in given.items():
         if value is not None:
             raise NotFitting(f"A routing trace holds its texts and layers already; omit {name}=, or pass a model.")
+
+
+def _subject(
+    opened: MoEModel | Trace,
+    label: str,
+    source: Source,
+    analyses: Sequence[Analysis],
+    similar: str | xr.Dataset | None,
+    asked: Mapping[str, Any],
+) -> Subject:
+    """A model or trace with what the analyses have seen of it, and what its weights say."""
+    routing = next(each for each in analyses if isinstance(each, Routing))
+    written = next((each for each in analyses if isinstance(each, Written)), None)
+    recorded = routing.layers(source)
+    if isinstance(opened, Trace):
+        return Subject(label, source, recorded, similar if isinstance(similar, xr.Dataset) else None)
+    near = _similarity(opened, similar, list(source.layers))
+    if written is None:
+        return Subject(label, source, recorded, near)
+    words = written.words(opened, asked["execution"])
+    ids = {int(token) for each in words.values() for token in each.ids.ravel() if token >= 0}
+    return Subject(label, source, recorded, near, words, token_strings(ids, opened)[0])
 
 
 def _similarity(model: MoEModel, similar: str | xr.Dataset | None, layers: Sequence[int]) -> xr.Dataset | None:
@@ -130,14 +187,21 @@ def _similarity(model: MoEModel, similar: str | xr.Dataset | None, layers: Seque
     return static.similarity(model, similar, layers=layers)
 
 
-def _explorer(trace: Trace, near: xr.Dataset | None, max_bytes: int) -> Explorer:
-    recorded = recorded_layers(trace)
-    around = page_html(trace, recorded, near, Packed(STEPS[0], STEPS[0], {}))
+def _require_common_texts(subjects: Sequence[Subject]) -> None:
+    """Raises: NotComparable: two models saw other texts."""
+    seen = [[(d.number, d.label, d.text) for d in subject.source.corpus.documents] for subject in subjects]
+    if any(each != seen[0] for each in seen):
+        names = " and ".join(subject.label for subject in subjects)
+        raise NotComparable(f"{names} saw other texts or labels; pass traces of the same texts.")
+
+
+def _explorer(subjects: Sequence[Subject], digits: int, max_bytes: int) -> Explorer:
+    around = page_html(subjects, [{} for _ in subjects], digits)
     room = max_bytes - len(around.encode())
     if room <= 0:
         raise NotFitting(
             f"max_bytes={max_bytes:,} is less than the {max_bytes - room:,} bytes that the page takes without any "
             "routing; pass a larger one."
         )
-    packed = pack(recorded, room)
-    return Explorer(page_html(trace, recorded, near, packed), trace.name)
+    digits, packed = pack([subject.recorded for subject in subjects], room, digits)
+    return Explorer(page_html(subjects, packed, digits), " and ".join(subject.label for subject in subjects))

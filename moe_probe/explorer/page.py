@@ -1,61 +1,96 @@
-"""The page: what it knows beside the routing, Bokeh's widgets, and the template that holds all together."""
+"""The page: what it knows beside the routing, and the template that holds all together."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import xarray as xr
-from bokeh.embed import components
-from bokeh.model import Model
-from bokeh.resources import Resources
 from jinja2 import Environment
 
 from moe_probe.errors import NotComparable
-from moe_probe.explorer.packing import Packed, encode
+from moe_probe.explorer.packing import Encoded, PackedLayer, encode
 from moe_probe.explorer.recorded import RecordedLayer
-from moe_probe.explorer.widgets import widgets
-from moe_probe.traces.reading import Trace
+from moe_probe.explorer.written import Words
+from moe_probe.routing import Source
 
 NEAREST = 8  # experts named as the most similar ones
+HUNDREDTHS, THOUSANDTHS = 100, 1000
 HERE = Path(__file__).parent
+MODULES = (  # one purpose each; they share one scope
+    *("facts", "unpack", "routing", "statistics", "state", "elements", "color", "export"),
+    *("text", "token", "expert", "experts", "search", "maps", "controls", "address", "keys", "start"),
+)
+Arrays = dict[str, Encoded]
 
 
-def page_html(trace: Trace, recorded: Mapping[int, RecordedLayer], near: xr.Dataset | None, packed: Packed) -> str:
+@dataclass(frozen=True)
+class Subject:
+    """One model of a page.
+
+    Attributes:
+        label: what it is called.
+        source: the model on its texts, or the trace.
+        recorded: its routing.
+        near: similarity of its experts, if there is one.
+        words: what its experts write into the vocabulary, by layer; empty where that was not computed.
+        strings: of the ids in `words`.
+    """
+
+    label: str
+    source: Source
+    recorded: Mapping[int, RecordedLayer]
+    near: xr.Dataset | None = None
+    words: Mapping[int, Words] = field(default_factory=dict)
+    strings: Mapping[int, str] = field(default_factory=dict)
+
+
+def page_html(subjects: Sequence[Subject], packed: Sequence[Mapping[int, PackedLayer]], digits: int) -> str:
     """The whole page.
 
+    Args:
+        subjects: the models.
+        packed: the routing of each; empty for a page without any.
+        digits: that numbers have.
+
     Raises:
-        NotComparable: `near` is of another model.
+        NotComparable: a similarity is of another model.
     """
-    facts = page_facts(trace, recorded, near) | {"logit_step": packed.logit_step, "weight_step": packed.weight_step}
-    script, places = components(dict[str, Model](widgets(facts)))
-    arrays = {
-        f"{layer}-{name}": {"dtype": dtype, "text": text}
-        for layer, named in packed.layers.items()
-        for name, (dtype, text) in named.items()
-    }
+    models, arrays = [], {}
+    for number, (subject, layers) in enumerate(zip(subjects, packed, strict=True)):
+        of_model, of_arrays = model_facts(subject, layers)
+        models.append(of_model)
+        arrays |= {f"{number}-{name}": array for name, array in of_arrays.items()}
     template = Environment(autoescape=True).from_string((HERE / "page.html").read_text(encoding="utf-8"))
     return template.render(
-        title=f"{trace.name}: explorer",
-        facts=as_script(facts),
-        arrays=arrays,
-        library=_library(),
+        title=f"{' and '.join(subject.label for subject in subjects)}: explorer",
+        facts=as_script({"digits": digits, "models": models}),
+        arrays=by_urgency(models, arrays),
         style=(HERE / "page.css").read_text(encoding="utf-8"),
-        code=(HERE / "page.js").read_text(encoding="utf-8"),
-        script=script,
-        places=places,
+        code=page_code(),
     )
 
 
+def by_urgency(models: Sequence[Mapping[str, Any]], arrays: Arrays) -> dict[str, list[tuple[str, Encoded]]]:
+    """The arrays that stand before the page's code, so that the first tokens are soon there, and those after it."""
+    first = {f"{number}-{model['layers'][0]['index']}" for number, model in enumerate(models)}
+    early, later = [], []
+    for name, array in arrays.items():
+        urgent = name.endswith(("-tokens", "-count")) or name.rpartition("-")[0] in first
+        (early if urgent else later).append((name, array))
+    return {"early": early, "later": later}
+
+
 @cache
-def _library() -> str:
-    """Bokeh's own scripts, inline."""
-    return Resources(mode="inline", components=["bokeh", "bokeh-widgets", "bokeh-tables"]).render_js()
+def page_code() -> str:
+    """The page's modules, one after the other in one scope."""
+    parts = [f"// {name}\n\n{(HERE / 'page' / f'{name}.js').read_text(encoding='utf-8')}" for name in MODULES]
+    return '"use strict";\n(() => {\n' + "\n".join(parts) + "})();\n"
 
 
 def as_script(facts: Mapping[str, Any]) -> str:
@@ -63,61 +98,113 @@ def as_script(facts: Mapping[str, Any]) -> str:
     return json.dumps(facts, ensure_ascii=False, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
 
 
-def page_facts(trace: Trace, recorded: Mapping[int, RecordedLayer], near: xr.Dataset | None) -> dict[str, Any]:
-    """Layers, texts, tokens, load and similar experts, as JSON takes them."""
-    documents = trace.corpus.documents
-    ids = [token for document in documents for token in document.ids]
+def model_facts(subject: Subject, packed: Mapping[int, PackedLayer]) -> tuple[dict[str, Any], Arrays]:
+    """Layers, texts and tokens of a model as JSON takes them; and arrays by name.
+
+    Arrays are `tokens` (places in `strings`) and, each after the layer's number: those of the routing, `count` (choices
+    by label and expert), `near` and `cosine`, `words` (places in `words`) and `wordlogits`.
+    """
+    corpus = subject.source.corpus
+    ids = [token for document in corpus.documents for token in document.ids]
     distinct, place = np.unique(ids, return_inverse=True)
-    dtype, text = encode(place)
-    return {
-        "model": trace.name,
-        "family": trace.family,
-        "layers": [_layer(trace, index) for index in trace.moe_layers],
-        "documents": [{"number": d.number, "label": d.label, "tokens": len(d.ids)} for d in documents],
-        "strings": [trace.corpus.strings[int(token)] for token in distinct],
-        "special": [int(token) in trace.corpus.special for token in distinct],
-        "tokens": {"dtype": dtype, "text": text},
-        "load": [load_of(recorded[index]).round(6).tolist() for index in trace.moe_layers],
-        "similar": None if near is None else similar_experts(trace, near),
+    labels = list(dict.fromkeys(document.label for document in corpus.documents))
+    arrays = {"tokens": encode(place)}
+    for index, layer in subject.recorded.items():
+        counts = encode(choices_by_label(subject.source, layer, labels))
+        arrays |= {f"{index}-{name}": array for name, array in packed_arrays(packed, index).items()}
+        arrays[f"{index}-count"] = counts
+    if subject.near is not None:
+        arrays |= near_arrays(subject.source, similar_experts(subject.source, subject.near))
+    words, of_words = word_arrays(subject.words, subject.strings)
+    facts = {
+        "model": subject.label,
+        "family": subject.source.family,
+        "layers": [layer_facts(layer, packed.get(index)) for index, layer in subject.recorded.items()],
+        "labels": labels,
+        "documents": [[d.number, labels.index(d.label), len(d.ids)] for d in corpus.documents],
+        "strings": [corpus.strings[int(token)] for token in distinct],
+        "special": [at for at, token in enumerate(distinct) if int(token) in corpus.special],
+        "similar": NEAREST if subject.near is not None else 0,
+        "words": words,
     }
+    return facts, arrays | of_words
 
 
-def _layer(trace: Trace, index: int) -> dict[str, Any]:
-    known = asdict(trace.layer(index))
-    return {name: known[name] for name in ("index", "num_experts", "top_k", "subtokens", "expert_kinds")}
+def packed_arrays(packed: Mapping[int, PackedLayer], index: int) -> Mapping[str, Encoded]:
+    """The routing's arrays of a layer; none on a page without routing."""
+    return packed[index].arrays if index in packed else {}
 
 
-def load_of(layer: RecordedLayer) -> np.ndarray:
-    """Each expert's share of the choices, (E,)."""
-    counts = np.bincount(layer.index.ravel(), minlength=layer.logits.shape[1])
-    return counts / counts.sum()
+def layer_facts(recorded: RecordedLayer, packed: PackedLayer | None) -> dict[str, Any]:
+    """What a layer is made of, and how its numbers are to be read; kinds are left out where all experts are FFNs."""
+    layer = recorded.layer
+    facts: dict[str, Any] = {name: getattr(layer, name) for name in ("index", "num_experts", "subtokens")}
+    if set(layer.expert_kinds) != {"ffn"}:
+        facts["kinds"] = list(layer.expert_kinds)
+    facts |= {"top_k": recorded.weight.shape[1], "listed": recorded.index.shape[1]}
+    return facts | dict(packed.facts if packed is not None else {})
 
 
-def similar_experts(trace: Trace, near: xr.Dataset) -> list[dict[str, list[tuple[str, float]]]]:
-    """By layer and expert: the most similar routed experts and how similar they are, the nearest first.
+def choices_by_label(source: Source, recorded: RecordedLayer, labels: Sequence[str]) -> np.ndarray:
+    """How often each label's tokens chose each expert, (labels, E)."""
+    documents, layer = source.corpus.documents, recorded.layer
+    lengths = [len(document.ids) * layer.subtokens for document in documents]
+    label = np.repeat([labels.index(document.label) for document in documents], lengths)
+    places = label[:, None] * layer.num_experts + recorded.chosen
+    counts = np.bincount(places[recorded.chosen < layer.num_experts], minlength=len(labels) * layer.num_experts)
+    return counts.reshape(len(labels), layer.num_experts)
+
+
+Nearest = list[tuple[int, float]]
+
+
+def similar_experts(source: Source, near: xr.Dataset) -> dict[int, list[Nearest]]:
+    """By layer and routed expert: the most similar others and how similar they are, the nearest first.
 
     Raises:
         NotComparable: the result is of another model, or lacks layers.
     """
     layers = set(near.layer.values.tolist()) if "layer" in near.dims else set()
-    if near.attrs.get("fingerprint") != trace.fingerprint or not set(trace.moe_layers) <= layers:
+    if near.attrs.get("fingerprint") != source.fingerprint or not set(source.layers) <= layers:
         raise NotComparable(
-            f"The similarity is of {near.attrs.get('model')} or of other layers than the trace of {trace.name}; "
-            "compute it for the model and the layers of the trace."
+            f"The similarity is of {near.attrs.get('model')} or of other layers than those of {source.name} here; "
+            "compute it for the same model and layers."
         )
     values = near.cosine.mean("projection") if "projection" in near.dims else near.cosine
     routed = [label for label in near.expert.values if str(label).isdigit()]
-    return [_nearest(values.sel(layer=layer, expert=routed, other=routed).values, routed) for layer in trace.moe_layers]
+    return {
+        index: nearest(values.sel(layer=index, expert=routed, other=routed).values, routed, layer.num_experts)
+        for index, layer in source.layers.items()
+    }
 
 
-def _nearest(cosine: np.ndarray, labels: list[Any]) -> dict[str, list[tuple[str, float]]]:
+def nearest(cosine: np.ndarray, labels: Sequence[str], experts: int) -> list[Nearest]:
     """The nearest others of each expert; those without a cosine, such as experts of zeros, are nobody's."""
     order = np.argsort(-cosine, axis=1, kind="stable")  # NaN comes last
-    return {
-        str(label): [
-            (str(labels[other]), round(float(cosine[expert, other]), 4))
-            for other in order[expert]
-            if other != expert and np.isfinite(cosine[expert, other])
-        ][:NEAREST]
-        for expert, label in enumerate(labels)
-    }
+    lists: list[Nearest] = [[] for _ in range(experts)]
+    for expert, label in enumerate(labels):
+        others = [other for other in order[expert] if other != expert and np.isfinite(cosine[expert, other])]
+        lists[int(label)] = [(int(labels[int(other)]), float(cosine[expert, other])) for other in others[:NEAREST]]
+    return lists
+
+
+def near_arrays(source: Source, similar: Mapping[int, Sequence[Nearest]]) -> Arrays:
+    """Numbers (E, NEAREST) of the nearest, that of no expert where there are fewer; and thousandths of cosines."""
+    arrays = {}
+    for index, lists in similar.items():
+        none = source.layers[index].num_experts
+        filled = np.array([[*each, *[(none, 0.0)] * (NEAREST - len(each))] for each in lists])
+        arrays[f"{index}-near"] = encode(filled[..., 0].astype(np.int64))
+        arrays[f"{index}-cosine"] = encode(np.rint(filled[..., 1] * THOUSANDTHS).astype(np.int64))
+    return arrays
+
+
+def word_arrays(words: Mapping[int, Words], strings: Mapping[int, str]) -> tuple[list[str], Arrays]:
+    """Distinct strings that experts write; places in them (E, WORDS), one more for none, and hundredths of logits."""
+    distinct = np.array(sorted({int(token) for each in words.values() for token in each.ids.ravel() if token >= 0}))
+    arrays = {}
+    for index, each in words.items():
+        places = np.where(each.ids >= 0, np.searchsorted(distinct, each.ids), len(distinct))
+        arrays[f"{index}-words"] = encode(places)
+        arrays[f"{index}-wordlogits"] = encode(np.rint(each.logits * HUNDREDTHS).astype(np.int64))
+    return [strings[int(token)] for token in distinct], arrays

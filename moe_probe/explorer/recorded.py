@@ -1,12 +1,22 @@
-"""A trace's routing as arrays, layer by layer, tokens in the order of the texts."""
+"""The routing that a page tells of: of every token its experts, their router logits and applied weights."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
+import torch
+import xarray as xr
 
-from moe_probe.traces.reading import Trace
+from moe_probe.dynamic.analyses.record import padded
+from moe_probe.dynamic.analysis import Analysis
+from moe_probe.families import Layer
+from moe_probe.routing import LayerBatch, Need, Source
+from moe_probe.statistics.states import Rows, TokenTable
+
+FEW = 16  # experts of a layer that are all listed by default
+RUNNERS_UP = 1  # experts that are listed beside the chosen ones where there are more
 
 
 @dataclass(frozen=True)
@@ -14,35 +24,95 @@ class RecordedLayer:
     """One layer's routing; rows are tokens, or sub-tokens one after the other.
 
     Attributes:
-        logits: router logits, (rows, E), float32.
-        index: chosen experts, the largest score first, (rows, k), int16.
-        weight: their applied weights, (rows, k), float32.
+        layer: what it is made of.
+        index: listed experts, (rows, listed), int16: the chosen ones, the largest selection score first, then the
+            runners-up; `layer.num_experts` in places without an expert.
+        logits: their router logits, (rows, listed), float32; 0 where `index` names no expert.
+        weight: applied weights of the chosen ones, (rows, k), float32.
     """
 
-    logits: np.ndarray
+    layer: Layer
     index: np.ndarray
+    logits: np.ndarray
     weight: np.ndarray
 
+    @property
+    def chosen(self) -> np.ndarray:
+        """The chosen experts, (rows, k), k the most that a row chooses."""
+        return self.index[:, : self.weight.shape[1]]
 
-def recorded_layers(trace: Trace) -> dict[int, RecordedLayer]:
-    """Every layer of a trace."""
-    lengths = [len(document.ids) for document in trace.corpus.documents]
-    starts = np.zeros(1 + max(document.number for document in trace.corpus.documents), np.int64)
-    starts[[document.number for document in trace.corpus.documents]] = np.cumsum([0, *lengths])[:-1]
-    layers = {}
-    for layer in map(trace.layer, trace.moe_layers):
-        rows = sum(lengths) * layer.subtokens
-        layers[layer.index] = RecordedLayer(
-            np.zeros((rows, layer.num_experts), np.float32),
-            np.zeros((rows, layer.top_k), np.int16),
-            np.zeros((rows, layer.top_k), np.float32),
-        )
-    for batch in trace.batches():
-        token = starts[batch.tokens.document] + batch.tokens.position
-        parts = batch.layer.subtokens
-        at = (token[:, None] * parts + np.arange(parts)).ravel()
-        into = layers[batch.layer.index]
-        into.logits[at] = batch.router_logits.numpy()
-        into.index[at] = batch.top_k_index.numpy()
-        into.weight[at] = batch.top_k_weights.numpy()
-    return layers
+
+@dataclass
+class Routing(Analysis):
+    """Experts that every token lists, their logits and weights, by layer.
+
+    Args:
+        runners_up: experts listed beside the chosen ones; None for all of a layer with up to 16 experts, 1 elsewhere.
+    """
+
+    runners_up: int | None = None
+
+    name = "routing"
+    title = "Routing"
+    needs = frozenset({Need.WEIGHTS, Need.SCORES})
+
+    index = TokenTable("rank", subtokens=True, dtype=np.int16)
+    logits = TokenTable("rank", subtokens=True, dtype=np.float32)
+    weight = TokenTable("rank", subtokens=True, dtype=np.float32)
+    next_index = TokenTable("rank", subtokens=True, dtype=np.int16)
+    next_logits = TokenTable("rank", subtokens=True, dtype=np.float32)
+
+    def update(self, batch: LayerBatch) -> None:
+        layer, (chosen, weight) = batch.layer, batch.ranked()
+        repeated = chosen == chosen[:, :1]  # in places that a token with fewer choices leaves (`intervene.TopK`)
+        repeated[:, 0] = False
+        self.index.add(batch, chosen.masked_fill(repeated, layer.num_experts))
+        self.logits.add(batch, batch.router_logits.gather(1, chosen).masked_fill(repeated, 0))
+        self.weight.add(batch, weight)
+        others = batch.selection.scatter(1, chosen, -torch.inf)
+        score, best = others.topk(self.listed(layer) - layer.top_k, dim=1)
+        logits = batch.router_logits.gather(1, best)
+        excluded = score.isneginf() | logits.isneginf()  # by the router, or by an intervention that masks
+        self.next_index.add(batch, best.masked_fill(excluded, layer.num_experts))
+        self.next_logits.add(batch, logits.masked_fill(excluded, 0))
+
+    def listed(self, layer: Layer) -> int:
+        """How many experts of each row are listed."""
+        by_default = layer.num_experts if layer.num_experts <= FEW else RUNNERS_UP
+        return min(layer.num_experts, layer.top_k + (by_default if self.runners_up is None else self.runners_up))
+
+    def variables(self, source: Source) -> Mapping[str, xr.DataArray]:
+        return {name: self.state_of(name).array for name in self.declared() if name != "score_kinds"}
+
+    def layers(self, source: Source) -> dict[int, RecordedLayer]:
+        """The layers that it has seen, tokens in the order of the texts."""
+        recorded = {}
+        for index in self.index.layers:
+            layer = source.layers[index]
+            chosen, logits, weight, best, next_logits = (
+                self._rows(source, name, index, fill)
+                for name, fill in (
+                    ("index", layer.num_experts),
+                    ("logits", 0),
+                    ("weight", 0),
+                    ("next_index", layer.num_experts),
+                    ("next_logits", 0),
+                )
+            )
+            listed, all_logits = np.hstack([chosen, best]), np.hstack([logits, next_logits])
+            recorded[index] = RecordedLayer(layer, listed, all_logits, weight)
+        return recorded
+
+    def _rows(self, source: Source, name: str, layer: int, fill: float) -> np.ndarray:
+        """A table's rows (rows, ranks) of a layer, batches with fewer ranks than others filled up."""
+        parts = self.state_of(name)[layer].parts
+        most = max(values.shape[-1] for _, values in parts)
+        tokens, values = Rows([(tokens, padded(values, -1, most, fill)) for tokens, values in parts]).ordered()
+        ordered = values[in_order_of_texts(source, tokens.document)]
+        return ordered.reshape(ordered.shape[0] * ordered.shape[1], most)
+
+
+def in_order_of_texts(source: Source, document: np.ndarray) -> np.ndarray:
+    """Places of tokens that are sorted by their document's number, in the order of the corpus."""
+    numbers = np.asarray([each.number for each in source.corpus.documents])
+    return np.argsort(np.argsort(numbers)[np.searchsorted(np.sort(numbers), document)], kind="stable")

@@ -1,23 +1,27 @@
 """The page's facts equal the trace's, from a model and from a trace."""
 
-import json
-import re
-
 import numpy as np
 import pytest
+import torch
+from unpacking import arrays_of, facts_of, routing_of
 
 import moe_probe
 from moe_probe import dynamic, explorer, static
 from moe_probe.errors import InputError, NotComparable, NotFitting
-from moe_probe.explorer.recorded import recorded_layers
+from moe_probe.intervene import Mask, TopK, Where
 
 TEXTS = ["The bank of the </script> river.", "def area(r):\n    return r ** 2", "12 * 3 = 36"]
 LABELS = ["prose", "code", "arithmetic"]
 
 
-def facts_of(page):
-    (text,) = re.findall(r'<script type="application/json" id="facts">(.*?)</script>', page.html, re.DOTALL)
-    return json.loads(text)
+def layers_of(page, model=0):
+    """By layer: experts, weights and logits as the page has them."""
+    facts, arrays = facts_of(page), arrays_of(page)
+    layers = {}
+    for layer in facts["models"][model]["layers"]:
+        named = {name: arrays[f"{model}-{layer['index']}-{name}"] for name in ("index", "weight", "logits")}
+        layers[layer["index"]] = routing_of(layer, named, facts["digits"])
+    return layers
 
 
 @pytest.fixture(scope="module")
@@ -27,35 +31,116 @@ def trace(tmp_path_factory):
     return dynamic.read_trace(folder)
 
 
-def test_recorded_rows_are_in_the_order_of_the_texts(trace):
+@pytest.fixture(scope="module")
+def page(trace):
+    return explorer.explore(trace, similar=static.similarity("ckpt/tiny-mh-moe", "neuron_mean"))
+
+
+def test_the_routing_is_the_traces_in_the_order_of_the_texts(trace, page):
     frame = trace.to_dataframe()
-    for index, layer in recorded_layers(trace).items():
-        own = frame[frame.layer == index]
-        np.testing.assert_array_equal(layer.index.ravel(), own.expert)
-        np.testing.assert_array_equal(layer.weight.ravel(), own.weight)
-        logits = np.stack(own[own["rank"] == 0].router_logits)
-        np.testing.assert_array_equal(layer.logits, logits)
+    for index, (experts, weight, logits) in layers_of(page).items():
+        own, top_k = frame[frame.layer == index], trace.layer(index).top_k
+        np.testing.assert_array_equal(experts[:, :top_k].ravel(), own.expert)
+        np.testing.assert_allclose(weight.ravel(), own.weight, rtol=0.0051)
+        every = np.stack(own[own["rank"] == 0].router_logits)
+        np.testing.assert_allclose(logits, np.take_along_axis(every, experts.astype(int), 1), atol=0.0051)
+        assert (np.sort(experts, axis=1) == np.arange(trace.layer(index).num_experts)).all()
 
 
-def test_the_page_knows_texts_load_and_similar_experts(trace):
-    model = moe_probe.load("ckpt/tiny-mh-moe")
-    similarity = static.similarity(model, "neuron_mean")
-    facts = facts_of(explorer.explore(trace, similar=similarity))
-    assert [document["label"] for document in facts["documents"]] == LABELS
-    assert [document["tokens"] for document in facts["documents"]] == [len(d.ids) for d in trace.corpus.documents]
+def test_runners_up_are_those_with_the_next_scores():
+    options = {"runners_up": 2, "similar": None, "progress": False}
+    for experts, _, logits in layers_of(explorer.explore("ckpt/tiny-mixtral", TEXTS, **options)).values():
+        assert experts.shape[1] == 4
+        assert (np.diff(logits, axis=1) <= 0).all()
+
+
+def test_runners_up_can_be_left_out():
+    options = {"runners_up": 0, "similar": None, "progress": False}
+    for experts, weight, _ in layers_of(explorer.explore("ckpt/tiny-mixtral", TEXTS, **options)).values():
+        assert experts.shape == weight.shape
+
+
+def test_the_page_knows_texts_load_and_similar_experts(trace, page):
+    facts, arrays = facts_of(page), arrays_of(page)
+    (model,) = facts["models"]
+    assert model["labels"] == LABELS
+    assert model["documents"] == [[d.number, at, len(d.ids)] for at, d in enumerate(trace.corpus.documents)]
+    assert [model["strings"][at] for at in arrays["0-tokens"]] == [
+        trace.corpus.strings[token] for document in trace.corpus.documents for token in document.ids
+    ]
     load = dynamic.from_trace(trace, [dynamic.ExpertLoad(bootstrap=0)])["expert_load"]
-    np.testing.assert_allclose(facts["load"], load.share, atol=1e-6)
+    for index in trace.moe_layers:
+        counts = arrays[f"0-{index}-count"].reshape(len(LABELS), -1).sum(0)
+        np.testing.assert_allclose(counts / counts.sum(), load.share.sel(layer=index), atol=1e-9)
+    similarity = static.similarity("ckpt/tiny-mh-moe", "neuron_mean")
     cosine = similarity.cosine.mean("projection").sel(layer=3, expert="2").to_series().drop("2")
     nearest = cosine.sort_values(ascending=False)
-    assert [label for label, _ in facts["similar"][1]["2"]] == nearest.index.tolist()
-    np.testing.assert_allclose([value for _, value in facts["similar"][1]["2"]], nearest, atol=1e-4)
+    near, value = (arrays[f"0-3-{name}"].reshape(8, -1)[2, : len(nearest)] for name in ("near", "cosine"))
+    assert near.astype(str).tolist() == nearest.index.tolist()
+    np.testing.assert_allclose(value / 1000, nearest, atol=5.1e-4)
 
 
 def test_a_model_and_its_trace_give_the_same_page(trace):
     of_trace = explorer.explore(trace)
     of_model = explorer.explore("ckpt/tiny-mh-moe", TEXTS, labels=LABELS, batch_tokens=24, similar=None, progress=False)
     assert facts_of(of_trace) == facts_of(of_model)
-    assert facts_of(of_trace)["similar"] is None
+    for name, values in arrays_of(of_trace).items():
+        np.testing.assert_array_equal(values, arrays_of(of_model)[name])
+    assert facts_of(of_trace)["models"][0]["similar"] == 0
+
+
+def test_two_models_stand_side_by_side_on_the_same_texts():
+    model = moe_probe.load("ckpt/tiny-mixtral")
+    masked = model.under(Mask(layer=1, experts=[3]))
+    page = explorer.explore({"whole": model, "masked": masked}, TEXTS, similar=None, progress=False)
+    assert [each["model"] for each in facts_of(page)["models"]] == ["whole", "masked"]
+    whole, other = layers_of(page, 0), layers_of(page, 1)
+    np.testing.assert_array_equal(whole[0][0], other[0][0])
+    assert (whole[1][0] == 3).any()
+    assert not (other[1][0] == 3).any()  # neither chosen nor a runner-up
+    assert "whole and masked" in repr(page)
+
+
+def test_sources_of_other_texts_are_refused(trace, tmp_path):
+    dynamic.routing_trace("ckpt/tiny-mixtral", TEXTS[:2], path=tmp_path / "trace", progress=False)
+    with pytest.raises(NotComparable, match="saw other texts or labels"):
+        explorer.explore([trace, tmp_path / "trace"])
+    with pytest.raises(NotComparable, match="takes 1 to 2 checkpoints"):
+        explorer.explore({"a": trace, "b": trace, "c": trace})
+
+
+def test_what_experts_write_is_their_mean_output_through_the_models_norm_and_head():
+    model = moe_probe.load("ckpt/tiny-mixtral")
+    page = explorer.explore(model, TEXTS, similar=None, vocabulary=True, progress=False)
+    record = dynamic.run(model, TEXTS, dynamic.Record(outputs="selected"), layers=[1], progress=False)["record"]
+    index, weight = record.topk_expert.values[0], record.topk_weight.values[0]
+    (facts,), arrays = facts_of(page)["models"], arrays_of(page)
+    words, logits = (arrays[f"0-1-{name}"].reshape(8, -1) for name in ("words", "wordlogits"))
+    for expert in np.unique(index):
+        outputs = (record.selected_output.values[0] * weight[..., None])[index == expert]
+        mean = torch.from_numpy(outputs.mean(0))
+        with torch.no_grad():
+            expected = model.module.lm_head(model.module.model.norm(mean))
+        best = (expected - expected.mean()).topk(10)
+        np.testing.assert_allclose(logits[expert] / 100, best.values, atol=0.006)
+        assert facts["words"][words[expert][0]] == model.tokenizer.decode(best.indices[:1])
+
+
+def test_a_trace_and_split_tokens_write_no_words(trace):
+    with pytest.raises(NotFitting, match="omit vocabulary="):
+        explorer.explore(trace, vocabulary=True)
+    with pytest.raises(NotFitting, match="write sub-tokens"):
+        explorer.explore("ckpt/tiny-mh-moe", TEXTS, vocabulary=True, similar=None, progress=False)
+
+
+def test_a_model_that_chooses_fewer_experts_in_some_tokens_has_a_page():
+    model = moe_probe.load("ckpt/tiny-mixtral").under(TopK(layer=1, k=1, where=Where(label="code")))
+    page = explorer.explore(model, TEXTS, labels=LABELS, similar=None, batch_tokens=8, progress=False)
+    layers, lengths = layers_of(page), [tokens for _, _, tokens in facts_of(page)["models"][0]["documents"]]
+    none = layers[1][0][:, 1] == 8
+    assert np.flatnonzero(none).tolist() == list(range(lengths[0], lengths[0] + lengths[1]))
+    assert (layers[1][1][none, 1] == 0).all()
+    assert arrays_of(page)["0-1-count"].sum() == 2 * sum(lengths) - lengths[1]
 
 
 def test_a_page_is_saved_whole_and_shows_in_a_notebook(trace, tmp_path):
@@ -64,7 +149,7 @@ def test_a_page_is_saved_whole_and_shows_in_a_notebook(trace, tmp_path):
     assert path.read_text(encoding="utf-8") == page.html
     assert [path.name for path in path.parent.iterdir()] == ["page.html"]
     shown = page._repr_html_()
-    assert shown.startswith("<iframe srcdoc=")
+    assert shown.startswith("<iframe title=")
     assert "<script" not in shown
 
 
@@ -80,7 +165,10 @@ def test_a_page_is_saved_whole_and_shows_in_a_notebook(trace, tmp_path):
         ({"texts": TEXTS, "similar": 3}, "similar is a int"),
         ({"texts": TEXTS, "max_bytes": 0}, "leaves no page"),
         ({"texts": TEXTS, "max_bytes": "1"}, "whole number of bytes"),
-        ({"texts": TEXTS, "max_bytes": 1_000_000}, "bytes that the page takes without any routing"),
+        ({"texts": TEXTS, "digits": 7}, "from 1 to 6"),
+        ({"texts": TEXTS, "runners_up": -1}, "of at least 0"),
+        ({"texts": TEXTS, "vocabulary": "yes"}, "pass True or False"),
+        ({"texts": TEXTS, "max_bytes": 10_000}, "bytes that the page takes without any routing"),
     ],
 )
 def test_bad_input_is_one_sentence(options, sentence):
@@ -89,7 +177,7 @@ def test_bad_input_is_one_sentence(options, sentence):
 
 
 def test_a_similarity_of_another_model_is_refused(trace):
-    with pytest.raises(InputError, match="of tiny-mixtral or of other layers than the trace of tiny-mh-moe"):
+    with pytest.raises(InputError, match="of tiny-mixtral or of other layers than those of tiny-mh-moe"):
         explorer.explore(trace, similar=static.gate_similarity("ckpt/tiny-mixtral"))
 
 
@@ -103,10 +191,10 @@ def test_experts_without_a_cosine_are_nobodys_nearest(trace):
     similarity = static.similarity("ckpt/tiny-mh-moe", "neuron_mean")
     zero = (similarity.expert == "2") | (similarity.other == "2")
     page = explorer.explore(trace, similar=similarity.assign(cosine=similarity.cosine.where(~zero)))
-    (first, *_) = facts_of(page)["similar"]
-    assert first["2"] == []
-    assert len(first["0"]) == 6
-    assert "2" not in [label for label, _ in first["0"]]
+    near = arrays_of(page)[f"0-{trace.moe_layers[0]}-near"].reshape(8, -1)
+    assert (near[2] == 8).all()
+    assert (near[0] < 8).sum() == 6
+    assert 2 not in near[0]
 
 
 def test_a_similarity_without_cosines_or_layers_is_refused(trace):

@@ -1,60 +1,91 @@
-"""What a page holds of the routing can be read back to within half a step, whatever the values."""
+"""What a page holds of the routing can be read back to so many digits, whatever the values."""
 
-import base64
-import zlib
+from dataclasses import asdict
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
+from unpacking import decode, routing_of
 
-from moe_probe.errors import InputError
-from moe_probe.explorer.packing import STEPS, encode, pack, rounded
+from moe_probe.errors import NotFitting
+from moe_probe.explorer.packing import encode, from_significant, pack, pack_layer, significant
 from moe_probe.explorer.recorded import RecordedLayer
-
-
-def decode(dtype, text, shape):
-    return np.frombuffer(zlib.decompress(base64.b64decode(text)), dtype).reshape(shape)
+from moe_probe.families import Layer
 
 
 @given(arrays(np.int64, array_shapes(max_dims=2), elements=st.integers(-(2**31), 2**31 - 1)))
 def test_integers_come_back_as_they_were(values):
-    dtype, text = encode(values)
-    np.testing.assert_array_equal(decode(dtype, text, values.shape), values)
+    encoded = encode(values)
+    np.testing.assert_array_equal(decode(*encoded, values.shape), values)
+    assert not set(encoded.text) & set("<>&\"'\\")
 
 
 @given(
-    arrays(np.float32, (5, 4), elements=st.floats(-100, 100, width=32)),
-    st.sampled_from(STEPS),
+    arrays(np.float32, (5, 4), elements=st.floats(-(2**99), 2**99, width=32, allow_subnormal=False)),
+    st.integers(1, 6),
 )
-def test_rounding_is_off_by_half_a_step_at_most(values, step):
-    back = rounded(values, step) * step
-    assert np.abs(back - values).max() <= step / 2 * (1 + 1e-6) + 1e-9
+def test_numbers_are_off_by_half_of_their_last_digit_at_most(values, digits):
+    exact = values.astype(float)
+    back = from_significant(*significant(values, digits), digits)
+    last = 10.0 ** (np.floor(np.log10(np.abs(exact), where=exact != 0, out=np.zeros_like(exact))) - digits + 1)
+    assert (np.abs(back - exact) <= 0.5 * last * (1 + 1e-6)).all()
+    assert (np.sign(back) == np.sign(exact)).all()
 
 
-def layers(rows=4000, experts=16, k=2):
+def layer_of(rows=400, experts=16, k=3, listed=5, normalize=True, sigmoid=False):
     generator = np.random.default_rng(0)
-    logits = generator.normal(size=(rows, experts)).astype(np.float32)
-    index = np.argsort(-logits, axis=1)[:, :k].astype(np.int16)
-    return {7: RecordedLayer(logits, index, generator.random((rows, k)).astype(np.float32))}
+    logits = 2 * generator.normal(size=(rows, experts)).astype(np.float32)
+    index = np.argsort(-logits, axis=1)[:, :listed].astype(np.int16)
+    logits = np.take_along_axis(logits, index, 1)
+    weight = 1 / (1 + np.exp(-logits[:, :k])) if sigmoid else np.exp(logits[:, :k])
+    if normalize:
+        weight /= weight.sum(1, keepdims=True)
+    return RecordedLayer(Layer(7, 8, 8, experts, k, ("ffn",) * experts), index, logits, weight.astype(np.float32))
 
 
-def test_more_room_gives_finer_numbers_and_the_size_is_kept():
-    steps = []
-    for room in (40_000, 80_000, 400_000):
-        packed = pack(layers(), room)
-        assert packed.size <= room
-        steps.append(packed.logit_step)
-        found = layers()[7]
-        np.testing.assert_array_equal(decode(*packed.layers[7]["index"], found.index.shape), found.index)
-        logits = decode(*packed.layers[7]["logits"], found.logits.shape) * packed.logit_step
-        assert np.abs(logits - found.logits).max() <= packed.logit_step / 2 * 1.001
-        weight = decode(*packed.layers[7]["weight"], found.weight.shape) * packed.weight_step
-        assert np.abs(weight - found.weight).max() <= packed.weight_step / 2 * 1.001
-    assert steps[0] > steps[1] > steps[2] == STEPS[0]
+@pytest.mark.parametrize("sigmoid", [False, True])
+@pytest.mark.parametrize("digits", [1, 3, 5])
+def test_a_layer_comes_back_rounded_to_its_digits(digits, sigmoid):
+    layer = layer_of(sigmoid=sigmoid)
+    packed = pack_layer(layer, digits)
+    facts = asdict(layer.layer) | {"listed": 5} | dict(packed.facts)
+    index, weight, logits = routing_of(facts, {n: decode(*a) for n, a in packed.arrays.items()}, digits)
+    np.testing.assert_array_equal(index, layer.index)
+    np.testing.assert_allclose(weight, layer.weight, rtol=0.51 * 10.0 ** (1 - digits))
+    np.testing.assert_allclose(logits, layer.logits, atol=0.501 * packed.facts["step"])
+    assert packed.facts["step"] == float(f"1e{1 - digits}")
+    assert packed.facts["predicted"] == (not sigmoid)
+
+
+def test_weights_that_are_zero_or_negative_come_back():
+    layer = layer_of()
+    layer.weight[:5] = 0
+    layer.weight[5:9, 1] = -0.25
+    packed = pack_layer(layer, 3)
+    facts = asdict(layer.layer) | {"listed": 5} | dict(packed.facts)
+    _, weight, logits = routing_of(facts, {n: decode(*a) for n, a in packed.arrays.items()}, 3)
+    np.testing.assert_allclose(weight, layer.weight, rtol=0.006)
+    np.testing.assert_allclose(logits, layer.logits, atol=0.00501)
+
+
+def test_logits_cost_little_where_weights_tell_them():
+    softmax, sigmoid = (len(pack_layer(layer_of(4000, sigmoid=s), 3).arrays["logits"].text) for s in (False, True))
+    assert softmax < 0.8 * sigmoid
+
+
+def test_digits_are_a_limit_and_fewer_where_there_is_no_room():
+    sizes = {}
+    for room in (60_000, 17_000, 15_000):
+        digits, (packed,) = pack([{7: layer_of(2000)}], room)
+        sizes[digits] = sum(len(array.text) for array in packed[7].arrays.values())
+        assert sizes[digits] <= room
+    assert list(sizes) == sorted(sizes, reverse=True)
+    assert max(sizes) == 3
+    assert len(sizes) > 1
 
 
 def test_what_does_not_fit_is_refused():
-    with pytest.raises(InputError, match=r"does not fit into the 1\.0 kB that max_bytes leaves"):
-        pack(layers(), 1000)
+    with pytest.raises(NotFitting, match=r"does not fit into the 1\.0 kB that max_bytes leaves"):
+        pack([{7: layer_of(4000)}], 1000)

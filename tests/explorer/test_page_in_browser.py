@@ -1,186 +1,355 @@
 """The page in a real browser: what it shows equals the trace; no errors, no network."""
 
-import os
+import csv
 import re
-import shutil
 
 import numpy as np
 import pytest
-from playwright.sync_api import sync_playwright
+from conftest import LABELS, TEXTS, Opened, Routed
 
-from moe_probe import dynamic, explorer, static
+import moe_probe
+from moe_probe import explorer, static
+from moe_probe.intervene import Mask
 
-CHROMIUM = shutil.which("chromium")
-WANTED = CHROMIUM is not None or "REQUIRE_BROWSER" in os.environ
-pytestmark = [
-    pytest.mark.thorough,
-    pytest.mark.skipif(not WANTED, reason="no chromium; .ci/run installs it"),
-    pytest.mark.xdist_group("browser"),
-]
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
-TEXTS = ["The bank of the river was soft after the rain.", "def area(r):\n    return 3.14 * r ** 2", "12 * 3 = 36"]
-LABELS = ["prose", "code", "arithmetic"]
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield browser
-        browser.close()
-
-
-class Opened:
-    """A page of a trace, and what the browser said about it."""
-
-    def __init__(self, browser, name, folder):
-        dynamic.routing_trace(f"ckpt/{name}", TEXTS, path=folder / "trace", labels=LABELS, progress=False)
-        self.trace = dynamic.read_trace(folder / "trace")
-        self.frame = self.trace.to_dataframe()
-        self.similarity = static.similarity(f"ckpt/{name}", "neuron_mean")
-        path = explorer.explore(self.trace, similar=self.similarity).save(folder / "page.html")
-        self.problems, self.requests = [], []
-        self.page = browser.new_page(viewport={"width": 1400, "height": 1600})
-        self.page.on("console", lambda said: self.problems.append(said.text) if said.type == "error" else None)
-        self.page.on("pageerror", lambda error: self.problems.append(str(error)))
-        self.page.on("request", lambda request: self.requests.append(request.url))
-        self.page.goto(path.as_uri())
-        self.page.wait_for_selector("body[data-ready=true]", timeout=60_000)
-
-    def choices(self, layer, token, subtoken=0):
-        """The trace's rows of a token."""
-        lengths = np.cumsum([0, *(len(document.ids) for document in self.trace.corpus.documents)])
-        document = int(np.searchsorted(lengths, token, side="right")) - 1
-        found = self.frame.query(
-            f"layer == {layer} and document == {document} and position == {token - lengths[document]}"
-        )
-        return found[found.subtoken == subtoken]
-
-    def rows(self, name):
-        """What a table shows, row by row."""
-        table = self.page.locator(f".bk-DataTable >> nth={['experts', 'subtokens', 'typical', 'similar'].index(name)}")
-        self.page.wait_for_timeout(150)  # the grid draws in the next frame
-        shown = table.locator(".slick-row").all()
-        return [[cell.inner_text().strip() for cell in row.locator(".slick-cell").all()] for row in shown]
-
-    def slide(self, layer):
-        """Move the slider's handle by keyboard until the layer is shown."""
-        handle = self.page.locator(".noUi-handle").first
-        handle.focus()
-        layers = list(self.trace.moe_layers)
-        shown = layers.index(int(self.page.get_attribute("body", "data-layer")))
-        for _ in range(abs(layers.index(layer) - shown)):
-            handle.press("ArrowRight" if layers.index(layer) > shown else "ArrowLeft")
-        self.page.wait_for_selector(f"body[data-layer='{layer}']")
+pytestmark = [pytest.mark.thorough, pytest.mark.xdist_group("browser")]
+SMOOTHING, LEAST = 5, 2
 
 
 @pytest.fixture(scope="module", params=["tiny-mixtral", "tiny-mh-moe", "tiny-moe-plus-plus"])
-def opened(request, browser, tmp_path_factory):
-    return Opened(browser, request.param, tmp_path_factory.mktemp("page"))
+def routed(request, tmp_path_factory):
+    return Routed(request.param, tmp_path_factory.mktemp("trace"))
 
 
-def assert_equal_to_the_trace(rows, choices):
-    chosen = choices.sort_values("rank")
-    assert [row[1] for row in rows[: len(chosen)]] == chosen.expert.astype(str).tolist()
-    assert [row[2] for row in rows[: len(chosen)]] == chosen.kind.tolist()
-    assert [row[0] for row in rows[: len(chosen)]] == [f"{rank + 1}." for rank in chosen["rank"]]
-    np.testing.assert_allclose([float(row[4]) for row in rows[: len(chosen)]], chosen.weight, atol=5.1e-7)
-    logits = chosen.router_logits.iloc[0]
-    for _, expert, _, logit, _ in rows:
-        assert float(logit) == pytest.approx(logits[int(expert)], abs=5.1e-6)
+@pytest.fixture(scope="module")
+def similarity(routed):
+    return static.similarity(f"ckpt/{routed.name}", "neuron_mean")
 
 
-def test_every_token_is_written_and_pointing_at_one_shows_its_numbers(opened):
-    assert opened.page.locator("[data-token]").count() == opened.trace.corpus.num_tokens
-    for layer in opened.trace.moe_layers[:2]:
-        opened.slide(layer)
-        for token in (1, 5, opened.trace.corpus.num_tokens - 1):
-            opened.page.hover(f"[data-token='{token}']")
-            assert_equal_to_the_trace(opened.rows("experts"), opened.choices(layer, token))
+@pytest.fixture(scope="module")
+def opened(routed, similarity, browser, tmp_path_factory):
+    path = explorer.explore(routed.trace, similar=similarity).save(tmp_path_factory.mktemp("page") / "page.html")
+    return Opened(browser, path)
 
 
-def test_colours_follow_the_chosen_expert_layer_by_layer(opened):
-    for layer in (opened.trace.moe_layers[-1], opened.trace.moe_layers[0]):
-        opened.slide(layer)
-        by_expert = {}
-        for token in range(opened.trace.corpus.num_tokens):
-            expert = int(opened.choices(layer, token).sort_values("rank").expert.iloc[0])
-            color = opened.page.eval_on_selector(f"[data-token='{token}']", "element => element.style.background")
-            assert by_expert.setdefault(expert, color) == color
-        chips = opened.page.locator("#chips button").evaluate_all("chips => chips.map(chip => chip.style.background)")
-        assert all(chips[expert] == color for expert, color in by_expert.items())
+@pytest.fixture
+def fresh(opened):
+    """The page as it is when it has just been opened."""
+    opened.page.goto("about:blank")
+    opened.page.goto(opened.path.as_uri())
+    opened.wait()
+    return opened
 
 
-def test_picking_an_expert_shows_its_tokens_load_neighbours_and_labels(opened):
-    layer = opened.trace.moe_layers[0]
-    opened.slide(layer)
-    own = opened.frame[opened.frame.layer == layer]
-    expert = int(own.expert.mode()[0])
-    opened.page.click(f"#chips button[value='{expert}']")
-    share = (own.expert == expert).mean()
-    assert f"Expert {expert} of layer {layer}" in opened.page.inner_text("#expert")
-    assert f"{100 * share:.2f} %" in opened.page.inner_text("#expert")
-    best = own[own.expert == expert].groupby("string").weight.max().sort_values(ascending=False)
-    shown = opened.rows("typical")
-    np.testing.assert_allclose([float(row[3]) for row in shown], best[: len(shown)], atol=5.1e-7)
-    for row in shown[:3]:
-        assert row[1] in {text.replace("\n", "↵").strip() for text in best.index}
-    if str(expert) in opened.similarity.expert.values:
-        cosine = opened.similarity.cosine.sel(layer=layer, expert=str(expert)).mean("projection").to_series()
-        nearest = cosine.drop(str(expert)).sort_values(ascending=False)
-        assert opened.rows("similar")[0] == [nearest.index[0], f"{nearest.iloc[0]:.4f}"]
-    load = opened.page.evaluate("Bokeh.documents[0].get_model_by_name('load-source').data.share")
-    expected = [(opened.frame[opened.frame.layer == at].expert == expert).mean() for at in opened.trace.moe_layers]
-    np.testing.assert_allclose(list(load), expected, atol=1e-6)
-    domains = opened.page.evaluate("Bokeh.documents[0].get_model_by_name('domains-source').data")
-    by_label = own.groupby("label").expert.agg(lambda chosen: (chosen == expert).mean())
-    np.testing.assert_allclose(list(domains["share"]), by_label[list(domains["label"])], atol=1e-9)
-    uses = opened.page.locator("[data-token].uses").count()
-    assert uses == len(own[own.expert == expert].groupby(["document", "position"]))
+def lifts(routed, layer):
+    """By token string and expert: hits, rows of the string, and the lift with smoothing, from the trace."""
+    own = routed.frame[routed.frame.layer == layer]
+    rows = own[own["rank"] == 0]
+    rate = own.groupby("expert").size() / len(rows)
+    hits = own.groupby(["string", "expert"]).size().rename("hits").reset_index()
+    hits["rows"] = hits.string.map(rows.groupby("string").size())
+    share = hits.expert.map(rate)
+    hits["lift"] = (hits.hits + SMOOTHING * share) / (hits.rows + SMOOTHING) / share
+    return hits[hits.hits >= LEAST]
 
 
-def test_a_held_token_stays_and_moves_by_keys(opened):
-    opened.page.click("[data-token='3']")
-    opened.page.hover("[data-token='8']")
-    assert "token 3" in opened.page.inner_text("#token")
-    opened.page.evaluate("document.activeElement.blur()")
-    opened.page.keyboard.press("ArrowRight")
-    assert "token 4" in opened.page.inner_text("#token")
-    opened.page.click("[data-token='4']")
+def written(string):
+    return string.replace("\n", "↵").replace("\t", "⇥").replace(" ", "␣") or "∅"
 
 
-def test_subtokens_and_kinds_have_their_own_views(opened):
-    layer = opened.trace.moe_layers[0]
-    opened.slide(layer)
-    own = opened.frame[opened.frame.layer == layer]
-    parts = own.subtoken.nunique()
-    options = opened.page.locator("select").evaluate_all(
-        "all => all.map(select => [...select.options].map(option => option.text))"
+def times(value):
+    return f"{round(value)}×" if value >= 99.5 else f"{value:#.2g}".rstrip(".") + "×"
+
+
+def pick(opened, expert):
+    opened.act(lambda: opened.page.select_option("#expert", str(expert)))
+
+
+def test_nothing_is_picked_and_nothing_is_empty_when_it_opens(fresh):
+    assert not fresh.page.is_visible("#token")
+    assert fresh.page.input_value("#expert") == ""
+    assert fresh.page.locator("table:visible tbody:empty").count() == 0
+    assert fresh.page.locator(".uses, .held").count() == 0
+    assert len(fresh.rows("Experts of the layer")) == fresh.page.locator("#expert option").count() - 1
+
+
+def test_every_token_is_written_and_pointing_at_one_shows_its_numbers(fresh, routed):
+    assert fresh.page.locator("[data-token]").count() == routed.trace.corpus.num_tokens
+    for layer in routed.trace.moe_layers[:2]:
+        fresh.slide(layer)
+        part = ", sub-token 0" if "mh" in routed.name else ""
+        for token in (1, 5, routed.trace.corpus.num_tokens - 1):
+            fresh.page.hover(f"[data-token='{token}']")
+            rows, chosen = fresh.rows(f"Its experts, layer {layer}{part}"), routed.choices(layer, token)
+            first = rows[: len(chosen)]
+            assert [row[:2] for row in first] == [
+                [f"{r + 1}.", str(e)] for r, e in zip(chosen["rank"], chosen.expert, strict=True)
+            ]
+            np.testing.assert_allclose([float(row[-1]) for row in first], chosen.weight, rtol=0.0051)
+            logits = chosen.router_logits.iloc[0]
+            for row in rows:
+                assert float(row[-2]) == pytest.approx(logits[int(row[1])], abs=0.0051)
+            if "kind" in fresh.page.inner_text("#token thead"):
+                assert [row[2] for row in first] == chosen.kind.tolist()
+
+
+def test_colors_follow_the_chosen_expert_layer_by_layer(fresh, routed):
+    for layer in (routed.trace.moe_layers[-1], routed.trace.moe_layers[0]):
+        fresh.slide(layer)
+        colors = fresh.page.locator("[data-token]").evaluate_all("all => all.map(span => span.style.background)")
+        firsts = routed.frame.query(f"layer == {layer} and subtoken == 0 and rank == 0").sort_values("token").expert
+        by_expert = dict(zip(firsts, colors, strict=True))
+        if routed.trace.layer(layer).num_experts <= 8:
+            assert [by_expert[expert] for expert in firsts] == colors
+            chips = fresh.page.locator("#legend button").evaluate_all("all => all.map(chip => chip.style.background)")
+            assert all(chips[expert] == color for expert, color in by_expert.items())
+            assert len(set(chips)) == len(chips) or routed.trace.layer(layer).expert_kinds[0] != "ffn"
+
+
+def test_an_expert_shows_what_it_fires_on_by_lift(fresh, routed):
+    layer = routed.trace.moe_layers[0]
+    fresh.slide(layer)
+    known = lifts(routed, layer)
+    expert = int(known.expert.mode()[0])
+    pick(fresh, expert)
+    own = known[known.expert == expert].sort_values(["lift", "hits"], ascending=False).head(15)
+    shown = fresh.rows("What it fires on")
+    assert [row[1] for row in shown] == [times(value) for value in own["lift"]]
+    assert sorted(row[2] for row in shown) == sorted(f"{h} of {r}" for h, r in zip(own.hits, own.rows, strict=True))
+    assert {row[0] for row in shown[:3]} <= {written(string) for string in own.string}
+    choices = routed.frame[routed.frame.layer == layer]
+    assert f"{100 * (choices.expert == expert).mean():.3g}"[:3] in fresh.page.inner_text("#expert-load")
+    marked = "uses" if routed.trace.layer(layer).num_experts <= 8 else "colored"
+    uses = fresh.page.evaluate(
+        """marked => [...document.querySelectorAll("[data-token]")].filter((token) => marked === "uses"
+          ? token.classList.contains("uses") : token.style.background !== "transparent").length""",
+        marked,
     )
-    assert (parts > 1) == any("distinct experts of its sub-tokens" in names for names in options)
-    assert (set(own.kind) != {"ffn"}) == any("FFN experts used" in names for names in options)
+    assert uses == choices[choices.expert == expert].token.nunique()
+
+
+def test_an_experts_tokens_by_weight_have_their_contexts(fresh, routed):
+    layer = routed.trace.moe_layers[0]
+    fresh.slide(layer)
+    own = routed.frame[routed.frame.layer == layer]
+    expert = int(own.expert.mode()[0])
+    pick(fresh, expert)
+    fresh.act(lambda: fresh.page.get_by_role("button", name="by weight").click())
+    best = own[own.expert == expert].groupby("string").weight.max().sort_values(ascending=False)
+    shown = fresh.rows("What it fires on")
+    np.testing.assert_allclose([float(row[1]) for row in shown], best[: len(shown)], rtol=0.0051)
+    whole = "".join(routed.trace.corpus.strings[token] for d in routed.trace.corpus.documents for token in d.ids)
+    assert all(row[2].replace("↵", "\n") in whole for row in shown)
+
+
+def test_an_expert_shows_its_partners_neighbors_and_labels(fresh, routed, similarity):
+    layer = routed.trace.moe_layers[0]
+    fresh.slide(layer)
+    own = routed.frame[routed.frame.layer == layer]
+    expert = int(own.expert.mode()[0])
+    pick(fresh, expert)
+    keys = ["token", "subtoken"]
+    beside = own.merge(own[own.expert == expert][keys], on=keys)
+    rows = len(own[own.expert == expert])
+    together = beside.groupby("expert").size().drop(expert)
+    for name, ratio, count, _ in fresh.rows("Whom it fires with"):
+        rate = (own.expert == int(name)).sum() / len(own[own["rank"] == 0])
+        assert count == f"{together[int(name)]} of {rows}"
+        assert ratio == times((together[int(name)] + SMOOTHING * rate) / (rows + SMOOTHING) / rate)
+    if str(expert) in similarity.expert.values:
+        cosine = similarity.cosine.sel(layer=layer, expert=str(expert)).mean("projection").to_series()
+        nearest = cosine.drop(str(expert)).sort_values(ascending=False)
+        fresh.page.wait_for_selector("#expert-near table")
+        assert fresh.rows("Most similar experts, by their weights")[0] == [nearest.index[0], f"{nearest.iloc[0]:.3f}"]
+    by_label = own.groupby("label").expert.agg(lambda chosen: (chosen == expert).mean())
+    for label, share, _ in fresh.rows("Its share by label"):
+        assert float(share.split()[0]) / 100 == pytest.approx(by_label[label], rel=0.006, abs=1e-9)
+
+
+def test_a_person_finds_the_expert_that_fires_on_closing_brackets(fresh, routed):
+    fresh.page.keyboard.press("/")
+    fresh.page.keyboard.type(")")
+    fresh.page.wait_for_selector("#found-experts[data-done=true]")
+    shown = fresh.rows("Experts that fire on it")
+    expected = []
+    for layer in routed.trace.moe_layers:
+        own = routed.frame[routed.frame.layer == layer]
+        rows = own[own["rank"] == 0]
+        brackets = own[own.string.str.strip() == ")"]
+        count = (rows.string.str.strip() == ")").sum()
+        for expert, hits in brackets.groupby("expert").size().items():
+            rate = (own.expert == expert).sum() / len(rows)
+            if hits >= LEAST:
+                ratio = (hits + SMOOTHING * rate) / (count + SMOOTHING) / rate
+                expected.append((ratio, [str(layer), str(expert), times(ratio), f"{hits} of {count}"]))
+    expected.sort(key=lambda each: -each[0])
+    assert [row[2] for row in shown] == [row[2] for _, row in expected[:20]]
+    assert shown[0] in [row for ratio, row in expected if ratio == expected[0][0]]
+    fresh.act(lambda: fresh.page.locator("#found-experts tbody button").first.click())
+    assert fresh.page.inner_text("#expert-title").startswith(f"Expert {shown[0][1]} of layer {shown[0][0]}")
+    assert fresh.address.startswith(f"#layer={shown[0][0]}&expert={shown[0][1]}")
+
+
+def test_search_finds_texts_and_labels(fresh):
+    fresh.act(lambda: fresh.page.fill("#find", "river was"))
+    (row,) = fresh.rows("Texts")
+    assert row[0] == "text 0"
+    fresh.act(lambda: fresh.page.get_by_role("button", name="text 0").click())
+    assert "text 0" in fresh.page.inner_text("#token")
+    fresh.act(lambda: fresh.page.fill("#find", "arith"))
+    fresh.act(lambda: fresh.page.get_by_role("region", name="Labels").get_by_role("button").click())
+    assert fresh.page.locator(".document:visible").count() == 1
+    assert "label=arithmetic" in fresh.address
+
+
+def test_a_label_filters_the_texts_and_all_numbers(fresh, routed):
+    layer = routed.trace.moe_layers[0]
+    fresh.slide(layer)
+    fresh.act(lambda: fresh.page.select_option("#label", "code"))
+    own = routed.frame.query(f"layer == {layer} and label == 'code'")
+    expert = int(own.expert.mode()[0])
+    pick(fresh, expert)
+    assert f"{100 * (own.expert == expert).mean():.3g}"[:3] in fresh.page.inner_text("#expert-load")
+    rows = own[own["rank"] == 0].groupby("string").size()
+    for string, _, hits, _ in fresh.rows("What it fires on"):
+        assert int(hits.split(" of ")[1]) in rows[[written(each) == string for each in rows.index]].tolist()
+
+
+def test_a_held_token_stays_and_moves_by_keys(fresh):
+    fresh.act(lambda: fresh.page.click("[data-token='3']"))
+    fresh.page.hover("[data-token='8']")
+    assert "token 3" in fresh.page.inner_text("#token")
+    fresh.focus_text()
+    fresh.press("ArrowRight")
+    assert "token 4" in fresh.page.inner_text("#token")
+    fresh.press("Escape")
+    assert not fresh.page.is_visible("#token")
+
+
+def test_subtokens_and_kinds_have_their_own_views(fresh, routed):
+    layer = routed.trace.moe_layers[0]
+    fresh.slide(layer)
+    own = routed.frame[routed.frame.layer == layer]
+    parts = own.subtoken.nunique()
+    options = fresh.page.locator("#color option").all_inner_texts()
+    assert (parts > 1) == ("distinct experts of its sub-tokens" in options)
+    assert (set(own.kind) != {"ffn"}) == ("FFN experts used" in options)
+    assert fresh.page.is_visible("#part-field") == (parts > 1)
     if parts > 1:
-        opened.page.hover("[data-token='2']")
-        rows = opened.rows("subtokens")
-        assert len(rows) == parts
-        for subtoken, row in enumerate(rows):
-            chosen = opened.choices(layer, 2, subtoken).sort_values("rank").expert
-            assert row[:2] == [str(subtoken), ", ".join(map(str, chosen))]
-        opened.page.click(".bk-DataTable >> nth=1 >> .slick-row >> nth=1")
-        opened.page.hover("[data-token='2']")
-        assert "sub-token 1" in opened.page.inner_text("#token")
-        assert_equal_to_the_trace(opened.rows("experts"), opened.choices(layer, 2, 1))
+        fresh.act(lambda: fresh.page.click("[data-token='2']"))
+        rows = fresh.rows("Its sub-tokens")
+        expected = [", ".join(map(str, routed.choices(layer, 2, part).expert)) for part in range(parts)]
+        assert [row[:2] for row in rows] == [[str(part), experts] for part, experts in enumerate(expected)]
+        fresh.act(
+            lambda: fresh.page.get_by_role("region", name="Its sub-tokens").get_by_role("button", name="1").click()
+        )
+        assert [row[1] for row in fresh.rows(f"Its experts, layer {layer}, sub-token 1")][:1] == [
+            expected[1].split(",")[0]
+        ]
     if set(own.kind) != {"ffn"}:
-        opened.page.evaluate("Bokeh.documents[0].get_model_by_name('color').value = 'ffn'")
-        used = own.groupby(["document", "position"]).kind.agg(lambda kinds: (kinds == "ffn").sum()).to_numpy()
-        colors = opened.page.locator("[data-token]").evaluate_all("all => all.map(span => span.style.background)")
-        light = {colors[at]: int(used[at]) for at in range(len(used))}
-        assert len(light) == len(set(used))
-        brightness = {count: float(re.search(r"oklch\(([\d.]+)", color)[1]) for color, count in light.items()}
+        fresh.act(lambda: fresh.page.select_option("#color", "ffn"))
+        used = own.groupby("token").kind.agg(lambda kinds: (kinds == "ffn").sum()).to_numpy()
+        colors = fresh.page.locator("[data-token]").evaluate_all("all => all.map(span => span.style.background)")
+        shades = {color: int(count) for color, count in zip(colors, used, strict=True)}
+        assert len(shades) == len(set(used))
+        brightness = {count: sum(map(int, re.findall(r"\d+", color))) for color, count in shades.items()}
         assert sorted(brightness, key=brightness.get, reverse=True) == sorted(brightness)
+
+
+def test_the_address_keeps_what_is_shown(fresh, routed, browser):
+    layer = routed.trace.moe_layers[-1]
+    fresh.slide(layer)
+    pick(fresh, 2)
+    fresh.act(lambda: fresh.page.click("[data-token='7']"))
+    fresh.act(lambda: fresh.page.select_option("#label", "prose"))
+    assert fresh.address == f"#layer={layer}&expert=2&token=7&label=prose"
+    again = Opened(browser, fresh.path, address=fresh.address)
+    assert again.page.inner_text("#token") == fresh.page.inner_text("#token")
+    assert again.page.inner_text("#about") == fresh.page.inner_text("#about")
+    assert again.problems == []
+    again.context.close()
+    fresh.act(lambda: fresh.page.go_back())
+    assert fresh.page.input_value("#label") == ""
+    fresh.act(lambda: fresh.page.go_back())
+    fresh.act(lambda: fresh.page.go_back())
+    assert fresh.page.input_value("#expert") == ""
+    fresh.act(lambda: fresh.page.go_forward())
+    assert fresh.page.input_value("#expert") == "2"
+
+
+@pytest.mark.parametrize(
+    "address", ["#layer=99&expert=-1&token=1e9", "#expert=x,,2&label=nonesuch&color=no", "#%E0%A4%A&=&find=%"]
+)
+def test_an_address_of_what_there_is_not_opens_the_page(opened, browser, address):
+    other = Opened(browser, opened.path, address=address)
+    assert other.problems == []
+    other.context.close()
+
+
+def test_what_is_seen_can_be_taken_along(fresh, routed, tmp_path):
+    layer = routed.trace.moe_layers[0]
+    fresh.slide(layer)
+    pick(fresh, 1)
+
+    def saved(button):
+        with fresh.page.expect_download() as waiting:
+            fresh.page.get_by_label(button).click()
+        path = tmp_path / waiting.value.suggested_filename
+        waiting.value.save_as(path)
+        return path
+
+    with saved("Save the tokens and their experts as CSV").open(newline="", encoding="utf-8") as file:
+        head, *rows = csv.reader(file)
+    own = routed.frame.query(f"layer == {layer} and rank == 0").sort_values(["token", "subtoken"])
+    assert [row[head.index("string")] for row in rows] == own.string.tolist()
+    assert [int(row[head.index("expert 1")]) for row in rows] == own.expert.tolist()
+    with saved("Save the map as CSV: Load of every expert").open(newline="", encoding="utf-8") as file:
+        head, *rows = csv.reader(file)
+    load = routed.frame.groupby("layer").expert.value_counts(normalize=True)
+    for index, expert, share, _ in rows:
+        assert float(share) == pytest.approx(load.get((int(index), int(expert)), 0), abs=1e-6)
+    for name in ("Save the map as SVG: Load of every expert", "Save the text that is seen as SVG"):
+        svg = saved(name)
+        drawing = fresh.context.new_page()
+        drawing.goto(svg.as_uri())
+        assert drawing.evaluate("document.documentElement.nodeName") == "svg"
+        assert drawing.locator("rect").count() > 8
+        drawing.close()
+    fresh.page.get_by_label("Copy what it fires on").click()
+    fresh.page.wait_for_function("document.getElementById('said').textContent === 'Copied'")
+
+
+def test_hostile_text_stays_text(opened):
+    assert opened.page.locator("main b, main i:not(.bar i), main img, main script").count() == 0
+    assert "<i>markup</i>" in opened.page.inner_text("#texts")
+    assert TEXTS[3].replace(" ", "") in opened.page.inner_text("#texts").replace(" ", "")
 
 
 def test_nothing_went_wrong_and_nothing_was_fetched(opened):
     assert opened.problems == []
-    assert [url for url in opened.requests if not url.startswith(("file:", "data:", "blob:"))] == []
-    assert len([url for url in opened.requests if url.startswith("file:")]) == 1
+    assert {url.partition("#")[0] for url in opened.requests} <= {opened.path.as_uri(), "about:blank"} | {
+        url for url in opened.requests if url.startswith(("data:", "blob:")) or url.endswith(".svg")
+    }
+
+
+def test_two_models_are_shown_and_compared_token_by_token(browser, tmp_path):
+    model = moe_probe.load("ckpt/tiny-mixtral")
+    pair = {"whole": model, "masked": model.under(Mask(layer=1, experts=[2]))}
+    page = explorer.explore(pair, TEXTS, labels=LABELS, similar=None, vocabulary=True, progress=False)
+    opened = Opened(
+        browser, page.save(tmp_path / "two.html"), address="#layer=1&layer2=1&expert2=0&color=differs&token=4"
+    )
+    assert opened.page.locator(".text").count() == 2
+    ours, theirs = opened.rows("Its experts in whole, layer 1"), opened.rows("Its experts in masked, layer 1")
+    assert len(ours) == 8
+    assert sorted({row[1] for row in ours} - {row[1] for row in theirs}) == ["2"]
+    colors = opened.page.locator(".text >> nth=0 >> [data-token]").evaluate_all(
+        "all => all.map(s => s.style.background)"
+    )
+    assert len(set(colors)) > 1
+    opened.press("m")
+    assert opened.page.inner_text("#expert-title") == "Expert 0 of layer 1"
+    assert "model=2" in opened.address
+    opened.page.wait_for_selector("#expert-words table")
+    assert len(opened.rows("What it writes into the vocabulary")) == 10
+    assert opened.problems == []
+    opened.context.close()

@@ -52,7 +52,7 @@ def command(
         page = write_page(out, "moe_probe demo", "The main figure of every analysis, by checkpoint.", sections, n_jobs)
     with timed("explorer"):
         explorer = out / "explorer.html"
-        explore.command(str(root / "tiny-mixtral"), explorer, texts, labels="domain", progress=False)
+        explore.command([str(root / "tiny-mixtral")], explorer, texts, labels="domain", progress=False)
     if every:
         with timed("all figures"):
             draw_everything(root, texts, out / "all")
