@@ -48,3 +48,15 @@ def test_without_texts_weights_are_scored(tmp_path):
     done = run("--no-progress", "-o", str(tmp_path / "out"))
     assert done.exit_code == 0, done.output
     assert np.isfinite(load_result(tmp_path / "out" / "scores.nc").value).all()
+
+
+def test_a_plan_is_written_that_prune_takes(tmp_path):
+    out = tmp_path / "out"
+    done = run("--no-progress", "--names", "gate_norm", "--plan", "gate_norm:0.25", "-o", str(out))
+    assert done.exit_code == 0, done.output
+    pruned = ["prune", FOLDER, "--plan", str(out / "plan.json"), "-o", str(tmp_path / "smaller")]
+    done = CliRunner().invoke(app, pruned)
+    assert done.exit_code == 0, done.output
+    assert json.loads((tmp_path / "smaller" / "config.json").read_text())["num_local_experts"] == 6
+    done = run("--plan", "gate_norm", "-o", str(tmp_path / "other"))
+    assert "write it like reap:0.25" in str(done.exception)

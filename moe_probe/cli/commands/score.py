@@ -12,6 +12,10 @@ from moe_probe.errors import InputError, NotFitting, NothingToRead
 from moe_probe.options import SCORE_OPTIONS, TEXT_OPTIONS
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
+    import xarray as xr
+
     from moe_probe.texts.corpus import Corpus
 
 OF_SCORE = tuple(name for name in SCORE_OPTIONS if name != "checkpoint_dir")
@@ -39,6 +43,9 @@ def command(
     ] = "0.125,0.25,0.5",
     per: Annotated[str, typer.Option(metavar="WHAT", help="Shares of each layer, or of the whole model.")] = "layer",
     random: Annotated[int, typer.Option(metavar="N", help="Random orders to compare with.")] = 5,
+    plan: Annotated[
+        str | None, typer.Option(metavar="SCORE:SHARE", help="Write plan.json: which experts stay, such as reap:0.25.")
+    ] = None,
     truth: Annotated[bool, typer.Option(help="Measure the loss without each expert, and the curves.")] = True,
     bootstrap: Annotated[int, typer.Option(metavar="N", help="Resamples for the intervals; 0 for none.")] = 1000,
     **options: Any,
@@ -47,6 +54,7 @@ def command(
     from moe_probe import intervene, pruning
     from moe_probe.cli.tables import worth_table
 
+    wanted = None if plan is None else parse_plan(plan)
     shares, model, asked = parse_shares(fractions), open_model(ckpt, options), of_run(options, OF_SCORE)
     reading = {name: asked.pop(name) for name in TEXT_OPTIONS}
     several = names if names == "all" else names.split(",")
@@ -54,19 +62,22 @@ def command(
     if texts is None:
         if evaluate is not None:
             raise NotFitting("--evaluate judges scores of --texts, which are not given; pass both, or --texts alone.")
-        write([pruning.scores(model, None, several, base=before, **asked)], out)
+        found = pruning.scores(model, None, several, base=before, **asked)
+        write([found], out)
+        write_plan(model, found, wanted, per, out)
         return
     calibration, held_out = two_corpora(model, texts, evaluate, reading, truth)
     found = pruning.scores(model, calibration, several, base=before, **asked)
+    write([found], out)
+    write_plan(model, found, wanted, per, out)
     if held_out is None:
-        write([found], out)
         return
     ablation = intervene.ablate(model, held_out, "mask", by_unit=True, bootstrap=bootstrap, **asked)
     agreement = pruning.agreement(found, ablation, bootstrap=bootstrap)
     how: Any = {"per": per, "random": random, "bootstrap": bootstrap}
     of_curve = {name: value for name, value in asked.items() if name != "layers"}
     curve = pruning.curve(model, found, held_out, shares, **how, **of_curve)
-    write([found, ablation, agreement, curve], out)
+    write([ablation, agreement, curve], out)
     console.print(worth_table(agreement, curve))
 
 
@@ -91,6 +102,29 @@ def two_corpora(
     held_out = dynamic.make_corpus(model, evaluate, **reading)
     check_held_out(corpus.digests, held_out)
     return corpus, held_out
+
+
+def parse_plan(text: str) -> tuple[str, float]:
+    """`"reap:0.25"` as ("reap", 0.25).
+
+    Raises:
+        InputError: the text is no such pair.
+    """
+    name, _, share = text.rpartition(":")
+    try:
+        return name, float(share)
+    except ValueError:
+        raise InputError(f"{text!r} is no score with a share; write it like reap:0.25.") from None
+
+
+def write_plan(model: Any, scores: xr.Dataset, wanted: tuple[str, float] | None, per: Any, out: Path) -> None:
+    """Write plan.json by the score and share that are asked for."""
+    from moe_probe import pruning
+
+    if wanted is not None:
+        name, share = wanted
+        path = pruning.plan(model, scores, share, name, per=per).save(out / "plan.json")
+        console.print(f"Wrote {path}; moe-probe prune takes it")
 
 
 def parse_shares(text: str) -> list[float]:
