@@ -17,6 +17,7 @@ from moe_probe.plotting._scatter import cloud, diagonal
 from moe_probe.plotting._style import COLUMN, Figure
 
 DIMS = ("path", "layer", "expert")
+OVER_LAYERS = ("base_loss",)
 BAR = "change of the loss (nats)"
 
 

@@ -14,6 +14,10 @@ from moe_probe.plotting._page import Drawn, Look, Page
 from moe_probe.plotting._style import BLUE, OKABE_ITO, ORANGE, PAGE, Figure, thin_ticks
 
 DIMS = ("edit", "path", "document", "layer")
+OVER_LAYERS = (
+    *("base_loss", "loss", "loss_change", "kl", "top1", "control"),
+    *(f"{name}{end}" for name in ("mean_loss_change", "control_loss_change") for end in ("", "_low", "_high")),
+)
 COLORS = {"total": BLUE, "direct": ORANGE}
 MOST = 8  # edits with a panel each
 CONTROL = "experts chosen as often"

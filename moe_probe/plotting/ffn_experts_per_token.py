@@ -22,6 +22,10 @@ CLASSES = {
     "piece": "kind of token",
     "place": "position in the document",
 }
+OVER_LAYERS = (
+    "chance",
+    *(f"{by}_{end}" for by in CLASSES for end in ("count", "density", "density_low", "density_high")),
+)
 SHOWN = 40
 
 

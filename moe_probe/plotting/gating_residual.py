@@ -16,6 +16,7 @@ from moe_probe.plotting.router_scores import MOMENTS, bin_edges, log_if_spiked, 
 
 COLORS = {"highest": BLUE, "second": ORANGE}
 DIMS = ("layer", "bin", "which", "residual")
+OVER_LAYERS = ("pooled_histogram", "pooled_score_mean", "pooled_score_variance", "pooled_minimum", "pooled_maximum")
 
 
 def plot(ds: xr.Dataset, layer: int | None = None, **look: Unpack[Look]) -> Drawn:

@@ -15,6 +15,7 @@ from moe_probe.plotting._style import BLUE, COLUMN, ORANGE, PAGE, Figure
 COLORS = {"high": ORANGE, "low": BLUE}
 PICTURES = 6  # that have a figure each without being asked for
 DIMS = ("document", "row", "column")
+OVER_LAYERS = ("divergence_mean",)
 
 
 def plot(ds: xr.Dataset, document: int | None = None, **look: Unpack[Look]) -> Drawn:

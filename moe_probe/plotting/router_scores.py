@@ -20,6 +20,7 @@ COLORS = (BLUE, ORANGE)
 MOMENTS = ("histogram", "score_mean", "score_variance")
 SPIKE = 20  # times the middle of the bins that hold anything: beyond, the share of tokens is logarithmic
 DIMS = ("layer", "bin", "which")
+OVER_LAYERS = ("pooled_histogram", "pooled_score_mean", "pooled_score_variance", "pooled_minimum", "pooled_maximum")
 
 
 def plot(ds: xr.Dataset, layer: int | None = None, **look: Unpack[Look]) -> Drawn:

@@ -15,6 +15,10 @@ from moe_probe.signatures import check_number
 
 COLORS = {"PF": ORANGE, "non-PF": BLUE}
 DIMS = ("layer", "group")
+OVER_LAYERS = (
+    *("divergence_mean", "group_mean", "tokens", "u_statistic", "p_value", "superiority"),
+    *(f"difference{end}" for end in ("", "_low", "_high", "_chance", "_chance_low", "_chance_high")),
+)
 
 
 def plot(ds: xr.Dataset, bins: int = 20, **look: Unpack[Look]) -> Drawn:

@@ -24,6 +24,7 @@ KIND_MAPS = {"ffn": "Blues", "constant": "Greens", "copy": "Oranges", "zero": "P
 SEGMENTS = 32  # experts of a kind that have a segment each
 BAR = "load / even load"
 DIMS = ("layer", "task", "expert")
+OVER_LAYERS = ("adjacent_correlation", "adjacent_token_correlation")
 
 
 def plot(ds: xr.Dataset, layer: int | None = None, **look: Unpack[Look]) -> Drawn:
