@@ -122,8 +122,8 @@ class Album:
             path.unlink(missing_ok=True)
             path.with_suffix(".png").unlink(missing_ok=True)
         for folder in dict.fromkeys(Path(entry["file"]).parent for entry in self.figures):
-            own = [entry for entry in self.figures if Path(entry["file"]).parent == folder]
-            write_snippet(own, self.folder / folder)
+            of_folder = [entry for entry in self.figures if Path(entry["file"]).parent == folder]
+            write_snippet(of_folder, self.folder / folder)
         contact_sheet(self._thumbnails, self.contact_sheet, title=self.paper)
 
     def _stale(self) -> Iterator[Path]:

@@ -119,12 +119,12 @@ def check_options(name: str, function: Callable[..., Any], options: Mapping[str,
     """
     parameters = inspect.signature(function).parameters
     takes = [each for each, said in list(parameters.items())[1:] if said.kind is not said.VAR_KEYWORD]
-    own = {each: value for each, value in options.items() if each in takes}
+    of_plot = {each: value for each, value in options.items() if each in takes}
     takes += list(Look.__annotations__) if len(takes) < len(parameters) - 1 else []
     for each in options:
         if each not in takes:
             raise NoSuchName.among(f"option of the {name}", each, takes)
-    check_types(function, own)
+    check_types(function, of_plot)
 
 
 def summary(ds: xr.Dataset) -> tuple[str, xr.DataArray] | None:
