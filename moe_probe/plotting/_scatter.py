@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
@@ -28,7 +29,8 @@ def cloud(axes: Axes, x: Any, y: Any, color: str = BLUE, cells: int = CELLS) -> 
     counts, x_edges, y_edges = np.histogram2d(x, y, cells)
     extent = (x_edges[0], x_edges[-1], y_edges[0], y_edges[-1])
     seen = np.where(counts.T > 0, counts.T, np.nan)
-    return show(axes, seen, cmap="Greys", norm=LogNorm(1), aspect="auto", origin="lower", extent=extent)
+    colors = matplotlib.colormaps["Greys"].with_extremes(bad="white")
+    return show(axes, seen, cmap=colors, norm=LogNorm(1), aspect="auto", origin="lower", extent=extent)
 
 
 def diagonal(axes: Axes, values: Any) -> None:
