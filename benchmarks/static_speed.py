@@ -1,6 +1,6 @@
 """How fast the static analyses are, as ratios against reading the same bytes, measured in one run.
 
-    python benchmarks/static_speed.py [mixtral] [deepseek] [neurons] [alignment]
+    python benchmarks/static_speed.py [mixtral] [deepseek] [neurons] [alignment] [differences]
 
 Writes checkpoints of one layer in true shape (random bfloat16 weights) to a temporary folder, reads them once so that
 they lie in the page cache, and prints medians of five runs (one for what takes minutes) and their ratios.
@@ -22,12 +22,15 @@ import lap
 import numpy as np
 import psutil
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from scipy.optimize import linear_sum_assignment
 from sklearn.decomposition import PCA
 
 import moe_probe
 from moe_probe import static
+from moe_probe.static import gram
+from moe_probe.static.analyses.similarity import select_layers_and_matrices
+from moe_probe.static.geometry import Tree
 
 
 def seconds(function: Callable[[], object], runs: int = 5) -> float:
@@ -151,7 +154,33 @@ def alignment() -> None:
         print(f"  lapx {lapx:.1f} s, scipy {scipy:.1f} s: {scipy / lapx:.1f}x")
 
 
+def differences(experts: int = 64, neurons: int = 1408, width: int = 2048) -> None:
+    """What it costs to multiply experts' differences from near ones, against the plain products of the same pass."""
+    for name, noise in (("unrelated experts", None), ("upcycled experts", 1e-2)):
+        with tempfile.TemporaryDirectory() as folder:
+            write_mixtral(Path(folder), experts, neurons, width)
+            if noise is not None:
+                upcycle(Path(folder) / "model.safetensors", noise)
+            chosen = select_layers_and_matrices(moe_probe.load(folder), None, "up")
+            plain = partial(gram._differences, chosen[0], Tree.none(experts))
+            by_differences = partial(gram.flat_geometry, chosen[0])
+            plain(), by_differences()
+            ratios = [seconds(by_differences, 1) / seconds(plain, 1) for _ in range(7)]
+            print(f"{name}, {experts} x {neurons} x {width}: {statistics.median(ratios):.2f}x the plain products")
+
+
+def upcycle(path: Path, noise: float) -> None:
+    """Make every expert's matrices a copy of the first one's with relative noise."""
+    tensors = load_file(path)
+    for key in [key for key in tensors if ".experts." in key]:
+        parts = key.split(".")
+        first = tensors[".".join([*parts[:-3], "0", *parts[-2:]])].float()
+        tensors[key] = (first + noise * torch.randn(first.shape)).bfloat16()
+    save_file(tensors, path, metadata={"format": "pt"})
+
+
 BENCHMARKS = {
+    "differences": differences,
     "mixtral": lambda: layer("Mixtral layer, 8 x 14336 x 4096", 8, 14336, 4096),
     "deepseek": lambda: layer("DeepSeekMoE layer, 64 x 1408 x 2048", 64, 1408, 2048),
     "neurons": neurons,

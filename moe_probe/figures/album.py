@@ -103,13 +103,19 @@ class Album:
                     "file": str(path.relative_to(self.folder)),
                     "caption": recipe.caption(stem, label),
                     "width": round(float(figure.get_figwidth()), 2),
-                    "analysis": dataset.attrs["analysis"],
-                    "parameters": json.loads(dataset.attrs["parameters"]),
-                    "fingerprint": dataset.attrs["fingerprint"],
-                    "data": str(data.relative_to(self.folder)),
+                    **self._provenance(dataset, data),
                 }
             )
         self._write_manifest()
+
+    def _provenance(self, dataset: xr.Dataset, data: Path) -> dict[str, Any]:
+        """Which result, in which file, a figure shows."""
+        return {
+            "analysis": dataset.attrs["analysis"],
+            "parameters": json.loads(dataset.attrs["parameters"]),
+            "fingerprint": dataset.attrs["fingerprint"],
+            "data": str(data.relative_to(self.folder)),
+        }
 
     def cannot(self, recipe: Recipe, label: str, reason: str) -> None:
         """List what cannot be made, and why."""
@@ -122,8 +128,8 @@ class Album:
             path.unlink(missing_ok=True)
             path.with_suffix(".png").unlink(missing_ok=True)
         for folder in dict.fromkeys(Path(entry["file"]).parent for entry in self.figures):
-            own = [entry for entry in self.figures if Path(entry["file"]).parent == folder]
-            write_snippet(own, self.folder / folder)
+            of_folder = [entry for entry in self.figures if Path(entry["file"]).parent == folder]
+            write_snippet(of_folder, self.folder / folder)
         contact_sheet(self._thumbnails, self.contact_sheet, title=self.paper)
 
     def _stale(self) -> Iterator[Path]:

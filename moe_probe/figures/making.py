@@ -244,12 +244,12 @@ class Maker:
                 yield from self._from_texts(label, subject, part, list(group))
 
     def _from_model(self, label: str, recipe: FromModel, subject: Subject, corpus: Corpus) -> xr.Dataset:
-        given = self.options.get(recipe.name, {})
-        request = [recipe.name, *self._subject(subject), corpus.fingerprint, given]
+        arguments = self.options.get(recipe.name, {})
+        request = [recipe.name, *self._subject(subject), corpus.fingerprint, arguments]
         saved = self._saved(label, recipe, request)
         if saved is not None:
             return saved
-        computed = recipe.compute(subject.model, corpus, **given, layers=subject.layers, **self.running)
+        computed = recipe.compute(subject.model, corpus, **arguments, layers=subject.layers, **self.running)
         return self._keep(label, recipe, request, computed)
 
     def _from_texts(
@@ -286,8 +286,8 @@ class Maker:
             for wanted in together:
                 self.album.cannot(wanted.recipe, label, str(error))
             return
-        kept = [self._keep(label, one.recipe, one.request, results[one.analysis.name]) for one in together]
-        yield from zip([one.recipe for one in together], kept, strict=True)
+        saved = [self._keep(label, one.recipe, one.request, results[one.analysis.name]) for one in together]
+        yield from zip([one.recipe for one in together], saved, strict=True)
 
     def _subject(self, subject: Subject) -> list[Any]:
         """What tells this model, as it is looked at, from any other."""
@@ -312,10 +312,10 @@ class Maker:
         return saved
 
     def _keep(self, label: str, recipe: Recipe, request: Sequence[Any], dataset: xr.Dataset) -> xr.Dataset:
-        kept = dataset.assign_attrs(request=digest(request))
-        save(kept, self._path(label, recipe))
+        labeled = dataset.assign_attrs(request=digest(request))
+        save(labeled, self._path(label, recipe))
         self.report(f"{label}: {recipe.name} is made")
-        return kept
+        return labeled
 
 
 @dataclass(frozen=True)
@@ -352,9 +352,9 @@ def digest(request: Any) -> str:
 def _check_options(options: Mapping[str, Mapping[str, Any]], recipes: Sequence[Recipe]) -> None:
     known: dict[str, Callable[..., Any]] = {**dynamic.names(), **comparisons.names()}
     names = [recipe.name for recipe in recipes if isinstance(recipe, FromTexts | FromModel) and recipe.name in known]
-    for name, given in options.items():
+    for name, arguments in options.items():
         if name not in names:
             raise NoSuchName.among("figure of this paper that takes options as", name, names)
-        if not isinstance(given, Mapping):
-            raise WrongType(f"options[{name!r}]={given!r} is not a mapping; pass {{'argument': value}}.")
-        check_arguments(name, known[name], given, besides=("baseline", "model", "texts", "options"))
+        if not isinstance(arguments, Mapping):
+            raise WrongType(f"options[{name!r}]={arguments!r} is not a mapping; pass {{'argument': value}}.")
+        check_arguments(name, known[name], arguments, besides=("baseline", "model", "texts", "options"))

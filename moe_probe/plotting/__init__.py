@@ -2,7 +2,8 @@
 
 Another package adds the plot of its analysis through the entry point group `moe_probe.plotting`: the entry point's name
 is the analysis's, its value a module with `plot(ds, **options)` and `figures(ds)`, and perhaps `summary(ds)` and the
-dimensions `DIMS` that the figures need, and `details(ds)`, the figures of single layers.
+dimensions `DIMS` that the figures need, `OVER_LAYERS`, the variables that are of no single layer, and `details(ds)`,
+the figures of single layers.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Any, Literal, get_args
 import xarray as xr
 
 from moe_probe.errors import NoSuchName, NotFitting, WrongType
-from moe_probe.plotting._choices import require
+from moe_probe.plotting._choices import require, with_layer_dimension
 from moe_probe.plotting._page import Look, Page
 from moe_probe.plotting._style import COLUMN, PAGE, Figure, style
 from moe_probe.registry import Registry
@@ -32,7 +33,7 @@ def plot(ds: xr.Dataset, **options: Any) -> Any:
     """The figure of a result, picked by `ds.attrs["analysis"]`.
 
     Args:
-        ds: result of any analysis.
+        ds: result of any analysis; one layer of it too, `result.sel(layer=3)`.
         options: passed on to that analysis's plot, such as `layer=` and `scale=`, and what all plots take: `ax=` or
             `axes=` to draw on, `figsize=` in inches, `labels=` to write names otherwise, `title=` (none by default).
 
@@ -48,7 +49,7 @@ def plot(ds: xr.Dataset, **options: Any) -> Any:
         >>> ds = static.similarity("ckpt/tiny-mixtral")
         >>> figure = plotting.plot(ds, layer=0, labels={"tiny-mixtral": "Mixtral"}, title=True)
     """
-    module = _module(ds)
+    module, ds = _drawable(ds)
     check_options(f"plot of {ds.attrs['analysis']}", module.plot, options)
     with _complete(ds):
         return module.plot(ds, **options)
@@ -66,7 +67,7 @@ def figures(ds: xr.Dataset, which: Which = "main") -> Iterator[tuple[str, Figure
         NotFitting: the result lacks what its figures show.
     """
     check_choice("choice of figures", which, get_args(Which))
-    module = _module(ds)
+    module, ds = _drawable(ds)
     with _complete(ds):
         if which != "none":
             yield from module.figures(ds)
@@ -99,13 +100,14 @@ def compare(results: Mapping[str, xr.Dataset], *, labels: Mapping[str, str] | No
 
     if not isinstance(results, Mapping) or not results:
         raise NotFitting("results is empty or no mapping; pass {'name': result, ...}, all of one analysis.")
-    modules = {name: _module(ds) for name, ds in results.items()}
+    drawable = {name: _drawable(ds) for name, ds in results.items()}
     analyses = list(dict.fromkeys(str(ds.attrs["analysis"]) for ds in results.values()))
     if len(analyses) > 1:
         raise NotFitting(f"The results are of {', '.join(analyses)}; pass results of one analysis.")
-    check_options(f"plot of {analyses[0]}", next(iter(modules.values())).plot, options)
+    module = next(module for module, _ in drawable.values())
+    check_options(f"plot of {analyses[0]}", module.plot, options)
     with _complete(next(iter(results.values()))):
-        return side_by_side(results, modules, {"labels": labels, **options})
+        return side_by_side({name: ds for name, (_, ds) in drawable.items()}, module, {"labels": labels, **options})
 
 
 def check_options(name: str, function: Callable[..., Any], options: Mapping[str, Any]) -> None:
@@ -117,19 +119,19 @@ def check_options(name: str, function: Callable[..., Any], options: Mapping[str,
     """
     parameters = inspect.signature(function).parameters
     takes = [each for each, said in list(parameters.items())[1:] if said.kind is not said.VAR_KEYWORD]
-    own = {each: value for each, value in options.items() if each in takes}
+    of_plot = {each: value for each, value in options.items() if each in takes}
     takes += list(Look.__annotations__) if len(takes) < len(parameters) - 1 else []
     for each in options:
         if each not in takes:
             raise NoSuchName.among(f"option of the {name}", each, takes)
-    check_types(function, own)
+    check_types(function, of_plot)
 
 
 def summary(ds: xr.Dataset) -> tuple[str, xr.DataArray] | None:
     """Title and values, (layer, column), of a short table of a result; None where its plot has none."""
     if not isinstance(ds, xr.Dataset) or ds.attrs.get("analysis") not in PLOTS:
         return None
-    module = _module(ds)
+    module, ds = _drawable(ds)
     if not hasattr(module, "summary"):
         return None
     with _complete(ds):
@@ -151,12 +153,15 @@ def __dir__() -> list[str]:
     return [*__all__, *PLOTS]
 
 
-def _module(ds: xr.Dataset) -> ModuleType:
+def _drawable(ds: xr.Dataset) -> tuple[ModuleType, xr.Dataset]:
+    """The module that draws a result, and the result with its layers as a dimension, of which there may be one."""
     if not isinstance(ds, xr.Dataset):
         raise WrongType(f"A plot takes the Dataset of an analysis, not {type(ds).__name__}; pass the whole result.")
     module = PLOTS[str(ds.attrs.get("analysis"))]
+    if "layer" in ds.coords and not ds.layer.ndim:
+        ds = with_layer_dimension(ds, getattr(module, "OVER_LAYERS", ()))
     require(ds, getattr(module, "DIMS", ()))
-    return module
+    return module, ds
 
 
 @contextmanager

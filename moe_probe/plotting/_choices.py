@@ -34,6 +34,23 @@ def pick_layer(ds: xr.Dataset, layer: int | None) -> int:
     return int(pick(ds, "layer", layer))
 
 
+def with_layer_dimension(ds: xr.Dataset, over_layers: Iterable[str]) -> xr.Dataset:
+    """What `result.sel(layer=3)` gives, as `result.sel(layer=[3])` does.
+
+    Args:
+        ds: a result with the layer as a coordinate without dimension.
+        over_layers: its variables that are of no single layer.
+    """
+    whole = set(over_layers)
+    variables = {
+        name: values.drop_vars("layer") if name in whole else values.expand_dims("layer")
+        for name, values in ds.data_vars.items()
+    }
+    result = xr.Dataset(variables, attrs=ds.attrs)
+    coords = ds.drop_vars("layer").coords.items()
+    return result.assign_coords({name: values for name, values in coords if name not in result.coords})
+
+
 def require(ds: xr.Dataset, dims: Iterable[str]) -> None:
     """Refuse a result that lacks dimensions, after `ds.sel(layer=2)` or `ds.mean("layer")`.
 

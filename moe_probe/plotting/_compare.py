@@ -4,38 +4,41 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from types import ModuleType
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.colors import Colormap
-from matplotlib.figure import SubFigure
+from matplotlib.gridspec import GridSpec
 from matplotlib.image import AxesImage
 
 from moe_probe.plotting._page import relabelled
 from moe_probe.plotting._style import PAGE, Figure, style
 
-TITLE, HIGHEST = 0.2, 9.6  # inches of a model's name, and of a page
+HIGHEST = 9.6  # inches of a page
 
 
-def side_by_side(
-    results: Mapping[str, xr.Dataset], modules: Mapping[str, ModuleType], options: Mapping[str, Any]
-) -> Figure:
+def side_by_side(results: Mapping[str, xr.Dataset], module: ModuleType, options: Mapping[str, Any]) -> Figure:
     """The plots of all results, one above the other."""
-    labels, own = options.get("labels") or {}, {**options, "figsize": None}
+    labels, options_of_plot = options.get("labels") or {}, {**options, "figsize": None}
     with style():
-        sizes = np.array([modules[name].plot(ds, **own).get_size_inches() for name, ds in results.items()])
-        heights = sizes[:, 1] + TITLE
-        size = options.get("figsize") or (min(sizes[:, 0].max(), PAGE), min(heights.sum(), HIGHEST))
-        figure = Figure(figsize=size, layout="constrained")
-        grid = figure.subfigures(len(results), 1, squeeze=False, height_ratios=heights)
-        rows = cast(Sequence[SubFigure], grid[:, 0])
+        figure = Figure(figsize=options.get("figsize") or (PAGE, HIGHEST), layout="constrained")
+        grid = figure.add_gridspec(len(results), 1)
+        rows = [figure.add_subfigure(grid[at]) for at in range(len(results))]
         for row, (name, ds) in zip(rows, results.items(), strict=True):
             named = relabelled(ds.assign_attrs(model=name), labels)
-            modules[name].plot(named, **{**own, "figure": row, "title": named.attrs["model"]})
+            module.plot(named, **{**options_of_plot, "figure": row, "title": named.attrs["model"]})
+        _fit(figure, grid, rows, options.get("figsize"))
     _one_scale([row.axes for row in rows])
     return figure
+
+
+def _fit(figure: Figure, grid: GridSpec, rows: Sequence[Any], figsize: tuple[float, float] | None) -> None:
+    """As wide as the widest row and as high as all of them, where no size is asked for."""
+    widths, heights = np.array([row.natural_size for row in rows]).T
+    grid.set_height_ratios(heights)
+    figure.set_size_inches(figsize or (min(widths.max(), PAGE), min(heights.sum(), HIGHEST)))
 
 
 def _one_scale(rows: Sequence[Sequence[Axes]]) -> None:

@@ -93,8 +93,8 @@ def beyond(image: AxesImage) -> str:
     low, high = (float(end or 0.0) for end in image.get_clim())
     values = np.ma.masked_invalid(np.asarray(image.get_array(), float)).compressed()
     margin = 1e-9 + 1e-3 * abs(high - low)
-    less, more = bool((values < low - margin).any()), bool((values > high + margin).any())
-    return {(True, True): "both", (True, False): "min", (False, True): "max"}.get((less, more), "neither")
+    below, above = bool((values < low - margin).any()), bool((values > high + margin).any())
+    return {(True, True): "both", (True, False): "min", (False, True): "max"}.get((below, above), "neither")
 
 
 def dots(axes: Axes, where: np.ndarray) -> None:

@@ -89,18 +89,20 @@ def lines_by_layer(axes: Axes, x: Any, values: xr.DataArray, low: Any = None, hi
         low: lower ends of their intervals, which are drawn up to six layers.
         high: upper ends.
     """
-    layers, own = values.layer.values, values.transpose("layer", ...).values
+    layers, by_layer = values.layer.values, values.transpose("layer", ...).values
     if len(layers) <= MOST_LINES:
         for at, (layer, color) in enumerate(zip(layers, layer_colors(layers), strict=True)):
-            axes.plot(x, own[at], color=color, marker=".", markersize=4, linewidth=1, label=f"layer {layer}")
+            axes.plot(x, by_layer[at], color=color, marker=".", markersize=4, linewidth=1, label=f"layer {layer}")
             if low is not None and high is not None:
                 ends = (end.transpose("layer", ...).values[at] for end in (low, high))
                 interval(axes, x, *ends, color=color, alpha=0.15)
         return
-    most = np.nan_to_num(own, nan=-np.inf).mean(1).argmax()
-    axes.fill_between(x, np.nanmin(own, 0), np.nanmax(own, 0), color=BLUE, alpha=0.2, linewidth=0, label="all layers")
-    axes.plot(x, np.nanmedian(own, 0), color=BLUE, linewidth=1.2, label="median layer")
-    axes.plot(x, own[most], color=ORANGE, linewidth=0.9, linestyle="--", label=f"layer {layers[most]} (highest)")
+    most = np.nan_to_num(by_layer, nan=-np.inf).mean(1).argmax()
+    axes.fill_between(
+        x, np.nanmin(by_layer, 0), np.nanmax(by_layer, 0), color=BLUE, alpha=0.2, linewidth=0, label="all layers"
+    )
+    axes.plot(x, np.nanmedian(by_layer, 0), color=BLUE, linewidth=1.2, label="median layer")
+    axes.plot(x, by_layer[most], color=ORANGE, linewidth=0.9, linestyle="--", label=f"layer {layers[most]} (highest)")
 
 
 def layer_colors(layers: Any) -> Any:

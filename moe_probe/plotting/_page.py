@@ -29,7 +29,7 @@ class Look(TypedDict, total=False):
     Attributes:
         ax: axes to draw on, for a figure of one panel; they are returned.
         axes: axes to draw on, one for each panel, row by row; they are returned.
-        figure: a figure or subfigure to draw in; it is returned.
+        figure: a figure or subfigure to draw in; it is returned, with `natural_size`, what it would measure alone.
         figsize: width and height in inches; by default column (3.3) or page width (6.9).
         labels: how models, checkpoints, document labels and the like are written: `{"mixtral": "Mixtral 8x7B"}`.
         title: a title above; True for model and layer; none by default, as papers have captions.
@@ -84,10 +84,13 @@ class Page:
                 )
             self.figure = self.given[0].get_figure(root=False)
             return np.array(self.given, object).reshape(rows, columns)
+        above = TITLE if self.look.get("title") else 0
+        natural_size = (size[0], size[1] + above)
         self.figure = self.look.get("figure")
         if self.figure is None:
-            above = TITLE if self.look.get("title") else 0
-            self.figure = Figure(figsize=self.look.get("figsize") or (size[0], size[1] + above), layout="constrained")
+            self.figure = Figure(figsize=self.look.get("figsize") or natural_size, layout="constrained")
+        else:
+            self.figure.natural_size = natural_size
         return self.figure.subplots(rows, columns, squeeze=False, **options)
 
     def panel(self, size: tuple[float, float] = (COLUMN, 2.4), **options: Any) -> Axes:

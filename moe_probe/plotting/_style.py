@@ -17,7 +17,7 @@ from matplotlib.axis import Axis
 from matplotlib.backend_bases import RendererBase
 from matplotlib.font_manager import FontProperties, fontManager, get_font
 from matplotlib.text import Text
-from matplotlib.ticker import FuncFormatter
+from matplotlib.ticker import FixedFormatter, FixedLocator, FuncFormatter
 
 from moe_probe.shown import printable
 
@@ -126,7 +126,7 @@ def _make_drawable(figure: matplotlib.figure.Figure) -> None:
     """Rewrite the texts of a figure, ticks with given labels among them, as far as they cannot be drawn."""
     for axes in figure.axes:
         for axis in axes._axis_map.values():
-            if isinstance(axis.get_major_formatter(), FuncFormatter):
+            if isinstance(axis.get_major_formatter(), FixedFormatter | FuncFormatter):
                 _rewrite_ticks(axis)
     longest = int(LONGEST_LINE * figure.get_figwidth())
     for text in figure.findobj(Text):
@@ -167,7 +167,8 @@ def label_ticks(axes: Axes, labels: Sequence[str], x: bool = True, y: bool = Tru
 def thin_ticks(axis: Axis, labels: Sequence[str], most: int = MAX_TICKS) -> None:
     """Tick labels 0, 1, 2, ... along one axis, thinned to about `most`."""
     at = round_places(labels, most)
-    axis.set_ticks(at, labels=[labels[i] for i in at])
+    axis.set_major_locator(FixedLocator(at))  # makes no ticks yet, as set_ticks does: small multiples have thousands
+    axis.set_major_formatter(FixedFormatter([labels[i] for i in at]))
 
 
 def round_places(labels: Sequence[str], most: int = MAX_TICKS) -> list[int]:

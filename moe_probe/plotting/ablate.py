@@ -17,6 +17,7 @@ from moe_probe.plotting._scatter import cloud, diagonal
 from moe_probe.plotting._style import COLUMN, Figure
 
 DIMS = ("path", "layer", "expert")
+OVER_LAYERS = ("base_loss",)
 BAR = "change of the loss (nats)"
 
 
@@ -57,12 +58,12 @@ def by_label(ds: xr.Dataset, layer: int | None = None, **look: Unpack[Look]) -> 
 
 def against_control(ds: xr.Dataset, **look: Unpack[Look]) -> Drawn:
     """The change without each expert against that without another one of its layer which is chosen about as often."""
-    own, other = (ds[name].sel(path="total").values.ravel() for name in ("loss_change", "control_loss_change"))
-    known = np.isfinite(own) & np.isfinite(other)
+    change, control = (ds[name].sel(path="total").values.ravel() for name in ("loss_change", "control_loss_change"))
+    known = np.isfinite(change) & np.isfinite(control)
     with Page(ds, look) as page:
         axes = page.panel((COLUMN, COLUMN * 0.85))
-        cloud(axes, other[known], own[known])
-        diagonal(axes, own[known])
+        cloud(axes, control[known], change[known])
+        diagonal(axes, change[known])
         axes.set(xlabel="without one chosen about as often (nats)", ylabel=BAR)
         page.note("dashed: no difference")
         return page.finish(page.ds.attrs["model"])

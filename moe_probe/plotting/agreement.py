@@ -14,6 +14,7 @@ from moe_probe.plotting._scatter import DENSE, diagonal
 from moe_probe.plotting._style import COLUMN, Figure
 
 DIMS = ("layer", "expert")
+OVER_LAYERS = ("rank_correlation",)
 
 
 def plot(ds: xr.Dataset, **look: Unpack[Look]) -> Drawn:

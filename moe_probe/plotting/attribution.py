@@ -12,6 +12,7 @@ from moe_probe.plotting._page import Drawn, Look, Page
 from moe_probe.plotting._style import Figure
 
 DIMS = ("layer", "expert")
+OVER_LAYERS = ("base_loss",)
 
 
 def plot(ds: xr.Dataset, **look: Unpack[Look]) -> Drawn:

@@ -41,26 +41,28 @@ def plot(ds: xr.Dataset, claim: str | None = None, **look: Unpack[Look]) -> Draw
     if not known or (claim is not None and claim not in known):
         raise NotFitting(f"{claim or 'The result'} has no effect size to draw; see claim_why.")
     claim = claim or known[0]
-    own = ds.isel(finding=np.flatnonzero(ds.claim_of.values == claim))
-    with Page(own, look) as page:
-        axes = page.panel((COLUMN if own.sizes["finding"] <= 32 else PAGE, 2.3))
-        _effects(axes, own, float(ds.within.sel(claim=claim)))
-        handles = [Line2D([], [], linestyle="", color=MARKS[kind][0], marker=MARKS[kind][1]) for kind in _kinds(own)]
-        page.key(handles, _kinds(own))
-        page.note("hollow: no interval" * bool(own.low.isnull().any()))
+    findings = ds.isel(finding=np.flatnonzero(ds.claim_of.values == claim))
+    with Page(findings, look) as page:
+        axes = page.panel((COLUMN if findings.sizes["finding"] <= 32 else PAGE, 2.3))
+        _effects(axes, findings, float(ds.within.sel(claim=claim)))
+        handles = [
+            Line2D([], [], linestyle="", color=MARKS[kind][0], marker=MARKS[kind][1]) for kind in _kinds(findings)
+        ]
+        page.key(handles, _kinds(findings))
+        page.note("hollow: no interval" * bool(findings.low.isnull().any()))
         return page.finish(f"{claim}: {ds.claim_verdict.sel(claim=claim).item()}")
 
 
-def _kinds(own: xr.Dataset) -> list[str]:
-    return list(dict.fromkeys(str(one) for one in own.verdict.values))
+def _kinds(findings: xr.Dataset) -> list[str]:
+    return list(dict.fromkeys(str(one) for one in findings.verdict.values))
 
 
-def _effects(axes: Axes, own: xr.Dataset, within: float) -> None:
+def _effects(axes: Axes, findings: xr.Dataset, within: float) -> None:
     """A mark for each finding; a line at no effect, or a small one."""
     axes.axhline(0 if np.isnan(within) else within, color="0.4", linewidth=0.8, linestyle=":")
-    for at in range(own.sizes["finding"]):
-        _draw(axes, own.isel(finding=at), at)
-    thin_ticks(axes.xaxis, ["all" if layer < 0 else str(layer) for layer in own.layer.values])
+    for at in range(findings.sizes["finding"]):
+        _draw(axes, findings.isel(finding=at), at)
+    thin_ticks(axes.xaxis, ["all" if layer < 0 else str(layer) for layer in findings.layer.values])
     axes.set(xlabel="layer", ylabel="effect size")
 
 

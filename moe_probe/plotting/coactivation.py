@@ -102,8 +102,8 @@ def strongest(ds: xr.Dataset, layer: int | None = None, count: int = PAIRS, **lo
         OutOfRange: `count` is less than 1.
     """
     check_number("count", count, 1, 200)
-    own = ds if layer is None else ds.sel(layer=[pick_layer(ds, layer)])
-    pairs = _strongest_pairs(own, count)
+    of_layers = ds if layer is None else ds.sel(layer=[pick_layer(ds, layer)])
+    pairs = _strongest_pairs(of_layers, count)
     with Page(ds, look) as page:
         axes = page.panel((COLUMN, 0.75 + 0.15 * len(pairs)))
         for at, (_, value, low, high) in enumerate(pairs):
@@ -130,12 +130,12 @@ def _strongest_pairs(ds: xr.Dataset, count: int) -> list[tuple[str, float, float
     sure = np.where(ends[0] > 1, ranked, -np.inf)
     ranked = sure if np.isfinite(sure).any() else ranked
     best = np.argsort(-ranked, axis=None, kind="stable")[:count]
-    found = []
+    strongest = []
     for layer, one, other in zip(*np.unravel_index(best, over.shape), strict=True):
         if np.isfinite(ranked[layer, one, other]):
             name = f"{ds.layer.values[layer]}: {ds.expert.values[one]}, {ds.other.values[other]}"
-            found.append((name, *(float(part[layer, one, other]) for part in (over, *ends))))
-    return found
+            strongest.append((name, *(float(part[layer, one, other]) for part in (over, *ends))))
+    return strongest
 
 
 def figures(ds: xr.Dataset) -> Iterator[tuple[str, Figure]]:

@@ -13,6 +13,15 @@ from moe_probe.plotting._style import PAGE, Figure
 
 COLUMNS = ["", "FFN experts", "zero-computation\nexperts", "share of choices\nto FFN experts", "FFN experts\nper token"]
 DIMS = ("tau",)
+OVER_LAYERS = (
+    "theory",
+    "theory_ffn_per_token",
+    "measured_mean",
+    "measured_ffn_per_token_mean",
+    "ffn_experts",
+    "zero_computation_experts",
+    "top_k",
+)
 
 
 def plot(ds: xr.Dataset, **look: Unpack[Look]) -> Drawn:

@@ -14,6 +14,10 @@ from moe_probe.plotting._page import Drawn, Look, Page
 from moe_probe.plotting._style import BLUE, OKABE_ITO, ORANGE, PAGE, Figure, thin_ticks
 
 DIMS = ("edit", "path", "document", "layer")
+OVER_LAYERS = (
+    *("base_loss", "loss", "loss_change", "kl", "top1", "control"),
+    *(f"{name}{end}" for name in ("mean_loss_change", "control_loss_change") for end in ("", "_low", "_high")),
+)
 COLORS = {"total": BLUE, "direct": ORANGE}
 MOST = 8  # edits with a panel each
 CONTROL = "experts chosen as often"
@@ -64,8 +68,8 @@ def rerouted(ds: xr.Dataset, **look: Unpack[Look]) -> Drawn:
         values = page.ds.rerouted.sel(path="total").mean("document")
         axes = page.panel((PAGE, 2.3))
         for name, color in zip(page.ds.edit.values, OKABE_ITO, strict=False):
-            own = values.sel(edit=name)
-            axes.plot(ds.layer, own, "o-", markersize=2.5, color=color, label=named(str(name)))
+            of_edit = values.sel(edit=name)
+            axes.plot(ds.layer, of_edit, "o-", markersize=2.5, color=color, label=named(str(name)))
         axes.set_ylabel("choices changed")
         layer_axis(axes, ds.layer, 9)
         page.legend(axes)
@@ -76,12 +80,12 @@ def rerouted(ds: xr.Dataset, **look: Unpack[Look]) -> Drawn:
 def by_label(ds: xr.Dataset, **look: Unpack[Look]) -> Drawn:
     """The change of the loss of each edit by document label: a point per document, a stroke at their mean."""
     with Page(ds, look) as page:
-        own, edits = page.ds, min(ds.sizes["edit"], MOST)
-        labels = sorted(set(own.label.values.tolist()))
+        shown, edits = page.ds, min(ds.sizes["edit"], MOST)
+        labels = sorted(set(shown.label.values.tolist()))
         size = PAGE, min(0.5 + (0.35 + 0.16 * len(labels)) * edits, 9)
         all_axes = page.panels(edits, 1, size, sharex=True)[:, 0]
-        for axes, name in zip(all_axes, own.edit.values, strict=False):
-            _documents(axes, own.loss_change.sel(path="total", edit=name).values, own.label.values, labels)
+        for axes, name in zip(all_axes, shown.edit.values, strict=False):
+            _documents(axes, shown.loss_change.sel(path="total", edit=name).values, shown.label.values, labels)
             axes.set_title(named(str(name)))
         all_axes[-1].set_xlabel("change of the loss (nats)")
         page.note("a point: a document; strokes: means")
@@ -90,10 +94,10 @@ def by_label(ds: xr.Dataset, **look: Unpack[Look]) -> Drawn:
 
 def _documents(axes: Axes, values: np.ndarray, of: np.ndarray, labels: list[str]) -> None:
     for place, label in enumerate(labels):
-        own = values[of == label]
-        own = own[np.isfinite(own)]
-        axes.plot(own, np.full(len(own), place), ".", color=BLUE, alpha=0.5, rasterized=len(own) > 500)
-        axes.vlines(own.mean() if len(own) else np.nan, place - 0.3, place + 0.3, color=ORANGE)
+        of_label = values[of == label]
+        of_label = of_label[np.isfinite(of_label)]
+        axes.plot(of_label, np.full(len(of_label), place), ".", color=BLUE, alpha=0.5, rasterized=len(of_label) > 500)
+        axes.vlines(of_label.mean() if len(of_label) else np.nan, place - 0.3, place + 0.3, color=ORANGE)
     axes.axvline(0, color="black", linewidth=0.6)
     thin_ticks(axes.yaxis, labels, 32)
 

@@ -53,8 +53,8 @@ def plot(ds: xr.Dataset, **look: Unpack[Look]) -> Drawn:
         return page.finish()
 
 
-def _map(axes: Axes, own: xr.Dataset, top: float) -> AxesImage:
-    used = own.isel(depth=(own.layer >= 0).values, expert=slice(int(own.num_experts)))
+def _map(axes: Axes, of_model: xr.Dataset, top: float) -> AxesImage:
+    used = of_model.isel(depth=(of_model.layer >= 0).values, expert=slice(int(of_model.num_experts)))
     image = show(axes, used.frequency, aspect="auto", vmin=0, vmax=top or 1)
     axes.set(xlabel="expert", ylabel="layer")
     thin_ticks(axes.xaxis, [str(e) for e in used.expert.values], 5)

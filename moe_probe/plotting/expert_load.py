@@ -90,38 +90,38 @@ def by_label(ds: xr.Dataset, layer: int | None = None, order: Order | None = Non
     layer = pick_layer(ds, layer)
     order = order or ("number" if ds.sizes["expert"] <= FEW else "specialization")
     with Page(ds, look) as page:
-        own = _ordered(page.ds.sel(layer=layer), order)
-        values = (own.label_share * ds.sizes["expert"]).transpose("label", "expert")
+        of_layer = _ordered(page.ds.sel(layer=layer), order)
+        values = (of_layer.label_share * ds.sizes["expert"]).transpose("label", "expert")
         axes = page.panel(map_size(values))
         image = show(axes, values, aspect="auto", **ratio_colors(values, 1))
         crosses(axes, values.values == 0)
         cell_axes(axes, values, "label", "expert")
         ratio_bar(page, image, axes, BAR)
-        _marks(page, axes, own)
+        _marks(page, axes, of_layer)
         page.note("" if order == "number" else f"experts by {order}")
         return page.finish(f"{page.ds.attrs['model']}, layer {layer}")
 
 
-def _marks(page: Page, axes: Axes, own: xr.Dataset) -> None:
-    if "label_share_chance" in own:
-        mark_intervals(page, axes, own.transpose("label", ...), "label_share", own.label_share_chance)
-    if "label_share_q" in own:
-        frames(axes, (own.label_share_q < DISCOVERIES).transpose("label", "expert").values)
+def _marks(page: Page, axes: Axes, of_layer: xr.Dataset) -> None:
+    if "label_share_chance" in of_layer:
+        mark_intervals(page, axes, of_layer.transpose("label", ...), "label_share", of_layer.label_share_chance)
+    if "label_share_q" in of_layer:
+        frames(axes, (of_layer.label_share_q < DISCOVERIES).transpose("label", "expert").values)
         page.note(f"frames: q < {DISCOVERIES:g} over layers, labels, experts")
 
 
-def _ordered(own: xr.Dataset, order: str) -> xr.Dataset:
+def _ordered(of_layer: xr.Dataset, order: str) -> xr.Dataset:
     """The experts of one layer in an order."""
     if order not in get_args(Order):
         raise NoSuchName.among("order", order, get_args(Order))
     if order == "number":
-        return own
+        return of_layer
     if order == "load":
-        return own.isel(expert=np.argsort(-own.share.values, kind="stable"))
+        return of_layer.isel(expert=np.argsort(-of_layer.share.values, kind="stable"))
     with np.errstate(divide="ignore", invalid="ignore"):
-        apart = np.abs(np.log2(own.label_share / own.share)).transpose("label", "expert").values
+        apart = np.abs(np.log2(of_layer.label_share / of_layer.share)).transpose("label", "expert").values
     apart = np.clip(np.nan_to_num(apart, nan=0, posinf=9), 0, 9).max(0)
-    return own.isel(expert=np.argsort(-apart, kind="stable"))
+    return of_layer.isel(expert=np.argsort(-apart, kind="stable"))
 
 
 def summary(ds: xr.Dataset) -> tuple[str, xr.DataArray]:

@@ -22,6 +22,10 @@ CLASSES = {
     "piece": "kind of token",
     "place": "position in the document",
 }
+OVER_LAYERS = (
+    "chance",
+    *(f"{by}_{end}" for by in CLASSES for end in ("count", "density", "density_low", "density_high")),
+)
 SHOWN = 40
 
 
@@ -47,10 +51,10 @@ def plot(ds: xr.Dataset, by: str = "type", shown: int = SHOWN, **look: Unpack[Lo
         raise InputError(f"The result has nothing by {by!r}; it has {', '.join(known)}.")
     count = ds.sizes[by]
     places = np.arange(count) if count <= shown else np.r_[: shown // 2, count - shown // 2 : count]
-    own = ds.isel({by: places})
+    bars = ds.isel({by: places})
     with Page(ds, look) as page:
         axes = page.panel((PAGE, 2.7))
-        _bars(axes, own, by)
+        _bars(axes, bars, by)
         chance_line(axes, ds, "chance")
         if count > shown:
             axes.axvline(shown // 2 - 0.5, color="0.6", linewidth=0.8, linestyle=":")
@@ -60,18 +64,18 @@ def plot(ds: xr.Dataset, by: str = "type", shown: int = SHOWN, **look: Unpack[Lo
         return page.finish(page.ds.attrs["model"])
 
 
-def _bars(axes: Axes, own: xr.Dataset, by: str) -> None:
+def _bars(axes: Axes, bars: xr.Dataset, by: str) -> None:
     """Means with their intervals, under names and counts."""
-    values, counts = own[f"{by}_density"].values, own[f"{by}_count"].values
+    values, counts = bars[f"{by}_density"].values, bars[f"{by}_count"].values
     x = np.arange(len(values))
     axes.bar(x, values, color=BLUE, width=0.7)
-    if f"{by}_density_low" in own:
-        low, high = (own[f"{by}_density_{end}"].values for end in ("low", "high"))
+    if f"{by}_density_low" in bars:
+        low, high = (bars[f"{by}_density_{end}"].values for end in ("low", "high"))
         error = np.clip([values - low, high - values], 0, None)
         axes.errorbar(x, values, error, fmt="none", ecolor="0.25", elinewidth=0.7)
     rotation = 90 if len(x) > 8 else 0
     between = "  " if rotation else "\n"
-    axes.set_xticks(x, [f"{n}{between}({c:,})" for n, c in zip(names(own, by), counts, strict=True)])
+    axes.set_xticks(x, [f"{n}{between}({c:,})" for n, c in zip(names(bars, by), counts, strict=True)])
     axes.tick_params(axis="x", rotation=rotation)
     axes.set(xlabel=f"{CLASSES[by]} (occurrences)", ylabel="FFN experts per token", xlim=(-0.6, len(x) - 0.4))
 

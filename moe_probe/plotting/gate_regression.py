@@ -20,6 +20,7 @@ from moe_probe.plotting._scatter import cloud
 from moe_probe.plotting._style import COLUMN, PAGE, PROJECTION_COLORS, Figure
 
 DIMS = ("layer", "projection", "pair")
+OVER_LAYERS = ("r_squared_average",)
 DRAWS = 200  # of pairs, for the band around a line
 ROWS = 16  # of a table, beyond which R² is drawn over the layers instead
 

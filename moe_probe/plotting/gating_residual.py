@@ -16,6 +16,7 @@ from moe_probe.plotting.router_scores import MOMENTS, bin_edges, log_if_spiked, 
 
 COLORS = {"highest": BLUE, "second": ORANGE}
 DIMS = ("layer", "bin", "which", "residual")
+OVER_LAYERS = ("pooled_histogram", "pooled_score_mean", "pooled_score_variance", "pooled_minimum", "pooled_maximum")
 
 
 def plot(ds: xr.Dataset, layer: int | None = None, **look: Unpack[Look]) -> Drawn:
@@ -31,24 +32,24 @@ def plot(ds: xr.Dataset, layer: int | None = None, **look: Unpack[Look]) -> Draw
         >>> ds = comparisons.gating_residual("ckpt/tiny-moe-plus-plus", ["A short text."])
         >>> figure = plotting.plot(ds, layer=2)
     """
-    own = ds.sel(layer=pick_layer(ds, layer)) if layer is not None else pooled(ds)
-    edges, shares = bin_edges(ds), own.histogram / own.histogram.sum("bin")
+    scores = ds.sel(layer=pick_layer(ds, layer)) if layer is not None else pooled(ds)
+    edges, shares = bin_edges(ds), scores.histogram / scores.histogram.sum("bin")
     with Page(ds, look) as page:
-        both = page.panels(1, 2, (PAGE, 2.3), sharex=True, sharey=True)[0]
-        for axes, residual in zip(both, ds.residual.values, strict=True):
+        panels = page.panels(1, 2, (PAGE, 2.3), sharex=True, sharey=True)[0]
+        for axes, residual in zip(panels, ds.residual.values, strict=True):
             for which, color in COLORS.items():
                 share = shares.sel(residual=residual, which=which)
                 axes.stairs(share, edges, fill=True, alpha=0.55, color=color, label=which)
             axes.set(xlabel="routing score", title=f"gating residual: {residual}", xlim=(edges[0], edges[-1]))
-            page.note(f"{residual}: {_moments(own.sel(residual=residual))}")
-        both[0].set(ylabel="share of tokens", ylim=(0, 1.05 * max(float(shares.max()), 1e-9)))
-        log_if_spiked(both[0], np.ravel(shares))
-        page.legend(*both)
+            page.note(f"{residual}: {_moments(scores.sel(residual=residual))}")
+        panels[0].set(ylabel="share of tokens", ylim=(0, 1.05 * max(float(shares.max()), 1e-9)))
+        log_if_spiked(panels[0], np.ravel(shares))
+        page.legend(*panels)
         return page.finish(f"{page.ds.attrs['model']}, {'all layers' if layer is None else f'layer {layer}'}")
 
 
-def _moments(own: xr.Dataset) -> str:
-    values = ((which, *(float(own[name].sel(which=which)) for name in MOMENTS[1:])) for which in COLORS)
+def _moments(scores: xr.Dataset) -> str:
+    values = ((which, *(float(scores[name].sel(which=which)) for name in MOMENTS[1:])) for which in COLORS)
     return ", ".join(f"{which} mean {mean:.3f} (variance {variance:.2g})" for which, mean, variance in values)
 
 

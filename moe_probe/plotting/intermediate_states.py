@@ -7,6 +7,8 @@ from typing import Any, Unpack
 
 import numpy as np
 import xarray as xr
+from matplotlib.axes import Axes
+from matplotlib.image import AxesImage
 
 from moe_probe.errors import OutOfRange
 from moe_probe.plotting._choices import pick, pick_layer
@@ -62,14 +64,19 @@ def plot(
         all_axes = page.panels(len(shown), 1, (PAGE, 0.45 + len(shown) * (height + 0.22)), sharex=True)[:, 0]
         image: Any = None
         for axes, token, values in zip(all_axes, shown, maps, strict=True):
-            image = show(axes, values, aspect="auto", vmin=bounds[0], vmax=bounds[1])
-            thin_ticks(axes.yaxis, [str(label) for label in values.expert.values], 9)
-            axes.set_ylabel("expert")
-            axes.set_title(f"{token}: {written(str(one.string.values[token]))}", loc="left")
+            image = _panel(axes, values, bounds, f"{token}: {written(str(one.string.values[token]))}")
         all_axes[-1].set_xlabel("neurons, largest first" if sort else "neuron")
         page.colorbar(image, all_axes, "act(gate projection)", aspect=20 * len(shown), extend=beyond(image))
         page.note(f"{maps[0].sizes['expert']} of {ds.sizes['expert']} experts" * (len(maps[0]) < ds.sizes["expert"]))
         return page.finish(f"{page.ds.attrs['model']}, layer {layer}")
+
+
+def _panel(axes: Axes, values: xr.DataArray, bounds: tuple[float, float], title: str) -> AxesImage:
+    image = show(axes, values, aspect="auto", vmin=bounds[0], vmax=bounds[1])
+    thin_ticks(axes.yaxis, [str(label) for label in values.expert.values], 9)
+    axes.set_ylabel("expert")
+    axes.set_title(title, loc="left")
+    return image
 
 
 def _map(values: xr.DataArray, experts: Sequence[str] | None, sort: bool) -> xr.DataArray:

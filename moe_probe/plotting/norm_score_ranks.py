@@ -23,6 +23,7 @@ from moe_probe.plotting._style import COLORMAP, COLUMN, PAGE, Figure
 FEW, LINES = 16, 8  # experts that are bars, more are a map; lines of bars where they are many
 
 DIMS = ("layer", "score_rank", "norm_rank")
+OVER_LAYERS = ("total",)
 
 
 def plot(ds: xr.Dataset, layer: int | None = None, bars: bool | None = None, **look: Unpack[Look]) -> Drawn:

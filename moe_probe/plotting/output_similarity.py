@@ -61,11 +61,13 @@ def plot(
 
 
 def _panels(flat: xr.Dataset, layer: int, tokens: Sequence[int] | None) -> dict[str, xr.DataArray]:
-    own = flat.sel(layer=layer)
+    of_layer = flat.sel(layer=layer)
     if "token" not in flat.dims:
-        return {"": own.similarity}
-    chosen = own.topk_expert.transpose("token", ...).values
-    return {panel_title(flat, token, chosen[token]): own.similarity.isel(token=token) for token in choose(flat, tokens)}
+        return {"": of_layer.similarity}
+    chosen = of_layer.topk_expert.transpose("token", ...).values
+    return {
+        panel_title(flat, token, chosen[token]): of_layer.similarity.isel(token=token) for token in choose(flat, tokens)
+    }
 
 
 def figures(ds: xr.Dataset) -> Iterator[tuple[str, Figure]]:

@@ -15,6 +15,7 @@ from moe_probe.plotting._style import BLUE, COLUMN, ORANGE, PAGE, Figure
 COLORS = {"high": ORANGE, "low": BLUE}
 PICTURES = 6  # that have a figure each without being asked for
 DIMS = ("document", "row", "column")
+OVER_LAYERS = ("divergence_mean",)
 
 
 def plot(ds: xr.Dataset, document: int | None = None, **look: Unpack[Look]) -> Drawn:
@@ -58,11 +59,16 @@ def textures(ds: xr.Dataset, **look: Unpack[Look]) -> Drawn:
     with Page(ds, look) as page:
         axes = page.panel((COLUMN, 2.2))
         for group, color in COLORS.items():
-            own = means.sel(texture_group=group)
-            axes.plot(at, own.texture_mean, marker="o", markersize=3, color=color, label=f"{group} texture")
-            if "texture_mean_low" in own:
-                ends = (own.texture_mean - own.texture_mean_low, own.texture_mean_high - own.texture_mean)
-                axes.errorbar(at, own.texture_mean, [end.values for end in ends], color=color, capsize=2, linewidth=0.8)
+            of_group = means.sel(texture_group=group)
+            axes.plot(at, of_group.texture_mean, marker="o", markersize=3, color=color, label=f"{group} texture")
+            if "texture_mean_low" in of_group:
+                ends = (
+                    of_group.texture_mean - of_group.texture_mean_low,
+                    of_group.texture_mean_high - of_group.texture_mean,
+                )
+                axes.errorbar(
+                    at, of_group.texture_mean, [end.values for end in ends], color=color, capsize=2, linewidth=0.8
+                )
         axes.set_xticks(list(at), [str(step) for step in means.step.values])
         axes.set(xlabel="step", ylabel="distinct experts")
         axes.margins(x=0.15)

@@ -56,16 +56,16 @@ def plot(ds: xr.Dataset, layer: int | None = None, colors: Colors | None = None,
     three = ds.sizes["component"] == 3
     kind = {"subplot_kw": {"projection": "3d"}} if three else {}
     with Page(ds, look) as page:
-        own = page.ds.sel(layer=layer)
+        of_layer = page.ds.sel(layer=layer)
         all_axes = page.panels(1, ds.sizes["projection"], (PAGE, 2.3), **kind)[0]
         for axes, name in zip(all_axes, ds.projection.values, strict=True):
-            part = own.sel(projection=name)
+            part = of_layer.sel(projection=name)
             _points(axes, part, colors=colors)
             _name_axes(axes, part, three)
-        _explain(page, list(all_axes), own, colors)
+        _explain(page, list(all_axes), of_layer, colors)
         drawn = page.finish(f"{page.ds.attrs['model']}, layer {layer}")
         if ds.attrs["level"] == "matrix":
-            _label_panels(page, list(all_axes), own)
+            _label_panels(page, list(all_axes), of_layer)
         return drawn
 
 
@@ -95,16 +95,16 @@ def _points(axes: Axes, part: xr.Dataset, size: float = 1.0, colors: str | None 
         _neurons(axes, part, colors)
 
 
-def _explain(page: Page, all_axes: list[Axes], own: xr.Dataset, colors: str | None) -> None:
+def _explain(page: Page, all_axes: list[Axes], of_layer: xr.Dataset, colors: str | None) -> None:
     """What colors and marks mean: a color bar of the expert's number where each has a color, else a legend."""
-    if own.attrs["level"] == "neuron" and (colors or len(_routed(own)) <= FEW):
-        norm = Normalize(0, max(len(_routed(own)) - 1, 1))
+    if of_layer.attrs["level"] == "neuron" and (colors or len(_routed(of_layer)) <= FEW):
+        norm = Normalize(0, max(len(_routed(of_layer)) - 1, 1))
         page.colorbar(ScalarMappable(norm, colors or COLORMAP), all_axes, "expert", ticks=MaxNLocator(8, integer=True))
-    if own.attrs["level"] == "neuron" or "F" in own.expert.values:
+    if of_layer.attrs["level"] == "neuron" or "F" in of_layer.expert.values:
         page.legend(all_axes[0])
 
 
-def _label_panels(page: Page, all_axes: list[Axes], own: xr.Dataset) -> None:
+def _label_panels(page: Page, all_axes: list[Axes], of_layer: xr.Dataset) -> None:
     """Numbers of experts, placed on axes of their final size."""
     figure = page.figure
     if not isinstance(figure, matplotlib.figure.Figure):
@@ -112,8 +112,8 @@ def _label_panels(page: Page, all_axes: list[Axes], own: xr.Dataset) -> None:
     figure.draw_without_rendering()
     if page.given is None and page.look.get("figure") is None:
         figure.set_layout_engine("none")
-    for axes, name in zip(all_axes, own.projection.values, strict=True):
-        _label(axes, own.sel(projection=name))
+    for axes, name in zip(all_axes, of_layer.projection.values, strict=True):
+        _label(axes, of_layer.sel(projection=name))
 
 
 def _experts(axes: Axes, part: xr.Dataset, size: float = 1.0) -> None:
@@ -134,12 +134,12 @@ def _label(axes: Axes, part: xr.Dataset) -> None:
     points = part.coordinates.transpose("point", "component").values
     apart = np.linalg.norm(points - points.mean(0), axis=1)
     named = np.argsort(-np.nan_to_num(apart))[: LABELED if len(points) > FEW else len(points)]
-    own = dict(zip("xyz", points[named].T, strict=False))
+    place = dict(zip("xyz", points[named].T, strict=False))
     scatter = {f"{axis}_scatter": values for axis, values in zip("xyz", points.T, strict=False)}
     textalloc.allocate(
         axes,
         text_list=list(part.expert.values[named]),
-        **own,
+        **place,
         **scatter,
         textsize=6,
         draw_all=False,
@@ -159,9 +159,9 @@ def _neurons(axes: Axes, part: xr.Dataset, colors: str | None) -> None:
     names, look = _routed(part), {"s": 2, "linewidths": 0, "rasterized": True}
     if colors or len(names) <= FEW:
         place = {name: at / max(len(names) - 1, 1) for at, name in enumerate(names)}
-        own = labels != "F"
-        shades = matplotlib.colormaps[colors or COLORMAP]([place[name] for name in labels[own]])
-        axes.scatter(*points[own].T, c=shades, **look)
+        routed = labels != "F"
+        shades = matplotlib.colormaps[colors or COLORMAP]([place[name] for name in labels[routed]])
+        axes.scatter(*points[routed].T, c=shades, **look)
     else:
         axes.scatter(*points[labels != "F"].T, color="0.8", **look)
         for color, name in zip(PICKED.values(), _farthest(points, labels, names), strict=False):

@@ -47,9 +47,11 @@ def _panel(axes: Axes, ds: xr.Dataset, name: str, chance: str) -> None:
     at, layers = list(range(ds.sizes["checkpoint"])), ds.sizes["layer"]
     lines_by_layer(axes, at, ds[name], ds.get(f"{name}_low"), ds.get(f"{name}_high"))
     if chance in ds:
-        own = ds[chance].transpose("layer", "checkpoint").values
+        by_chance = ds[chance].transpose("layer", "checkpoint").values
         colors = layer_colors(ds.layer.values) if layers <= MOST_LINES else [GREY]
-        for values, color in zip(own if layers <= MOST_LINES else [np.nanmedian(own, 0)], colors, strict=True):
+        for values, color in zip(
+            by_chance if layers <= MOST_LINES else [np.nanmedian(by_chance, 0)], colors, strict=True
+        ):
             axes.plot(at, values, "--", linewidth=0.8, color=color)
     labels = [str(label) for label in ds.checkpoint.values]
     places = round_places(labels, 12)

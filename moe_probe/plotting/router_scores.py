@@ -20,6 +20,7 @@ COLORS = (BLUE, ORANGE)
 MOMENTS = ("histogram", "score_mean", "score_variance")
 SPIKE = 20  # times the middle of the bins that hold anything: beyond, the share of tokens is logarithmic
 DIMS = ("layer", "bin", "which")
+OVER_LAYERS = ("pooled_histogram", "pooled_score_mean", "pooled_score_variance", "pooled_minimum", "pooled_maximum")
 
 
 def plot(ds: xr.Dataset, layer: int | None = None, **look: Unpack[Look]) -> Drawn:
@@ -37,10 +38,10 @@ def plot(ds: xr.Dataset, layer: int | None = None, **look: Unpack[Look]) -> Draw
         >>> ds = dynamic.router_scores("ckpt/tiny-mixtral", ["A short text."])
         >>> figure = plotting.plot(ds, layer=1)
     """
-    own = pooled(ds) if layer is None else ds.sel(layer=pick_layer(ds, layer))
+    scores = pooled(ds) if layer is None else ds.sel(layer=pick_layer(ds, layer))
     with Page(ds, look) as page:
         axes = page.panel((COLUMN, 2.3))
-        _histograms(axes, own)
+        _histograms(axes, scores)
         axes.set(xlabel="router score", ylabel="share of tokens")
         page.legend(axes, columns=1)
         return page.finish(f"{page.ds.attrs['model']}, {'all layers' if layer is None else f'layer {layer}'}")
@@ -51,11 +52,11 @@ def pooled(ds: xr.Dataset) -> xr.Dataset:
     return ds[[f"pooled_{name}" for name in MOMENTS]].rename({f"pooled_{name}": name for name in MOMENTS})
 
 
-def _histograms(axes: Axes, own: xr.Dataset) -> None:
+def _histograms(axes: Axes, scores: xr.Dataset) -> None:
     """Shares of tokens over the score, (which, bin), a color for each of `which`; logarithmic where one is a spike."""
-    edges, shares = bin_edges(own), []
-    for which, color in zip(own.which.values, COLORS, strict=True):
-        one = own.sel(which=which)
+    edges, shares = bin_edges(scores), []
+    for which, color in zip(scores.which.values, COLORS, strict=True):
+        one = scores.sel(which=which)
         shares.append((one.histogram / one.histogram.sum()).values)
         label = f"{which}: mean {float(one.score_mean):.3f}, variance {float(one.score_variance):.1e}"
         axes.stairs(shares[-1], edges, fill=True, alpha=0.55, color=color, label=label)

@@ -30,20 +30,20 @@ def plot(ds: xr.Dataset, **look: Unpack[Look]) -> Drawn:
         >>> ds = intervene.search("ckpt/tiny-mixtral", texts, "a", 0.1, most=4)
         >>> figure = plotting.plot(ds)
     """
-    found = int(ds.attrs["found"])
+    smallest = int(ds.attrs["found"])
     with Page(ds, look) as page:
         axes = page.panel((COLUMN, 2.3))
         for side, color in COLORS.items():
             line(axes, ds.sel(side=side), "loss_change", "size", color=color, label=side)
-            at = np.full(ds.sizes.get("control", 0), found or int(ds["size"].max()))
+            at = np.full(ds.sizes.get("control", 0), smallest or int(ds["size"].max()))
             axes.plot(at, ds.control_loss_change.sel(side=side), "x", color=color, markersize=4)
-        if found:
-            axes.axvline(found, linestyle="--", linewidth=0.8, color=GREY)
+        if smallest:
+            axes.axvline(smallest, linestyle="--", linewidth=0.8, color=GREY)
         axes.axhline(0, color="black", linewidth=0.6)
         axes.set(xlabel="experts removed", ylabel="change of the loss (nats)")
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         page.legend(axes)
-        page.note("crosses: random sets", "dashed: the set that was found" * bool(found), said_of_intervals(ds))
+        page.note("crosses: random sets", "dashed: the set that was found" * bool(smallest), said_of_intervals(ds))
         return page.finish(page.ds.attrs["model"])
 
 

@@ -15,6 +15,10 @@ from moe_probe.signatures import check_number
 
 COLORS = {"PF": ORANGE, "non-PF": BLUE}
 DIMS = ("layer", "group")
+OVER_LAYERS = (
+    *("divergence_mean", "group_mean", "tokens", "u_statistic", "p_value", "superiority"),
+    *(f"difference{end}" for end in ("", "_low", "_high", "_chance", "_chance_low", "_chance_high")),
+)
 
 
 def plot(ds: xr.Dataset, bins: int = 20, **look: Unpack[Look]) -> Drawn:
@@ -36,11 +40,11 @@ def plot(ds: xr.Dataset, bins: int = 20, **look: Unpack[Look]) -> Drawn:
     with Page(ds, look) as page:
         axes = page.panel((COLUMN, 2.5))
         for group, color in COLORS.items():
-            own = values[(ds.token_group == group).values]
-            if not len(own):
+            of_group = values[(ds.token_group == group).values]
+            if not len(of_group):
                 continue
-            label, weights = f"{group} (n = {len(own):,})", np.full(len(own), 1 / len(own))
-            axes.hist(own, edges.tolist(), weights=weights, color=color, alpha=0.5, label=label)
+            label, weights = f"{group} (n = {len(of_group):,})", np.full(len(of_group), 1 / len(of_group))
+            axes.hist(of_group, edges.tolist(), weights=weights, color=color, alpha=0.5, label=label)
             axes.axvline(float(ds.group_mean.sel(group=group)), color=color, linewidth=1, linestyle="--")
         axes.set(xlabel=f"distinct experts, {ds.attrs['unit']}", ylabel="share of the group's tokens")
         page.legend(axes)

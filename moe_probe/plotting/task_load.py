@@ -24,6 +24,7 @@ KIND_MAPS = {"ffn": "Blues", "constant": "Greens", "copy": "Oranges", "zero": "P
 SEGMENTS = 32  # experts of a kind that have a segment each
 BAR = "load / even load"
 DIMS = ("layer", "task", "expert")
+OVER_LAYERS = ("adjacent_correlation", "adjacent_token_correlation")
 
 
 def plot(ds: xr.Dataset, layer: int | None = None, **look: Unpack[Look]) -> Drawn:
@@ -43,11 +44,11 @@ def plot(ds: xr.Dataset, layer: int | None = None, **look: Unpack[Look]) -> Draw
     """
     layer = pick_layer(ds, layer)
     with Page(ds, look) as page:
-        own = page.ds.sel(layer=layer)
+        of_layer = page.ds.sel(layer=layer)
         if _alike(ds):
-            _map(page, own)
+            _map(page, of_layer)
         else:
-            _bars(page, own)
+            _bars(page, of_layer)
         return page.finish(f"{page.ds.attrs['model']}, layer {layer}")
 
 
@@ -56,36 +57,36 @@ def _alike(ds: xr.Dataset) -> bool:
     return ds.sizes["kind"] == 1
 
 
-def _map(page: Page, own: xr.Dataset) -> None:
-    values = (own.share * own.sizes["expert"]).transpose("task", "expert")
+def _map(page: Page, of_layer: xr.Dataset) -> None:
+    values = (of_layer.share * of_layer.sizes["expert"]).transpose("task", "expert")
     axes = page.panel(map_size(values))
     image = show(axes, values, aspect="auto", **ratio_colors(values, 1))
     crosses(axes, values.values == 0)
     cell_axes(axes, values, "task", "expert")
     ratio_bar(page, image, axes, BAR)
-    if "share_chance" in own:
-        mark_intervals(page, axes, own.transpose("task", "expert", ...), "share", own.share_chance)
+    if "share_chance" in of_layer:
+        mark_intervals(page, axes, of_layer.transpose("task", "expert", ...), "share", of_layer.share_chance)
 
 
-def _bars(page: Page, own: xr.Dataset) -> None:
-    tasks, kinds = own.sizes["task"], [str(kind) for kind in own.kind.values]
+def _bars(page: Page, of_layer: xr.Dataset) -> None:
+    tasks, kinds = of_layer.sizes["task"], [str(kind) for kind in of_layer.kind.values]
     axes, below = page.panels(2, 1, (PAGE, 3.3), sharex=True, height_ratios=(2, 1))[:, 0]
     for at, kind in enumerate(kinds):
-        _stack(axes, own, kind, np.arange(tasks), at, len(kinds))
+        _stack(axes, of_layer, kind, np.arange(tasks), at, len(kinds))
     axes.set(ylabel="share of choices", xlim=(-0.6, tasks - 0.4))
     page.key([Patch(color=matplotlib.colormaps[KIND_MAPS[k]](0.65)) for k in kinds], kinds)
-    _ffn_per_token(below, own, np.arange(tasks))
-    names = [str(task) for task in own.task.values]
+    _ffn_per_token(below, of_layer, np.arange(tasks))
+    names = [str(task) for task in of_layer.task.values]
     below.set_xticks(np.arange(tasks), names, rotation=30 if tasks > 6 else 0, ha="right" if tasks > 6 else "center")
-    page.note(f"intervals: {said_of_intervals(own)}" if "ffn_per_token_low" in own else "")
+    page.note(f"intervals: {said_of_intervals(of_layer)}" if "ffn_per_token_low" in of_layer else "")
 
 
-def _ffn_per_token(axes: Axes, own: xr.Dataset, x: np.ndarray) -> None:
+def _ffn_per_token(axes: Axes, of_layer: xr.Dataset, x: np.ndarray) -> None:
     """FFN experts per token of every task, from 0, with intervals and numbers."""
-    values, top = own.ffn_per_token.values, own.ffn_per_token.values
+    values, top = of_layer.ffn_per_token.values, of_layer.ffn_per_token.values
     axes.plot(x, values, color="black", marker="o", markersize=3, linestyle="none")
-    if "ffn_per_token_low" in own:
-        low, top = own.ffn_per_token_low.values, own.ffn_per_token_high.values
+    if "ffn_per_token_low" in of_layer:
+        low, top = of_layer.ffn_per_token_low.values, of_layer.ffn_per_token_high.values
         axes.errorbar(x, values, np.clip([values - low, top - values], 0, None), fmt="none", ecolor="black", capsize=3)
     if len(x) <= 16:
         for task, value, high in zip(x, values, np.fmax(top, values), strict=True):
@@ -97,11 +98,11 @@ def _ffn_per_token(axes: Axes, own: xr.Dataset, x: np.ndarray) -> None:
 
 
 def _stack(
-    axes: Axes, own: xr.Dataset, kind: str, x: np.ndarray, at: int = 0, kinds: int = 1, most: int = SEGMENTS
+    axes: Axes, of_layer: xr.Dataset, kind: str, x: np.ndarray, at: int = 0, kinds: int = 1, most: int = SEGMENTS
 ) -> None:
     """The experts of one kind, one above the other; more than `most` as one bar."""
     width = 0.8 / kinds
-    share = own.share.transpose("task", "expert").values[:, (own.expert_kind == kind).values]
+    share = of_layer.share.transpose("task", "expert").values[:, (of_layer.expert_kind == kind).values]
     share = share if share.shape[1] <= most else share.sum(1, keepdims=True)
     bottom = np.zeros(len(x))
     for expert, values in enumerate(share.T):

@@ -50,9 +50,9 @@ def plot(ds: xr.Dataset, **look: Unpack[Look]) -> Drawn:
     with Page(ds, look) as page:
         all_axes = page.panels(1, 3, (PAGE, 2.0))[0]
         for axes, (title, (lines, name, chance)) in zip(all_axes, panels.items(), strict=True):
-            for color, (label, found) in zip((BLUE, GREEN), lines.items(), strict=False):
-                line(axes, found, name, color=color, **({"label": label} if label else {}))
-                chance_line(axes, found, chance, color=color if label else GREY)
+            for color, (label, shown) in zip((BLUE, GREEN), lines.items(), strict=False):
+                line(axes, shown, name, color=color, **({"label": label} if label else {}))
+                chance_line(axes, shown, chance, color=color if label else GREY)
             axes.set(title=title, ylim=(0, 1))
             layer_axis(axes, ds.layer)
         page.legend(*all_axes)
@@ -68,8 +68,8 @@ def places(ds: xr.Dataset, layer: int | None = None, **look: Unpack[Look]) -> Dr
     """
     layer = pick_layer(ds, layer)
     with Page(ds, look) as page:
-        own = _named_places(page.ds.sel(layer=layer).transpose("place", "expert", ...))
-        values = (own.position_share * ds.sizes["expert"]).transpose("place", "expert")
+        of_layer = _named_places(page.ds.sel(layer=layer).transpose("place", "expert", ...))
+        values = (of_layer.position_share * ds.sizes["expert"]).transpose("place", "expert")
         axes = page.panel(map_size(values))
         image = show(axes, values, aspect="auto", **ratio_colors(values, 1))
         crosses(axes, values.values == 0)
@@ -77,7 +77,7 @@ def places(ds: xr.Dataset, layer: int | None = None, **look: Unpack[Look]) -> Dr
         axes.set_ylabel("position")
         ratio_bar(page, image, axes, BAR)
         if "position_chance" in ds:
-            mark_intervals(page, axes, own, "position_share", own.position_chance)
+            mark_intervals(page, axes, of_layer, "position_share", of_layer.position_chance)
         return page.finish(f"{page.ds.attrs['model']}, layer {layer}")
 
 

@@ -59,9 +59,9 @@ def lines(ds: xr.Dataset, **look: Unpack[Look]) -> Drawn:
     with Page(ds, look) as page:
         left, right = page.panels(1, 2, (PAGE, 2.2))[0]
         for name, fallback in zip(ds.projection.values, (BLUE, ORANGE, GREEN), strict=False):
-            own, color = ds.sel(projection=name), PROJECTION_COLORS.get(str(name), fallback)
-            left.plot(ds.layer, own.relative_change.mean("expert"), "o-", markersize=3, color=color, label=str(name))
-            right.plot(ds.layer, own.gram_similarity, "o-", markersize=3, color=color, label=str(name))
+            drift, color = ds.sel(projection=name), PROJECTION_COLORS.get(str(name), fallback)
+            left.plot(ds.layer, drift.relative_change.mean("expert"), "o-", markersize=3, color=color, label=str(name))
+            right.plot(ds.layer, drift.gram_similarity, "o-", markersize=3, color=color, label=str(name))
         router = ds.router_relative_change.mean("router_expert")
         left.plot(ds.layer, router, "o--", markersize=3, color=GREY, label=ROUTER)
         left.set(ylabel="mean relative change", ylim=(0, None))

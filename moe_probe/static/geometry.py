@@ -8,6 +8,7 @@ multiplied. Differences of neighboring floating-point numbers are exact (Sterben
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from scipy.stats import rankdata
 
 NONE = -1  # the neighbor of a vector that is kept as it is
 NEAR = 2.0  # a neighbor is nearer than 1 / NEAR of the vector's length
+BLOCK_ELEMENTS = 1 << 22  # of the differences of paths that are multiplied at once
 LOST = 100.0  # a tree whose edges, squared, are so many times as long as they could be costs too many digits
 
 
@@ -54,6 +56,11 @@ class Tree:
         return cls(np.where(parent[:count] == count, NONE, parent[:count]), order[1:])
 
     @property
+    def plain(self) -> bool:
+        """Whether every vector is kept as it is."""
+        return bool((self.neighbor == NONE).all())
+
+    @cached_property
     def paths(self) -> torch.Tensor:
         """Which differences add up to each vector, (R, R) float64 of 0 and 1."""
         paths = np.eye(len(self.order))
@@ -114,29 +121,44 @@ class Geometry:
         """Of vectors (R, d) as they are: distances below 1e-8 of their lengths drown."""
         return cls(vectors @ vectors.T, Tree.none(len(vectors)))
 
-    @property
+    @cached_property
     def shortest(self) -> Tree:
         """The minimum spanning tree of the vectors."""
         return Tree.shortest(self.distance.numpy(), self.norm.numpy())
 
-    @property
+    @cached_property
     def gram(self) -> torch.Tensor:
         """Inner products of the vectors themselves, (R, R)."""
+        if self.tree.plain:
+            return self.products
         paths = self.tree.paths
         return paths @ self.products @ paths.T
 
-    @property
+    @cached_property
     def norm(self) -> torch.Tensor:
         """Lengths, (R,)."""
         return self.gram.diagonal().clamp_min(0).sqrt()
 
-    @property
+    @cached_property
     def squared_distance(self) -> torch.Tensor:
         """Squared Euclidean distance of each pair, (R, R); 0 for equal vectors."""
-        paths = self.tree.paths
-        rows = [((away @ self.products) * away).sum(1) for away in (path - paths for path in paths)]
-        squares = torch.stack(rows).clamp_min(0)
+        squares = self._forms(-1).clamp_min(0)
         return (squares + squares.T) / 2
+
+    def _forms(self, sign: int) -> torch.Tensor:
+        """Inner products of a - b with a + `sign` b, of each pair, (R, R), by their paths."""
+        if self.tree.plain:
+            squares = self.products.diagonal()
+            return squares[:, None] - self.products.T + sign * (self.products - squares)
+        paths = self.tree.paths
+        count = len(paths)
+        step = max(1, BLOCK_ELEMENTS // max(count, 1) ** 2)
+        rows = []
+        for block in paths.split(step):
+            away = (block[:, None] - paths).flatten(0, 1)
+            beside = away if sign < 0 else (block[:, None] + paths).flatten(0, 1)
+            rows.append(((away @ self.products) * beside).sum(1).view(-1, count))
+        return torch.cat(rows)
 
     @property
     def distance(self) -> torch.Tensor:
@@ -156,10 +178,10 @@ class Geometry:
 
         |a - b|^2 - (|a| - |b|)^2 = 2 |a| |b| (1 - cosine).
         """
-        norm, squares, gram, paths = self.norm, self.squared_distance, self.gram, self.tree.paths
+        norm, squares, gram = self.norm, self.squared_distance, self.gram
         scale = norm[:, None] * norm
         known = torch.where((norm[:, None] > 0) & (norm > 0), 1.0, torch.nan)
-        taller = torch.stack([((path - paths) @ self.products * (path + paths)).sum(1) for path in paths])
+        taller = self._forms(1)
         near = (squares - (taller / (norm[:, None] + norm)).square()).clamp_min(0) / (2 * scale)
         far = 1 - gram / norm[:, None] / norm
         return torch.where(squares < scale, near, far).clamp(0, 2).fill_diagonal_(0) * known

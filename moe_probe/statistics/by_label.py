@@ -77,7 +77,8 @@ class Apart:
     """How far labels are apart, without what chance adds; each (layers,).
 
     Attributes:
-        value: the estimate, 0 where the labels differ no more than resampled documents do.
+        value: the estimate, 0 where the labels differ no more than resampled documents do; the observed distance, and
+            no interval, where documents of a label do not differ at all.
         low, high: ends of its 95 % interval.
         chance, chance_low, chance_high: mean and ends of what it is with the labels dealt out at random.
         p: share of such dealings that are as far apart.
@@ -126,14 +127,16 @@ def _apart(
     values = shares(np.stack([table[layer].sum(0) for table in tables.values()]))
     observed = float(spread(values))
     few = min(int(table[layer].any(1).sum()) for table in tables.values()) < LEAST_UNITS
-    curve = None if few else _curve(tables, layer, shares, spread, draws or DRAWS, values)
-    value = observed if plain else _true(curve, 1, observed)
+    noise = None if few else resampled_noise(tables, layer, shares, draws or DRAWS, values)
+    constant = noise is not None and not (np.abs(noise) > ROUNDING).any()  # documents of a label do not differ
+    curve = None if noise is None or constant else _curve(noise, spread, values)
+    value = observed if plain or constant else _true(curve, 1, observed)
     low, high = (_true(curve if draws else None, end, observed) for end in (2, 0))
     if not permutations:
         return [value, low, high, np.nan, np.nan, np.nan, np.nan]
     null = spread(shares(permuted(tables, layer, permutations)))
     p = (1 + (null >= observed - ROUNDING).sum()) / (1 + permutations)
-    if not plain:
+    if not plain and not constant:
         null = _true(curve, 1, null)
     return [value, low, high, null.mean(), *np.quantile(null, ENDS), p]
 
@@ -141,13 +144,17 @@ def _apart(
 ROUNDING = 1e-12
 
 
-def _curve(
-    tables: Mapping[str, np.ndarray], layer: int, shares: Shares, spread: Spread, draws: int, values: np.ndarray
+def resampled_noise(
+    tables: Mapping[str, np.ndarray], layer: int, shares: Shares, draws: int, values: np.ndarray
 ) -> np.ndarray:
-    """Quantiles 0.025, 0.5, 0.975 of the distance seen where each scale's is true, and the true ones, (s, 4)."""
-    noise = shares(resampled(tables, layer, draws)) - values
+    """How far resampled documents' values are from the `values` of all, (draws, labels, ...)."""
     units = np.array([table[layer].any(1).sum() for table in tables.values()])
-    noise *= np.sqrt(units / (units - 1))[:, None]  # resamples vary less than samples by so much
+    wider = np.sqrt(units / (units - 1))  # resamples vary less than samples by so much
+    return (shares(resampled(tables, layer, draws)) - values) * wider[:, None]
+
+
+def _curve(noise: np.ndarray, spread: Spread, values: np.ndarray) -> np.ndarray:
+    """Quantiles 0.025, 0.5, 0.975 of the distance seen where each scale's is true, and the true ones, (s, 4)."""
     unit = float(spread(values)) or 1.0
     quantiles = [np.quantile(spread(scale * values + noise), [ENDS[0], 0.5, ENDS[1]]) for scale in SCALES]
     return np.column_stack([np.maximum.accumulate(quantiles, axis=0), SCALES * unit])

@@ -289,6 +289,8 @@ class Counts:
         counts: of each, int64.
     """
 
+    joined, start = np.add, 0  # how counts of one key become one
+
     def __init__(self, keys: np.ndarray, counts: np.ndarray):
         self._keys, self._counts = [keys], [counts]
 
@@ -303,8 +305,8 @@ class Counts:
     def _sort_in(self) -> None:
         if len(self._keys) > 1:
             unique, inverse = np.unique(np.concatenate(self._keys), return_inverse=True)
-            counts = np.zeros(len(unique), np.int64)
-            np.add.at(counts, inverse, np.concatenate(self._counts))
+            counts = np.full(len(unique), self.start, np.int64)
+            self.joined.at(counts, inverse, np.concatenate(self._counts))
             self._keys, self._counts = [unique], [counts]
 
     @property
@@ -316,6 +318,12 @@ class Counts:
     def counts(self) -> np.ndarray:
         self._sort_in()
         return self._counts[0]
+
+
+class Earliest(Counts):
+    """The smallest place, in `counts`, at which each whole number was seen."""
+
+    joined, start = np.minimum, np.iinfo(np.int64).max
 
 
 class Tally(State[Counts]):
@@ -333,6 +341,25 @@ class Tally(State[Counts]):
 
     def value(self, arrays: dict[str, np.ndarray]) -> Counts:
         return Counts(arrays["keys"], arrays["counts"])
+
+
+class FirstSeen(Tally):
+    """Where each whole number was seen first, of pairs of numbers and places; the smallest of several.
+
+    Examples:
+        >>> one, other = (FirstSeen().of(pair) for pair in (([7, 7], [3, 2]), ([7, 8], [5, 6])))
+        >>> FirstSeen().join(one, other).counts.tolist()
+        [2, 6]
+    """
+
+    def of(self, value: Any) -> Earliest:
+        numbers, places = (np.asarray(each, np.int64) for each in value)
+        order = np.lexsort((places, numbers))
+        keys, first = np.unique(numbers[order], return_index=True)
+        return Earliest(keys, places[order][first])
+
+    def value(self, arrays: dict[str, np.ndarray]) -> Earliest:
+        return Earliest(arrays["keys"], arrays["counts"])
 
 
 class UnitSums:

@@ -10,10 +10,14 @@ from functools import cache
 
 import numpy as np
 import torch
+import xarray as xr
+from scipy.stats import hypergeom
 from small_batches import ByHand, batch_of, corpus_of, layer_of
 
 from moe_probe import comparisons, dynamic
 from moe_probe.comparisons.side_by_side import Routing, means
+from moe_probe.intervene.measured.intervals import pooled
+from moe_probe.pruning.agreeing import Compared, intervals
 from moe_probe.statistics.rates import mantel
 
 E, K, VOCABULARY = 8, 2, 40
@@ -234,11 +238,13 @@ def subtoken_divergence(rng, world):
     marked = rng.permutation(VOCABULARY)[: VOCABULARY // 4]
     ds = seen(dynamic.SubtokenDivergence(words=[str(word) for word in marked]), corpus, logits, subtokens=4)
     below, above = ds.difference < ds.difference_chance_low, ds.difference > ds.difference_chance_high
+    in_layer = ds.layer_difference
+    layer_low, layer_high = ds.layer_difference_chance_low, ds.layer_difference_chance_high
     return {
         "difference: cover": inside(ds, "difference", 0),
         "layer_difference: cover": inside(ds, "layer_difference", 0),
         "difference_chance: null": np.array([bool(below | above)]),
-        "layer_difference_chance: null": np.array([bool(below | above)]),
+        "layer_difference_chance: null": ((in_layer < layer_low) | (in_layer > layer_high)).values,
         "p_value: null": np.array([bool(ds.p_value < 0.05)]),
     }
 
@@ -301,6 +307,51 @@ def gate_regression(rng, world):
     return {"p_value: null": np.array([p < 0.05]), "q_value: null": np.array([p < 0.05])}
 
 
+def loss_changes(rng, world):
+    """What effects, ablations, attributions, searches and curves say: a change over all tokens, documents resampled."""
+    corpus, logits = world.draw(rng)
+    lengths = np.array([len(document.ids) for document in corpus.documents])
+    change = logits[:, 0] - world.preference()[0]
+    sums = np.add.reduceat(change, np.cumsum(lengths) - lengths)
+    _, low, high = pooled(sums[:, None], lengths, 1000)
+    held = inside({"change_low": low, "change_high": high}, "change", loss_change_truth(world))
+    names = ("loss_change", "mean_loss_change", "control_loss_change", "label_loss_change")
+    return {f"{name}: cover": held for name in names}
+
+
+@cache
+def loss_change_truth(world):
+    """Mean over tokens: the topics' mean, and Gumbel's."""
+    return world.topic * TOPICS[:, 0].mean() + np.euler_gamma
+
+
+def score_agreement(rng, world):
+    """A score that is related to what experts cost, and one that is not."""
+    experts, units, tokens = 32, world.documents, 200
+    cost = np.random.default_rng(21).normal(size=(2, experts))
+    related = cost + np.random.default_rng(22).normal(size=cost.shape)
+    per_token = cost + 0.1 * rng.normal(size=(units, *cost.shape))
+    compared = Compared(np.stack([related, rng.normal(size=cost.shape)]), per_token.mean(0), None)
+    table = xr.Dataset(
+        {
+            "unit_loss_change": (("unit", "layer", "expert"), tokens * per_token),
+            "unit_tokens": ("unit", np.full(units, tokens)),
+        }
+    )
+    ends = intervals(compared, table, 1000)
+    found = {}
+    for name, value in compared.correlations(cost[None]).items():
+        of_related = {ending: ends[f"{name}_{ending}"][0] for ending in ("low", "high")}
+        held = inside({f"{name}_{ending}": end for ending, end in of_related.items()}, name, value[0, 0])
+        found[f"{name}: cover"] = held
+    shares = compared.overlaps()
+    among = hypergeom(experts, experts // 4, experts // 4)
+    low, high = np.array(among.interval(0.95)) / (experts // 4)
+    assert (shares["overlap_chance"] == among.mean() / (experts // 4)).all()
+    found["overlap_chance: null"] = (shares["overlap"][1] < low) | (shares["overlap"][1] > high)
+    return found
+
+
 ORDINARY = (World(), World(topic=1.0), World(even=False, topic=1.0, lengths="unequal"), World(documents=10, topic=1.0))
 LABELED = (
     World(documents=60, topic=1.0, labels=4, order="in turn"),
@@ -322,4 +373,6 @@ SIMULATIONS: dict[str, tuple[Simulation, tuple[World, ...]]] = {
     "router_saturation": (two_checkpoints, (World(), World(even=False), World(even=False, lengths="unequal"))),
     "routing_drift": (two_checkpoints, (World(),)),
     "gate_regression": (gate_regression, (World(),)),
+    "loss_changes": (loss_changes, (*ORDINARY, World(documents=100, topic=1.0, lengths="unequal"))),
+    "score_agreement": (score_agreement, (World(documents=10), World(documents=40))),
 }

@@ -3,14 +3,17 @@
 The rates here are of few corpora, and find what is grossly wrong; `benchmarks/calibration.py` measures them.
 """
 
+import inspect
 import re
+from functools import cache
 
 import numpy as np
 import pytest
+from conftest import FIXTURES
 from simulated import SIMULATIONS, World, seen
-from test_every_analysis import observed, source_of, texts
+from test_every_analysis import observed, source_of
 
-from moe_probe import comparisons, dynamic, static
+from moe_probe import comparisons, dynamic, intervene, pruning, static
 from moe_probe.static import models
 
 REPEATS = 6
@@ -26,9 +29,10 @@ def promised(dataset):
     """The variables of a result with an interval, and its chance levels and p-values."""
     names = set()
     for name in map(str, dataset.data_vars):
-        if re.search(r"_(low|high)$", name):
-            names.add(re.sub(r"_(low|high)$", "", name))
-        elif SAID.fullmatch(name):
+        base = re.sub(r"_(low|high)$", "", name)
+        if {f"{base}_low", f"{base}_high"} <= set(dataset.data_vars):
+            names.add(base)
+        elif SAID.fullmatch(name) and base == name:
             names.add(name)
     return names
 
@@ -44,7 +48,7 @@ def simulated(name):
     return found
 
 
-def results():
+def dynamic_results():
     """A result of every analysis that can be asked for alone, by name."""
     accuracy = {"a": 0.1, "b": 0.2, "c": 0.3}
     labels = ["a", "b", "c", "a", "b", "c"]
@@ -54,23 +58,124 @@ def results():
         analysis = cls.example() if name != "task_load" else dynamic.TaskLoad(accuracy)
         source = source_of(labels=labels)
         yield name, observed(analysis, source).result(source)
+
+
+def static_results():
+    """A result of every analysis of one model's weights, by name."""
     model = source_of().model
-    for name in static.names():
+    for name, analysis in static.names().items():
         if models(name) == 1:
-            yield name, static.names()[name](model)
-    base = {"one": model}, {"two": model}
-    yield "routing_drift", comparisons.routing_drift(*base, texts(), progress=False)
-    yield "router_saturation", comparisons.router_saturation({**base[0], **base[1]}, texts(), progress=False)
+            yield name, analysis(model)
 
 
-def test_nothing_is_promised_that_is_not_simulated():
-    lacking = {}
-    for name, dataset in results():
-        names = {BY_ANALOGY.get(each, each) for each in promised(dataset)}
-        missing = names - simulated(name) if names else set()
-        if missing:
-            lacking[name] = sorted(missing)
-    assert not lacking, f"add simulations of these to tests/dynamic/simulated.py: {lacking}"
+def pictures():
+    return dynamic.PatchDivergence(grid=(1, 2), pictures=[np.zeros((8, 16))] * 2)
+
+
+MIXTRAL = FIXTURES / "mixtral" / "checkpoint"
+SHORT = [[5, 6, 7, 8], [9, 10, 11], [12, 13, 14], [6, 7, 9], [4, 8, 12]]
+HALVES = ["a", "b", "a", "b", "a"]
+RUN = {"progress": False, "layers": [0, 1]}
+PAIR = {"one": MIXTRAL, "two": MIXTRAL}
+
+
+@cache
+def ablated():
+    return intervene.ablate(MIXTRAL, SHORT, by_unit=True, labels=HALVES, **RUN)
+
+
+@cache
+def attributed():
+    return intervene.attribution(MIXTRAL, SHORT, labels=HALVES, **RUN)
+
+
+@cache
+def scored():
+    return pruning.scores(MIXTRAL, SHORT, ["reap", "frequency"], **RUN)
+
+
+MEASURED = {  # how each function that compares or changes models is asked for a small result, and who simulates it
+    comparisons.expert_activation: ("", lambda: comparisons.expert_activation(PAIR, SHORT, **RUN)),
+    comparisons.gating_residual: (
+        "",
+        lambda: comparisons.gating_residual(FIXTURES / "moe_plus_plus" / "checkpoint", SHORT, progress=False),
+    ),
+    comparisons.patch_divergence_over_steps: (
+        "patch_divergence",
+        lambda: comparisons.patch_divergence_over_steps(
+            dict.fromkeys(("1", "2"), FIXTURES / "mh_moe" / "checkpoint"), [[4, 5], [6, 7]], pictures(), progress=False
+        ),
+    ),
+    comparisons.router_saturation: ("router_saturation", lambda: comparisons.router_saturation(PAIR, SHORT, **RUN)),
+    comparisons.routing_drift: (
+        "routing_drift",
+        lambda: comparisons.routing_drift({"one": MIXTRAL}, {"two": MIXTRAL}, SHORT, **RUN),
+    ),
+    comparisons.weight_drift: ("", lambda: static.weight_drift(MIXTRAL, MIXTRAL, layers=0, progress=False)),
+    intervene.ablate: ("loss_changes", ablated),
+    intervene.agreement: (
+        "score_agreement",
+        lambda: intervene.agreement(ablated(), attributed()),
+    ),
+    intervene.attribution: ("loss_changes", attributed),
+    intervene.claims: ("loss_changes", lambda: intervene.claims(MIXTRAL, SHORT, **RUN)),
+    intervene.effect: (
+        "loss_changes",
+        lambda: intervene.effect(MIXTRAL, SHORT, {"none": intervene.Zero(layer=0, experts=[1])}, progress=False),
+    ),
+    intervene.search: (
+        "loss_changes",
+        lambda: intervene.search(MIXTRAL, SHORT, "a", 0.0, labels=HALVES, most=2, controls=1, **RUN),
+    ),
+    pruning.agreement: ("score_agreement", lambda: pruning.agreement(scored(), ablated())),
+    pruning.curve: (
+        "loss_changes",
+        lambda: pruning.curve(MIXTRAL, scored(), [[20, 21, 22], [23, 24, 25]], [0.25], random=1, progress=False),
+    ),
+    pruning.scores: ("", scored),
+}
+
+
+def test_every_function_that_gives_a_result_is_looked_through():
+    public = {
+        function
+        for room in (comparisons, intervene, pruning)
+        for function in (getattr(room, name) for name in dir(room))
+        if inspect.isfunction(function) and str(inspect.signature(function).return_annotation) == "xr.Dataset"
+    }
+    assert {function.__name__ for function in public - set(MEASURED)} == set(), "add them to MEASURED"
+
+
+def lacking(simulation, dataset):
+    """What a result promises that the simulation of that name does not give."""
+    names = {BY_ANALOGY.get(each, each) for each in promised(dataset)}
+    return sorted(names - simulated(simulation)) if names else []
+
+
+@pytest.mark.parametrize("results", [dynamic_results, static_results])
+def test_nothing_is_promised_that_is_not_simulated(results):
+    missing = {name: lacking(name, dataset) for name, dataset in results()}
+    assert not any(missing.values()), f"add simulations of these to tests/dynamic/simulated.py: {missing}"
+
+
+@pytest.mark.parametrize("function", MEASURED, ids=lambda function: function.__name__)
+def test_nothing_is_promised_of_models_that_is_not_simulated(function):
+    simulation, result = MEASURED[function]
+    missing = lacking(simulation, result())
+    assert not missing, f"add simulations of these to tests/dynamic/simulated.py: {missing}"
+
+
+def test_an_analysis_with_an_interval_and_no_simulation_is_found(monkeypatch):
+    class Undeclared(dynamic.ExpertLoad):
+        name = "undeclared"
+
+        def variables(self, source):
+            share = super().variables(source)["share"]
+            return {"spread": share, "spread_low": share, "spread_high": share, "spread_p": share}
+
+    monkeypatch.setattr(dynamic, "names", lambda: {"undeclared": Undeclared})
+    missing = {name: lacking(name, dataset) for name, dataset in dynamic_results()}
+    assert missing == {"undeclared": ["spread", "spread_p"]}
 
 
 def rates(name, repeats=REPEATS):

@@ -215,6 +215,34 @@ def test_task_load_by_hand():
     assert float(found.zero_accuracy) == pytest.approx(spearmanr([0, 0.5, 1], [0.1, 0.5, 0.9]).statistic)
 
 
+@pytest.mark.parametrize("spans", [None, {0: [(0, 1)], 1: [(0, 1)]}])
+def test_chance_of_marked_words_does_not_depend_on_the_order_of_documents(spans):
+    rng = np.random.default_rng(4)
+    ids = [rng.integers(1, 9, 12).tolist() for _ in range(6)]
+    choices = [rng.integers(0, 6, (12, 2)) for _ in ids]
+    layer, found = layer_of(6, 2), []
+    for order in ([0, 1, 2, 3, 4, 5], [4, 2, 1, 5, 3, 0]):
+        marks = spans and {at: spans[number] for at, number in enumerate(order) if number in spans}
+        corpus = corpus_of([ids[number] for number in order])
+        index = np.concatenate([choices[number] for number in order])
+        batch = batch_of(layer, corpus, torch.zeros(72, 6), index)
+        analysis = dynamic.SubtokenDivergence(words=None if spans else ["3", "5"], spans=marks, permutations=99)
+        found.append(result(analysis, ByHand(layer), corpus, [batch]))
+    for name in ("difference", "difference_chance", "difference_chance_low", "difference_chance_high"):
+        np.testing.assert_allclose(found[0][name], found[1][name], rtol=1e-9, err_msg=name)
+
+
+def test_tasks_whose_documents_do_not_differ_have_a_distance_and_no_interval():
+    layer, corpus = layer_of(3, 1), corpus_of([[1, 1]] * 12, ["a", "b"] * 6)
+    index = np.repeat([[0], [2]] * 6, 2, 0)
+    found = result(dynamic.TaskLoad(), ByHand(layer), corpus, [batch_of(layer, corpus, torch.zeros(24, 3), index)])
+    assert float(found.task_distance[0]) == 1
+    assert found.task_distance_low.isnull().all()
+    assert float(found.ffn_spread[0]) == 0
+    assert found.ffn_spread_low.isnull().all()
+    assert float(found.task_distance_p[0]) < 0.01
+
+
 def test_tasks_of_one_kind_differ_by_chance_and_others_beyond():
     layer = layer_of(6, 2, kinds=("ffn",) * 5 + ("zero",))
     documents = [[1] * 30] * 24

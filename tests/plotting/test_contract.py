@@ -9,6 +9,7 @@ import results_by_hand as by_hand
 from figure_checks import check_figure, maps, rendered
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 
 from moe_probe import plotting
 from moe_probe.errors import NoSuchName, NotFitting, OutOfRange, WrongType
@@ -196,3 +197,45 @@ def test_ticks_stand_at_layers_that_there_are():
     many = by_hand.expert_load(128, 48)
     ticks = [int(label.get_text()) for label in plotting.plot(many).axes[0].get_xticklabels()]
     assert ticks == list(range(0, 128, 16))
+
+
+def by_layer(name, examples):
+    return "layer" in examples[name].dims
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_one_layer_without_its_dimension_is_drawn_as_with_it(name, examples):
+    ds = examples[name]
+    if not by_layer(name, examples):
+        pytest.skip("has no layers")
+    at = ds.layer.values[-1]
+    of_no_layer = {each for each in ds.data_vars if "layer" not in ds[each].dims}
+    assert of_no_layer <= set(getattr(getattr(plotting, name), "OVER_LAYERS", ()))
+    pages = [dict(plotting.figures(one)) for one in (ds.sel(layer=at), ds.sel(layer=[at]))]
+    assert pages[0].keys() == pages[1].keys()
+    for one, other in ((pages[0][stem], pages[1][stem]) for stem in pages[0]):
+        assert [text.get_text() for text in texts_of(one)] == [text.get_text() for text in texts_of(other)]
+        assert all(np.array_equal(*pair, equal_nan=True) for pair in zip(data_of(one), data_of(other), strict=True))
+    rendered(plotting.plot(ds.sel(layer=at)))
+
+
+def texts_of(figure):
+    return figure.findobj(Text)
+
+
+def data_of(figure):
+    """What lines and maps of a figure show."""
+    for axes in figure.axes:
+        yield from (np.asarray(line.get_xydata(), float) for line in axes.lines)
+        yield from (np.ma.filled(np.ma.asarray(image.get_array(), float), np.nan) for image in axes.get_images())
+
+
+def test_models_that_are_compared_are_drawn_once_each(examples, monkeypatch):
+    ds, calls = examples["gate_similarity"], []
+    module = plotting.gate_similarity
+    plot = module.plot
+    monkeypatch.setattr(module, "plot", lambda ds, layer=None, **look: calls.append(1) or plot(ds, layer, **look))
+    figure = plotting.compare({"one": ds, "two": ds, "three": ds})
+    assert len(calls) == 3
+    alone = plot(ds, title="one").get_size_inches()
+    np.testing.assert_allclose(figure.get_size_inches(), [alone[0], min(3 * alone[1], 9.6)])

@@ -63,7 +63,7 @@ def findings(evidence: Evidence) -> Sequence[Finding]:
 
 CLAIM = Claim(
     hypothesis=f"The loads in the first {TOKENS} tokens of one text are within {CLOSE:g} of those in the other texts.",
-    source="Lo et al., arXiv 2406.18219, section 4 (short sequences stand for a corpus); the threshold is ours",
+    source="Lo et al., arXiv 2406.18219, section 5 (short sequences stand for a corpus); the threshold is ours",
     effect=f"mean total variation distance of expert shares, a text's first {TOKENS} tokens from those of the others",
     findings=findings,
     needs=(FirstTokens(),),

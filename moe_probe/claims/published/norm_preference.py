@@ -61,7 +61,7 @@ def findings(evidence: Evidence) -> Sequence[Finding]:
 
 CLAIM = Claim(
     hypothesis="The router gives higher scores to experts whose outputs for the token are larger.",
-    source="Lo et al., arXiv 2406.18219, section 4.2",
+    source="Lo et al., arXiv 2406.18219, section 5.2",
     effect="Spearman's correlation over a token's experts of score and L2 norm of the output, mean over tokens",
     findings=findings,
     needs=(NormPreference(),),

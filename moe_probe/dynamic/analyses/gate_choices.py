@@ -1,4 +1,4 @@
-"""Which experts each token goes to, and how much each counts (arXiv 2406.18219, section 4.3)."""
+"""Which experts each token goes to, and how much each counts (arXiv 2406.18219, appendix I)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the neurons of all experts do: act(gate projection) (arXiv 2406.18219, section 4.2)."""
+"""What the neurons of all experts do: act(gate projection) (arXiv 2406.18219, appendix H)."""
 
 from __future__ import annotations
 

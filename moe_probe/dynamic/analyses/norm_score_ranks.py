@@ -1,4 +1,4 @@
-"""Whether the router chooses the experts with large outputs (arXiv 2406.18219, section 4.2)."""
+"""Whether the router chooses the experts with large outputs (arXiv 2406.18219, section 5.2)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How large the experts' outputs are, beside the router's scores (arXiv 2406.18219, section 4.2)."""
+"""How large the experts' outputs are, beside the router's scores (arXiv 2406.18219, section 5.2)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How alike the experts' outputs are on the same input (arXiv 2406.18219, section 4.2)."""
+"""How alike the experts' outputs are on the same input (arXiv 2406.18219, section 5.1)."""
 
 from __future__ import annotations
 

@@ -190,7 +190,7 @@ class SubtokenDivergence(Analysis):
     def _permuted(self, values: np.ndarray, groups: np.ndarray, corpus: Corpus) -> np.ndarray:
         """Differences (permutations, layers + 1) with the mark dealt out at random."""
         usable = groups.any(0)
-        units = _word_types(corpus)[usable] if self.spans is None else np.arange(usable.sum())
+        units = (_word_types if self.spans is None else _in_order_of_content)(corpus)[usable]
         total, count = sums_over(values[usable], units), sums_over(np.ones(usable.sum()), units)
         marks = sums_over(groups[0][usable].astype(float), units) > 0
         generator = np.random.default_rng(0)
@@ -276,12 +276,24 @@ def _between_occurrences(index: np.ndarray, token_id: np.ndarray, experts: int) 
 
 
 def _word_types(corpus: Corpus) -> np.ndarray:
-    """A number for each word type, the same for all of its tokens; tokens of no word by their ids, below 0."""
-    numbers: dict[str, int] = {}
+    """A number for each word type, the same for all of its tokens; tokens of no word by their ids, below 0.
+
+    Types are numbered in the order of the alphabet, so that the order of documents changes nothing.
+    """
+    words_of = [find_words(document) for document in corpus.documents]
+    types_of = [[normal_form(word) for word in words.texts] for words in words_of]
+    numbers = {name: number for number, name in enumerate(sorted({name for types in types_of for name in types}))}
     parts = []
-    for document in corpus.documents:
-        words = find_words(document)
-        types = [numbers.setdefault(normal_form(word), len(numbers)) for word in words.texts]
+    for document, words, types in zip(corpus.documents, words_of, types_of, strict=True):
+        number = np.array([numbers[name] for name in types] + [0])
         negative_ids = -1 - np.asarray(document.ids)
-        parts.append(np.where(words.of_token >= 0, np.append(types, 0)[words.of_token], negative_ids))
+        parts.append(np.where(words.of_token >= 0, number[words.of_token], negative_ids))
     return np.concatenate(parts).astype(np.int64)
+
+
+def _in_order_of_content(corpus: Corpus) -> np.ndarray:
+    """A number for each token, ascending by unit, position and id, whatever the order of documents is."""
+    tokens = corpus.tokens()
+    number = np.empty(len(tokens), np.int64)
+    number[np.lexsort((tokens.token_id, tokens.position, tokens.unit))] = np.arange(len(tokens))
+    return number

@@ -17,7 +17,7 @@ from moe_probe.routing import LayerBatch, Need, Source
 from moe_probe.signatures import check_number
 from moe_probe.statistics.bootstrap import DRAWS, check_draws, jackknife_interval, ratio_interval
 from moe_probe.statistics.rates import discoveries
-from moe_probe.statistics.states import Counts, PerUnit, Same, Tally, UnitSums
+from moe_probe.statistics.states import Counts, FirstSeen, PerUnit, Same, Tally, UnitSums
 from moe_probe.texts.corpus import bin_start, position_bin
 
 PLACES = 32
@@ -64,11 +64,12 @@ class TokenSpecialization(Analysis):
         bootstrap: resamples of the documents for the intervals; 0 for none (the counts then take less memory).
         chance: whether to give the chance levels.
         as_published: what OLMoE's code counts (run_moe_analysis.py, do_token_analysis_layers_experts): an id belongs to
-            the expert that is most often among its k choices (the lowest of several), with the share of its occurrences
-            that choose it; `vocabulary_specialization` is the mean over the expert's ids and `vocabulary_mean` (layer)
-            that over all ids; `vocabulary_first_mean` (layer), the latter of first choices alone (`--topk 1` there, and
-            do_token_analysis). Ids that were seen once have a share of 1, so that it is near 1 whatever the router
-            does; `min_count` is 1, and there are no chance levels.
+            the expert that is most often among its k choices (of several, the one that the corpus chooses first, better
+            scores first), with the share of its occurrences that choose it; `vocabulary_specialization` is the mean
+            over the expert's ids and `vocabulary_mean` (layer) that over all ids; `vocabulary_first_mean` (layer), the
+            latter of first choices alone (`--topk 1` there, and do_token_analysis). Ids that were seen once have a
+            share of 1, so that it is near 1 whatever the router does; `min_count` is 1, and there are neither chance
+            levels nor intervals of these.
 
     Examples:
         >>> from moe_probe import dynamic
@@ -95,6 +96,7 @@ class TokenSpecialization(Analysis):
     }
 
     ids, chosen, first = Tally(), Tally(), Tally()
+    chosen_at, first_at = FirstSeen(), FirstSeen()
     by_place, repeated = PerUnit("place", "expert", most=BLOCKS), PerUnit("pairs")
     first_choices, k = PerUnit("expert", most=BLOCKS), Same()
 
@@ -120,6 +122,19 @@ class TokenSpecialization(Analysis):
         self.ids.add(batch, row)
         self.chosen.add(batch, (row[:, None] * experts + batch.top_k_index.cpu().numpy()).flatten())
         self.first.add(batch, row * experts + batch.first_choice.cpu().numpy())
+        if self.as_published:
+            self._meet(batch, np.repeat(batch.tokens.token_id, parts))
+
+    def _meet(self, batch: LayerBatch, token_id: np.ndarray) -> None:
+        """Where the corpus, read in order, first chooses each expert for each id."""
+        ranked = batch.ranked()[0].cpu().numpy()
+        part = np.tile(np.arange(batch.layer.subtokens), len(batch.tokens))
+        position = np.repeat(batch.tokens.position, batch.layer.subtokens)
+        row = np.repeat(batch.tokens.document, batch.layer.subtokens) << 32 | position * batch.layer.subtokens + part
+        place = row[:, None] * ranked.shape[1] + np.arange(ranked.shape[1])
+        pair = token_id[:, None] * batch.layer.num_experts + ranked
+        self.chosen_at.add(batch, (pair.ravel(), place.ravel()))
+        self.first_at.add(batch, (pair[:, 0], place[:, 0]))
 
     def _count_places(self, batch: LayerBatch) -> None:
         """Choices by position, and repeated ones, by document."""
@@ -164,9 +179,14 @@ class TokenSpecialization(Analysis):
         ids, of_row = np.unique(rows.keys // BLOCKS, return_inverse=True)
         frequent = np.flatnonzero(np.bincount(of_row, rows.counts) >= self.min_count)
         counts = IdCounts(ids[frequent], rows, self.chosen[layer], self.first[layer], experts)
-        statistics = counts.as_published if self.as_published else counts.statistics
-        values_of = {name: value[..., 0] for name, value in statistics(np.ones((BLOCKS, 1))).items()}
-        if self.chance and not self.as_published:
+        values_of = {name: value[..., 0] for name, value in counts.statistics(np.ones((BLOCKS, 1))).items()}
+        if self.as_published:
+            return (
+                values_of
+                | counts.as_published(self.chosen_at[layer], self.first_at[layer])
+                | {"token_ids": np.asarray(len(frequent))}
+            )
+        if self.chance:
             of_block = _dense(self.first_choices[layer]), _dense(self.by_place[layer]).sum(1)
             values_of["context_chance"], values_of["vocabulary_chance"] = counts.chance(*of_block)
             values_of["vocabulary_mean_chance"] = mean_of_known(values_of["vocabulary_chance"])
@@ -174,8 +194,8 @@ class TokenSpecialization(Analysis):
         if self.bootstrap:
             used = np.unique(rows.keys % BLOCKS)
             left = np.ones((BLOCKS, len(used))) - np.eye(BLOCKS)[:, used]
-            without = {name: np.moveaxis(value, -1, 0) for name, value in statistics(left).items()}
-            for name, weight in counts.weights(used).items() if not self.as_published else ():
+            without = {name: np.moveaxis(value, -1, 0) for name, value in counts.statistics(left).items()}
+            for name, weight in counts.weights(used).items():
                 ends = jackknife_interval(values_of[name], without[name], weight, self.bootstrap, (0, 1))
                 values_of[f"{name}_low"], values_of[f"{name}_high"] = ends
         return values_of | {"token_ids": np.asarray(len(frequent))}
@@ -288,36 +308,30 @@ class IdCounts:
                 "context_independence": (first * (first - 1)).sum(0) / pairs,
             }
 
-    def as_published(self, weights: np.ndarray) -> dict[str, np.ndarray]:
-        """OLMoE's means over ids of the share of the most frequent expert, of columns of weights 0 and 1."""
-        rows = self.rows @ weights
-        chosen = self._most_frequent(rows, self.chosen @ weights, self.chosen_id, self.chosen_expert)
-        first = self._most_frequent(rows, self.first @ weights, self.first_id, self.first_expert)
-        return self.statistics(weights) | {
-            "vocabulary_specialization": chosen[0],
-            "vocabulary_mean": chosen[1],
-            "vocabulary_first_mean": first[1],
-        }
+    def as_published(self, chosen_at: Counts, first_at: Counts) -> dict[str, np.ndarray]:
+        """OLMoE's means over ids of the share of the most frequent expert.
+
+        Args:
+            chosen_at: of pairs of id and expert, where the expert was first among the choices.
+            first_at: the same of first choices.
+        """
+        by_expert, mean = self._most_frequent(self.chosen, self.chosen_id, self.chosen_expert, chosen_at)
+        _, first_mean = self._most_frequent(self.first, self.first_id, self.first_expert, first_at)
+        return {"vocabulary_specialization": by_expert, "vocabulary_mean": mean, "vocabulary_first_mean": first_mean}
 
     def _most_frequent(
-        self, rows: np.ndarray, counts: np.ndarray, ids: np.ndarray, experts: np.ndarray
+        self, counts: csr_array, ids: np.ndarray, experts: np.ndarray, seen_at: Counts
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Means by expert (E, n) and over ids (n,), of occurrences (ids, n) and counts of pairs (pairs, n)."""
-        by_column = [self._of_column(*column, ids, experts) for column in zip(rows.T, counts.T, strict=True)]
-        by_expert, over_all = zip(*by_column, strict=True)
-        return np.stack(by_expert, axis=-1), np.stack(over_all, axis=-1)
-
-    def _of_column(
-        self, rows: np.ndarray, counts: np.ndarray, ids: np.ndarray, experts: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray]:
-        most = np.zeros(len(self.ids))
-        np.maximum.at(most, ids, counts)
-        at = np.flatnonzero((counts == most[ids]) & (counts > 0))
-        seen, which = np.unique(ids[at], return_index=True)  # the lowest of experts that are as frequent
-        expert, share = experts[at[which]], most[seen] / rows[seen]
+        """Means of each id's largest share, by the expert that has it (E,) and over ids ()."""
+        times, occurrences = (np.asarray(each.sum(1)).ravel() for each in (counts, self.rows))
+        place = seen_at.counts[np.searchsorted(seen_at.keys, self.ids[ids] * self.experts + experts)]
+        order = np.lexsort((place, -times, ids))
+        _, leading = np.unique(ids[order], return_index=True)  # of each id, the most frequent expert, seen first
+        leader = order[leading]
+        share = times[leader] / occurrences[ids[leader]]
+        count = np.bincount(experts[leader], minlength=self.experts)
         with np.errstate(divide="ignore", invalid="ignore"):
-            count = np.bincount(expert, minlength=self.experts)
-            return np.bincount(expert, share, minlength=self.experts) / count, np.divide(share.sum(), len(share))
+            return np.bincount(experts[leader], share, self.experts) / count, np.divide(share.sum(), len(share))
 
     def chance(self, first: np.ndarray, chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Context independence (), and specialization (E,), with the tokens of each block dealt its choices.

@@ -15,8 +15,8 @@ from moe_probe.texts.corpus import Corpus
 
 def estimate(model: MoEModel, corpus: Corpus, **options: Any) -> xr.Dataset:
     """The attribution, which takes no workers."""
-    own = (*ATTRIBUTION_OPTIONS, "bootstrap")
-    return intervene.attribution(model, corpus, **{name: value for name, value in options.items() if name in own})
+    taken = (*ATTRIBUTION_OPTIONS, "bootstrap")
+    return intervene.attribution(model, corpus, **{name: value for name, value in options.items() if name in taken})
 
 
 PAPER = Paper(

@@ -18,7 +18,7 @@ OUTLIER_READING = (
     "deviations from the layer's median (Iglewicz and Hoaglin, How to Detect and Handle Outliers, 1993)."
 )
 CLOSEST_READING = (
-    "The largest cosine of two experts' mean neurons (arXiv 2406.18219, section 3.1), mean over the projections. "
+    "The largest cosine of two experts' mean neurons (arXiv 2406.18219, section 4.1), mean over the projections. "
     "Experts copied from one dense FFN start at 1."
 )
 
