@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from moe_probe.checkpoint.folder import inside, present, read_json
 from moe_probe.checkpoint.formats.safetensors import SafetensorsFile
 from moe_probe.checkpoint.formats.torch import TorchFile
-from moe_probe.checkpoint.lazy import Index, LazyTensor, Stored
+from moe_probe.checkpoint.lazy import Index, LazyTensor, Stored, Typed
 from moe_probe.checkpoint.slices import as_slice
 from moe_probe.checkpoint.store import Checkpoint
 from moe_probe.errors import CheckpointError, DamagedFile, MissingFiles
+
+if TYPE_CHECKING:
+    import torch
+else:
+    from moe_probe.deferred import torch
 
 CONFIG = "adapter_config.json"
 WEIGHTS = {"adapter_model.safetensors": SafetensorsFile, "adapter_model.bin": TorchFile}
@@ -36,14 +39,14 @@ VARIANTS = (
 )
 
 
-class LowRank:
+class LowRank(Typed):
     """W (out, in) + scale B (out, r) A (r, in), computed in float32 and rounded to the type of W."""
 
     def __init__(self, weight: LazyTensor, down: LazyTensor, up: LazyTensor, scale: float):
         self.weight, self.down, self.up, self.scale = weight, down, up, scale
         self.parts = (weight, down, up)
-        self.shape, self.dtype = weight.shape, weight.dtype
-        self.form = f"{str(weight.dtype).removeprefix('torch.')} with LoRA of rank {down.shape[0]}"
+        self.shape, self.kind = weight.shape, weight.kind
+        self.form = f"{weight.kind} with LoRA of rank {down.shape[0]}"
 
     def read(self, index: Index) -> torch.Tensor:
         rows, columns = (as_slice(part) for part in index)
@@ -123,8 +126,8 @@ def _changed(
             yield target, _sum(base[target], key, stored, str(match[1]).removeprefix(PREFIX), config, path)
 
 
-def _require_shape(path: Path, key: str, tensor: LazyTensor, shape: torch.Size) -> None:
-    if tensor.shape != shape:
+def _require_shape(path: Path, key: str, tensor: LazyTensor, shape: Sequence[int]) -> None:
+    if tuple(tensor.shape) != tuple(shape):
         raise DamagedFile(f"{path} holds {key!r} of shape {tuple(tensor.shape)}, but the base has {tuple(shape)}.")
 
 
@@ -137,8 +140,8 @@ def _sum(
             f"{path} holds {key!r}, which has no lora_B, or belongs to no matrix; save the adapter again."
         )
     rank = down.shape[0]
-    _require_shape(path, key, down, torch.Size([rank, weight.shape[1]]))
-    _require_shape(path, key.replace(".lora_A", ".lora_B"), up, torch.Size([weight.shape[0], rank]))
+    _require_shape(path, key, down, (rank, weight.shape[1]))
+    _require_shape(path, key.replace(".lora_A", ".lora_B"), up, (weight.shape[0], rank))
     alpha = _of_module(config.get("alpha_pattern"), module, config.get("lora_alpha"))
     if not isinstance(alpha, int | float):
         raise DamagedFile(

@@ -9,20 +9,25 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from moe_probe.checkpoint.folder import BLOBS
 from moe_probe.checkpoint.lazy import Index, LazyTensor, TensorSource
 from moe_probe.checkpoint.mapped import FileState
+
+if TYPE_CHECKING:
+    import torch
+else:
+    from moe_probe.deferred import torch
 
 READ_WHOLE = 2**24  # checkpoints of at most so many bytes
 WHOLE_ROUTER = 2**25  # bytes; what is larger is no router
@@ -63,7 +68,9 @@ def hash_of_names(tensors: Mapping[str, LazyTensor]) -> str:
     """The SHA-256 of keys, shapes and dtypes."""
     hasher = hashlib.sha256()
     for key in sorted(tensors):
-        hasher.update(f"{key}\0{tensors[key].shape}{tensors[key].dtype}\n".encode(errors="surrogatepass"))
+        hasher.update(
+            f"{key}\0torch.Size({list(tensors[key].shape)})torch.{tensors[key].kind}\n".encode(errors="surrogatepass")
+        )
     return hasher.hexdigest()
 
 
@@ -123,13 +130,13 @@ class OpenFiles:
         return self.descriptors[path]
 
 
-def _everything(shape: torch.Size) -> Index:
+def _everything(shape: Sequence[int]) -> Index:
     return tuple(slice(0, size) for size in shape)
 
 
-def blocks(length: int, shape: torch.Size, most: int) -> Iterator[tuple[int, int]]:
+def blocks(length: int, shape: Sequence[int], most: int) -> Iterator[tuple[int, int]]:
     """Start and size of at most so many blocks of each matrix in a tensor of `length` bytes, spread evenly."""
-    matrices = max(1, shape[:-2].numel()) if len(shape) > 2 else 1
+    matrices = max(1, math.prod(shape[:-2])) if len(shape) > 2 else 1
     matrix = length // matrices
     if not matrix:
         return

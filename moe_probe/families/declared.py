@@ -10,16 +10,16 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
-
-import torch
-from transformers import PreTrainedConfig, PreTrainedModel
+from typing import TYPE_CHECKING, Any
 
 from moe_probe.checkpoint import Checkpoint, LazyTensor
 from moe_probe.errors import CannotWatch, DamagedFile, MissingWeight, NoSuchName
 from moe_probe.families.architecture import DENSE, PROJECTIONS, SHARED, Architecture, Layer, require_explained
 from moe_probe.families.counting import Counts
 from moe_probe.families.sizes import positive
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel
 
 LAYERS = ("num_hidden_layers", "num_layers", "n_layers", "block_count")
 WIDTH = ("hidden_size", "d_model", "dim", "embedding_length")
@@ -111,9 +111,14 @@ class DeclaredArchitecture(Architecture):
 
     def __init__(self, family: Declared, checkpoint: Checkpoint):
         self.family, self.fields = family, {**family.fields, **_flat(checkpoint.config)}
-        super().__init__(_config(self.fields, checkpoint), checkpoint)
+        self.published = checkpoint
         self.num_layers = self._number(LAYERS)
         self.hidden_size = self._number(WIDTH)
+
+    @cached_property
+    def config(self) -> PreTrainedConfig:  # pyright: ignore[reportIncompatibleVariableOverride] - made when asked for
+        """The fields that every configuration of transformers has."""
+        return _config(self.fields, self.published)
 
     def _number(self, names: Sequence[str]) -> int:
         name = next((name for name in names if name in self.fields), None)
@@ -224,6 +229,9 @@ def _flat(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _config(fields: Mapping[str, Any], tensors: Mapping[str, LazyTensor]) -> PreTrainedConfig:
+    import torch
+    from transformers import PreTrainedConfig
+
     config = PreTrainedConfig()
     embeddings = next((tensor for key, tensor in tensors.items() if EMBEDDINGS.search(key)), None)
     rows = 0 if embeddings is None else embeddings.shape[0]

@@ -15,6 +15,7 @@ from moe_probe.facts import facts
 from moe_probe.families.declared import Declared, named
 from moe_probe.model import MoEModel
 
+pytestmark = pytest.mark.usefixtures("headers_say_the_same")
 D, FF, E, L, H, KV, HD, V = 32, 24, 4, 2, 4, 2, 8, 48
 IDS = torch.tensor([[5, 9, 3, 7, 11, 2, 40, 8]])
 SMALL = {

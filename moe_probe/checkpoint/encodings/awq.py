@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-
-import torch
+from typing import TYPE_CHECKING
 
 from moe_probe.checkpoint.encodings import Packed
 from moe_probe.checkpoint.encodings._bits import WORD, unpacked
@@ -14,6 +13,11 @@ from moe_probe.checkpoint.encodings._quantization import Quantization
 from moe_probe.checkpoint.lazy import Index, LazyTensor, Stored
 from moe_probe.checkpoint.slices import covering
 from moe_probe.errors import CheckpointError, DamagedFile
+
+if TYPE_CHECKING:
+    import torch
+else:
+    from moe_probe.deferred import torch
 
 BITS, PER_WORD = 4, 8
 PLACES = (0, 4, 1, 5, 2, 6, 3, 7)  # where in a word the code of each of 8 columns is
@@ -30,7 +34,7 @@ class Awq(PackedMatrix):
         self.group = codes.shape[0] // scales.shape[0]
         shape = (scales.shape[1], codes.shape[0])
         super().__init__(
-            f"int4 in groups of {self.group} (AWQ)", [codes, zeros, scales], shape, scales.dtype, (PER_WORD, self.group)
+            f"int4 in groups of {self.group} (AWQ)", [codes, zeros, scales], shape, scales.kind, (PER_WORD, self.group)
         )
 
     def decode(self, lead: Index, rows: slice, columns: slice) -> torch.Tensor:
@@ -90,7 +94,7 @@ def _layer(name: str, tensors: Mapping[str, LazyTensor], group: int) -> Packed:
     groups = scales.shape[0]
     fits = codes.ndim == 2 and scales.shape == (groups, outputs) and zeros.shape == (groups, codes.shape[-1])
     stated = inputs if group < 1 else group
-    if not fits or inputs != groups * stated or {codes.dtype, zeros.dtype} != {torch.int32}:
+    if not fits or inputs != groups * stated or {codes.kind, zeros.kind} != {"int32"}:
         raise DamagedFile(
             f"{keys[0]!r}, {keys[1]!r} and {keys[2]!r} have shapes {[tuple(part.shape) for part in parts]}, which do "
             f"not fit groups of {group}; download the checkpoint again."

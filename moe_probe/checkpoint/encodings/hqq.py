@@ -8,9 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from moe_probe.checkpoint.encodings import Packed
 from moe_probe.checkpoint.encodings._matrix import PackedMatrix
@@ -18,6 +16,11 @@ from moe_probe.checkpoint.encodings._quantization import Quantization
 from moe_probe.checkpoint.lazy import Index, LazyTensor, Stored
 from moe_probe.checkpoint.slices import covering
 from moe_probe.errors import CheckpointError, DamagedFile
+
+if TYPE_CHECKING:
+    import torch
+else:
+    from moe_probe.deferred import torch
 
 # packing to how many rows share a word, and the bits of each
 PACKINGS = {"8bit_u8": (1, 8), "4bit_u8": (2, 4), "3bit_32": (10, 3), "2bit_u8": (4, 2), "1bit_u8": (8, 1)}
@@ -32,7 +35,7 @@ class Hqq(PackedMatrix):
         shape = tuple(meta["shape"])
         self.width = codes.shape[1]
         form = f"int{meta.get('nbits')} in groups of {meta.get('group_size')} (HQQ)"
-        super().__init__(form, [codes, scale, zero], shape, scale.dtype)
+        super().__init__(form, [codes, scale, zero], shape, scale.kind)
         self.unit = (1, shape[1])
 
     def decode(self, lead: Index, rows: slice, columns: slice) -> torch.Tensor:
