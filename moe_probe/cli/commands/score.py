@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import numpy as np
 import typer
 
-from moe_probe.cli.common import Ckpt, Out, Texts, console, write
-from moe_probe.cli.options import MODEL_OPTIONS, of_run, open_model, takes
+from moe_probe.cli.common import Ckpt, Out, Table, Texts, console, write
+from moe_probe.cli.options import FIGURE_OPTIONS, MODEL_OPTIONS, drawing_of, of_run, open_model, takes
 from moe_probe.errors import InputError, NotFitting, NothingToRead
 from moe_probe.options import SCORE_OPTIONS, TEXT_OPTIONS
 
@@ -29,7 +29,7 @@ def epilog() -> str:
     return EXAMPLE
 
 
-@takes(*OF_SCORE, *MODEL_OPTIONS)
+@takes(*OF_SCORE, *MODEL_OPTIONS, *FIGURE_OPTIONS)
 def command(
     ckpt: Ckpt,
     out: Out,
@@ -44,6 +44,7 @@ def command(
     random: Annotated[int, typer.Option(metavar="N", help="Random orders to compare with.")] = 5,
     truth: Annotated[bool, typer.Option(help="Measure the loss without each expert, and the curves.")] = True,
     bootstrap: Annotated[int, typer.Option(metavar="N", help="Resamples for the intervals; 0 for none.")] = 1000,
+    table: Table = None,
     **options: Any,
 ) -> None:
     """Score every expert, and measure what the scores are worth: netCDF results and one table."""
@@ -52,24 +53,25 @@ def command(
 
     shares, model, asked = parse_shares(fractions), open_model(ckpt, options), of_run(options, OF_SCORE)
     reading = {name: asked.pop(name) for name in TEXT_OPTIONS}
+    drawing = drawing_of(options)
     several = names if names == "all" else names.split(",")
     before: Any = None if base is None else open_model(base, {})
     if texts is None:
         if evaluate is not None:
             raise NotFitting("--evaluate judges scores of --texts, which are not given; pass both, or --texts alone.")
-        write([pruning.scores(model, None, several, base=before, **asked)], out)
+        write([pruning.scores(model, None, several, base=before, **asked)], out, drawing, table=table)
         return
     calibration, held_out = two_corpora(model, texts, evaluate, reading, truth)
     found = pruning.scores(model, calibration, several, base=before, **asked)
     if held_out is None:
-        write([found], out)
+        write([found], out, drawing, table=table)
         return
     ablation = intervene.ablate(model, held_out, "mask", by_unit=True, bootstrap=bootstrap, **asked)
     agreement = pruning.agreement(found, ablation, bootstrap=bootstrap)
     how: Any = {"per": per, "random": random, "bootstrap": bootstrap}
     of_curve = {name: value for name, value in asked.items() if name != "layers"}
     curve = pruning.curve(model, known(found), held_out, shares, **how, **of_curve)
-    write([found, ablation, agreement, curve], out)
+    write([found, ablation, agreement, curve], out, drawing, table=table)
     console.print(worth_table(agreement, curve))
 
 
