@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 import numpy as np
 
@@ -106,28 +106,33 @@ class OpenFiles:
 
     def __init__(self, stack: ExitStack):
         self.stack = stack
-        self.descriptors: dict[Path, int] = {}
+        self.opened: dict[Path, BinaryIO] = {}
 
     def reader(self, source: TensorSource) -> tuple[int, Callable[[int, int], bytes]]:
         """How many bytes a source has as stored, and a function that reads some: from a start, so many."""
         span: tuple[Path, int, int] | None = getattr(source, "span", None)  # bytes that lie in a file as they are
         if span is not None:
             path, first, length = span
-            descriptor = self.descriptor(path)
-            return length, lambda start, size: os.pread(descriptor, size, first + start)
+            file = self.file(path)
+            return length, lambda start, size: _read_at(file, first + start, size)
         raw: Callable[[], torch.Tensor] | None = getattr(source, "raw", None)  # bytes, mapped where possible
         stored = source.read(_everything(source.shape)) if raw is None else raw()
         values = stored.contiguous().flatten().view(torch.uint8).numpy()
         return len(values), lambda start, size: values[start : start + size].tobytes()
 
-    def descriptor(self, path: Path) -> int:
+    def file(self, path: Path) -> BinaryIO:
         """The file, opened without reading ahead."""
-        if path not in self.descriptors:
-            file = self.stack.enter_context(path.open("rb", buffering=0))
-            self.descriptors[path] = file.fileno()
+        if path not in self.opened:
+            file = self.stack.enter_context(cast(BinaryIO, path.open("rb", buffering=0)))
+            self.opened[path] = file
             if hasattr(os, "posix_fadvise"):
                 os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_RANDOM)
-        return self.descriptors[path]
+        return self.opened[path]
+
+
+def _read_at(file: BinaryIO, start: int, size: int) -> bytes:
+    file.seek(start)
+    return file.read(size)
 
 
 def _everything(shape: Sequence[int]) -> Index:

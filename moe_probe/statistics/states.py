@@ -15,10 +15,10 @@ import torch
 import xarray as xr
 
 from moe_probe.errors import Damaged, NotFitting
-from moe_probe.results import EXPERTS
 from moe_probe.routing import LayerBatch
 from moe_probe.texts.corpus import Tokens
 
+EXPERTS = ("expert", "other", "source")  # dimensions whose coordinates are expert labels
 PENDING = 1 << 16  # keys of a tally that wait before they are sorted in
 MOST_UNITS = 4096  # that a table keeps apart
 ALL_LAYERS = -1  # the place of what belongs to no single layer
