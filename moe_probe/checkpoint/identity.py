@@ -114,7 +114,7 @@ class OpenFiles:
         if span is not None:
             path, first, length = span
             file = self.file(path)
-            return length, lambda start, size: _read_at(file, first + start, size)
+            return length, lambda start, size: read_at(file, first + start, size)
         raw: Callable[[], torch.Tensor] | None = getattr(source, "raw", None)  # bytes, mapped where possible
         stored = source.read(_everything(source.shape)) if raw is None else raw()
         values = stored.contiguous().flatten().view(torch.uint8).numpy()
@@ -130,7 +130,8 @@ class OpenFiles:
         return self.opened[path]
 
 
-def _read_at(file: BinaryIO, start: int, size: int) -> bytes:
+def read_at(file: BinaryIO, start: int, size: int) -> bytes:
+    """So many bytes of a file, from a place on."""
     file.seek(start)
     return file.read(size)
 
