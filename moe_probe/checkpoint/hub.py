@@ -20,6 +20,7 @@ from rich.console import Console
 
 from moe_probe.checkpoint.folder import configuration, read_json
 from moe_probe.checkpoint.formats.safetensors import KINDS, SafetensorsFile
+from moe_probe.checkpoint.formats.tensor_parallel import FILE_NAME, joined
 from moe_probe.checkpoint.identity import digest, hash_of_names
 from moe_probe.checkpoint.lazy import Index, LazyTensor, Size, Stored, Typed
 from moe_probe.checkpoint.store import Checkpoint, open_checkpoint, unwrapped
@@ -94,7 +95,8 @@ class Repository:
         if single is not None and (index is None or single == index.removesuffix(".index.json")):
             return [single]
         if index is None:
-            names = [name for name in self.files if name.endswith(".gguf")]
+            names = sorted(filter(FILE_NAME.fullmatch, self.files))
+            names = names or [name for name in self.files if name.endswith(".gguf")]
             if not names:
                 raise MissingFiles(f"{self.name} holds no weights at its top; give a repository that does.")
             return names
@@ -123,6 +125,8 @@ def open_hub(name: str, revision: str | None, config: Mapping[str, Any] | None =
     with ThreadPoolExecutor(READERS) as pool:
         by_file = list(pool.map(lambda file: HubFile(repository, file).tensors(), weights))
     tensors = {key: tensor for part in by_file for key, tensor in part.items()}
+    if FILE_NAME.fullmatch(weights[0]):
+        tensors = joined(dict(zip(weights, by_file, strict=True)))
     return HubCheckpoint(repository, fields, unwrapped(tensors, fields), config)
 
 

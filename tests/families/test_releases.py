@@ -4,6 +4,7 @@ import json
 import re
 import warnings
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -665,3 +666,92 @@ def test_computed_buffers_are_not_asked_of_the_files(tmp_path):
     texts, options = [[5, 9, 3, 7]], {"execution": "layerwise"}
     layerwise = dynamic.run(model, texts, dynamic.ExpertLoad(), **options)["expert_load"]
     assert layerwise.equals(dynamic.run(model, texts, dynamic.ExpertLoad())["expert_load"])
+
+
+GROK2 = {
+    "architectures": ["Grok1ForCausalLM"],
+    "model_type": "git",
+    "hidden_size": D,
+    "intermediate_size": 40,
+    "moe_intermediate_size": FF,
+    "num_hidden_layers": L,
+    "num_local_experts": E,
+    "num_experts_per_tok": 2,
+    "residual_moe": True,
+    "vocab_size": V,
+}
+GROK2_ENDS = ["model.embed_tokens.weight", "lm_head.weight", "model.norm.weight"]
+GROK2_KINDS = ["mlp.gate_proj", "mlp.down_proj", "mlp.up_proj", "w1", "w2", "w3"]
+GROK2_KINDS += [f"self_attn.{name}_proj" for name in "koqv"]
+GROK2_KINDS += ["pre_attn_norm", "post_attn_norm", "pre_moe_norm", "post_moe_norm", "block_sparse_moe.gate"]
+
+
+def grok2(folder, ranks=4):
+    """Grok-2's files: one kind of tensor of all layers each; experts cut along their neurons, one file per rank."""
+    made = Made()
+    for name, shape in zip(GROK2_ENDS, [(V, D), (V, D), (D,)], strict=True):
+        made.new(name, *shape)
+    shapes = {
+        "mlp.gate_proj": (40, D),
+        "mlp.down_proj": (D, 40),
+        "mlp.up_proj": (40, D),
+        "block_sparse_moe.gate": (E, D),
+    }
+    shapes |= {"w1": (FF, D), "w2": (D, FF), "w3": (FF, D), "self_attn.k_proj": (16, D)}
+    shapes |= {"self_attn.v_proj": (16, D), "self_attn.o_proj": (D, D), "self_attn.q_proj": (D, D)}
+    files = {f"{number:05}-TP-common": [name] for number, name in enumerate(GROK2_ENDS)}
+    for number, kind in enumerate(GROK2_KINDS, len(GROK2_ENDS)):
+        routed = kind in ("w1", "w2", "w3")
+        names = [f"experts.{e}.{kind}" for e in range(E)] if routed else [kind]
+        keys = [
+            f"model.layers.{n}.{'block_sparse_moe.' if routed else ''}{name}.weight" for n in range(L) for name in names
+        ]
+        for key in keys:
+            made.new(key, *shapes.get(kind, (D,)))
+        for rank in range(ranks) if routed else ["common"]:
+            files[f"{number:05}-TP-{rank if rank == 'common' else format(rank, '03')}"] = keys
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(GROK2))
+    for name, keys in files.items():
+        rank = name.rpartition("-")[2]
+        part = {key: made[key] for key in keys}
+        if rank != "common":
+            part = {key: value.chunk(ranks, int(".w2." in key))[int(rank)].contiguous() for key, value in part.items()}
+        save_file(part, folder / f"pytorch_model-{name}.safetensors")
+    return made
+
+
+def test_grok_2_opens_from_its_files_by_rank(tmp_path):
+    made = grok2(tmp_path / "m")
+    model = moe_probe.load(tmp_path / "m")
+    assert (model.family, model.layer(1).num_experts, model.layer(1).intermediate_size) == ("grok2", E, FF)
+    assert torch.equal(model.router_weight(1), made["model.layers.1.block_sparse_moe.gate.weight"])
+    for expert in range(E):
+        for projection, name in {"gate": "w1", "up": "w3", "down": "w2"}.items():
+            expected = made[f"model.layers.1.block_sparse_moe.experts.{expert}.{name}.weight"]
+            tensor = model.expert_tensor(1, expert, projection)
+            assert torch.equal(tensor.read(), expected)
+            assert torch.equal(tensor[5:17].read(), expected[5:17])
+    assert dict(facts(model))["parameters"].startswith(f"{sum(value.numel() for value in made.values()):,} in all")
+    cosine = static.similarity(model, "matrix", layers=[0]).cosine.sel(layer=0, projection="down").values
+    rows = torch.stack([made[f"model.layers.0.block_sparse_moe.experts.{e}.w2.weight"].flatten() for e in range(E)])
+    rows = torch.nn.functional.normalize(rows.double(), dim=1)
+    np.testing.assert_allclose(cosine, rows @ rows.T, atol=1e-6)
+    with pytest.raises(FamilyError, match="grok2 models open for static analyses only"):
+        dynamic.run(model, [[1, 2]], dynamic.ExpertLoad())
+
+
+@pytest.mark.parametrize("gone", ["00000-TP-common", "00007-TP-002", "00006-TP-003"])
+def test_a_missing_file_of_a_rank_is_named(tmp_path, gone):
+    grok2(tmp_path / "m")
+    (tmp_path / "m" / f"pytorch_model-{gone}.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=f"{gone}.safetensors is missing"):
+        moe_probe.load(tmp_path / "m")
+
+
+def test_ranks_that_do_not_fit_are_refused(tmp_path):
+    grok2(tmp_path / "m")
+    path = tmp_path / "m" / "pytorch_model-00006-TP-001.safetensors"
+    save_file({"model.layers.0.block_sparse_moe.experts.0.w1.weight": torch.ones(3, D)}, path)
+    with pytest.raises(CheckpointError, match="expected one part of each of 4 ranks"):
+        moe_probe.load(tmp_path / "m")
