@@ -69,6 +69,22 @@ def awq(group, rows=48, columns=64):
     return stored, (float64(scales)[index] * (codes - zeros[index])).T
 
 
+def awq_gemv(group, rows=48, columns=256):
+    """Stored tensors of an AWQ layer for GEMV: codes along the rows, zeros and scales filled up; and its values."""
+    groups = columns // group
+    codes, zeros = codes_of(4, rows, columns), codes_of(4, rows, groups)
+    scales = scales_of(torch.float16, rows, groups)
+    multiple = {32: 4, 64: 2}.get(group, 1)
+    words = -(-groups // (8 * multiple)) * multiple
+    filled = torch.zeros(rows, words * 8, dtype=torch.float16)
+    filled[:, :groups] = scales
+    index = np.arange(columns) // group
+    padded = np.zeros((rows, words * 8), np.int64)
+    padded[:, :groups] = zeros
+    stored = {"qweight": whole(codes, 4), "qzeros": whole(padded, 4), "scales": filled}
+    return stored, float64(scales)[:, index] * (codes - zeros[:, index])
+
+
 def mlx(bits, group, *lead, rows=16, columns=128):
     """Stored tensors of an MLX layer, and its values."""
     codes = codes_of(bits, *lead, rows, columns)

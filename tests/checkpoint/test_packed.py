@@ -364,3 +364,25 @@ def test_hqq_that_is_not_read_is_refused_by_name(changed, words):
     stored, said, _ = packing.hqq(4, 16, 1)
     with pytest.raises(CheckpointError, match=words):
         plain({**stored, **packing.hqq_beside({**said, **changed})}, HQQ_CONFIG)
+
+
+@pytest.mark.parametrize("group", [32, 64, 128, 256])
+def test_awq_for_gemv(group):
+    stored, expected = packing.awq_gemv(group)
+    config = {"quant_method": "awq", "bits": 4, "group_size": group if group < 256 else -1, "version": "gemv"}
+    assert_values(plain(stored, config), expected)
+    reads_only_its_bytes(stored, config)
+
+
+@pytest.mark.parametrize("version", ["gemv_fast", "marlin", "exllama"])
+def test_another_packing_of_awq_is_refused_by_name(version):
+    stored, _ = packing.awq_gemv(64)
+    with pytest.raises(CheckpointError, match=f"AWQ for '{version}'"):
+        plain(stored, {"quant_method": "awq", "bits": 4, "group_size": 64, "version": version})
+
+
+@pytest.mark.parametrize("stated", ["gemm", "gemv"])
+def test_a_packing_of_awq_is_not_taken_for_the_other(stated):
+    stored, _ = packing.awq(32) if stated == "gemv" else packing.awq_gemv(32)
+    with pytest.raises(CheckpointError, match="do not fit"):
+        plain(stored, {"quant_method": "awq", "bits": 4, "group_size": 32, "version": stated})

@@ -7,7 +7,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 import moe_probe
 from moe_probe import dynamic, static
@@ -620,10 +620,61 @@ def test_an_adapter_gives_what_peft_merges(tmp_path, plain):
     torch.testing.assert_close(model.published[f"{attention}.weight"].read(), merged.data, rtol=1e-6, atol=1e-6)
 
 
+def dora(folder, base):
+    """A DoRA adapter, and the length that each row of its modules has in the end."""
+    changed = adapter(folder, base, use_dora=True)
+    path, generator = folder / "adapter_model.safetensors", torch.Generator().manual_seed(8)
+    lengths = {module: torch.rand(len(change), generator=generator) + 0.5 for module, change in changed.items()}
+    more = {f"base_model.model.{module}.lora_magnitude_vector": length for module, length in lengths.items()}
+    save_file({**load_file(path), **more}, path)
+    return changed, lengths
+
+
+def test_a_dora_adapter_gives_each_row_its_length(tmp_path, plain):
+    changed, lengths = dora(tmp_path / "dora", plain.checkpoint.path)
+    model, made = moe_probe.load(tmp_path / "dora"), mixtral()
+    for module, change in changed.items():
+        whole = made[f"{module}.weight"].double() + 2 * change
+        expected = whole / whole.norm(dim=1, keepdim=True) * lengths[module].double()[:, None]
+        tensor = model.published[f"{module}.weight"]
+        torch.testing.assert_close(tensor.read().double(), expected, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(tensor[1:3, 2:9].read(), tensor.read()[1:3, 2:9])
+        torch.testing.assert_close(tensor[2].read(), tensor.read()[2])
+    assert "DoRA of rank 3" in dict(facts(model))["stored as"]
+
+
+def test_a_dora_adapter_gives_what_peft_merges(tmp_path, plain):
+    peft = pytest.importorskip("peft")
+    dora(tmp_path / "dora", plain.checkpoint.path)
+    model, attention = moe_probe.load(tmp_path / "dora"), "model.layers.1.self_attn.q_proj"
+    config = peft.LoraConfig(r=3, lora_alpha=6, target_modules=[attention], lora_dropout=0.0, use_dora=True)
+    wrapped = peft.get_peft_model(plain.module, config)
+    stored = load_file(tmp_path / "dora" / "adapter_model.safetensors")
+    layer = wrapped.get_submodule(f"base_model.model.{attention}")
+    for name, value in {"lora_A": "lora_A.weight", "lora_B": "lora_B.weight"}.items():
+        getattr(layer, name).default.weight.data.copy_(stored[f"base_model.model.{attention}.{value}"])
+    length = stored[f"base_model.model.{attention}.lora_magnitude_vector"]
+    layer.lora_magnitude_vector.default.weight.data.copy_(length)
+    merged = wrapped.merge_and_unload().get_submodule(attention).weight
+    torch.testing.assert_close(model.published[f"{attention}.weight"].read(), merged.data, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("gone", ["lora_magnitude_vector", "lora_B"])
+def test_a_dora_adapter_without_a_part_is_refused(tmp_path, plain, gone):
+    dora(tmp_path / "dora", plain.checkpoint.path)
+    path = tmp_path / "dora" / "adapter_model.safetensors"
+    stored = load_file(path)
+    del stored[next(key for key in stored if gone in key)]
+    save_file(stored, path)
+    with pytest.raises(CheckpointError, match="save the adapter again"):
+        moe_probe.load(tmp_path / "dora")
+
+
 @pytest.mark.parametrize(
     ("config", "words"),
     [
-        ({"use_dora": True}, "use_dora"),
+        ({"use_dora": True}, "use_dora=True.*holds 0 magnitudes"),
+        ({"use_qalora": True}, "use_qalora"),
         ({"peft_type": "LOHA"}, "'LOHA'"),
         ({"base_model_name_or_path": None}, "names no base"),
         ({"lora_alpha": "x"}, "lora_alpha"),
