@@ -75,6 +75,7 @@ class Declared:
         top_k: the field that says how many experts a token chooses, where it has a name of its own (`object.field`).
         because: why no dynamic analysis works, as errors end.
         fields: values of fields that the configuration leaves out.
+        otherwise: the same model under other keys, as other releases of it have them.
     """
 
     name: str
@@ -86,18 +87,26 @@ class Declared:
     top_k: str | None = None
     because: str = "transformers has no code for it"
     fields: Mapping[str, Any] = field(default_factory=dict)
+    otherwise: tuple[Declared, ...] = ()
 
     def recognises(self, checkpoint: Checkpoint) -> bool:
         """Whether the model type is one of the family's, and some layer has experts under its keys."""
-        return checkpoint.config.get("model_type") in self.model_types and self._has_experts(checkpoint)
+        spellings = (self, *self.otherwise)
+        return checkpoint.config.get("model_type") in self.model_types and any(
+            spelling._has(at(next(iter(spelling.experts.values()))).key, checkpoint) for spelling in spellings
+        )
 
-    def _has_experts(self, checkpoint: Mapping[str, LazyTensor]) -> bool:
-        key = at(next(iter(self.experts.values()))).key
+    @staticmethod
+    def _has(key: str, checkpoint: Mapping[str, LazyTensor]) -> bool:
         pattern = re.escape(key).replace(r"\{layer\}", r"\d+").replace(r"\{expert\}", "0")
         return any(re.fullmatch(pattern, name) for name in checkpoint)
 
     def open(self, checkpoint: Checkpoint) -> Architecture:
-        """The declaration applied to a checkpoint."""
+        """The declaration, of several the one whose keys there are, applied to a checkpoint."""
+        for spelling in (self, *self.otherwise):
+            experts = at(next(iter(spelling.experts.values()))).key
+            if all(self._has(key, checkpoint) for key in (experts, spelling.router) if key is not None):
+                return DeclaredArchitecture(spelling, checkpoint)
         return DeclaredArchitecture(self, checkpoint)
 
 

@@ -806,3 +806,38 @@ def test_ranks_that_do_not_fit_are_refused(tmp_path):
     save_file({"model.layers.0.block_sparse_moe.experts.0.w1.weight": torch.ones(3, D)}, path)
     with pytest.raises(CheckpointError, match="expected one part of each of 4 ranks"):
         moe_probe.load(tmp_path / "m")
+
+
+@pytest.mark.parametrize("block", ["experts.{}.{}", "experts.{1}.{0}", "experts.experts.{}.{}"])
+def test_yuan_opens_under_each_of_its_names(tmp_path, block):
+    made = Made()
+    made.new("model.embed_tokens.weight", V, D)
+    for layer in range(L):
+        made.new(f"model.layers.{layer}.mlp.gate.query_key_value.weight", 3 * E, D)
+        for expert in range(E):
+            for name, shape in {"w1": (2 * FF, D), "w2": (D, FF)}.items():
+                made.new(f"model.layers.{layer}.mlp.{block.format(expert, name)}.weight", *shape)
+    chosen = {"moe_config": {"moe_num_experts": E, "moe_top_k": 2}}
+    config = {"model_type": "yuan", "hidden_size": D, "num_hidden_layers": L, **chosen}
+    model = moe_probe.load(write(tmp_path / "m", made, config))
+    assert (model.layer(1).num_experts, model.layer(1).top_k) == (E, 2)
+    both = made[f"model.layers.1.mlp.{block.format(2, 'w1')}.weight"]
+    assert torch.equal(model.expert_weight(1, "2", "gate"), both[:FF])
+    assert torch.equal(model.expert_weight(1, "2", "up"), both[FF:])
+    assert torch.equal(model.expert_weight(1, "2", "down"), made[f"model.layers.1.mlp.{block.format(2, 'w2')}.weight"])
+
+
+@pytest.mark.parametrize("gate", ["gate.wg.weight", "gate.wg.2.weight", "gate.weight"])
+def test_skywork_opens_with_each_of_its_gates(tmp_path, gate):
+    made = Made()
+    made.new("model.embed_tokens.weight", V, D)
+    for layer in range(L):
+        if gate == "gate.wg.2.weight":
+            made.new(f"model.layers.{layer}.mlp.gate.wg.0.weight", 8 * E, D)
+        made.new(f"model.layers.{layer}.mlp.{gate}", E, 8 * E if ".2." in gate else D)
+        for expert in range(E):
+            for name, shape in {"gate": (FF, D), "up": (FF, D), "down": (D, FF)}.items():
+                made.new(f"model.layers.{layer}.mlp.experts.mlp_experts.{expert}.{name}_proj.weight", *shape)
+    config = {"model_type": "skywork", "hidden_size": D, "num_hidden_layers": L, "num_experts": [E]}
+    model = moe_probe.load(write(tmp_path / "m", made, config))
+    assert torch.equal(model.router_weight(1), made[f"model.layers.1.mlp.{gate}"])
