@@ -34,8 +34,8 @@ lowest: .lowest/installed # the core tests with the lowest versions of every ran
 	touch $@
 
 lint: .venv/installed
-	$(BIN)/ruff check moe_probe tests ckpt benchmarks docs notebooks
-	$(BIN)/ruff format --check moe_probe tests ckpt benchmarks docs notebooks README.md CONTRIBUTING.md
+	$(BIN)/ruff check moe_probe tests ckpt benchmarks docs notebooks hatch_build.py
+	$(BIN)/ruff format --check moe_probe tests ckpt benchmarks docs notebooks hatch_build.py README.md CONTRIBUTING.md
 	$(BIN)/basedpyright --level error
 
 notebooks: .venv/installed

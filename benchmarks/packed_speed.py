@@ -1,10 +1,11 @@
 """Similarity of one true-size MoE layer that is packed, against decoding alone and against the layer in bfloat16.
 
-    python benchmarks/packed_speed.py [EXPERTS]
+    python benchmarks/packed_speed.py [EXPERTS [LAYOUT ...]]
 
-Writes one layer of Qwen3-30B-A3B's sizes (d 2048, ff 768, 128 experts by default) as GPTQ int4, as GGUF Q4_K and as fp8
-with blocks, and prints for each: seconds of `similarity(level="matrix")`, of decoding every matrix with the format's
-own package or program, of the analysis on bfloat16, and the peak of memory in layers. Ratios are of one run.
+Writes one layer of Qwen3-30B-A3B's sizes (d 2048, ff 768, 128 experts by default) as GPTQ, AWQ (gemv) and HQQ int4, as
+GGUF Q4_K and as fp8 with blocks, and prints for each: seconds of `similarity(level="matrix")`, of decoding every matrix
+with the format's own package or program, of the analysis on bfloat16, and the peak of memory in layers. Ratios are of
+one run.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from moe_probe import static
 
 D, FF, V = 2048, 768, 256
 EXPERTS = int(sys.argv[1]) if len(sys.argv) > 1 else 128
+ASKED = sys.argv[2:]  # such as gptq, fp8, gguf; all by default
 CONFIG = {
     "model_type": "qwen3_moe",
     "architectures": ["Qwen3MoeForCausalLM"],
@@ -97,6 +99,43 @@ def gptq(rows: int, columns: int) -> dict[str, torch.Tensor]:
     }
 
 
+def awq_gemv(rows: int, columns: int) -> dict[str, torch.Tensor]:
+    words = lambda *shape: torch.randint(-(2**31), 2**31, shape, dtype=torch.int64).to(torch.int32)  # noqa: E731
+    groups = -(-columns // (128 * 8))
+    scales = torch.rand(rows, groups * 8).mul_(0.01).half()
+    return {"qweight": words(rows, columns // 8), "qzeros": words(rows, groups), "scales": scales}
+
+
+def decode_awq_gemv(parts: dict[str, torch.Tensor]) -> torch.Tensor:
+    """By the definition, whole matrices at a time."""
+    codes, zeros = (
+        ((parts[name].unsqueeze(2) >> torch.arange(0, 32, 4)) & 15).flatten(1) for name in ("qweight", "qzeros")
+    )
+    index = torch.arange(codes.shape[1]) // 128
+    return parts["scales"][:, index] * (codes - zeros[:, index])
+
+
+def hqq(rows: int, columns: int) -> dict[str, torch.Tensor]:
+    groups = rows * columns // 64
+    said = {"nbits": 4, "group_size": 64, "axis": 1}
+    beside = {name: torch.tensor(value, dtype=torch.int32) for name, value in said.items()}
+    return {
+        **beside,
+        "W_q": torch.randint(0, 256, (groups // 2, 64), dtype=torch.uint8),
+        "scale": torch.rand(groups, 1).mul_(0.01).half(),
+        "zero": torch.rand(groups, 1).mul_(15).half(),
+        "shape": torch.tensor([rows, columns]),
+        "packing": torch.tensor([ord(letter) for letter in "4bit_u8"], dtype=torch.uint8),
+        "view_as_float": torch.tensor(0, dtype=torch.uint8),
+    }
+
+
+def decode_hqq(parts: dict[str, torch.Tensor]) -> torch.Tensor:
+    """As HQQ's torch program does."""
+    codes = torch.cat([parts["W_q"] >> 4, parts["W_q"] & 15]).half()
+    return ((codes - parts["zero"]) * parts["scale"]).reshape(parts["shape"].tolist())
+
+
 def decode_gptq(parts: dict[str, torch.Tensor]) -> torch.Tensor:
     """As AutoGPTQ's torch program does."""
     shifts = torch.arange(0, 32, 4)
@@ -139,13 +178,18 @@ def main() -> None:
         reference = timed(lambda: static.similarity(moe_probe.load(bf16), level="matrix"))
         layouts = {
             "gptq int4": (gptq, decode_gptq, {"quant_method": "gptq", "bits": 4, "group_size": 128}),
+            "awq gemv": (awq_gemv, decode_awq_gemv, {"quant_method": "awq", "group_size": 128, "version": "gemv"}),
+            "hqq int4": (hqq, decode_hqq, {"quant_method": "hqq"}),
             "fp8": (fp8, decode_fp8, {"quant_method": "fp8", "weight_block_size": [128, 128]}),
         }
         for name, (make, decode, quantization) in layouts.items():
+            if ASKED and name.split()[0] not in ASKED:
+                continue
             folder = write(root / name.split()[0], make, quantization)
             parts = [make(*shape) for shape in SHAPES.values()]
             report(name, folder, lambda: [decode(part) for _ in range(EXPERTS) for part in parts], reference)  # noqa: B023
-        report_gguf(root, reference)
+        if not ASKED or "gguf" in ASKED:
+            report_gguf(root, reference)
 
 
 def report_gguf(root: Path, reference: float) -> None:

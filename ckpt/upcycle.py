@@ -5,7 +5,7 @@
 
 Every expert is a copy of the dense FFN (sparse upcycling, arXiv 2212.05055), so the model writes what the dense one
 writes. `--train STEPS` trains experts and routers on texts that come with Python: the copies begin to differ, by a
-cosine of 1e-6 after four steps. Nothing is committed: the folder can be made again in half a minute.
+cosine of 1e-6 after four steps. Nothing is committed: the folder can be made again in ten seconds.
 """
 
 from __future__ import annotations
@@ -21,9 +21,10 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
+from transformers import PreTrainedTokenizerFast
 
 import moe_probe
-from moe_probe import static
+from moe_probe.checkpoint import open_checkpoint
 
 EXPERTS, TOP_K = 4, 2
 TOKENS, RATE = 256, 1e-4  # of a step
@@ -63,20 +64,25 @@ def unpaired(weight: torch.Tensor, heads: int) -> torch.Tensor:
     return weight.reshape(heads, rows // heads // 2, 2, width).transpose(1, 2).reshape(rows, width)
 
 
+def rounded(tensor: Any) -> torch.Tensor:
+    """The values of a tensor of the file, in bfloat16."""
+    return tensor.read().to(torch.bfloat16)
+
+
 def layer(tensors: Mapping[str, Any], config: Mapping[str, Any], index: int) -> Iterator[tuple[str, torch.Tensor]]:
     """The published tensors of one decoder layer."""
     place, block = f"model.layers.{index}.", f"blk.{index}."
     for name, own in NORMS.items():
-        yield f"{place}{name}.weight", tensors[f"{block}{own}.weight"].read()
+        yield f"{place}{name}.weight", rounded(tensors[f"{block}{own}.weight"])
     for name, own in ATTENTION.items():
-        yield f"{place}self_attn.{name}.weight", tensors[f"{block}{own}.weight"].read()
+        yield f"{place}self_attn.{name}.weight", rounded(tensors[f"{block}{own}.weight"])
     for name, heads in (("q", "num_attention_heads"), ("k", "num_key_value_heads")):
-        weight = tensors[f"{block}attn_{name}.weight"].read()
-        yield f"{place}self_attn.{name}_proj.weight", unpaired(weight, config[heads])
+        weight = rounded(tensors[f"{block}attn_{name}.weight"])
+        yield f"{place}self_attn.{name}_proj.weight", unpaired(weight, config[heads]).contiguous()
     experts, width = config["num_local_experts"], config["hidden_size"]
-    yield f"{place}block_sparse_moe.gate.weight", 0.02 * torch.randn(experts, width)
+    yield f"{place}block_sparse_moe.gate.weight", (0.02 * torch.randn(experts, width)).to(torch.bfloat16)
     for name, own in MATRICES.items():
-        weight = tensors[f"{block}{own}.weight"].read()
+        weight = rounded(tensors[f"{block}{own}.weight"])
         for expert in range(experts):
             yield f"{place}block_sparse_moe.experts.{expert}.{name}.weight", weight.clone()
 
@@ -84,20 +90,19 @@ def layer(tensors: Mapping[str, Any], config: Mapping[str, Any], index: int) -> 
 def upcycle(path: Path, folder: Path, experts: int = EXPERTS) -> Path:
     """Write the dense model of a GGUF file as a Mixtral whose experts are copies."""
     torch.manual_seed(0)
-    dense = moe_probe.load(path)
-    assert dense.checkpoint is not None
-    config, tensors = config_of(dense.checkpoint.config, experts), dense.published
+    tensors = open_checkpoint(path)
+    config = config_of(tensors.config, experts)
     state = {
-        "model.embed_tokens.weight": tensors["token_embd.weight"].read(),
-        "model.norm.weight": tensors["output_norm.weight"].read(),
+        "model.embed_tokens.weight": rounded(tensors["token_embd.weight"]),
+        "model.norm.weight": rounded(tensors["output_norm.weight"]),
     }
     for index in range(config["num_hidden_layers"]):
         state.update(layer(tensors, config, index))
     folder.mkdir(parents=True)
-    rounded = {key: value.to(torch.bfloat16).contiguous() for key, value in state.items()}
-    save_file(rounded, folder / "model.safetensors", metadata={"format": "pt"})
+    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
     (folder / "config.json").write_text(json.dumps(config, indent=1), encoding="utf-8")
-    dense.tokenizer.save_pretrained(folder)
+    # AutoTokenizer gives the same one, and reads every field of the file first, for seconds
+    PreTrainedTokenizerFast.from_pretrained(path.parent, gguf_file=path.name).save_pretrained(folder)
     return folder
 
 
@@ -120,6 +125,15 @@ def train(folder: Path, steps: int) -> None:
     module.to(torch.bfloat16).save_pretrained(folder)
 
 
+def difference(folder: Path, steps: int) -> str:
+    """How far experts are apart, in words."""
+    if not steps:
+        return "all experts of a layer are alike"
+    model = moe_probe.load(folder)
+    alike = moe_probe.static.similarity(model, "matrix", layers=[model.moe_layers[0]], progress=False).cosine
+    return f"two experts differ by a cosine of up to {1 - float(alike.min()):.1e}"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("file", type=Path, help="SmolLM2's GGUF file, or that of another dense llama")
@@ -137,10 +151,7 @@ def main() -> None:
     except BaseException:
         shutil.rmtree(given.folder, ignore_errors=True)
         raise
-    model = moe_probe.load(given.folder)
-    alike = static.similarity(model, "matrix", layers=[model.moe_layers[0]], progress=False).cosine
-    taken, differ = time.monotonic() - began, 1 - float(alike.min())
-    print(f"Wrote {given.folder} in {taken:.0f} s; two experts differ by a cosine of up to {differ:.1e}")
+    print(f"Wrote {given.folder} in {time.monotonic() - began:.0f} s; {difference(given.folder, given.train)}")
 
 
 if __name__ == "__main__":

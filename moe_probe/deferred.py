@@ -96,6 +96,25 @@ def needed(package: str, extra: str, what: str) -> Iterator[None]:
         ) from error
 
 
+class Late(ModuleType):
+    """A module that is imported when something of it is asked for.
+
+    Examples:
+        >>> Late("json").dumps([])
+        '[]'
+    """
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        value = getattr(import_module(self.__name__), name)
+        setattr(self, name, value)
+        return value
+
+
+torch: ModuleType = Late("torch")  # in rooms that describe tensors of files without reading them
+
+
 class Extra(ModuleType):
     """A module of such a package, imported when something of it is asked for.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -132,7 +133,7 @@ def _of_experts(model: Handle) -> list[tuple[str, str]]:
 
 def _besides(model: Handle) -> str:
     """Parameters that are none of the language model's that runs."""
-    parts = [f"{number:,} in {name}" for name, number in model.counts.apart.items()]
+    parts = [f"{number:,} in {name}" for name, number in sorted(model.counts.apart.items())]
     unused = sum(tensor.numel() for key, tensor in model.unused.items() if not key.endswith(BUFFERS))
     return ", ".join([*parts, f"{unused:,} that the module does not use"] if unused else parts)
 
@@ -165,9 +166,9 @@ def form_of(tensor: LazyTensor) -> tuple[str, int, bool]:
     source = getattr(inner, "source", None)
     form = getattr(source, "form", None)
     if source is None or form is None:
-        return str(tensor.dtype).removeprefix("torch."), 8 * tensor.nbytes, False
+        return tensor.kind, 8 * tensor.nbytes, False
     stored = sum(part.nbytes for part in source.parts)
-    return form, 8 * stored * tensor.numel() // source.shape.numel(), True
+    return form, 8 * stored * tensor.numel() // math.prod(source.shape), True
 
 
 def ranges(numbers: Sequence[int]) -> str:

@@ -126,6 +126,9 @@ EFFECT_OPTIONS: Final = tuple(name for name in ABLATE_OPTIONS if name != "layers
 ATTRIBUTION_OPTIONS: Final = tuple(name for name in ABLATE_OPTIONS if name not in ("checkpoint_dir", "n_jobs"))
 STATIC_OPTIONS: Final = ("layers", "baseline", "n_jobs", "progress")
 SHARD_BYTES: Final = 5 * 10**9  # of a converted checkpoint's file
+FIGURE_CHOICES: Final = ("main", "all", "none")
+FIGURE_FORMATS: Final = ("pdf", "png", "svg")
+DPI_RANGE: Final = (30, 2400)
 PAGE_BYTES: Final = 30_000_000  # of the explorer's page, at most
 DIGITS: Final = 3  # of its numbers
 POSITIVE: Final = ("batch_tokens", "max_length")  # None stays where it is the default

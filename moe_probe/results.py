@@ -23,6 +23,9 @@ from moe_probe.signatures import checked
 SCHEMA = 2  # number of the format of saved results
 LIBRARIES = ("moe-probe", "torch", "transformers", "numpy", "scipy", "scikit-learn")
 DIGEST, ESCAPED = "digest", "escaped"
+# dimensions whose coordinates are labels of experts, and whose experts these are
+EXPERTS = {"expert": "the expert", "other": "the other expert", "source": "the expert of the layer before"}
+SELECTED = "labels are strings: sel({name}='5'); 'S' is the shared block, 'F' the FFN of a dense layer"
 
 
 class Provenance(TypedDict):
@@ -127,7 +130,17 @@ def dataset(
         raise ValueError(f"A result lacks {', '.join(absent)} in its attrs; pass provenance(...).")
     result = xr.Dataset(dict(variables), attrs=dict(about))
     along = {name: value[0] if isinstance(value, tuple) else name for name, value in (coords or {}).items()}
-    return result.assign_coords({name: value for name, value in (coords or {}).items() if along[name] in result.dims})
+    labeled = {name: value for name, value in (coords or {}).items() if along[name] in result.dims}
+    return _with_labels_told(result.assign_coords(labeled))
+
+
+def _with_labels_told(result: xr.Dataset) -> xr.Dataset:
+    """The result; the coordinates of its experts say that their labels are strings."""
+    for name, whose in EXPERTS.items():
+        if name in result.coords and result[name].dtype.kind in "OUT":
+            told = {"long_name": f"label of {whose}, a string", "comment": SELECTED.format(name=name)}
+            result[name].attrs.update(told)
+    return result
 
 
 @checked

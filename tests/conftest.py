@@ -11,6 +11,9 @@ from hypothesis import settings
 from safetensors.torch import load_file
 
 import moe_probe
+from moe_probe.errors import MoEProbeError
+from moe_probe.facts import facts, numbers
+from moe_probe.families.headers import outline
 
 FIXTURES = Path(__file__).parent / "fixtures"
 
@@ -45,3 +48,26 @@ def deepseek():
 @pytest.fixture(scope="session")
 def grok():
     return moe_probe.load(FIXTURES / "grok1_hf" / "checkpoint")
+
+
+LOAD = moe_probe.load
+
+
+def load_and_outline(source, **options):
+    """`moe_probe.load`; of a folder or file, compared with what its headers say."""
+    told = outline(str(source), options.get("config")) if isinstance(source, str | Path) else None
+    try:
+        model = LOAD(source, **options)
+    except MoEProbeError:
+        assert told is None, "headers describe what load refuses"
+        raise
+    if told is not None:
+        assert facts(told) == facts(model)
+        assert numbers(told) == numbers(model)
+    return model
+
+
+@pytest.fixture
+def headers_say_the_same(monkeypatch):
+    """What a test opens is also described by headers alone, which has to give the same facts."""
+    monkeypatch.setattr(moe_probe, "load", load_and_outline)

@@ -1,8 +1,11 @@
 """The command line, as a user runs it."""
 
+import importlib
+import inspect
 import json
 import subprocess
 import sys
+import typing
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from io import StringIO
@@ -13,8 +16,9 @@ import pytest
 import xarray as xr
 
 from moe_probe.cli import main
-from moe_probe.cli.options import parse_layers, split_name
+from moe_probe.cli.options import FIGURE_OPTIONS, MODEL_OPTIONS, parse_layers, split_name
 from moe_probe.errors import InputError
+from moe_probe.options import DEFAULTS
 from moe_probe.results import load_result
 
 ROOT = Path(__file__).parents[1]
@@ -275,3 +279,59 @@ def test_options_of_analyses_are_checked(option, sentence, tmp_path):
     done = run("dynamic", "ckpt/tiny-mixtral", "--texts", "ckpt/texts.jsonl", "--option", option, "-o", tmp_path)
     assert done.returncode == 2
     assert sentence in " ".join(done.stderr.split())
+
+
+def test_figures_are_drawn_in_the_format_and_the_number_asked_for(tmp_path):
+    asked = ("static", "ckpt/tiny-mixtral", "--analysis", "router_spectrum", "-o")
+    assert run(*asked, tmp_path / "a", "--format", "png", "--dpi", 40).returncode == 0
+    small = list((tmp_path / "a" / "figures").iterdir())
+    assert small
+    assert {path.suffix for path in small} == {".png"}
+    assert run("figures", tmp_path / "a", "--format", "png", "--dpi", 80, "--figures", "main").returncode == 0
+    assert run(*asked, tmp_path / "b", "--figures", "none").returncode == 0
+    assert not (tmp_path / "b" / "figures").exists()
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "words"),
+    [("--format", "bmp", "pdf, png, svg"), ("--dpi", 3, "30"), ("--figures", "every", "main, all, none")],
+)
+def test_a_slip_in_the_options_of_figures_is_refused_before_anything_runs(tmp_path, option, value, words):
+    done = run("static", "ckpt/tiny-mixtral", "-o", tmp_path, option, value)
+    assert done.returncode == 2
+    assert words in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def parameters(command):
+    return inspect.signature(importlib.import_module(f"moe_probe.cli.commands.{command}").command).parameters
+
+
+COMMANDS = sorted(path.stem for path in (ROOT / "moe_probe" / "cli" / "commands").glob("[!_]*.py"))
+
+
+def test_an_option_is_the_same_on_every_command_that_has_it():
+    told = {}
+    for command in COMMANDS:
+        for name, each in parameters(command).items():
+            if name in (*DEFAULTS, *MODEL_OPTIONS, *FIGURE_OPTIONS, "table", "option"):
+                option = typing.get_args(each.annotation)[1]
+                told.setdefault(name, set()).add((option.help, option.metavar, repr(each.default)))
+    told.pop("dtype")  # of convert, what is written
+    assert {name: len(kinds) for name, kinds in told.items()} == dict.fromkeys(told, 1)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_what_a_command_does_says_which_options_it_has(command):
+    names = parameters(command).keys()
+    source = (ROOT / "moe_probe" / "cli" / "commands" / f"{command}.py").read_text()
+    if "    write(" in source or "draw(" in source:
+        assert set(FIGURE_OPTIONS) <= names
+    if "    write(" in source:
+        assert "table" in names
+    if "texts" in names:
+        assert {"tokenizer", "column", "device", "under", "layers"} - names <= (
+            {"layers"} if command == "effect" else set()
+        )
+        assert command == "generate" or {"labels", "unit", "max_length"} <= names
+    assert command in ("figures", "info") or "out" in names or "destination" in names

@@ -10,6 +10,7 @@ import xarray as xr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import moe_probe
 from moe_probe.errors import AlreadyThere, Damaged, MachineError, NothingToRead
 from moe_probe.results import SCHEMA, dataset, load_result, provenance, save
 
@@ -143,3 +144,15 @@ def test_a_pipe_is_no_place_for_a_result(tmp_path):
     os.mkfifo(tmp_path / "pipe.nc")
     with pytest.raises(AlreadyThere, match="is a pipe"):
         save(small(), tmp_path / "pipe.nc")
+
+
+def test_labels_of_experts_are_strings_and_say_so(tmp_path):
+    ds = moe_probe.static.gate_similarity("ckpt/tiny-mixtral", layers=[0])
+    for result in (ds, load_result(save(ds, tmp_path / "r.nc"))):
+        assert float(result.cosine.sel(layer=0, expert="3", other="3")) == pytest.approx(1)
+        with pytest.raises(KeyError):
+            result.sel(expert=3)
+        assert result.expert.attrs["long_name"] == "label of the expert, a string"
+        assert "sel(expert='5')" in result.expert.attrs["comment"]
+        assert "sel(other='5')" in result.other.attrs["comment"]
+        assert "labels are strings" in repr(result.expert)

@@ -49,6 +49,7 @@ BY_OPTION = {
 }  # --option pca.outliers=[0.5,3]
 NOT_FOR_COMPARE = {"baseline"}  # nothing that is compared looks at it
 LOADING = {"config", "source"}
+RENAMED = {"which": "figures"}  # which figures: in Python an argument of functions that draw
 
 
 def arguments(function):
@@ -90,6 +91,7 @@ def test_arguments_of_python_are_options_with_the_same_defaults(command):
             if name in seen:
                 continue
             seen.add(name)
+            name = RENAMED.get(name, name)
             assert name in given, f"{command} has no --{name}"
             assert given[name].required == (default is inspect.Parameter.empty)
             assert given[name].required or given[name].default == default, name

@@ -5,7 +5,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import packing
 import pytest
+import test_gguf
+import test_releases
 
 ROOT = Path(__file__).parents[1]
 COMMANDS = ROOT / "moe_probe" / "cli" / "commands"
@@ -57,6 +60,51 @@ def test_info_of_a_folder_reads_json_alone(arguments):
     told = ["moe-probe", "info", str(ROOT / "ckpt" / "tiny-mixtral"), *arguments]
     loaded, written = imported(f"import sys; sys.argv = {told}\nfrom moe_probe.cli import main\nmain()")
     assert "mixtral" in written
+    assert not loaded & HEAVY
+
+
+def packed(folder):
+    """Mixtral with its experts in GPTQ."""
+    made = test_releases.mixtral()
+    for key in [key for key in made if ".experts." in key]:
+        rows, columns = made.pop(key).shape
+        stored, _ = packing.gptq(4, 8, rows, columns, version=1, order=True)
+        made |= {key.removesuffix("weight") + part: tensor for part, tensor in stored.items()}
+    quantization = {"quant_method": "gptq", "bits": 4, "group_size": 8, "desc_act": True}
+    return test_releases.write(folder, made, {**test_releases.MIXTRAL, "quantization_config": quantization})
+
+
+def fused(folder):
+    """gpt-oss, all experts of a layer in one tensor."""
+    sizes = {"intermediate_size": 24, "num_local_experts": 4, "head_dim": 8, "attention_bias": True}
+    config = {**test_releases.SMALL, **sizes, "model_type": "gpt_oss"}
+    return test_releases.write(folder, test_releases.gpt_oss(), config)
+
+
+def declared(folder):
+    """A model that transformers does not have."""
+    made = test_releases.Made()
+    made.new("model.embed_tokens.weight", 48, 32)
+    made.new("model.layers.0.mlp.router.weight", 2, 32)
+    for expert in range(2):
+        for name, shape in {"gate": (24, 32), "up": (24, 32), "down": (32, 24)}.items():
+            made.new(f"model.layers.0.mlp.experts.{expert}.{name}_proj.weight", *shape)
+    config = {"model_type": "xverse", "hidden_size": 32, "num_hidden_layers": 1, "num_experts_per_tok": 1}
+    return test_releases.write(folder, made, config)
+
+
+def of_llama_cpp(folder):
+    """Mixtral as GGUF, in blocks of 4 bits."""
+    made = test_gguf.tensors_of(test_gguf.original("Mixtral", test_gguf.CASES["llama"][1]), permuted=True)
+    folder.mkdir()
+    return test_gguf.write(folder / "m.gguf", "llama", made, test_gguf.META, kinds=["Q4_0"])
+
+
+@pytest.mark.parametrize("make", [packed, fused, declared, of_llama_cpp])
+def test_info_of_packed_fused_and_declared_models_and_of_gguf_loads_nothing_heavy(tmp_path, make):
+    told = ["moe-probe", "info", str(make(tmp_path / "m")), "--json"]
+    loaded, written = imported(f"import sys; sys.argv = {told}\nfrom moe_probe.cli import main\nmain()")
+    assert '"moe_layers"' in written
     assert not loaded & HEAVY
 
 

@@ -1,6 +1,7 @@
 """The wheel, installed in a clean environment, does what the README says, outside the checkout."""
 
 import os
+import runpy
 import subprocess
 import sys
 import sysconfig
@@ -80,6 +81,25 @@ def test_the_metadata_names_every_extra_and_the_license(wheel):
     assert {"trace", "gguf", "pos", "ray", "dask", "notebook", "all"} <= extras
     for field in ("License-Expression: Apache-2.0", "License-File: LICENSE", "Requires-Python: >=3.11", "Keywords: "):
         assert field in written
+
+
+def test_the_long_description_has_no_link_that_leads_nowhere(wheel):
+    archive = zipfile.ZipFile(wheel)
+    written = archive.read(next(name for name in archive.namelist() if name.endswith("/METADATA"))).decode()
+    description = written.partition("\n\n")[2]
+    assert description.startswith("# ")
+    assert "](docs/" not in description
+    assert "![" not in description or "](http" in description
+    assert "are in the repository" in description or "](http" in description
+    assert "moe-probe report" in description
+
+
+def test_relative_links_go_below_the_address_of_the_project():
+    build = runpy.run_path(str(ROOT / "hatch_build.py"), run_name="hatch_build")
+    readme = "# A\n\n![b](docs/b.png)\n\n[c](docs/c.md) [d](https://d) [e](#e)\n"
+    links = "# A\n\n![b](https://x/docs/b.png)\n\n[c](https://x/docs/c.md) [d](https://d) [e](#e)\n"
+    assert build["long_description"](readme, "https://x/") == links
+    assert build["long_description"](readme, None).endswith("repository.\n\nc [d](https://d) [e](#e)\n")
 
 
 def test_the_installed_package_is_the_wheels(installed, tmp_path):

@@ -1,29 +1,35 @@
-"""A folder with a LoRA adapter of PEFT, opened together with its base: W + scale B A, read in slices."""
+"""A folder with a LoRA or DoRA adapter of PEFT, opened together with its base, read in slices.
+
+LoRA is W + scale B A (arXiv 2106.09685). DoRA gives each row of that a length of its own (arXiv 2402.09353).
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from moe_probe.checkpoint.folder import inside, present, read_json
 from moe_probe.checkpoint.formats.safetensors import SafetensorsFile
 from moe_probe.checkpoint.formats.torch import TorchFile
-from moe_probe.checkpoint.lazy import Index, LazyTensor, Stored
+from moe_probe.checkpoint.lazy import Index, LazyTensor, Stored, Typed
 from moe_probe.checkpoint.slices import as_slice
 from moe_probe.checkpoint.store import Checkpoint
 from moe_probe.errors import CheckpointError, DamagedFile, MissingFiles
 
+if TYPE_CHECKING:
+    import torch
+else:
+    from moe_probe.deferred import torch
+
 CONFIG = "adapter_config.json"
 WEIGHTS = {"adapter_model.safetensors": SafetensorsFile, "adapter_model.bin": TorchFile}
 PREFIX = "base_model.model."
+MAGNITUDE = re.compile(r"(.+)\.lora_magnitude_vector(?:\.default)?(?:\.weight)?")
 FACTOR = re.compile(r"(.+)\.lora_([AB])(?:\.default)?\.weight")
 # what other adapters, and variants of LoRA, are configured with: their arithmetic is another one
 VARIANTS = (
-    "use_dora",
     "fan_in_fan_out",
     "target_parameters",
     "trainable_token_indices",
@@ -36,20 +42,37 @@ VARIANTS = (
 )
 
 
-class LowRank:
+class LowRank(Typed):
     """W (out, in) + scale B (out, r) A (r, in), computed in float32 and rounded to the type of W."""
 
     def __init__(self, weight: LazyTensor, down: LazyTensor, up: LazyTensor, scale: float):
         self.weight, self.down, self.up, self.scale = weight, down, up, scale
         self.parts = (weight, down, up)
-        self.shape, self.dtype = weight.shape, weight.dtype
-        self.form = f"{str(weight.dtype).removeprefix('torch.')} with LoRA of rank {down.shape[0]}"
+        self.shape, self.kind = weight.shape, weight.kind
+        self.form = f"{weight.kind} with LoRA of rank {down.shape[0]}"
 
     def read(self, index: Index) -> torch.Tensor:
         rows, columns = (as_slice(part) for part in index)
-        product = self.up[rows].read().to(torch.float32) @ self.down[:, columns].read().to(torch.float32)
-        values = (self.weight[rows, columns].read().to(torch.float32) + self.scale * product).to(self.dtype)
+        values = self._values(rows, columns).to(self.dtype)
         return values[tuple(0 if isinstance(part, int) else slice(None) for part in index)]
+
+    def _values(self, rows: slice, columns: slice) -> torch.Tensor:
+        product = self.up[rows].read().to(torch.float32) @ self.down[:, columns].read().to(torch.float32)
+        return self.weight[rows, columns].read().to(torch.float32) + self.scale * product
+
+
+class Directed(LowRank):
+    """m (V / |V|), each row of V = W + scale B A with the length m of its own; whole rows are read for that."""
+
+    def __init__(self, weight: LazyTensor, down: LazyTensor, up: LazyTensor, scale: float, magnitude: LazyTensor):
+        super().__init__(weight, down, up, scale)
+        self.magnitude, self.parts = magnitude, (weight, down, up, magnitude)
+        self.form = self.form.replace("LoRA", "DoRA")
+
+    def _values(self, rows: slice, columns: slice) -> torch.Tensor:
+        whole = super()._values(rows, slice(0, self.shape[1]))
+        factors = self.magnitude[rows].read().to(torch.float32) / torch.linalg.norm(whole, dim=1)
+        return whole[:, columns] * factors[:, None]
 
 
 def is_adapter(path: Path) -> bool:
@@ -98,7 +121,7 @@ def _require_plain(folder: Path, config: Mapping[str, Any]) -> None:
     if kind != "LORA" or variant is not None:
         what = f"of the type {kind!r}" if kind != "LORA" else f"with {variant}={config.get(str(variant))!r}"
         raise CheckpointError(
-            f"{folder} holds an adapter {what}, and plain LoRA can be read; merge it into its base with PEFT "
+            f"{folder} holds an adapter {what}, and plain LoRA and DoRA can be read; merge it into its base with PEFT "
             "(merge_and_unload) and save the model, or pass the live model."
         )
 
@@ -107,7 +130,15 @@ def _changed(
     base: Mapping[str, LazyTensor], stored: Mapping[str, LazyTensor], config: Mapping[str, Any], path: Path
 ) -> Iterator[tuple[str, LazyTensor]]:
     """Keys of the base, and what the adapter makes of them."""
+    lengths = {match[1]: tensor for key, tensor in stored.items() if (match := MAGNITUDE.fullmatch(key))}
+    if bool(lengths) is not bool(config.get("use_dora")):
+        raise DamagedFile(
+            f"{path.parent / CONFIG} has use_dora={config.get('use_dora')!r}, but {path} holds {len(lengths)} "
+            "magnitudes; save the adapter again."
+        )
     for key, tensor in stored.items():
+        if MAGNITUDE.fullmatch(key):
+            continue
         match = FACTOR.fullmatch(key)
         target = f"{match[1]}.weight" if match else re.sub(r"\.(modules_to_save|original_module)(\.default)?", "", key)
         target = target.removeprefix(PREFIX)
@@ -120,31 +151,41 @@ def _changed(
             _require_shape(path, key, tensor, base[target].shape)
             yield target, tensor
         elif match[2] == "A":
-            yield target, _sum(base[target], key, stored, str(match[1]).removeprefix(PREFIX), config, path)
+            low_rank = _sum(base[target], key, stored, str(match[1]).removeprefix(PREFIX), config, path)
+            yield target, Stored(low_rank if not lengths else _directed(low_rank, lengths.get(match[1]), key, path))
 
 
-def _require_shape(path: Path, key: str, tensor: LazyTensor, shape: torch.Size) -> None:
-    if tensor.shape != shape:
+def _require_shape(path: Path, key: str, tensor: LazyTensor, shape: Sequence[int]) -> None:
+    if tuple(tensor.shape) != tuple(shape):
         raise DamagedFile(f"{path} holds {key!r} of shape {tuple(tensor.shape)}, but the base has {tuple(shape)}.")
 
 
 def _sum(
     weight: LazyTensor, key: str, stored: Mapping[str, LazyTensor], module: str, config: Mapping[str, Any], path: Path
-) -> LazyTensor:
+) -> LowRank:
     down, up = stored[key], stored.get(key.replace(".lora_A", ".lora_B"))
     if up is None or weight.ndim != 2 or down.ndim != 2:
         raise DamagedFile(
             f"{path} holds {key!r}, which has no lora_B, or belongs to no matrix; save the adapter again."
         )
     rank = down.shape[0]
-    _require_shape(path, key, down, torch.Size([rank, weight.shape[1]]))
-    _require_shape(path, key.replace(".lora_A", ".lora_B"), up, torch.Size([weight.shape[0], rank]))
+    _require_shape(path, key, down, (rank, weight.shape[1]))
+    _require_shape(path, key.replace(".lora_A", ".lora_B"), up, (weight.shape[0], rank))
     alpha = _of_module(config.get("alpha_pattern"), module, config.get("lora_alpha"))
     if not isinstance(alpha, int | float):
         raise DamagedFile(
             f"{path.parent / CONFIG} has lora_alpha={alpha!r}, expected a number; save the adapter again."
         )
-    return Stored(LowRank(weight, down, up, alpha / (rank**0.5 if config.get("use_rslora") else rank)))
+    return LowRank(weight, down, up, alpha / (rank**0.5 if config.get("use_rslora") else rank))
+
+
+def _directed(low_rank: LowRank, magnitude: LazyTensor | None, key: str, path: Path) -> Directed:
+    rows = low_rank.shape[0]
+    if magnitude is None or magnitude.numel() != rows:
+        there = "none" if magnitude is None else f"{magnitude.numel()}"
+        raise DamagedFile(f"{path} holds {key!r} with {there} of {rows} magnitudes; save the adapter again.")
+    magnitude = magnitude if magnitude.ndim == 1 else magnitude.reshape(rows)
+    return Directed(low_rank.weight, low_rank.down, low_rank.up, low_rank.scale, magnitude)
 
 
 def _of_module(pattern: Any, module: str, default: Any) -> Any:

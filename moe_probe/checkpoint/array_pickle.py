@@ -15,8 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
-
+from moe_probe.checkpoint.lazy import itemsize_of
 from moe_probe.errors import DamagedFile, UnsafeFile
 
 # every global that pickles of numpy arrays, ml_dtypes' bfloat16 and Grok-1's weights name (numpy 1 and 2, protocols
@@ -34,7 +33,7 @@ NAMES = {
     "__builtin__ object": "object",
     "__main__ QuantizedWeight8bit": "quantized",
 }
-DTYPES = {"f4": torch.float32, "i1": torch.int8, "bfloat16": torch.bfloat16}
+KINDS = {"f4": "float32", "i1": "int8", "bfloat16": "bfloat16"}
 DAMAGE = (ValueError, TypeError, LookupError, OSError, OverflowError, struct.error)
 
 
@@ -66,7 +65,7 @@ class Array:
     """
 
     shape: tuple[int, ...] = ()
-    dtype: torch.dtype | None = None
+    kind: str | None = None
     fortran: bool = False
     data: Payload | bytes = b""
 
@@ -75,8 +74,8 @@ class Array:
         length = self.data.length if isinstance(self.data, Payload) else len(self.data)
         if not all(isinstance(size, int) and size > 0 for size in self.shape):
             raise ValueError(f"an array of shape {self.shape}")
-        if self.dtype is None or math.prod(self.shape) * self.dtype.itemsize != length:
-            raise ValueError(f"{length} bytes for an array of shape {self.shape}, {self.dtype}")
+        if self.kind is None or math.prod(self.shape) * itemsize_of(self.kind) != length:
+            raise ValueError(f"{length} bytes for an array of shape {self.shape}, {self.kind}")
 
 
 class Quantized(dict):
@@ -209,7 +208,7 @@ def _call(function: Any, arguments: Any) -> Any:
         case Name("array"), (Name("ndarray"), _, _):
             return Array()
         case Name("array of buffer"), (data, DType(code), tuple(shape), order):
-            return Array(shape, DTYPES[code], order == "F", data)
+            return Array(shape, KINDS[code], order == "F", data)
         case Name("dtype"), (str(code), *_):
             return DType(code)
         case Name("encode"), (str(text), "latin1"):
@@ -225,7 +224,7 @@ def _build(target: Any, state: Any) -> None:
     """`target.__setstate__(state)`."""
     match target, state:
         case Array(), (_, tuple(shape), DType(code), fortran, data):
-            target.shape, target.dtype, target.fortran, target.data = shape, DTYPES[code], bool(fortran), data
+            target.shape, target.kind, target.fortran, target.data = shape, KINDS[code], bool(fortran), data
         case DType(), (_, str(byteorder), *_) if byteorder != ">":
             pass
         case Quantized(), {"weight": Array(), "scales": Array()} if len(state) == 2:

@@ -11,20 +11,25 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from huggingface_hub import HfApi, hf_hub_download, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from huggingface_hub.hf_api import RepoSibling
 from rich.console import Console
 
 from moe_probe.checkpoint.folder import configuration, read_json
-from moe_probe.checkpoint.formats.safetensors import TORCH_DTYPES, SafetensorsFile
+from moe_probe.checkpoint.formats.safetensors import KINDS, SafetensorsFile
+from moe_probe.checkpoint.formats.tensor_parallel import FILE_NAME, joined
 from moe_probe.checkpoint.identity import digest, hash_of_names
-from moe_probe.checkpoint.lazy import Index, LazyTensor, Stored
+from moe_probe.checkpoint.lazy import Index, LazyTensor, Size, Stored, Typed
 from moe_probe.checkpoint.store import Checkpoint, open_checkpoint, unwrapped
 from moe_probe.errors import CheckpointError, DamagedFile, MissingFiles
+
+if TYPE_CHECKING:
+    import torch
+else:
+    from moe_probe.deferred import torch
 
 SMALL = (".json", ".model", ".txt", ".jinja", ".tiktoken", ".bpe", ".vocab", ".spm")  # what describes a model
 INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json", "consolidated.safetensors.index.json")
@@ -90,7 +95,8 @@ class Repository:
         if single is not None and (index is None or single == index.removesuffix(".index.json")):
             return [single]
         if index is None:
-            names = [name for name in self.files if name.endswith(".gguf")]
+            names = sorted(filter(FILE_NAME.fullmatch, self.files))
+            names = names or [name for name in self.files if name.endswith(".gguf")]
             if not names:
                 raise MissingFiles(f"{self.name} holds no weights at its top; give a repository that does.")
             return names
@@ -119,6 +125,8 @@ def open_hub(name: str, revision: str | None, config: Mapping[str, Any] | None =
     with ThreadPoolExecutor(READERS) as pool:
         by_file = list(pool.map(lambda file: HubFile(repository, file).tensors(), weights))
     tensors = {key: tensor for part in by_file for key, tensor in part.items()}
+    if FILE_NAME.fullmatch(weights[0]):
+        tensors = joined(dict(zip(weights, by_file, strict=True)))
     return HubCheckpoint(repository, fields, unwrapped(tensors, fields), config)
 
 
@@ -159,11 +167,11 @@ class HubFile:
             raise MissingFiles(f"{self.name} of {self.repository.name} cannot be read ({_reason(error)}).") from error
         except Exception as error:  # the hub's library raises what its parser meets
             raise DamagedFile(f"{self.name} of {self.repository.name} has no header ({_reason(error)}).") from error
-        odd = next((info.dtype for info in header.tensors.values() if info.dtype not in TORCH_DTYPES), None)
+        odd = next((info.dtype for info in header.tensors.values() if info.dtype not in KINDS), None)
         if odd is not None:
-            raise CheckpointError(f"{self.name} of {self.repository.name} stores {odd}, a type that torch lacks.")
+            raise CheckpointError(f"{self.name} of {self.repository.name} stores {odd}, a type that is not read.")
         return {
-            key: Stored(HubEntry(self, key, torch.Size(info.shape), TORCH_DTYPES[info.dtype]))
+            key: Stored(HubEntry(self, key, Size(info.shape), KINDS[info.dtype]))
             for key, info in header.tensors.items()
         }
 
@@ -173,11 +181,11 @@ class HubFile:
         return SafetensorsFile(self.repository.download(self.name)).tensors()
 
 
-class HubEntry:
+class HubEntry(Typed):
     """One tensor of a file of the hub."""
 
-    def __init__(self, file: HubFile, key: str, shape: torch.Size, dtype: torch.dtype):
-        self.file, self.key, self.shape, self.dtype = file, key, shape, dtype
+    def __init__(self, file: HubFile, key: str, shape: Size, kind: str):
+        self.file, self.key, self.shape, self.kind = file, key, shape, kind
 
     def read(self, index: Index) -> torch.Tensor:
         return self.file.local[self.key][index].read()

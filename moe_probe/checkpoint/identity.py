@@ -9,20 +9,25 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 import numpy as np
-import torch
 
 from moe_probe.checkpoint.folder import BLOBS
 from moe_probe.checkpoint.lazy import Index, LazyTensor, TensorSource
 from moe_probe.checkpoint.mapped import FileState
+
+if TYPE_CHECKING:
+    import torch
+else:
+    from moe_probe.deferred import torch
 
 READ_WHOLE = 2**24  # checkpoints of at most so many bytes
 WHOLE_ROUTER = 2**25  # bytes; what is larger is no router
@@ -63,7 +68,9 @@ def hash_of_names(tensors: Mapping[str, LazyTensor]) -> str:
     """The SHA-256 of keys, shapes and dtypes."""
     hasher = hashlib.sha256()
     for key in sorted(tensors):
-        hasher.update(f"{key}\0{tensors[key].shape}{tensors[key].dtype}\n".encode(errors="surrogatepass"))
+        hasher.update(
+            f"{key}\0torch.Size({list(tensors[key].shape)})torch.{tensors[key].kind}\n".encode(errors="surrogatepass")
+        )
     return hasher.hexdigest()
 
 
@@ -99,37 +106,43 @@ class OpenFiles:
 
     def __init__(self, stack: ExitStack):
         self.stack = stack
-        self.descriptors: dict[Path, int] = {}
+        self.opened: dict[Path, BinaryIO] = {}
 
     def reader(self, source: TensorSource) -> tuple[int, Callable[[int, int], bytes]]:
         """How many bytes a source has as stored, and a function that reads some: from a start, so many."""
         span: tuple[Path, int, int] | None = getattr(source, "span", None)  # bytes that lie in a file as they are
         if span is not None:
             path, first, length = span
-            descriptor = self.descriptor(path)
-            return length, lambda start, size: os.pread(descriptor, size, first + start)
+            file = self.file(path)
+            return length, lambda start, size: read_at(file, first + start, size)
         raw: Callable[[], torch.Tensor] | None = getattr(source, "raw", None)  # bytes, mapped where possible
         stored = source.read(_everything(source.shape)) if raw is None else raw()
         values = stored.contiguous().flatten().view(torch.uint8).numpy()
         return len(values), lambda start, size: values[start : start + size].tobytes()
 
-    def descriptor(self, path: Path) -> int:
+    def file(self, path: Path) -> BinaryIO:
         """The file, opened without reading ahead."""
-        if path not in self.descriptors:
-            file = self.stack.enter_context(path.open("rb", buffering=0))
-            self.descriptors[path] = file.fileno()
+        if path not in self.opened:
+            file = self.stack.enter_context(cast(BinaryIO, path.open("rb", buffering=0)))
+            self.opened[path] = file
             if hasattr(os, "posix_fadvise"):
                 os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_RANDOM)
-        return self.descriptors[path]
+        return self.opened[path]
 
 
-def _everything(shape: torch.Size) -> Index:
+def read_at(file: BinaryIO, start: int, size: int) -> bytes:
+    """So many bytes of a file, from a place on."""
+    file.seek(start)
+    return file.read(size)
+
+
+def _everything(shape: Sequence[int]) -> Index:
     return tuple(slice(0, size) for size in shape)
 
 
-def blocks(length: int, shape: torch.Size, most: int) -> Iterator[tuple[int, int]]:
+def blocks(length: int, shape: Sequence[int], most: int) -> Iterator[tuple[int, int]]:
     """Start and size of at most so many blocks of each matrix in a tensor of `length` bytes, spread evenly."""
-    matrices = max(1, shape[:-2].numel()) if len(shape) > 2 else 1
+    matrices = max(1, math.prod(shape[:-2])) if len(shape) > 2 else 1
     matrix = length // matrices
     if not matrix:
         return

@@ -14,26 +14,107 @@ that it is made of:
 
 from __future__ import annotations
 
+import math
 import operator
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
-from typing import Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol, SupportsIndex, cast, overload
 
-import torch
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+else:
+    from moe_probe.deferred import torch
+
 
 Index = tuple[int | slice, ...]
+BITS = re.compile(r"\d+")
+
+
+class Size(tuple[int, ...]):
+    """Sizes of the dimensions, as `torch.Size` has them; torch need not be there."""
+
+    __slots__ = ()
+
+    @overload
+    def __getitem__(self, index: SupportsIndex) -> int: ...
+    @overload
+    def __getitem__(self, index: slice) -> Size: ...
+    def __getitem__(self, index: SupportsIndex | slice) -> int | Size:
+        part = super().__getitem__(index)
+        return Size(part) if isinstance(part, tuple) else part
+
+    def numel(self) -> int:
+        """Number of values."""
+        return math.prod(self)
+
+
+class Typed:
+    """What has a type of numbers, by name: torch is imported when the type itself is asked for.
+
+    Attributes:
+        kind: torch's name of the type, such as `bfloat16`.
+    """
+
+    kind: str
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type."""
+        return getattr(torch, self.kind)
+
+    @property
+    def is_floating_point(self) -> bool:
+        """Whether the numbers are floating-point."""
+        return self.kind.startswith(("float", "bfloat"))
+
+
+def kind_of(dtype: torch.dtype | str) -> str:
+    """The name of a type of numbers."""
+    return dtype if isinstance(dtype, str) else str(dtype).removeprefix("torch.")
+
+
+def itemsize_of(kind: str) -> int:
+    """Bytes of a number of a type, by the first digits in its name; `bool` has one."""
+    bits = BITS.search(kind)
+    return max(int(bits[0]) // 8, 1) if bits else 1
 
 
 class TensorSource(Protocol):
-    """Where the values of one stored tensor come from: a container file's entry, or a tensor in memory."""
+    """Where the values of one stored tensor come from: a container file's entry, or a tensor in memory.
 
-    shape: torch.Size
-    dtype: torch.dtype
+    A source that has the type's name, `kind`, is described without torch. One with `array(index)` gives whole numbers
+    to numpy.
+    """
+
+    @property
+    def shape(self) -> Sequence[int]: ...
+
+    @property
+    def dtype(self) -> torch.dtype: ...
 
     def read(self, index: Index) -> torch.Tensor:
         """Values at `index`: one int or slice (start and stop set, step 1) per dimension."""
         ...
+
+
+def _type_of(source: TensorSource) -> torch.dtype | str:
+    return getattr(source, "kind", None) or source.dtype
+
+
+def _reshaped(sizes: Size, shape: Sequence[int]) -> list[int]:
+    """A shape with its one -1, if any, filled in.
+
+    Raises:
+        ValueError: another number of values.
+    """
+    known = math.prod(size for size in shape if size != -1)
+    filled = [size if size != -1 else sizes.numel() // max(known, 1) for size in shape]
+    if math.prod(filled) != sizes.numel():
+        raise ValueError(f"a tensor of shape {tuple(sizes)} cannot be reshaped to {tuple(shape)}")
+    return filled
 
 
 def _several(numbers: tuple[Any, ...]) -> tuple[int, ...]:
@@ -42,17 +123,17 @@ def _several(numbers: tuple[Any, ...]) -> tuple[int, ...]:
     return tuple(one) if isinstance(one, tuple | list) else numbers
 
 
-class LazyTensor(ABC):
+class LazyTensor(Typed, ABC):
     """A tensor that is described but not read; `read()` gives the values.
 
     Attributes:
         shape: as of the `torch.Tensor` that `read` returns.
-        dtype: likewise.
+        kind: torch's name of its type, such as `bfloat16`; `dtype` is the type.
     """
 
-    def __init__(self, shape: Sequence[int], dtype: torch.dtype):
-        self.shape = torch.Size(shape)
-        self.dtype = dtype
+    def __init__(self, shape: Sequence[int], dtype: torch.dtype | str):
+        self.shape = Size(shape)
+        self.kind = kind_of(dtype)
 
     @abstractmethod
     def read(self) -> torch.Tensor:
@@ -94,7 +175,7 @@ class LazyTensor(ABC):
     def dim(self) -> int:
         return self.ndim
 
-    def size(self, dim: int | None = None) -> torch.Size | int:
+    def size(self, dim: int | None = None) -> Size | int:
         return self.shape if dim is None else self.shape[dim]
 
     def numel(self) -> int:
@@ -103,7 +184,11 @@ class LazyTensor(ABC):
     @property
     def nbytes(self) -> int:
         """Bytes of the values once read."""
-        return self.numel() * self.dtype.itemsize
+        return self.numel() * itemsize_of(self.kind)
+
+    def numbers(self) -> np.ndarray:
+        """The values of a small tensor of whole numbers, without torch where the format allows it."""
+        return self.read().numpy()
 
     def copy_to(self, out: torch.Tensor) -> torch.Tensor:
         """Read into `out`, of the same shape, converting to its dtype; no copy of the whole is made in between."""
@@ -151,7 +236,7 @@ class LazyTensor(ABC):
         return self.permute(*reversed(range(self.ndim)))
 
     def reshape(self, *shape: int) -> LazyTensor:
-        return Reshaped(self, torch.empty(self.shape, device="meta").reshape(_several(shape)).shape)
+        return Reshaped(self, _reshaped(self.shape, _several(shape)))
 
     view = reshape
 
@@ -159,13 +244,16 @@ class LazyTensor(ABC):
         return self.select(dim % self.ndim, 0) if self.shape[dim] == 1 else self
 
     def split(self, sizes: int | Sequence[int], dim: int = 0) -> tuple[LazyTensor, ...]:
-        return self._pieces(torch.empty(self.shape, device="meta").split(sizes, dim), dim)
+        if isinstance(sizes, int):
+            sizes = [min(sizes, self.shape[dim] - start) for start in range(0, self.shape[dim], sizes)] or [0]
+        return self._pieces(sizes, dim)
 
     def chunk(self, chunks: int, dim: int = 0) -> tuple[LazyTensor, ...]:
-        return self._pieces(torch.empty(self.shape, device="meta").chunk(chunks, dim), dim)
+        return self.split(max(1, -(-self.shape[dim] // chunks)), dim)
 
-    def _pieces(self, like: Sequence[torch.Tensor], dim: int) -> tuple[LazyTensor, ...]:
-        sizes = [piece.shape[dim] for piece in like]
+    def _pieces(self, sizes: Sequence[int], dim: int) -> tuple[LazyTensor, ...]:
+        if sum(sizes) != self.shape[dim]:
+            raise ValueError(f"pieces of {list(sizes)} do not make up size {self.shape[dim]}")
         starts = [sum(sizes[:i]) for i in range(len(sizes))]
         return tuple(self.narrow(dim % self.ndim, start, size) for start, size in zip(starts, sizes, strict=True))
 
@@ -175,15 +263,15 @@ class LazyTensor(ABC):
     @classmethod
     def __torch_function__(cls, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
-        if func in _BUILDERS:
-            return _BUILDERS[func](*args, **kwargs)
+        if func.__name__ in BUILDERS and func is getattr(torch, func.__name__, None):
+            return BUILDERS[func.__name__](*args, **kwargs)
         method = getattr(cls, func.__name__, None)
         if method is None:
             raise NotImplementedError(f"torch.{func.__name__} is not defined on lazy tensors")
         return method(*args, **kwargs)
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}(shape={tuple(self.shape)}, dtype={self.dtype})"
+        return f"{type(self).__name__}(shape={tuple(self.shape)}, dtype=torch.{self.kind})"
 
 
 class Stored(LazyTensor):
@@ -193,13 +281,18 @@ class Stored(LazyTensor):
         self.source = source
         if index is None:
             self.index = tuple([slice(0, size) for size in source.shape])
-            super().__init__(source.shape, source.dtype)
+            super().__init__(source.shape, _type_of(source))
         else:
             self.index = index
-            super().__init__([part.stop - part.start for part in index if isinstance(part, slice)], source.dtype)
+            sizes = [part.stop - part.start for part in index if isinstance(part, slice)]
+            super().__init__(sizes, _type_of(source))
 
     def read(self) -> torch.Tensor:
         return self.source.read(self.index)
+
+    def numbers(self) -> np.ndarray:
+        array: Callable[[Index], np.ndarray] | None = getattr(self.source, "array", None)
+        return super().numbers() if array is None else array(self.index)
 
     def sources(self) -> Iterator[TensorSource]:
         parts: tuple[LazyTensor, ...] = getattr(self.source, "parts", ())
@@ -228,7 +321,7 @@ class Stacked(LazyTensor):
         if any(part.shape != first.shape for part in self.parts):
             raise ValueError(f"cannot stack tensors of shapes {sorted({tuple(p.shape) for p in self.parts})}")
         self.dim_ = dim % (first.ndim + 1)
-        super().__init__([*first.shape[: self.dim_], len(self.parts), *first.shape[self.dim_ :]], first.dtype)
+        super().__init__([*first.shape[: self.dim_], len(self.parts), *first.shape[self.dim_ :]], first.kind)
 
     def read(self) -> torch.Tensor:
         return torch.stack([part.read() for part in self.parts], self.dim_)
@@ -264,7 +357,7 @@ class Concatenated(LazyTensor):
         if len({(*part.shape[: self.dim_], 0, *part.shape[self.dim_ + 1 :]) for part in self.parts}) > 1:
             raise ValueError(f"cannot concatenate tensors of shapes {sorted({tuple(p.shape) for p in self.parts})}")
         shape[self.dim_] = sum(part.shape[self.dim_] for part in self.parts)
-        super().__init__(shape, first.dtype)
+        super().__init__(shape, first.kind)
 
     def read(self) -> torch.Tensor:
         return torch.cat([part.read() for part in self.parts], self.dim_)
@@ -301,7 +394,7 @@ class Permuted(LazyTensor):
 
     def __init__(self, base: LazyTensor, dims: tuple[int, ...]):
         self.base, self.dims = base, dims
-        super().__init__([base.shape[dim] for dim in dims], base.dtype)
+        super().__init__([base.shape[dim] for dim in dims], base.kind)
 
     def read(self) -> torch.Tensor:
         return self.base.read().permute(self.dims)
@@ -318,11 +411,11 @@ class Permuted(LazyTensor):
         return Permuted(self.base.narrow(self.dims[dim], start, length), self.dims)
 
 
-class Whole:
+class Whole(Typed):
     """The source of a lazy tensor that can only be read whole and sliced then."""
 
     def __init__(self, base: LazyTensor):
-        self.base, self.shape, self.dtype = base, base.shape, base.dtype
+        self.base, self.shape, self.kind = base, base.shape, base.kind
         self.parts = (base,)
 
     def read(self, index: Index) -> torch.Tensor:
@@ -334,7 +427,7 @@ class Reshaped(LazyTensor):
 
     def __init__(self, base: LazyTensor, shape: Sequence[int]):
         self.base = base
-        super().__init__(shape, base.dtype)
+        super().__init__(shape, base.kind)
 
     def read(self) -> torch.Tensor:
         return self.base.read().reshape(self.shape)
@@ -361,7 +454,7 @@ class Strided(LazyTensor):
 
     def __init__(self, base: LazyTensor, dim: int, step: int):
         self.base, self.dim_, self.step = base, dim, step
-        super().__init__([*base.shape[:dim], -(-base.shape[dim] // step), *base.shape[dim + 1 :]], base.dtype)
+        super().__init__([*base.shape[:dim], -(-base.shape[dim] // step), *base.shape[dim + 1 :]], base.kind)
 
     def read(self) -> torch.Tensor:
         return self.base.read()[(slice(None),) * self.dim_ + (slice(None, None, self.step),)]
@@ -380,15 +473,15 @@ class Strided(LazyTensor):
         return Strided(self.base.narrow(dim, start, length), self.dim_, self.step)
 
 
-class InMemory:
+class InMemory(Typed):
     """The source of a tensor that is already in memory: a live model's parameter."""
 
     def __init__(self, tensor: torch.Tensor):
         self.tensor = tensor.detach()
-        self.shape, self.dtype = tensor.shape, tensor.dtype
+        self.shape, self.kind = tensor.shape, kind_of(tensor.dtype)
 
     def read(self, index: Index) -> torch.Tensor:
         return self.tensor[index]
 
 
-_BUILDERS = {torch.stack: Stacked, torch.cat: Concatenated}
+BUILDERS = {"stack": Stacked, "cat": Concatenated}  # functions of torch

@@ -48,8 +48,11 @@ def map_file(path: Path) -> mmap.mmap:
     """The bytes of a file, read as they are used.
 
     Whoever writes into them has copies of the pages for himself: the file never changes. Memory for that is not set
-    aside beforehand, so files larger than memory open.
+    aside beforehand, so files larger than memory open. Windows has no such flags: there it counts the copies that could
+    be made against memory and page file, and the file cannot be replaced while it is mapped.
     """
     with open(path, "rb") as file:
+        if not hasattr(mmap, "MAP_PRIVATE"):
+            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
         prot = mmap.PROT_READ | mmap.PROT_WRITE
         return mmap.mmap(file.fileno(), 0, flags=mmap.MAP_PRIVATE | NO_RESERVE, prot=prot)

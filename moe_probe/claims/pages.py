@@ -11,6 +11,7 @@ import xarray as xr
 from moe_probe import plotting
 from moe_probe.claims.testing import RATE
 from moe_probe.errors import WrongType
+from moe_probe.figures.saving import FileKind, Format
 from moe_probe.files import make_folder
 from moe_probe.report.page import write_page, write_section
 from moe_probe.report.section import Measure, Section
@@ -19,14 +20,21 @@ from moe_probe.results import save
 COLUMNS = {"layer": "layer", "effect": "effect", "low": "low", "high": "high", "p_value": "p", "q_value": "q"}
 
 
-def page(ds: xr.Dataset, folder: str | Path) -> Path:
-    """Write the page of a result of `claims.test`, the result (.nc), and tables (CSV) and figures (PDF) beside it.
+def page(ds: xr.Dataset, folder: str | Path, *, format: Format = "pdf", dpi: int = 300) -> Path:
+    """Write the page of a result of `claims.test`, the result (.nc), and tables (CSV) and figures beside it.
+
+    Args:
+        ds: the result.
+        folder: that they go to.
+        format: of the figures' files: `pdf`, `png` or `svg`.
+        dpi: dots an inch, of PNG files and of what is rasterized in the others.
 
     Returns:
         The path of `index.html`.
 
     Raises:
         WrongType: it is the result of something else.
+        NoSuchName, OutOfRange: there is no such format, or `dpi` is below 30 or above 2,400.
         MachineError: the disk is full, or cannot be written to.
 
     Examples:
@@ -37,16 +45,16 @@ def page(ds: xr.Dataset, folder: str | Path) -> Path:
     """
     if not isinstance(ds, xr.Dataset) or ds.attrs.get("analysis") != "claims":
         raise WrongType("The page tells of tested claims; pass the result of claims.test.")
-    target = make_folder(folder)
+    kind, target = FileKind(format, dpi), make_folder(folder)
     save(ds, target / "claims.nc")
     sections = [_overview(ds), *(_section(ds, str(claim)) for claim in ds.claim.values)]
     for section in sections:
-        write_section(target, section)
+        write_section(target, section, kind=kind)
     note = (
         f"Fingerprint {ds.attrs['fingerprint']}. Intervals are 95 % over {ds.attrs['resampled']} where p is. q: "
         f"{ds.attrs['correction']}, at {RATE:g}. {ds.attrs['rule'].capitalize()}."
     )
-    return write_page(target, ds.attrs["model"], note, sections)
+    return write_page(target, ds.attrs["model"], note, sections, kind=kind)
 
 
 def _overview(ds: xr.Dataset) -> Section:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, cast
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
@@ -32,8 +32,18 @@ Texts = Annotated[
 Table = Annotated[str | None, typer.Option(metavar="FORMAT", help="Tables of the results too: csv, json or latex.")]
 
 
-def write(results: Iterable[xr.Dataset], out: Path, n_jobs: int = 1, table: str | None = None) -> None:
-    """Save results, then their tables, draw their figures and print short tables, and what was written."""
+def write(
+    results: Iterable[xr.Dataset], out: Path, drawing: Mapping[str, Any], n_jobs: int = 1, table: str | None = None
+) -> None:
+    """Save results, then their tables, draw their figures and print short tables, and what was written.
+
+    Args:
+        results: of analyses.
+        out: the folder.
+        drawing: arguments of `figures.draw`.
+        n_jobs: figures drawn at a time.
+        table: format of the tables; None for no tables.
+    """
     from moe_probe import plotting
     from moe_probe.cli.tables import summary
     from moe_probe.figures import draw, result_stem
@@ -51,7 +61,7 @@ def write(results: Iterable[xr.Dataset], out: Path, n_jobs: int = 1, table: str 
     figures = 0
     for dataset in saved:
         if dataset.attrs["analysis"] in plotting.names():
-            figures += len(draw(dataset, out, n_jobs))
+            figures += len(draw(dataset, out, n_jobs, **drawing))
         if (short := summary(dataset)) is not None:
             console.print(short)
-    console.print(f"Wrote {len(saved)} results (.nc) and {figures} figures (.pdf) to {out}")
+    console.print(f"Wrote {len(saved)} results (.nc) and {figures} figures (.{drawing['format']}) to {out}")

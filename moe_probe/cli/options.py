@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 
 from moe_probe.errors import InputError, NoSuchName, OutOfRange
-from moe_probe.options import DEFAULTS, HELP, construct
+from moe_probe.options import DEFAULTS, DPI_RANGE, FIGURE_CHOICES, FIGURE_FORMATS, HELP, construct
 from moe_probe.progress import quiet
+from moe_probe.signatures import check_choice, check_number
 
 if TYPE_CHECKING:
     from moe_probe.model import MoEModel
@@ -31,6 +32,14 @@ MODEL_HELP: Final[Mapping[str, str]] = {
     "under": "An intervention, such as mask.layer=3,experts=1+2; repeated.",
 }
 MODEL_OPTIONS: Final = tuple(MODEL_HELP)
+FIGURE_HELP: Final[Mapping[str, str]] = {
+    "figures": "Figures to draw: main, all (single layers too) or none.",
+    "format": "Format of the figures' files: pdf, png or svg.",
+    "dpi": "Dots an inch, of PNG files and of what is rasterized in the others.",
+}
+FIGURE_DEFAULTS: Final[Mapping[str, Any]] = {"figures": "main", "format": "pdf", "dpi": 300}
+FIGURE_OPTIONS: Final = tuple(FIGURE_HELP)
+FILE_OPTIONS: Final = ("format", "dpi")  # of commands whose figures are those of a page
 METAVARS: Final[Mapping[str, str]] = {
     "labels": "COLUMN",
     "unit": "COLUMN",
@@ -45,6 +54,9 @@ METAVARS: Final[Mapping[str, str]] = {
     "tokenizer": "PATH",
     "config": "KEY=VALUE",
     "under": "NAME.KEY=VALUE,...",
+    "figures": "WHICH",
+    "format": "FORMAT",
+    "dpi": "N",
 }
 # what is written otherwise than in Python
 WRITTEN: Final[Mapping[str, Any]] = {
@@ -57,6 +69,9 @@ WRITTEN: Final[Mapping[str, Any]] = {
     "progress": bool,
     "config": list[str] | None,
     "under": list[str] | None,
+    "figures": str,
+    "format": str,
+    "dpi": int,
 }
 MOST_LAYERS = 1 << 16
 ARGUMENT = re.compile(r",(?=\w+=)")  # between the arguments of an intervention: JSON has no NAME=
@@ -67,7 +82,7 @@ def takes(*names: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """A command that takes these options beside its own; they reach it as keywords, with their defaults.
 
     Args:
-        names: of options of a run, or of those that say how a model is opened.
+        names: of options of a run, of those that say how a model is opened, or of those of figures.
     """
 
     def extended(command: Callable[..., None]) -> Callable[..., None]:
@@ -75,6 +90,7 @@ def takes(*names: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
 
         @wraps(command)
         def running(*given: Any, **options: Any) -> None:
+            drawing_of(options)  # a slip is refused before anything is computed
             with quiet(options.get("progress") is False):
                 command(*given, **options)
 
@@ -88,12 +104,11 @@ def takes(*names: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
 
 
 def _parameter(name: str) -> inspect.Parameter:
-    defaults: Mapping[str, Any] = DEFAULTS
+    defaults: Mapping[str, Any] = {**DEFAULTS, **FIGURE_DEFAULTS}
     written = WRITTEN.get(name, str | None)
-    option = (
-        typer.Option(metavar=METAVARS.get(name), help={**HELP, **MODEL_HELP}[name]) if written is not bool else None
-    )
-    annotation = Annotated[written, option or typer.Option(help=HELP[name])]
+    metavar = None if written is bool else METAVARS.get(name)
+    option = typer.Option(metavar=metavar, help={**HELP, **MODEL_HELP, **FIGURE_HELP}[name])
+    annotation = Annotated[written, option]
     kind = inspect.Parameter.KEYWORD_ONLY
     return inspect.Parameter(name, kind, default=defaults.get(name), annotation=annotation)
 
@@ -111,6 +126,20 @@ def of_run(options: Mapping[str, Any], names: Iterable[str] = tuple(DEFAULTS)) -
         how = {name: options[name] for name in ("device", "dtype") if name in options}
         found["baseline"] = open_model(found["baseline"], how)
     return found
+
+
+def drawing_of(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of figures as `figures.draw` takes them.
+
+    Raises:
+        NoSuchName: there is no such choice of figures, or no such format.
+        OutOfRange: `dpi` is below 30 or above 2,400.
+    """
+    asked = {name: options[name] for name in FIGURE_OPTIONS if name in options}
+    check_choice("figures", asked.get("figures", "main"), FIGURE_CHOICES)
+    check_choice("format", asked.get("format", "pdf"), FIGURE_FORMATS)
+    check_number("dpi", asked.get("dpi", FIGURE_DEFAULTS["dpi"]), *DPI_RANGE)
+    return {"which" if name == "figures" else name: value for name, value in asked.items()}
 
 
 def split_name(source: str) -> tuple[str | None, str]:

@@ -219,7 +219,7 @@ def require_explained(used: Collection[str], unused: Collection[str]) -> None:
 
 
 def _require_floating(name: str, tensor: LazyTensor) -> None:
-    if not tensor.dtype.is_floating_point:
+    if not tensor.is_floating_point:
         raise WeightError(
-            f"{name} is stored as {tensor.dtype}, expected floating-point numbers; use the unquantized release."
+            f"{name} is stored as {tensor.kind}, expected floating-point numbers; use the unquantized release."
         )

@@ -10,16 +10,16 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
-
-import torch
-from transformers import PreTrainedConfig, PreTrainedModel
+from typing import TYPE_CHECKING, Any
 
 from moe_probe.checkpoint import Checkpoint, LazyTensor
 from moe_probe.errors import CannotWatch, DamagedFile, MissingWeight, NoSuchName
 from moe_probe.families.architecture import DENSE, PROJECTIONS, SHARED, Architecture, Layer, require_explained
 from moe_probe.families.counting import Counts
 from moe_probe.families.sizes import positive
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel
 
 LAYERS = ("num_hidden_layers", "num_layers", "n_layers", "block_count")
 WIDTH = ("hidden_size", "d_model", "dim", "embedding_length")
@@ -75,6 +75,7 @@ class Declared:
         top_k: the field that says how many experts a token chooses, where it has a name of its own (`object.field`).
         because: why no dynamic analysis works, as errors end.
         fields: values of fields that the configuration leaves out.
+        otherwise: the same model under other keys, as other releases of it have them.
     """
 
     name: str
@@ -86,18 +87,26 @@ class Declared:
     top_k: str | None = None
     because: str = "transformers has no code for it"
     fields: Mapping[str, Any] = field(default_factory=dict)
+    otherwise: tuple[Declared, ...] = ()
 
     def recognises(self, checkpoint: Checkpoint) -> bool:
         """Whether the model type is one of the family's, and some layer has experts under its keys."""
-        return checkpoint.config.get("model_type") in self.model_types and self._has_experts(checkpoint)
+        spellings = (self, *self.otherwise)
+        return checkpoint.config.get("model_type") in self.model_types and any(
+            spelling._has(at(next(iter(spelling.experts.values()))).key, checkpoint) for spelling in spellings
+        )
 
-    def _has_experts(self, checkpoint: Mapping[str, LazyTensor]) -> bool:
-        key = at(next(iter(self.experts.values()))).key
+    @staticmethod
+    def _has(key: str, checkpoint: Mapping[str, LazyTensor]) -> bool:
         pattern = re.escape(key).replace(r"\{layer\}", r"\d+").replace(r"\{expert\}", "0")
         return any(re.fullmatch(pattern, name) for name in checkpoint)
 
     def open(self, checkpoint: Checkpoint) -> Architecture:
-        """The declaration applied to a checkpoint."""
+        """The declaration, of several the one whose keys there are, applied to a checkpoint."""
+        for spelling in (self, *self.otherwise):
+            experts = at(next(iter(spelling.experts.values()))).key
+            if all(self._has(key, checkpoint) for key in (experts, spelling.router) if key is not None):
+                return DeclaredArchitecture(spelling, checkpoint)
         return DeclaredArchitecture(self, checkpoint)
 
 
@@ -111,9 +120,14 @@ class DeclaredArchitecture(Architecture):
 
     def __init__(self, family: Declared, checkpoint: Checkpoint):
         self.family, self.fields = family, {**family.fields, **_flat(checkpoint.config)}
-        super().__init__(_config(self.fields, checkpoint), checkpoint)
+        self.published = checkpoint
         self.num_layers = self._number(LAYERS)
         self.hidden_size = self._number(WIDTH)
+
+    @cached_property
+    def config(self) -> PreTrainedConfig:  # pyright: ignore[reportIncompatibleVariableOverride] - made when asked for
+        """The fields that every configuration of transformers has."""
+        return _config(self.fields, self.published)
 
     def _number(self, names: Sequence[str]) -> int:
         name = next((name for name in names if name in self.fields), None)
@@ -224,6 +238,9 @@ def _flat(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _config(fields: Mapping[str, Any], tensors: Mapping[str, LazyTensor]) -> PreTrainedConfig:
+    import torch
+    from transformers import PreTrainedConfig
+
     config = PreTrainedConfig()
     embeddings = next((tensor for key, tensor in tensors.items() if EMBEDDINGS.search(key)), None)
     rows = 0 if embeddings is None else embeddings.shape[0]

@@ -56,6 +56,8 @@ class Registered:
         config_class = config_class_of(self.model_class)
         AutoConfig.register(config_class.model_type, config_class, exist_ok=True)
         AutoModelForCausalLM.register(config_class, self.model_class, exist_ok=True)
+        # older versions of transformers pass over a class for a configuration of their own
+        AutoModelForCausalLM._model_mapping._extra_content[config_class] = self.model_class
         register_checkpoint_conversion_mapping(config_class.model_type, list(self.conversion), overwrite=True)
 
     def recognises(self, checkpoint: Checkpoint) -> bool:

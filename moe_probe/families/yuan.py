@@ -1,16 +1,34 @@
-"""IEITYuan/Yuan2-M32, static analyses only. Its router attends among experts and is no matrix with a row for each."""
+"""IEITYuan/Yuan2-M32, static analyses only. Its router attends among experts and is no matrix with a row for each.
 
-from moe_probe.families.declared import At, Declared
+Experts are keyed as the publisher's `tools/convert_hf_moe.py` writes them, as its later model code does, or below
+`experts.experts`.
+"""
 
-_EXPERT = "model.layers.{layer}.mlp.experts.experts.{expert}"
+from dataclasses import replace
 
-FAMILY = Declared(
+from moe_probe.families.declared import At, Declared, Keys
+
+_BLOCK = "model.layers.{layer}.mlp.experts"
+
+
+def _keys(first: str, second: str) -> Keys:
+    """Rows of gate and up are one matrix, gate first."""
+    return {"up": At(first, part=(1, 2)), "gate": At(first, part=(0, 2)), "down": second}
+
+
+_CONVERTED = Declared(
     name="yuan",
     model_types=("yuan",),
-    experts={
-        "up": At(f"{_EXPERT}.w1.weight", part=(1, 2)),
-        "gate": At(f"{_EXPERT}.w1.weight", part=(0, 2)),
-        "down": f"{_EXPERT}.w2.weight",
-    },
+    experts=_keys(f"{_BLOCK}.{{expert}}.w1.weight", f"{_BLOCK}.{{expert}}.w2.weight"),
     top_k="moe_config.moe_top_k",
+)
+FAMILY = replace(
+    _CONVERTED,
+    otherwise=(
+        replace(_CONVERTED, experts=_keys(f"{_BLOCK}.w1.{{expert}}.weight", f"{_BLOCK}.w2.{{expert}}.weight")),
+        replace(
+            _CONVERTED,
+            experts=_keys(f"{_BLOCK}.experts.{{expert}}.w1.weight", f"{_BLOCK}.experts.{{expert}}.w2.weight"),
+        ),
+    ),
 )

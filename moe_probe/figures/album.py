@@ -18,7 +18,7 @@ from moe_probe.errors import InputError
 from moe_probe.figures.contact_sheet import contact_sheet, thumbnail
 from moe_probe.figures.latex import write_snippet
 from moe_probe.figures.recipes import Recipe
-from moe_probe.figures.saving import write_figure
+from moe_probe.figures.saving import FileKind, write_figure
 from moe_probe.files import whole_file
 from moe_probe.parallel import map_items
 from moe_probe.plotting import Which
@@ -27,13 +27,13 @@ from moe_probe.shown import file_name
 MANIFEST, CONTACT_SHEET, FIGURES = "manifest.json", "contact_sheet.pdf", "figures"
 
 
-def write_with_thumbnail(drawn: tuple[Figure, Path, bool]) -> np.ndarray:
-    """Write a figure as PDF, and as PNG where that is asked for; its thumbnail."""
-    figure, path, png = drawn
-    write_figure(figure, path)
+def write_with_thumbnail(drawn: tuple[Figure, Path, bool, int]) -> np.ndarray:
+    """Write a figure, and as PNG too where that is asked for; its thumbnail."""
+    figure, path, png, dpi = drawn
+    write_figure(figure, path, dpi=dpi)
     figure.set_layout_engine("none")  # it is laid out by now
-    if png:
-        write_figure(figure, path.with_suffix(".png"))
+    if png and path.suffix != ".png":
+        write_figure(figure, path.with_suffix(".png"), dpi=dpi)
     return thumbnail(figure)
 
 
@@ -43,11 +43,12 @@ class Album:
 
     Attributes:
         paper: its name.
-        folder: holds `figures/<model>/*.pdf` with `figures.tex` beside them, `results/<model>/*.nc`, `manifest.json`
-            and `contact_sheet.pdf`.
+        folder: holds `figures/<model>/*.pdf` (or .png, .svg) with `figures.tex` beside them, `results/<model>/*.nc`,
+            `manifest.json` and `contact_sheet.pdf`.
         png: whether figures are written as PNG too.
         n_jobs: figures drawn at a time.
         which: `main` figures, with single layers of six layers; `all` layers; or `none`.
+        kind: format and dots an inch of the files.
         figures: an entry per figure: `figure`, `shows`, `model`, `file`, `caption`, `width` in inches, `analysis`,
             `parameters`, `fingerprint`, `data`.
         missing: an entry per kind of figure that a model cannot give: `figure`, `shows`, `model`, `reason`.
@@ -58,6 +59,7 @@ class Album:
     png: bool = False
     n_jobs: int = 1
     which: Which = "main"
+    kind: FileKind = field(default_factory=FileKind)
     figures: list[dict[str, Any]] = field(default_factory=list)
     missing: list[dict[str, Any]] = field(default_factory=list)
     _thumbnails: list[tuple[str, np.ndarray]] = field(default_factory=list, repr=False)
@@ -90,8 +92,8 @@ class Album:
             self.cannot(recipe, label, str(error))
             return
         folder = self.folder / FIGURES / file_name(label)
-        paths = [folder / f"{file_name(recipe.stem(stem))}.pdf" for stem, _ in drawn]
-        work = [(figure, path, self.png) for (_, figure), path in zip(drawn, paths, strict=True)]
+        paths = [folder / f"{file_name(recipe.stem(stem))}.{self.kind.format}" for stem, _ in drawn]
+        work = [(figure, path, self.png, self.kind.dpi) for (_, figure), path in zip(drawn, paths, strict=True)]
         thumbnails = map_items(write_with_thumbnail, work, self.n_jobs, f"Figures of {recipe.name}")
         for (stem, figure), path, picture in zip(drawn, paths, thumbnails, strict=True):
             self._thumbnails.append((f"{folder.name}/{path.stem}", picture))

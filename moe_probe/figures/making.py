@@ -19,6 +19,7 @@ from moe_probe.errors import FamilyError, InputError, NoSuchName, NotFitting, Wr
 from moe_probe.figures.album import Album
 from moe_probe.figures.papers import find_paper
 from moe_probe.figures.recipes import FromModel, FromModels, FromTexts, FromWeights, Recipe, Subject
+from moe_probe.figures.saving import FileKind, Format
 from moe_probe.forward.running import Running
 from moe_probe.model import MoEModel, Openable, load
 from moe_probe.options import REPRODUCE_OPTIONS, TEXT_OPTIONS, RunOptions, check_arguments, completed
@@ -45,9 +46,11 @@ def reproduce(
     options: Mapping[str, Mapping[str, Any]] | None = None,
     png: bool = False,
     which: Which = "main",
+    format: Format = "pdf",
+    dpi: int = 300,
     **run_options: Unpack[RunOptions],
 ) -> Album:
-    """Every figure of a paper that the models support, as vector PDF, from results that are computed once.
+    """Every figure of a paper that the models support, as vector PDF by default, from results that are computed once.
 
     Results are saved below `out`; a second call computes only what is not there yet for the same model (by its
     fingerprint and dtype), texts, parameters and versions. A figure of single tokens shows the beginning of the first
@@ -60,9 +63,11 @@ def reproduce(
         texts: a file of texts, or a list of texts or token ids; without texts, figures that need them are listed as
             missing.
         options: arguments of the dynamic analyses by name, such as `{"ffn_experts_per_token": {"min_count": 2}}`.
-        png: write PNG files too, beside the PDF files.
+        png: write PNG files too, beside those of `format`.
         which: of figures of single layers, as the paper lays them out, `main` ones: six layers, evenly apart; `all`
             layers; or `none`, and nothing else either: results only.
+        format: of the files: `pdf`, `png` or `svg`.
+        dpi: dots an inch, of PNG files and of what is rasterized in the others.
         run_options: those of `dynamic.run`; a `baseline` takes part where its shapes are those of an expert.
 
     Returns:
@@ -86,7 +91,7 @@ def reproduce(
     layers, reading = asked.pop("layers"), {name: asked.pop(name) for name in TEXT_OPTIONS}
     dense = None if asked["baseline"] is None else _dense(asked["baseline"])
     maker = Maker(
-        album=Album(plan.name, Path(out), png, asked["n_jobs"], which),
+        album=Album(plan.name, Path(out), png, asked["n_jobs"], which, FileKind(format, dpi)),
         texts=None if texts is None else read_rows(texts, **{name: reading.pop(name) for name in OF_ROWS}),
         options=options,
         reading=reading,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,12 +12,34 @@ from matplotlib.figure import Figure
 
 from moe_probe import plotting
 from moe_probe.files import whole_file
+from moe_probe.options import DPI_RANGE, FIGURE_FORMATS
 from moe_probe.parallel import map_items
 from moe_probe.shown import file_name
-from moe_probe.signatures import check_jobs, check_number, checked
+from moe_probe.signatures import check_choice, check_jobs, check_number, checked
 
 Format = Literal["pdf", "png", "svg"]
 Work = tuple[xr.Dataset, Path, plotting.Which, Format, int]
+
+
+@dataclass(frozen=True)
+class FileKind:
+    """How figures are stored.
+
+    Attributes:
+        format: of the files: `pdf`, `png` or `svg`.
+        dpi: dots an inch, of PNG files and of what is rasterized in the others.
+
+    Raises:
+        NoSuchName: there is no such format.
+        OutOfRange: `dpi` is below 30 or above 2,400.
+    """
+
+    format: Format = "pdf"
+    dpi: int = 300
+
+    def __post_init__(self) -> None:
+        check_choice("format", self.format, FIGURE_FORMATS)
+        check_number("dpi", self.dpi, *DPI_RANGE)
 
 
 def result_stem(dataset: xr.Dataset) -> str:
@@ -66,7 +89,7 @@ def draw(
         MachineError: the disk is full.
     """
     check_jobs(n_jobs)
-    check_number("dpi", dpi, 30, 2400)
+    FileKind(format, dpi)
     if isinstance(dataset, xr.Dataset):
         drawn = [
             (figure, folder / "figures" / f"{file_name(stem)}.{format}", dpi)

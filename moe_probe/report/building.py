@@ -12,6 +12,7 @@ from typing import Any, Unpack
 
 from moe_probe import comparisons, dynamic
 from moe_probe.errors import DenseModel, NotFitting
+from moe_probe.figures.saving import FileKind, Format
 from moe_probe.files import make_folder, whole_file
 from moe_probe.model import MoEModel, Openable, load
 from moe_probe.options import REPORT_OPTIONS, RunOptions, completed
@@ -109,15 +110,22 @@ class Report:
     def _repr_html_(self) -> str:
         return self.html
 
-    def save(self, folder: str | Path) -> Path:
-        """Write `index.html`, `report.json`, a CSV of every table and a PDF of every figure; returns the page's path.
+    def save(self, folder: str | Path, *, format: Format = "pdf", dpi: int = 300) -> Path:
+        """Write `index.html`, `report.json`, a CSV of every table and a file of every figure; returns the page's path.
+
+        Args:
+            folder: that they go to.
+            format: of the figures' files: `pdf`, `png` or `svg`.
+            dpi: dots an inch, of PNG files and of what is rasterized in the others.
 
         Raises:
+            NoSuchName: there is no such format.
+            OutOfRange: `dpi` is below 30 or above 2,400.
             MachineError: the disk is full, or cannot be written to.
         """
-        target = make_folder(folder)
+        kind, target = FileKind(format, dpi), make_folder(folder)
         with whole_file(target / "report.json") as partial:
             partial.write_text(json.dumps(self.to_dict(), indent=1, default=str), encoding="utf-8")
         for section in self.sections:
-            write_section(target, section)
-        return write_page(target, self.model.name, self._note, self.sections)
+            write_section(target, section, kind=kind)
+        return write_page(target, self.model.name, self._note, self.sections, kind=kind)

@@ -11,7 +11,7 @@ import pandas as pd
 from jinja2 import Environment
 from matplotlib.figure import Figure
 
-from moe_probe.figures import write_figure
+from moe_probe.figures.saving import FileKind, write_figure
 from moe_probe.files import make_folder, whole_file
 from moe_probe.parallel import map_items
 from moe_probe.report.section import Section
@@ -20,9 +20,10 @@ from moe_probe.shown import csv_cell, file_name
 TEMPLATE = Path(__file__).parent / "page.html"
 FIGURES = "figures"
 DPI = 120  # of pictures on the page; the files beside it are vectors
+DEFAULT = FileKind()
 
 
-def render(title: str, note: str, sections: Sequence[Section], n_jobs: int = 1) -> str:
+def render(title: str, note: str, sections: Sequence[Section], n_jobs: int = 1, kind: FileKind = DEFAULT) -> str:
     """The page, complete in itself; its links lead to the figures that `write_section` writes."""
     figures = [figure for section in sections for _, _, figure in section.figures]
     pictures = iter(map_items(_picture, figures, n_jobs, "Pictures of the page", progress=False))
@@ -32,15 +33,15 @@ def render(title: str, note: str, sections: Sequence[Section], n_jobs: int = 1) 
             "title": each.title,
             "measures": each.measures,
             "table": None if each.table is None or each.table.empty else _table(each.table),
-            "figures": [(_path(stem), caption, next(pictures)) for stem, caption, _ in each.figures],
+            "figures": [(_path(stem, kind), caption, next(pictures)) for stem, caption, _ in each.figures],
         }
         for each in sections
     ]
     return template.render(title=title, note=note, sections=shown)
 
 
-def write_section(folder: Path, section: Section, n_jobs: int = 1) -> None:
-    """Write the table of a section as CSV and its figures as PDF.
+def write_section(folder: Path, section: Section, n_jobs: int = 1, kind: FileKind = DEFAULT) -> None:
+    """Write the table of a section as CSV, and its figures.
 
     Raises:
         MachineError: the disk is full, or cannot be written to.
@@ -48,29 +49,31 @@ def write_section(folder: Path, section: Section, n_jobs: int = 1) -> None:
     if section.table is not None:
         with whole_file(folder / f"{file_name(section.title)}.csv") as partial:
             _without_formulas(section.table).to_csv(partial)
-    drawn = [(figure, folder / _path(stem)) for stem, _, figure in section.figures]
+    drawn = [(figure, folder / _path(stem, kind), kind.dpi) for stem, _, figure in section.figures]
     map_items(_write, drawn, n_jobs, f"Figures of {section.title}", progress=False)
 
 
-def write_page(folder: Path, title: str, note: str, sections: Sequence[Section], n_jobs: int = 1) -> Path:
+def write_page(
+    folder: Path, title: str, note: str, sections: Sequence[Section], n_jobs: int = 1, kind: FileKind = DEFAULT
+) -> Path:
     """Write `index.html`, whose links lead to what `write_section` writes; returns its path.
 
     Raises:
         MachineError: the disk is full, or cannot be written to.
     """
     with whole_file(folder / "index.html") as partial:
-        partial.write_text(render(title, note, sections, n_jobs), encoding="utf-8")
+        partial.write_text(render(title, note, sections, n_jobs, kind), encoding="utf-8")
     return folder / "index.html"
 
 
-def _write(drawn: tuple[Figure, Path]) -> None:
-    figure, path = drawn
+def _write(drawn: tuple[Figure, Path, int]) -> None:
+    figure, path, dpi = drawn
     make_folder(path.parent)
-    write_figure(figure, path)
+    write_figure(figure, path, dpi=dpi)
 
 
-def _path(stem: str) -> str:
-    return "/".join([FIGURES, *map(file_name, f"{stem}.pdf".split("/"))])
+def _path(stem: str, kind: FileKind) -> str:
+    return "/".join([FIGURES, *map(file_name, f"{stem}.{kind.format}".split("/"))])
 
 
 def _without_formulas(table: pd.DataFrame) -> pd.DataFrame:

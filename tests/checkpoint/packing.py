@@ -69,6 +69,22 @@ def awq(group, rows=48, columns=64):
     return stored, (float64(scales)[index] * (codes - zeros[index])).T
 
 
+def awq_gemv(group, rows=48, columns=256):
+    """Stored tensors of an AWQ layer for GEMV: codes along the rows, zeros and scales filled up; and its values."""
+    groups = columns // group
+    codes, zeros = codes_of(4, rows, columns), codes_of(4, rows, groups)
+    scales = scales_of(torch.float16, rows, groups)
+    multiple = {32: 4, 64: 2}.get(group, 1)
+    words = -(-groups // (8 * multiple)) * multiple
+    filled = torch.zeros(rows, words * 8, dtype=torch.float16)
+    filled[:, :groups] = scales
+    index = np.arange(columns) // group
+    padded = np.zeros((rows, words * 8), np.int64)
+    padded[:, :groups] = zeros
+    stored = {"qweight": whole(codes, 4), "qzeros": whole(padded, 4), "scales": filled}
+    return stored, float64(scales)[:, index] * (codes - zeros[:, index])
+
+
 def mlx(bits, group, *lead, rows=16, columns=128):
     """Stored tensors of an MLX layer, and its values."""
     codes = codes_of(bits, *lead, rows, columns)
@@ -102,6 +118,55 @@ def nvfp4(*lead, rows=12, columns=64, dividing=True):
     packed = torch.from_numpy((codes[..., 0::2] | codes[..., 1::2] << 4).astype(np.uint8))
     factor = float64(scale) / float64(overall).item() if dividing else float64(scale) * float64(overall).item()
     return packed, scale, overall, FP4[codes] * factor.repeat(16, -1)
+
+
+HQQ = {8: (1, "8bit_u8"), 4: (2, "4bit_u8"), 3: (10, "3bit_32"), 2: (4, "2bit_u8"), 1: (8, "1bit_u8")}
+
+
+def hqq_packed(codes, bits):
+    """Codes (rows, n), several rows in a word, the first part of the rows highest."""
+    sharing, _ = HQQ[bits]
+    rows = -(-len(codes) // sharing)
+    filled = np.zeros((rows * sharing, codes.shape[1]), np.int64)
+    filled[: len(codes)] = codes
+    words = sum(filled[part * rows : (part + 1) * rows] << bits * (sharing - 1 - part) for part in range(sharing))
+    return torch.from_numpy(words.astype(np.int32 if bits == 3 else np.uint8))
+
+
+def hqq(bits, group, axis, rows=40, columns=64):
+    """Codes, scales and zeros of an HQQ layer, what is said of it, and its values."""
+    groups = rows * columns // group
+    shape = (groups, group) if axis == 1 else (group, groups)
+    codes = codes_of(bits, *shape)
+    factors = (groups, 1) if axis == 1 else (1, groups)
+    scale = scales_of(torch.float32, *factors)
+    zero = torch.from_numpy(RNG.uniform(0, 2**bits, factors)).to(torch.float32)
+    said = {
+        "nbits": bits,
+        "group_size": group,
+        "shape": [rows, columns],
+        "axis": axis,
+        "packing": HQQ[bits][1],
+        "view_as_float": False,
+    }
+    values = ((codes - float64(zero)) * float64(scale)).reshape(rows, columns)
+    return {"W_q": hqq_packed(codes, bits), "scale": scale, "zero": zero}, said, values
+
+
+def hqq_beside(said):
+    """What is said of a layer as tensors, as transformers' files have it."""
+    more = {"quant_scale": False, "quant_zero": False, "compute_dtype": "torch.float32", "offload_meta": False,
+            "encoded_state_dict": True, "stores_quant_config": True, "channel_wise": True, "optimize": True,
+            "round_zero": False, "unpack_view_dtype": "torch.uint8"}  # fmt: skip
+    stored = {}
+    for name, value in {**more, **said}.items():
+        if isinstance(value, str):
+            stored[name] = torch.tensor([ord(letter) for letter in value], dtype=torch.uint8)
+        elif isinstance(value, list):
+            stored[name] = torch.tensor(value)
+        else:
+            stored[name] = torch.tensor(int(value), dtype=torch.uint8 if isinstance(value, bool) else torch.int32)
+    return stored
 
 
 def state(quant_type, shape, blocksize, **more):

@@ -5,7 +5,7 @@ import packing
 import pytest
 import torch
 
-from moe_probe.checkpoint import InMemory, Stored
+from moe_probe.checkpoint import InMemory, Stored, open_checkpoint
 from moe_probe.checkpoint.encodings import decoded
 from moe_probe.errors import CheckpointError
 
@@ -287,7 +287,7 @@ def test_bitsandbytes_eight_bits():
         (packing.gptq(4, 32)[0], {"quant_method": "gptq", "group_size": 16}, "group_size=16"),
         (packing.gptq(4, 32)[0], {"quant_method": "gptq", "group_size": 32, "checkpoint_format": "marlin"}, "'marlin'"),
         (packing.gptq(4, 32)[0], {"quant_method": "gptq", "group_size": 32, "bits": 8}, "states 8"),
-        (packing.awq(16)[0], {"quant_method": "awq", "bits": 4, "group_size": 16, "version": "gemv"}, "'gemv'"),
+        (packing.awq(16)[0], {"quant_method": "awq", "bits": 4, "group_size": 16, "version": "gemv_fast"}, "'gemv_fast'"),
         (packing.awq(16)[0], {"quant_method": "awq", "bits": 4, "group_size": 32}, "groups of 32"),
         (packing.mlx(4, 64)[0], {"bits": 4, "group_size": 128}, "groups of 128"),
         (packing.mlx(4, 64)[0], {"bits": 4, "group_size": 64, "mode": "nvfp4"}, "'nvfp4'"),
@@ -318,3 +318,71 @@ def test_what_does_not_fit_its_configuration_is_refused_by_name(stored, config, 
 def test_packed_layers_without_a_configuration_are_refused(stored):
     with pytest.raises(CheckpointError, match=r"m.*packed matrix"):
         decoded({"m." + key: Stored(InMemory(tensor)) for key, tensor in stored.items()}, {})
+
+
+HQQ_LAYERS = [(bits, axis) for bits in packing.HQQ for axis in (0, 1)]
+HQQ_CONFIG = {"quant_method": "hqq", "quant_config": {"weight_quant_params": {}}, "skip_modules": ["lm_head"]}
+
+
+@pytest.mark.parametrize(("bits", "axis"), HQQ_LAYERS)
+def test_hqq_as_transformers_stores_it(bits, axis):
+    stored, said, expected = packing.hqq(bits, 16 if bits != 3 else 20, axis)
+    assert_values(plain({**stored, **packing.hqq_beside(said)}, HQQ_CONFIG), expected)
+
+
+@pytest.mark.parametrize(("bits", "axis"), HQQ_LAYERS)
+def test_hqq_in_its_own_file(tmp_path, bits, axis):
+    stored, said, expected = packing.hqq(bits, 16 if bits != 3 else 20, axis)
+    words = stored.pop("W_q")
+    (tmp_path / "config.json").write_text("{}")
+    torch.save(
+        {"m": {"W_q": words, "meta": {**said, **stored}}, "n": {"weight": torch.ones(2)}}, tmp_path / "qmodel.pt"
+    )
+    checkpoint = open_checkpoint(tmp_path)
+    assert sorted(checkpoint) == ["m.weight", "n.weight"]
+    assert_values(checkpoint["m.weight"], expected)
+
+
+def test_hqq_with_scales_that_are_quantized_too(tmp_path):
+    stored, said, _ = packing.hqq(4, 16, 1)
+    inner, about, scales = packing.hqq(8, 32, 1, rows=len(stored["scale"]), columns=1)
+    meta = {**said, "zero": stored["zero"], "scale_q": inner.pop("W_q"), "meta_scale": {**about, **inner}}
+    (tmp_path / "config.json").write_text("{}")
+    torch.save({"m": {"W_q": stored["W_q"], "meta": meta}}, tmp_path / "qmodel.pt")
+    words = stored["W_q"].numpy()
+    codes = np.concatenate([words >> 4, words & 15]).astype(np.int64)
+    expected = ((codes - packing.float64(stored["zero"])) * scales).reshape(said["shape"])
+    values = packing.float64(open_checkpoint(tmp_path)["m.weight"].read())
+    np.testing.assert_allclose(values, expected, rtol=1e-5, atol=1e-6 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [({"view_as_float": True}, "packed as"), ({"packing": "5bit_u8"}, "5bit_u8"), ({"shape": [40, 65]}, "40, 65")],
+)
+def test_hqq_that_is_not_read_is_refused_by_name(changed, words):
+    stored, said, _ = packing.hqq(4, 16, 1)
+    with pytest.raises(CheckpointError, match=words):
+        plain({**stored, **packing.hqq_beside({**said, **changed})}, HQQ_CONFIG)
+
+
+@pytest.mark.parametrize("group", [32, 64, 128, 256])
+def test_awq_for_gemv(group):
+    stored, expected = packing.awq_gemv(group)
+    config = {"quant_method": "awq", "bits": 4, "group_size": group if group < 256 else -1, "version": "gemv"}
+    assert_values(plain(stored, config), expected)
+    reads_only_its_bytes(stored, config)
+
+
+@pytest.mark.parametrize("version", ["gemv_fast", "marlin", "exllama"])
+def test_another_packing_of_awq_is_refused_by_name(version):
+    stored, _ = packing.awq_gemv(64)
+    with pytest.raises(CheckpointError, match=f"AWQ for '{version}'"):
+        plain(stored, {"quant_method": "awq", "bits": 4, "group_size": 64, "version": version})
+
+
+@pytest.mark.parametrize("stated", ["gemm", "gemv"])
+def test_a_packing_of_awq_is_not_taken_for_the_other(stated):
+    stored, _ = packing.awq(32) if stated == "gemv" else packing.awq_gemv(32)
+    with pytest.raises(CheckpointError, match="do not fit"):
+        plain(stored, {"quant_method": "awq", "bits": 4, "group_size": 32, "version": stated})

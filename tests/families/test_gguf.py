@@ -10,6 +10,7 @@ from moe_probe import dynamic, static
 from moe_probe.errors import CheckpointError, FamilyError, MoEProbeError
 
 gguf = pytest.importorskip("gguf")
+pytestmark = pytest.mark.usefixtures("headers_say_the_same")
 D, FF, E, L, H, KV, HD, V = 32, 32, 4, 2, 4, 2, 8, 64
 SMALL = {
     "hidden_size": D,

@@ -27,7 +27,6 @@ ODD = [
     {"dtype": "x"},
     {"model_type": "nonesuch"},
     {"model_type": "../mixtral"},
-    {"quantization_config": {"quant_method": "fp8"}},
     {"moe_layer_freq": 0},
 ]
 

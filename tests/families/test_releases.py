@@ -4,9 +4,10 @@ import json
 import re
 import warnings
 
+import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 import moe_probe
 from moe_probe import dynamic, static
@@ -15,6 +16,7 @@ from moe_probe.facts import facts
 from moe_probe.families.declared import Declared, named
 from moe_probe.model import MoEModel
 
+pytestmark = pytest.mark.usefixtures("headers_say_the_same")
 D, FF, E, L, H, KV, HD, V = 32, 24, 4, 2, 4, 2, 8, 48
 IDS = torch.tensor([[5, 9, 3, 7, 11, 2, 40, 8]])
 SMALL = {
@@ -618,10 +620,61 @@ def test_an_adapter_gives_what_peft_merges(tmp_path, plain):
     torch.testing.assert_close(model.published[f"{attention}.weight"].read(), merged.data, rtol=1e-6, atol=1e-6)
 
 
+def dora(folder, base):
+    """A DoRA adapter, and the length that each row of its modules has in the end."""
+    changed = adapter(folder, base, use_dora=True)
+    path, generator = folder / "adapter_model.safetensors", torch.Generator().manual_seed(8)
+    lengths = {module: torch.rand(len(change), generator=generator) + 0.5 for module, change in changed.items()}
+    more = {f"base_model.model.{module}.lora_magnitude_vector": length for module, length in lengths.items()}
+    save_file({**load_file(path), **more}, path)
+    return changed, lengths
+
+
+def test_a_dora_adapter_gives_each_row_its_length(tmp_path, plain):
+    changed, lengths = dora(tmp_path / "dora", plain.checkpoint.path)
+    model, made = moe_probe.load(tmp_path / "dora"), mixtral()
+    for module, change in changed.items():
+        whole = made[f"{module}.weight"].double() + 2 * change
+        expected = whole / whole.norm(dim=1, keepdim=True) * lengths[module].double()[:, None]
+        tensor = model.published[f"{module}.weight"]
+        torch.testing.assert_close(tensor.read().double(), expected, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(tensor[1:3, 2:9].read(), tensor.read()[1:3, 2:9])
+        torch.testing.assert_close(tensor[2].read(), tensor.read()[2])
+    assert "DoRA of rank 3" in dict(facts(model))["stored as"]
+
+
+def test_a_dora_adapter_gives_what_peft_merges(tmp_path, plain):
+    peft = pytest.importorskip("peft")
+    dora(tmp_path / "dora", plain.checkpoint.path)
+    model, attention = moe_probe.load(tmp_path / "dora"), "model.layers.1.self_attn.q_proj"
+    config = peft.LoraConfig(r=3, lora_alpha=6, target_modules=[attention], lora_dropout=0.0, use_dora=True)
+    wrapped = peft.get_peft_model(plain.module, config)
+    stored = load_file(tmp_path / "dora" / "adapter_model.safetensors")
+    layer = wrapped.get_submodule(f"base_model.model.{attention}")
+    for name, value in {"lora_A": "lora_A.weight", "lora_B": "lora_B.weight"}.items():
+        getattr(layer, name).default.weight.data.copy_(stored[f"base_model.model.{attention}.{value}"])
+    length = stored[f"base_model.model.{attention}.lora_magnitude_vector"]
+    layer.lora_magnitude_vector.default.weight.data.copy_(length)
+    merged = wrapped.merge_and_unload().get_submodule(attention).weight
+    torch.testing.assert_close(model.published[f"{attention}.weight"].read(), merged.data, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("gone", ["lora_magnitude_vector", "lora_B"])
+def test_a_dora_adapter_without_a_part_is_refused(tmp_path, plain, gone):
+    dora(tmp_path / "dora", plain.checkpoint.path)
+    path = tmp_path / "dora" / "adapter_model.safetensors"
+    stored = load_file(path)
+    del stored[next(key for key in stored if gone in key)]
+    save_file(stored, path)
+    with pytest.raises(CheckpointError, match="save the adapter again"):
+        moe_probe.load(tmp_path / "dora")
+
+
 @pytest.mark.parametrize(
     ("config", "words"),
     [
-        ({"use_dora": True}, "use_dora"),
+        ({"use_dora": True}, "use_dora=True.*holds 0 magnitudes"),
+        ({"use_qalora": True}, "use_qalora"),
         ({"peft_type": "LOHA"}, "'LOHA'"),
         ({"base_model_name_or_path": None}, "names no base"),
         ({"lora_alpha": "x"}, "lora_alpha"),
@@ -664,3 +717,127 @@ def test_computed_buffers_are_not_asked_of_the_files(tmp_path):
     texts, options = [[5, 9, 3, 7]], {"execution": "layerwise"}
     layerwise = dynamic.run(model, texts, dynamic.ExpertLoad(), **options)["expert_load"]
     assert layerwise.equals(dynamic.run(model, texts, dynamic.ExpertLoad())["expert_load"])
+
+
+GROK2 = {
+    "architectures": ["Grok1ForCausalLM"],
+    "model_type": "git",
+    "hidden_size": D,
+    "intermediate_size": 40,
+    "moe_intermediate_size": FF,
+    "num_hidden_layers": L,
+    "num_local_experts": E,
+    "num_experts_per_tok": 2,
+    "residual_moe": True,
+    "vocab_size": V,
+}
+GROK2_ENDS = ["model.embed_tokens.weight", "lm_head.weight", "model.norm.weight"]
+GROK2_KINDS = ["mlp.gate_proj", "mlp.down_proj", "mlp.up_proj", "w1", "w2", "w3"]
+GROK2_KINDS += [f"self_attn.{name}_proj" for name in "koqv"]
+GROK2_KINDS += ["pre_attn_norm", "post_attn_norm", "pre_moe_norm", "post_moe_norm", "block_sparse_moe.gate"]
+
+
+def grok2(folder, ranks=4):
+    """Grok-2's files: one kind of tensor of all layers each; experts cut along their neurons, one file per rank."""
+    made = Made()
+    for name, shape in zip(GROK2_ENDS, [(V, D), (V, D), (D,)], strict=True):
+        made.new(name, *shape)
+    shapes = {
+        "mlp.gate_proj": (40, D),
+        "mlp.down_proj": (D, 40),
+        "mlp.up_proj": (40, D),
+        "block_sparse_moe.gate": (E, D),
+    }
+    shapes |= {"w1": (FF, D), "w2": (D, FF), "w3": (FF, D), "self_attn.k_proj": (16, D)}
+    shapes |= {"self_attn.v_proj": (16, D), "self_attn.o_proj": (D, D), "self_attn.q_proj": (D, D)}
+    files = {f"{number:05}-TP-common": [name] for number, name in enumerate(GROK2_ENDS)}
+    for number, kind in enumerate(GROK2_KINDS, len(GROK2_ENDS)):
+        routed = kind in ("w1", "w2", "w3")
+        names = [f"experts.{e}.{kind}" for e in range(E)] if routed else [kind]
+        keys = [
+            f"model.layers.{n}.{'block_sparse_moe.' if routed else ''}{name}.weight" for n in range(L) for name in names
+        ]
+        for key in keys:
+            made.new(key, *shapes.get(kind, (D,)))
+        for rank in range(ranks) if routed else ["common"]:
+            files[f"{number:05}-TP-{rank if rank == 'common' else format(rank, '03')}"] = keys
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(GROK2))
+    for name, keys in files.items():
+        rank = name.rpartition("-")[2]
+        part = {key: made[key] for key in keys}
+        if rank != "common":
+            part = {key: value.chunk(ranks, int(".w2." in key))[int(rank)].contiguous() for key, value in part.items()}
+        save_file(part, folder / f"pytorch_model-{name}.safetensors")
+    return made
+
+
+def test_grok_2_opens_from_its_files_by_rank(tmp_path):
+    made = grok2(tmp_path / "m")
+    model = moe_probe.load(tmp_path / "m")
+    assert (model.family, model.layer(1).num_experts, model.layer(1).intermediate_size) == ("grok2", E, FF)
+    assert torch.equal(model.router_weight(1), made["model.layers.1.block_sparse_moe.gate.weight"])
+    for expert in range(E):
+        for projection, name in {"gate": "w1", "up": "w3", "down": "w2"}.items():
+            expected = made[f"model.layers.1.block_sparse_moe.experts.{expert}.{name}.weight"]
+            tensor = model.expert_tensor(1, expert, projection)
+            assert torch.equal(tensor.read(), expected)
+            assert torch.equal(tensor[5:17].read(), expected[5:17])
+    assert dict(facts(model))["parameters"].startswith(f"{sum(value.numel() for value in made.values()):,} in all")
+    cosine = static.similarity(model, "matrix", layers=[0]).cosine.sel(layer=0, projection="down").values
+    rows = torch.stack([made[f"model.layers.0.block_sparse_moe.experts.{e}.w2.weight"].flatten() for e in range(E)])
+    rows = torch.nn.functional.normalize(rows.double(), dim=1)
+    np.testing.assert_allclose(cosine, rows @ rows.T, atol=1e-6)
+    with pytest.raises(FamilyError, match="grok2 models open for static analyses only"):
+        dynamic.run(model, [[1, 2]], dynamic.ExpertLoad())
+
+
+@pytest.mark.parametrize("gone", ["00000-TP-common", "00007-TP-002", "00006-TP-003"])
+def test_a_missing_file_of_a_rank_is_named(tmp_path, gone):
+    grok2(tmp_path / "m")
+    (tmp_path / "m" / f"pytorch_model-{gone}.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=f"{gone}.safetensors is missing"):
+        moe_probe.load(tmp_path / "m")
+
+
+def test_ranks_that_do_not_fit_are_refused(tmp_path):
+    grok2(tmp_path / "m")
+    path = tmp_path / "m" / "pytorch_model-00006-TP-001.safetensors"
+    save_file({"model.layers.0.block_sparse_moe.experts.0.w1.weight": torch.ones(3, D)}, path)
+    with pytest.raises(CheckpointError, match="expected one part of each of 4 ranks"):
+        moe_probe.load(tmp_path / "m")
+
+
+@pytest.mark.parametrize("block", ["experts.{}.{}", "experts.{1}.{0}", "experts.experts.{}.{}"])
+def test_yuan_opens_under_each_of_its_names(tmp_path, block):
+    made = Made()
+    made.new("model.embed_tokens.weight", V, D)
+    for layer in range(L):
+        made.new(f"model.layers.{layer}.mlp.gate.query_key_value.weight", 3 * E, D)
+        for expert in range(E):
+            for name, shape in {"w1": (2 * FF, D), "w2": (D, FF)}.items():
+                made.new(f"model.layers.{layer}.mlp.{block.format(expert, name)}.weight", *shape)
+    chosen = {"moe_config": {"moe_num_experts": E, "moe_top_k": 2}}
+    config = {"model_type": "yuan", "hidden_size": D, "num_hidden_layers": L, **chosen}
+    model = moe_probe.load(write(tmp_path / "m", made, config))
+    assert (model.layer(1).num_experts, model.layer(1).top_k) == (E, 2)
+    both = made[f"model.layers.1.mlp.{block.format(2, 'w1')}.weight"]
+    assert torch.equal(model.expert_weight(1, "2", "gate"), both[:FF])
+    assert torch.equal(model.expert_weight(1, "2", "up"), both[FF:])
+    assert torch.equal(model.expert_weight(1, "2", "down"), made[f"model.layers.1.mlp.{block.format(2, 'w2')}.weight"])
+
+
+@pytest.mark.parametrize("gate", ["gate.wg.weight", "gate.wg.2.weight", "gate.weight"])
+def test_skywork_opens_with_each_of_its_gates(tmp_path, gate):
+    made = Made()
+    made.new("model.embed_tokens.weight", V, D)
+    for layer in range(L):
+        if gate == "gate.wg.2.weight":
+            made.new(f"model.layers.{layer}.mlp.gate.wg.0.weight", 8 * E, D)
+        made.new(f"model.layers.{layer}.mlp.{gate}", E, 8 * E if ".2." in gate else D)
+        for expert in range(E):
+            for name, shape in {"gate": (FF, D), "up": (FF, D), "down": (D, FF)}.items():
+                made.new(f"model.layers.{layer}.mlp.experts.mlp_experts.{expert}.{name}_proj.weight", *shape)
+    config = {"model_type": "skywork", "hidden_size": D, "num_hidden_layers": L, "num_experts": [E]}
+    model = moe_probe.load(write(tmp_path / "m", made, config))
+    assert torch.equal(model.router_weight(1), made[f"model.layers.1.mlp.{gate}"])

@@ -11,8 +11,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-import torch
-
 from moe_probe.checkpoint.encodings._quantization import Quantization
 from moe_probe.checkpoint.lazy import LazyTensor
 from moe_probe.errors import CheckpointError
@@ -23,8 +21,8 @@ PACKED = re.compile(
     r"(\.|_)(qweight|qzeros|g_idx|weight_packed|weight_shape|weight_zero_point|weight_global_scale|weight_scale(_inv|_2)?|"
     r"absmax|quant_map|quant_state\.\S+|SCB|W_q|qscale_weight|scale_inv|scales?_and_zeros?)$"
 )
-MATRICES = {torch.int8, torch.uint8, torch.int32, torch.uint32, torch.int16, torch.uint16}  # types of codes
-FLOAT8 = {torch.float8_e4m3fn, torch.float8_e5m2}
+MATRICES = {"int8", "uint8", "int32", "uint32", "int16", "uint16"}  # types of codes
+FLOAT8 = {"float8_e4m3fn", "float8_e5m2"}
 
 
 @dataclass(frozen=True)
@@ -118,11 +116,10 @@ def require_decoded(tensors: Mapping[str, LazyTensor]) -> None:
         CheckpointError: naming the first of them.
     """
     for key, tensor in tensors.items():
-        codes = tensor.dtype in FLOAT8 or (tensor.ndim > 1 and tensor.dtype in MATRICES and key.endswith("weight"))
+        codes = tensor.kind in FLOAT8 or (tensor.ndim > 1 and tensor.kind in MATRICES and key.endswith("weight"))
         if codes or PACKED.search(key):
-            kind = str(tensor.dtype).removeprefix("torch.")
             raise CheckpointError(
-                f"{key!r} ({kind}, {tuple(tensor.shape)}) is part of a packed matrix, but the configuration does not "
-                "say how it is packed, or says something else; use the published config.json, with its "
+                f"{key!r} ({tensor.kind}, {tuple(tensor.shape)}) is part of a packed matrix, but the configuration "
+                "does not say how it is packed, or says something else; use the published config.json, with its "
                 "quantization_config, or pass that: config={'quantization_config': {...}}."
             )

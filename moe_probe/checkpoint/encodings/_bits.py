@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-
-import torch
+from typing import TYPE_CHECKING
 
 from moe_probe.checkpoint.slices import covering
+
+if TYPE_CHECKING:
+    import torch
+else:
+    from moe_probe.deferred import torch
 
 WORD = 32
 

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-import torch
-
-from moe_probe.checkpoint.lazy import Index, LazyTensor
+from moe_probe.checkpoint.lazy import Index, LazyTensor, Size, Typed, kind_of
 from moe_probe.checkpoint.slices import aligned, as_slice, within
 
+if TYPE_CHECKING:
+    import torch
+else:
+    from moe_probe.deferred import torch
 
-class PackedMatrix(ABC):
+
+class PackedMatrix(Typed, ABC):
     """The source of a matrix (..., rows, columns) that other tensors stand for.
 
     Attributes:
@@ -25,11 +29,11 @@ class PackedMatrix(ABC):
         form: str,
         parts: Sequence[LazyTensor],
         shape: Sequence[int],
-        dtype: torch.dtype,
+        dtype: torch.dtype | str,
         unit: tuple[int, int] = (1, 1),
     ):
         self.form, self.parts, self.unit = form, tuple(parts), unit
-        self.shape, self.dtype = torch.Size(shape), dtype
+        self.shape, self.kind = Size(shape), kind_of(dtype)
 
     @abstractmethod
     def decode(self, lead: Index, rows: slice, columns: slice) -> torch.Tensor:

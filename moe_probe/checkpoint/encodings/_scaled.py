@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-
-import torch
+from typing import TYPE_CHECKING
 
 from moe_probe.checkpoint.encodings._matrix import PackedMatrix
-from moe_probe.checkpoint.lazy import Index, LazyTensor, Stored
+from moe_probe.checkpoint.lazy import Index, LazyTensor, Size, Stored, Typed
 from moe_probe.checkpoint.slices import covering
 from moe_probe.errors import DamagedFile
 
-FP8 = {torch.float8_e4m3fn: "fp8 e4m3", torch.float8_e5m2: "fp8 e5m2"}
-CODES = {**FP8, torch.int8: "int8"}
+if TYPE_CHECKING:
+    import torch
+else:
+    from moe_probe.deferred import torch
+
+FP8 = {"float8_e4m3fn": "fp8 e4m3", "float8_e5m2": "fp8 e5m2"}
+CODES = {**FP8, "int8": "int8"}
 
 
 class Scaled(PackedMatrix):
@@ -33,9 +37,9 @@ class Scaled(PackedMatrix):
         factor: float = 1.0,
     ):
         self.codes, self.scale, self.zero, self.block, self.factor = codes, scale, zero, block, factor
-        narrow = scale.dtype in (torch.bfloat16, torch.float16)
+        narrow = scale.kind in ("bfloat16", "float16")
         parts = [codes, scale, *([] if zero is None else [zero])]
-        super().__init__(form, parts, codes.shape, scale.dtype if narrow else torch.bfloat16, block)
+        super().__init__(form, parts, codes.shape, scale.kind if narrow else "bfloat16", block)
 
     def decode(self, lead: Index, rows: slice, columns: slice) -> torch.Tensor:
         place = (*lead, covering(rows, self.block[0]), covering(columns, self.block[1]))
@@ -92,9 +96,9 @@ def scaled(
     Raises:
         DamagedFile: the codes are no matrix, or the scales do not fit.
     """
-    if codes.ndim < 2 or codes.dtype not in CODES:
+    if codes.ndim < 2 or codes.kind not in CODES:
         raise DamagedFile(
-            f"{name!r} is stored as {codes.dtype} of shape {tuple(codes.shape)} with scales, expected a matrix of fp8 "
+            f"{name!r} is stored as {codes.kind} of shape {tuple(codes.shape)} with scales, expected a matrix of fp8 "
             "or int8; download the file again."
         )
     *lead, rows, columns = codes.shape
@@ -112,7 +116,7 @@ def scaled(
     shape = (*lead, -(-rows // size[0]), -(-columns // size[1]))
     spread = [1] * len(lead) if scale.numel() == 1 else lead
     shape = (*spread, *shape[len(lead) :])
-    form = f"{CODES[codes.dtype]} with {words} scales" + (f" ({method})" if method else "")
+    form = f"{CODES[codes.kind]} with {words} scales" + (f" ({method})" if method else "")
     tensors = [None if part is None else _shaped(part, shape, lead) for part in (scale, zero)]
     assert tensors[0] is not None
     return Stored(Scaled(form, codes, tensors[0], size, tensors[1], factor))
@@ -125,12 +129,12 @@ def _shaped(scale: LazyTensor, shape: Sequence[int], lead: Sequence[int]) -> Laz
     return Stored(Everywhere(scale, (*lead, 1, 1))) if one else Stored(Same(scale, shape))
 
 
-class Same:
+class Same(Typed):
     """A small tensor under another shape."""
 
     def __init__(self, base: LazyTensor, shape: Sequence[int]):
         self.base, self.parts = base, (base,)
-        self.shape, self.dtype = torch.Size(shape), base.dtype
+        self.shape, self.kind = Size(shape), base.kind
 
     def read(self, index: Index) -> torch.Tensor:
         return self.base.read().reshape(self.shape)[index]
@@ -143,10 +147,10 @@ class Everywhere(Same):
         return self.base.read().reshape(()).expand(self.shape)[index]
 
 
-def _fit(codes: torch.Size, scale: torch.Size, block: Sequence[int] | None) -> tuple[tuple[int, int], str] | None:
+def _fit(codes: Size, scale: Size, block: Sequence[int] | None) -> tuple[tuple[int, int], str] | None:
     """Size of the block that each scale belongs to, and what such scales are called; None where they do not fit."""
     *lead, rows, columns = codes
-    numbers = torch.Size(lead).numel()
+    numbers = Size(lead).numel()
     if block is not None:
         if tuple(scale) == (*lead, -(-rows // block[0]), -(-columns // block[1])):
             return (block[0], block[1]), "block"

@@ -1,11 +1,10 @@
-"""AWQ, packed for GEMM (AutoAWQ): `X.qweight`, `X.qzeros`, `X.scales` stand for `X.weight`."""
+"""AWQ (AutoAWQ), packed for GEMM or GEMV: `X.qweight`, `X.qzeros`, `X.scales` stand for `X.weight`."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-
-import torch
+from typing import TYPE_CHECKING
 
 from moe_probe.checkpoint.encodings import Packed
 from moe_probe.checkpoint.encodings._bits import WORD, unpacked
@@ -15,7 +14,13 @@ from moe_probe.checkpoint.lazy import Index, LazyTensor, Stored
 from moe_probe.checkpoint.slices import covering
 from moe_probe.errors import CheckpointError, DamagedFile
 
+if TYPE_CHECKING:
+    import torch
+else:
+    from moe_probe.deferred import torch
+
 BITS, PER_WORD = 4, 8
+WIDTHS = {64: 2, 32: 4}  # by the size of a group
 PLACES = (0, 4, 1, 5, 2, 6, 3, 7)  # where in a word the code of each of 8 columns is
 
 
@@ -30,7 +35,7 @@ class Awq(PackedMatrix):
         self.group = codes.shape[0] // scales.shape[0]
         shape = (scales.shape[1], codes.shape[0])
         super().__init__(
-            f"int4 in groups of {self.group} (AWQ)", [codes, zeros, scales], shape, scales.dtype, (PER_WORD, self.group)
+            f"int4 in groups of {self.group} (AWQ)", [codes, zeros, scales], shape, scales.kind, (PER_WORD, self.group)
         )
 
     def decode(self, lead: Index, rows: slice, columns: slice) -> torch.Tensor:
@@ -38,6 +43,28 @@ class Awq(PackedMatrix):
         codes, zeros = (_columns(part.read()) for part in (self.codes[columns, words], self.zeros[groups, words]))
         values = (codes.unflatten(0, (-1, self.group)) - zeros.unsqueeze(1)).to(self.dtype)
         return values.mul_(self.scales[groups, rows].read().unsqueeze(1)).flatten(0, 1).T
+
+
+class Gemv(PackedMatrix):
+    """`qweight` (out, in / 8), the first code lowest; `qzeros` (out, words) and `scales` (out, 8 words), filled up.
+
+    The value at (o, i) is `scales[o, i // group] * (code - zero)` in the scales' type.
+    """
+
+    def __init__(self, codes: LazyTensor, zeros: LazyTensor, scales: LazyTensor, group: int):
+        self.codes, self.zeros, self.scales, self.group = codes, zeros, scales, group
+        shape = (codes.shape[0], codes.shape[1] * PER_WORD)
+        words = f"int4 in groups of {group} (AWQ for GEMV)"
+        super().__init__(words, [codes, zeros, scales], shape, scales.kind, (1, group))
+
+    def decode(self, lead: Index, rows: slice, columns: slice) -> torch.Tensor:
+        groups = covering(columns, self.group)
+        first = covering(groups, PER_WORD)
+        codes = unpacked(self.codes[rows, covering(columns, PER_WORD)].read(), BITS, 1)
+        zeros = unpacked(self.zeros[rows, first].read(), BITS, 1)
+        zeros = zeros[:, groups.start - first.start * PER_WORD :][:, : groups.stop - groups.start]
+        values = (codes.unflatten(1, (-1, self.group)) - zeros.unsqueeze(2)).to(self.dtype)
+        return values.mul_(self.scales[rows, groups].read().unsqueeze(2)).flatten(1)
 
 
 def _columns(words: torch.Tensor) -> torch.Tensor:
@@ -51,7 +78,7 @@ class AwqLayers:
 
     methods: tuple[str, ...] = ("awq",)
     title: str = "AWQ"
-    source: str = "AutoAWQ 0.2.9, `awq/modules/linear/gemm.py` and `awq/utils/packing_utils.py`."
+    source: str = "AutoAWQ 0.2.9, `gemm.py` and `gemv.py` of `awq/modules/linear`; `awq/utils/packing_utils.py`."
 
     def packed(self, tensors: Mapping[str, LazyTensor], quantization: Quantization) -> Iterator[Packed]:
         """The layers as the values that they stand for.
@@ -64,13 +91,15 @@ class AwqLayers:
         if quantization.method is None or not names:
             return
         packing, bits = str(quantization.fields.get("version", "gemm")).lower(), _bits(quantization)
-        if packing != "gemm" or bits != BITS:
+        if packing not in LAYERS or bits != BITS:
             raise CheckpointError(
-                f"The checkpoint is packed by AWQ for {packing!r} with {bits} bits; 'gemm' with {BITS} bits can be "
-                "read. Use another release."
+                f"The checkpoint is packed by AWQ for {packing!r} with {bits} bits; {', '.join(LAYERS)} with {BITS} "
+                "bits can be read. Use another release."
             )
+        group = quantization.number("group_size", quantization.number("q_group_size", -1))
         for name in names:
-            yield _layer(name, tensors, quantization.number("group_size", quantization.number("q_group_size", -1)))
+            keys = [name + part for part in ("qweight", "qzeros", "scales")]
+            yield Packed(name + "weight", tuple(keys), Stored(LAYERS[packing](keys, tensors, group)))
 
 
 ENCODING = AwqLayers()
@@ -80,19 +109,44 @@ def _bits(quantization: Quantization) -> int:
     return quantization.number("bits", quantization.number("w_bit", BITS))
 
 
-def _layer(name: str, tensors: Mapping[str, LazyTensor], group: int) -> Packed:
-    keys = [name + part for part in ("qweight", "qzeros", "scales")]
+def _parts(keys: Sequence[str], tensors: Mapping[str, LazyTensor]) -> list[LazyTensor]:
     missing = next((key for key in keys if key not in tensors), None)
     if missing is not None:
         raise DamagedFile(f"{keys[0]!r} has no {missing!r} beside it; download the checkpoint again.")
-    codes, zeros, scales = parts = [tensors[key] for key in keys]
-    inputs, outputs = codes.shape[0], codes.shape[-1] * WORD // BITS
+    parts = [tensors[key] for key in keys]
+    if any(part.ndim != 2 for part in parts) or {part.kind for part in parts[:2]} != {"int32"}:
+        raise _unfit(keys, parts, "layers of 4 bits")
+    return parts
+
+
+def _unfit(keys: Sequence[str], parts: Sequence[LazyTensor], what: str) -> DamagedFile:
+    return DamagedFile(
+        f"{keys[0]!r}, {keys[1]!r} and {keys[2]!r} have shapes {[tuple(part.shape) for part in parts]}, which do "
+        f"not fit {what}; download the checkpoint again."
+    )
+
+
+def _gemm(keys: Sequence[str], tensors: Mapping[str, LazyTensor], group: int) -> Awq:
+    codes, zeros, scales = parts = _parts(keys, tensors)
+    inputs, outputs = codes.shape[0], codes.shape[1] * WORD // BITS
     groups = scales.shape[0]
-    fits = codes.ndim == 2 and scales.shape == (groups, outputs) and zeros.shape == (groups, codes.shape[-1])
+    fits = scales.shape == (groups, outputs) and zeros.shape == (groups, codes.shape[1])
     stated = inputs if group < 1 else group
-    if not fits or inputs != groups * stated or {codes.dtype, zeros.dtype} != {torch.int32}:
-        raise DamagedFile(
-            f"{keys[0]!r}, {keys[1]!r} and {keys[2]!r} have shapes {[tuple(part.shape) for part in parts]}, which do "
-            f"not fit groups of {group}; download the checkpoint again."
-        )
-    return Packed(name + "weight", tuple(keys), Stored(Awq(codes, zeros, scales)))
+    if not fits or inputs != groups * stated:
+        raise _unfit(keys, parts, f"groups of {group}")
+    return Awq(codes, zeros, scales)
+
+
+def _gemv(keys: Sequence[str], tensors: Mapping[str, LazyTensor], group: int) -> Gemv:
+    codes, zeros, scales = parts = _parts(keys, tensors)
+    inputs = codes.shape[1] * PER_WORD
+    size = inputs if group < 1 else group
+    filled = WIDTHS.get(size, 1)  # words of zeros come in multiples of so many
+    words = -(-(inputs // size) // (PER_WORD * filled)) * filled
+    fits = zeros.shape == (codes.shape[0], words) and scales.shape == (codes.shape[0], words * PER_WORD)
+    if not fits or inputs % size or size % PER_WORD:
+        raise _unfit(keys, parts, f"groups of {group}")
+    return Gemv(codes, zeros, scales, size)
+
+
+LAYERS = {"gemm": _gemm, "gemv": _gemv}

@@ -8,20 +8,23 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from moe_probe.checkpoint.encodings import Packed
 from moe_probe.checkpoint.encodings._matrix import PackedMatrix
 from moe_probe.checkpoint.encodings._quantization import Quantization
 from moe_probe.checkpoint.encodings._scaled import Same, Scaled
-from moe_probe.checkpoint.lazy import Index, LazyTensor, Stored
+from moe_probe.checkpoint.lazy import Index, LazyTensor, Size, Stored, itemsize_of
 from moe_probe.checkpoint.slices import covering
 from moe_probe.errors import DamagedFile
 
+if TYPE_CHECKING:
+    import torch
+else:
+    from moe_probe.deferred import torch
+
 STATE = ".quant_state.bitsandbytes__"
-DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+DTYPES = ("bfloat16", "float16", "float32")
 INT8_MAX = 127
 
 
@@ -37,7 +40,7 @@ class FourBits(PackedMatrix):
         rows, columns = state["shape"]
         super().__init__(
             f"{state['quant_type'].upper()} in blocks of {self.blocksize} (bitsandbytes)", list(parts.values()),
-            (rows, columns), DTYPES[state["dtype"]],
+            (rows, columns), state["dtype"],
         )  # fmt: skip
         # blocks run on from row to row: whole rows are decoded, of a row only what is asked for
         self.unit = (1, columns if columns % 2 else 2)
@@ -111,10 +114,10 @@ def _four_bits(key: str, tensors: Mapping[str, LazyTensor]) -> Packed:
     if missing is not None:
         raise DamagedFile(f"{key!r} belongs to {missing!r}, which is missing; download the checkpoint again.")
     parts = {role: tensors[each] for role, each in keys.items()}
-    values = torch.Size(state["shape"]).numel()
+    values = Size(state["shape"]).numel()
     blocks = -(-values // int(state["blocksize"]))
     codes = parts["weight"]
-    if codes.shape != (-(-values // 2), 1) or codes.dtype.itemsize != 1 or parts["absmax"].numel() != blocks:
+    if codes.shape != (-(-values // 2), 1) or itemsize_of(codes.kind) != 1 or parts["absmax"].numel() != blocks:
         raise DamagedFile(
             f"{name!r} is stated as {tuple(state['shape'])} in blocks of {state['blocksize']}, but holds "
             f"{tuple(codes.shape)} bytes and {parts['absmax'].numel()} blocks; download the checkpoint again."
@@ -129,7 +132,7 @@ def _state(key: str, tensor: LazyTensor) -> dict[str, Any]:
         DamagedFile: it holds something else.
     """
     try:
-        state = json.loads(bytes(tensor.read().tolist()))
+        state = json.loads(bytes(tensor.numbers().tolist()))
         rows, columns = (int(size) for size in state["shape"])
         fits = state["quant_type"] in ("nf4", "fp4") and state["dtype"] in DTYPES and int(state["blocksize"]) > 0
         if not fits or rows < 1 or columns < 1:
@@ -143,12 +146,12 @@ def _state(key: str, tensor: LazyTensor) -> dict[str, Any]:
 def _eight_bits(module: str, tensors: Mapping[str, LazyTensor]) -> Packed:
     name, scale = module + "weight", tensors[module + "SCB"]
     codes = tensors.get(name)
-    if codes is None or codes.dtype is not torch.int8 or codes.ndim != 2 or scale.shape != codes.shape[:1]:
+    if codes is None or codes.kind != "int8" or codes.ndim != 2 or scale.shape != codes.shape[:1]:
         raise DamagedFile(
             f"{module + 'SCB'!r} has no int8 matrix {name!r} that it fits; download the checkpoint again."
         )
     extra = [key for key in (module + "weight_format",) if key in tensors]
-    if extra and int(tensors[extra[0]].read().flatten()[0]) != 0:
+    if extra and int(tensors[extra[0]].numbers().flatten()[0]) != 0:
         raise DamagedFile(f"{extra[0]!r} says that {name!r} is stored in tiles, which is not read; save it row-major.")
     values = ByRow("int8 with row scales (bitsandbytes)", codes, Stored(Same(scale, (*scale.shape, 1))))
     return Packed(name, (name, module + "SCB", *extra), Stored(values))
@@ -159,4 +162,4 @@ class ByRow(Scaled):
 
     def __init__(self, form: str, codes: LazyTensor, scale: LazyTensor):
         super().__init__(form, codes, scale, (1, codes.shape[1]), factor=1 / INT8_MAX)
-        self.dtype = torch.float32
+        self.kind = "float32"

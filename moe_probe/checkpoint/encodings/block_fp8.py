@@ -33,7 +33,7 @@ class BlockFp8:
             DamagedFile: a weight without scales, or scales that do not fit.
         """
         for key, tensor in tensors.items():
-            if tensor.dtype in FP8 and (quantization.method or key + "_scale_inv" in tensors):
+            if tensor.kind in FP8 and (quantization.method or key + "_scale_inv" in tensors):
                 yield _product(key, tensors, quantization)
 
 

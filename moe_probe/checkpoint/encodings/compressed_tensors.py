@@ -9,9 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from moe_probe.checkpoint.encodings import Packed
 from moe_probe.checkpoint.encodings._bits import WORD, read_codes
@@ -19,8 +17,13 @@ from moe_probe.checkpoint.encodings._fp4 import Fp4
 from moe_probe.checkpoint.encodings._matrix import PackedMatrix
 from moe_probe.checkpoint.encodings._quantization import Quantization, block_size, matches
 from moe_probe.checkpoint.encodings._scaled import CODES, Same, scaled
-from moe_probe.checkpoint.lazy import Index, LazyTensor, Stored
+from moe_probe.checkpoint.lazy import Index, LazyTensor, Size, Stored
 from moe_probe.errors import CheckpointError, DamagedFile
+
+if TYPE_CHECKING:
+    import torch
+else:
+    from moe_probe.deferred import torch
 
 TITLE = "compressed-tensors"
 
@@ -45,7 +48,7 @@ class PackedIntegers(PackedMatrix):
         self.group = -(-shape[-1] // scale.shape[-1])
         groups = "rows" if scale.shape[-1] == 1 else f"groups of {self.group}"
         parts = [codes, scale, *(part for part in (zero, order) if part is not None)]
-        super().__init__(f"int{bits} in {groups} ({TITLE})", parts, shape, scale.dtype)
+        super().__init__(f"int{bits} in {groups} ({TITLE})", parts, shape, scale.kind)
 
     def decode(self, lead: Index, rows: slice, columns: slice) -> torch.Tensor:
         def words(part: slice) -> torch.Tensor:
@@ -95,7 +98,7 @@ class CompressedTensors:
         for key, tensor in tensors.items():
             if key.endswith("_packed"):
                 yield _packed(key.removesuffix("_packed"), tensors, quantization)
-            elif tensor.dtype in CODES and key + "_scale" in tensors:
+            elif tensor.kind in CODES and key + "_scale" in tensors:
                 yield _scaled(key, tensors, quantization)
 
 
@@ -107,7 +110,7 @@ def _packed(name: str, tensors: Mapping[str, LazyTensor], quantization: Quantiza
     if "_scale" not in parts:
         raise DamagedFile(f"{name + '_packed'!r} has no scales {name + '_scale'!r}; download the checkpoint again.")
     weights = _weights(name, quantization)
-    if tensors[parts["_packed"]].dtype is torch.uint8:
+    if tensors[parts["_packed"]].kind == "uint8":
         values = _fp4(name, tensors, parts)
     else:
         values = _integers(name, tensors, parts, weights)
@@ -142,7 +145,7 @@ def _weights(name: str, quantization: Quantization) -> Mapping[str, Any]:
 def _fp4(name: str, tensors: Mapping[str, LazyTensor], parts: Mapping[str, str]) -> LazyTensor:
     codes, scale = tensors[parts["_packed"]], tensors[parts["_scale"]]
     overall = tensors[parts["_global_scale"]] if "_global_scale" in parts else None
-    exponents = scale.dtype in (torch.uint8, torch.float8_e8m0fnu)
+    exponents = scale.kind in ("uint8", "float8_e8m0fnu")
     columns = codes.shape[-1] * 2
     group = columns // scale.shape[-1] if scale.ndim == codes.ndim and scale.shape[-1] else 0
     fits = scale.shape[:-1] == codes.shape[:-1] and group * scale.shape[-1] == columns and group % 2 == 0
@@ -160,9 +163,9 @@ def _integers(
 ) -> LazyTensor:
     codes, scale = tensors[parts["_packed"]], tensors[parts["_scale"]]
     bits, kind = weights.get("num_bits"), weights.get("type", "int")
-    if codes.dtype is not torch.int32 or not isinstance(bits, int) or not 1 < bits <= 8 or kind != "int":
+    if codes.kind != "int32" or not isinstance(bits, int) or not 1 < bits <= 8 or kind != "int":
         raise CheckpointError(
-            f"{name!r} is packed as {codes.dtype} with num_bits={bits!r} and type={kind!r}, expected int32 words of "
+            f"{name!r} is packed as {codes.kind} with num_bits={bits!r} and type={kind!r}, expected int32 words of "
             "integers of 2 to 8 bits; use the unquantized release."
         )
     shape = _shape(name, tensors, parts, codes, bits)
@@ -170,12 +173,12 @@ def _integers(
     zero = tensors.get(parts.get("_zero_point", ""))
     order = tensors.get(parts.get("_g_idx", ""))
     if scale.ndim < len(shape):
-        scale = Stored(Same(scale, (*shape[:-1], scale.numel() // torch.Size(shape[:-1]).numel())))
+        scale = Stored(Same(scale, (*shape[:-1], scale.numel() // Size(shape[:-1]).numel())))
     dense = _fitting(name, bits, shape, weights.get("group_size") or columns, codes, scale, zero, order)
     if zero is None and weights.get("symmetric") is False:
         raise DamagedFile(f"{name!r} is quantized asymmetrically, but has no {name + '_zero_point'!r}.")
-    if zero is not None and zero.dtype is not torch.int32:
-        raise DamagedFile(f"{name + '_zero_point'!r} is stored as {zero.dtype}, expected int32 words.")
+    if zero is not None and zero.kind != "int32":
+        raise DamagedFile(f"{name + '_zero_point'!r} is stored as {zero.kind}, expected int32 words.")
     order = order if _by_activation(order) else None
     return Stored(PackedIntegers(bits, codes, scale, shape, zero, order, dense))
 
@@ -231,7 +234,7 @@ def _packing(name: str, columns: int, bits: int, words: int) -> tuple[bool, int]
 
 def _by_activation(order: LazyTensor | None) -> bool:
     """Whether an order of groups is one: files may hold -1 in place of it."""
-    return order is not None and int(order[0].read()) >= 0
+    return order is not None and int(order[0].numbers()) >= 0
 
 
 def _shape(
@@ -239,7 +242,7 @@ def _shape(
 ) -> tuple[int, ...]:
     if "_shape" not in parts:
         return (*codes.shape[:-1], codes.shape[-1] * WORD // bits)
-    stated = tensors[parts["_shape"]].read().flatten().tolist()
+    stated = tensors[parts["_shape"]].numbers().flatten().tolist()
     if len(stated) == 2 and codes.ndim == 3:
         stated = [codes.shape[0], *stated]
     return tuple(int(size) for size in stated)

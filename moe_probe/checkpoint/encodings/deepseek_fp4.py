@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-
-import torch
+from typing import TYPE_CHECKING
 
 from moe_probe.checkpoint.encodings import Packed
 from moe_probe.checkpoint.encodings._fp4 import Fp4
 from moe_probe.checkpoint.encodings._quantization import Quantization
 from moe_probe.checkpoint.lazy import LazyTensor, Stored
 from moe_probe.errors import DamagedFile
+
+if TYPE_CHECKING:
+    pass
+else:
+    pass
 
 GROUP = 32
 
@@ -32,8 +36,8 @@ class DeepseekFp4:
         """
         for key, tensor in tensors.items():
             scale = key.removesuffix("weight") + "scale"
-            if tensor.dtype in (torch.int8, torch.uint8) and key.endswith(".weight") and scale in tensors:
-                if tensors[scale].dtype not in (torch.float8_e8m0fnu, torch.uint8):
+            if tensor.kind in ("int8", "uint8") and key.endswith(".weight") and scale in tensors:
+                if tensors[scale].kind not in ("float8_e8m0fnu", "uint8"):
                     continue
                 if (*tensor.shape[:-1], tensor.shape[-1] * 2 // GROUP) != tensors[scale].shape:
                     raise DamagedFile(

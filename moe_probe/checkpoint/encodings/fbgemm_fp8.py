@@ -35,7 +35,7 @@ class FbgemmFp8:
             return
         for key, tensor in tensors.items():
             scale = tensors.get(key + "_scale")
-            if tensor.dtype not in FP8 or scale is None:
+            if tensor.kind not in FP8 or scale is None:
                 continue
             if key.endswith(FUSED) and tensor.ndim == 3 and scale.numel() == tensor.shape[0] * tensor.shape[2]:
                 scale = Stored(Same(scale, (tensor.shape[0], 1, tensor.shape[2])))

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import torch
+import numpy as np
 
 from moe_probe.checkpoint.encodings import Packed
 from moe_probe.checkpoint.encodings._bits import WORD, period, unpacked
@@ -19,6 +20,11 @@ from moe_probe.checkpoint.encodings._quantization import Quantization
 from moe_probe.checkpoint.lazy import Index, LazyTensor, Stored
 from moe_probe.checkpoint.slices import covering
 from moe_probe.errors import CheckpointError, DamagedFile
+
+if TYPE_CHECKING:
+    import torch
+else:
+    from moe_probe.deferred import torch
 
 BITS = (2, 3, 4, 8)
 LESS = {"gptq": 1, "gptq_v2": 0}  # what the stored zero points lack, by `checkpoint_format`
@@ -38,7 +44,7 @@ class Gptq(PackedMatrix):
         per_period, _ = period(bits)
         words = f"int{bits} in groups of {group}{', act order' if order else ''} (GPTQ)"
         stored = [*parts, *([] if order is None else [order])]
-        super().__init__(words, stored, (self.scales.shape[1], columns), self.scales.dtype, (per_period, per_period))
+        super().__init__(words, stored, (self.scales.shape[1], columns), self.scales.kind, (per_period, per_period))
 
     def decode(self, lead: Index, rows: slice, columns: slice) -> torch.Tensor:
         codes = unpacked(self.codes[_words(columns, self.bits), rows].read(), self.bits, 0)
@@ -118,12 +124,7 @@ def _layer(name: str, tensors: Mapping[str, LazyTensor], less: int, group: int) 
     columns = int(codes.shape[0] * WORD / bits) if bits else 0
     order = tensors.get(name + "g_idx")
     fits = bits in BITS and codes.shape[1] == scales.shape[1] and zeros.shape[0] == scales.shape[0]
-    if (
-        not fits
-        or codes.dtype is not torch.int32
-        or zeros.dtype is not torch.int32
-        or (order and order.shape != (columns,))
-    ):
+    if not fits or codes.kind != "int32" or zeros.kind != "int32" or (order and order.shape != (columns,)):
         raise DamagedFile(
             f"{keys[0]!r}, {keys[1]!r} and {keys[2]!r} have shapes {[tuple(part.shape) for part in parts]}, which no "
             f"layer of {', '.join(map(str, BITS))} bits has; download the checkpoint again."
@@ -143,7 +144,7 @@ def _layer(name: str, tensors: Mapping[str, LazyTensor], less: int, group: int) 
 
 def _in_runs(order: LazyTensor, size: int, groups: int, name: str) -> bool:
     """Whether the inputs of a group lie together, in order."""
-    stated = order.read().long()
-    if int(stated.min()) < 0 or int(stated.max()) >= groups:
+    stated = order.numbers()
+    if stated.min() < 0 or stated.max() >= groups:
         raise DamagedFile(f"{name + 'g_idx'!r} names a group that {name + 'scales'!r} lacks; download it again.")
-    return torch.equal(stated, torch.arange(len(stated)) // size)
+    return bool((stated == np.arange(len(stated)) // size).all())

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-
-import torch
+from typing import TYPE_CHECKING
 
 from moe_probe.checkpoint.encodings import Packed
 from moe_probe.checkpoint.encodings._quantization import Quantization
-from moe_probe.checkpoint.lazy import Index, LazyTensor, Permuted, Stored
+from moe_probe.checkpoint.lazy import Index, LazyTensor, Permuted, Stored, Typed
 from moe_probe.checkpoint.slices import as_slice, covering
 from moe_probe.errors import DamagedFile
+
+if TYPE_CHECKING:
+    import torch
+else:
+    from moe_probe.deferred import torch
 
 SCALES_SUFFIX = "_scales"
 
 
-class GroupScaled:
+class GroupScaled(Typed):
     """An int8 matrix (..., K, N) times scales (..., G, N): group g scales the rows g K/G to (g+1) K/G - 1.
 
     The product is rounded to the scales' dtype, bfloat16 in the release.
@@ -29,7 +33,7 @@ class GroupScaled:
     def __init__(self, weight: LazyTensor, scales: LazyTensor):
         self.weight, self.scales, self.form = weight, scales, "int8 with scales"
         self.parts = (weight, scales)
-        self.shape, self.dtype = weight.shape, scales.dtype
+        self.shape, self.kind = weight.shape, scales.kind
         self.rows_per_group = weight.shape[-2] // scales.shape[-2]
 
     def read(self, index: Index) -> torch.Tensor:
@@ -74,7 +78,7 @@ class GroupedInt8:
             DamagedFile: the scales do not fit.
         """
         for key, tensor in tensors.items():
-            if tensor.dtype is torch.int8 and key + SCALES_SUFFIX in tensors:
+            if tensor.kind == "int8" and key + SCALES_SUFFIX in tensors:
                 values = _product(key, tensor, tensors[key + SCALES_SUFFIX])
                 yield Packed(key, (key, key + SCALES_SUFFIX), values)
 

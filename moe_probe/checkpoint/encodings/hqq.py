@@ -1,16 +1,17 @@
 """HQQ: codes `X.W_q` packed along the rows of groups, `X.scale` and `X.zero`, with what a layer's `meta` says of them.
 
+In HQQ's own file (`formats/hqq.py`) the configuration has that; transformers stores each number and word of it as a
+tensor beside the codes, words as the codes of their letters.
+
 A matrix is cut into groups along one axis: (groups, size) for axis 1, (size, groups) for axis 0. Several rows share a
 byte: the first part of the rows has the highest bits.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from moe_probe.checkpoint.encodings import Packed
 from moe_probe.checkpoint.encodings._matrix import PackedMatrix
@@ -19,8 +20,19 @@ from moe_probe.checkpoint.lazy import Index, LazyTensor, Stored
 from moe_probe.checkpoint.slices import covering
 from moe_probe.errors import CheckpointError, DamagedFile
 
+if TYPE_CHECKING:
+    import torch
+else:
+    from moe_probe.deferred import torch
+
 # packing to how many rows share a word, and the bits of each
 PACKINGS = {"8bit_u8": (1, 8), "4bit_u8": (2, 4), "3bit_32": (10, 3), "2bit_u8": (4, 2), "1bit_u8": (8, 1)}
+# what is said of a layer
+SAID: Mapping[str, type] = {
+    "nbits": int, "group_size": int, "axis": int, "shape": list, "packing": str, "view_as_float": bool,
+    "quant_scale": bool, "quant_zero": bool,
+}  # fmt: skip
+LONGEST = 64  # letters of a word
 
 
 class Hqq(PackedMatrix):
@@ -32,7 +44,7 @@ class Hqq(PackedMatrix):
         shape = tuple(meta["shape"])
         self.width = codes.shape[1]
         form = f"int{meta.get('nbits')} in groups of {meta.get('group_size')} (HQQ)"
-        super().__init__(form, [codes, scale, zero], shape, scale.dtype)
+        super().__init__(form, [codes, scale, zero], shape, scale.kind)
         self.unit = (1, shape[1])
 
     def decode(self, lead: Index, rows: slice, columns: slice) -> torch.Tensor:
@@ -66,8 +78,8 @@ class HqqLayers:
     """The encoding: codes, scales and zeros, as one matrix each."""
 
     methods: tuple[str, ...] = ("hqq",)
-    title: str = "HQQ (qmodel.pt)"
-    source: str = "hqq 0.2.8, `core/quantize.py` and `core/bitpack.py`."
+    title: str = "HQQ"
+    source: str = "hqq 0.2.8, `core/quantize.py`, `core/bitpack.py` and `core/utils.py`."
 
     def packed(self, tensors: Mapping[str, LazyTensor], quantization: Quantization) -> Iterator[Packed]:
         """The layers as the values that they stand for.
@@ -76,15 +88,48 @@ class HqqLayers:
             DamagedFile: a part is missing or does not fit.
             CheckpointError: a packing that is not read.
         """
-        layers = quantization.fields.get("layers")
-        if quantization.method not in self.methods or not isinstance(layers, dict):
+        if quantization.method not in self.methods:
             return
+        layers = quantization.fields.get("layers")
+        layers = layers if isinstance(layers, dict) else dict(_described(tensors))
+        parts = _keys_of(tensors, layers)
         for module, meta in layers.items():
-            parts = [key for key in tensors if key.startswith(module + ".") and not key.endswith((".bias", ".weight"))]
-            yield Packed(f"{module}.weight", tuple(parts), _matrix(module, tensors, meta))
+            yield Packed(f"{module}.weight", tuple(parts.get(module, ())), _matrix(module, tensors, meta))
 
 
 ENCODING = HqqLayers()
+
+
+def _described(tensors: Mapping[str, LazyTensor]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """What the tensors beside the codes of each layer say of it."""
+    for key in tensors:
+        module = key.removesuffix(".W_q")
+        if module != key and f"{module}.packing" in tensors:
+            yield module, {name: _said(key, tensors.get(f"{module}.{name}"), kind) for name, kind in SAID.items()}
+
+
+def _said(key: str, tensor: LazyTensor | None, kind: type) -> Any:
+    """A number, a truth value, sizes or a word; None where there is no tensor for it."""
+    if tensor is None:
+        return None
+    if tensor.is_floating_point or tensor.numel() > LONGEST:
+        raise DamagedFile(f"{key!r} has beside it {tuple(tensor.shape)} of {tensor.kind}, which says nothing of it.")
+    values = [int(value) for value in tensor.numbers().flatten()]
+    if kind in (str, list):
+        return "".join(map(chr, values)) if kind is str else values
+    return kind(values[0])
+
+
+def _keys_of(tensors: Mapping[str, LazyTensor], modules: Container[str]) -> dict[str, list[str]]:
+    """Keys of the tensors that stand for a layer's weight, by module."""
+    keys: dict[str, list[str]] = {}
+    for key in tensors:
+        module, _, role = key.rpartition(".")
+        while module and module not in modules:
+            module = module.rpartition(".")[0]
+        if module and role not in ("bias", "weight"):
+            keys.setdefault(module, []).append(key)
+    return keys
 
 
 def _matrix(module: str, tensors: Mapping[str, LazyTensor], meta: Mapping[str, Any]) -> LazyTensor:

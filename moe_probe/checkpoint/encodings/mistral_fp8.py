@@ -31,7 +31,7 @@ class MistralFp8:
             if module == key:
                 continue
             name = module + "weight"
-            if name not in tensors or tensors[name].dtype not in FP8:
+            if name not in tensors or tensors[name].kind not in FP8:
                 raise DamagedFile(f"{key!r} has no fp8 matrix {name!r} beside it; download the checkpoint again.")
             inputs = [module + "qscale_act"] if module + "qscale_act" in tensors else []
             yield Packed(name, (name, key, *inputs), scaled(name, tensors[name], tensors[key], method="Mistral"))

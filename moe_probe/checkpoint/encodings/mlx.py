@@ -8,18 +8,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from moe_probe.checkpoint.encodings import Packed
 from moe_probe.checkpoint.encodings._bits import WORD, period, unpacked
 from moe_probe.checkpoint.encodings._fp4 import Fp4
 from moe_probe.checkpoint.encodings._matrix import PackedMatrix
 from moe_probe.checkpoint.encodings._quantization import Quantization
-from moe_probe.checkpoint.lazy import Index, LazyTensor, Stored
+from moe_probe.checkpoint.lazy import Index, LazyTensor, Size, Stored, Typed
 from moe_probe.checkpoint.slices import covering
 from moe_probe.errors import CheckpointError, DamagedFile
+
+if TYPE_CHECKING:
+    import torch
+else:
+    from moe_probe.deferred import torch
 
 BITS = (2, 3, 4, 5, 6, 8)
 
@@ -31,7 +34,7 @@ class Affine(PackedMatrix):
         self.codes, self.scales, self.biases, self.bits, self.group = codes, scales, biases, bits, group
         shape = (*codes.shape[:-1], scales.shape[-1] * group)
         super().__init__(
-            f"int{bits} in groups of {group} (MLX)", [codes, scales, biases], shape, scales.dtype, (1, group)
+            f"int{bits} in groups of {group} (MLX)", [codes, scales, biases], shape, scales.kind, (1, group)
         )
 
     def decode(self, lead: Index, rows: slice, columns: slice) -> torch.Tensor:
@@ -65,7 +68,7 @@ class MlxLayers:
             return
         for key, tensor in tensors.items():
             module = key.removesuffix(".weight")
-            if module != key and tensor.dtype is torch.uint32 and module + ".scales" in tensors:
+            if module != key and tensor.kind == "uint32" and module + ".scales" in tensors:
                 stated = quantization.fields.get(module)
                 yield _layer(module, tensors, {**quantization.fields, **(stated if isinstance(stated, dict) else {})})
 
@@ -100,12 +103,12 @@ def _layer(module: str, tensors: Mapping[str, LazyTensor], fields: Mapping[str, 
     return Packed(key, (key, module + ".scales"), Stored(Fp4("MXFP4 (MLX)", Stored(Bytes(codes)), scales)))
 
 
-class Bytes:
+class Bytes(Typed):
     """Words of 32 bits as four bytes each, the lowest first."""
 
     def __init__(self, base: LazyTensor):
-        self.base, self.parts, self.dtype = base, (base,), torch.uint8
-        self.shape = torch.Size([*base.shape[:-1], base.shape[-1] * 4])
+        self.base, self.parts, self.kind = base, (base,), "uint8"
+        self.shape = Size([*base.shape[:-1], base.shape[-1] * 4])
 
     def read(self, index: Index) -> torch.Tensor:
         *lead, columns = index

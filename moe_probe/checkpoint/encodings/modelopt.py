@@ -7,15 +7,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-
-import torch
+from typing import TYPE_CHECKING
 
 from moe_probe.checkpoint.encodings import Packed
 from moe_probe.checkpoint.encodings._fp4 import Fp4
 from moe_probe.checkpoint.encodings._quantization import Quantization
 from moe_probe.checkpoint.encodings._scaled import FP8, scaled
-from moe_probe.checkpoint.lazy import LazyTensor, Stored
+from moe_probe.checkpoint.lazy import LazyTensor, Size, Stored
 from moe_probe.errors import CheckpointError, DamagedFile
+
+if TYPE_CHECKING:
+    pass
+else:
+    pass
 
 GROUP = 16
 ACTIVATIONS = ("input_scale", "output_scale", "k_scale", "v_scale", "pre_quant_scale")
@@ -41,7 +45,7 @@ class Modelopt:
         if quantization.method is None:
             return
         for key, tensor in tensors.items():
-            if tensor.dtype in FP8 and key + "_scale" in tensors and key + "_scale_2" not in tensors:
+            if tensor.kind in FP8 and key + "_scale" in tensors and key + "_scale_2" not in tensors:
                 values = scaled(key, tensor, tensors[key + "_scale"], block=quantization.block(), method="modelopt")
                 yield Packed(key, (key, key + "_scale", *_activations(key, tensors)), values)
             elif key + "_scale_2" in tensors:
@@ -67,12 +71,12 @@ def _nvfp4(key: str, tensors: Mapping[str, LazyTensor]) -> Packed:
     codes, overall = tensors[key], tensors[key + "_scale_2"]
     scale = tensors.get(key + "_scale")
     wanted = (*codes.shape[:-1], codes.shape[-1] * 2 // GROUP)
-    if scale is None or scale.shape != wanted or codes.dtype is not torch.uint8:
+    if scale is None or scale.shape != wanted or codes.kind != "uint8":
         raise DamagedFile(
-            f"{key!r} ({codes.dtype}, {tuple(codes.shape)}) is stored as NVFP4, but its scales {key + '_scale'!r} are "
+            f"{key!r} ({codes.kind}, {tuple(codes.shape)}) is stored as NVFP4, but its scales {key + '_scale'!r} are "
             f"{'missing' if scale is None else tuple(scale.shape)}, expected {wanted}; download it again."
         )
-    if overall.numel() not in (1, torch.Size(codes.shape[:-2]).numel()):
+    if overall.numel() not in (1, Size(codes.shape[:-2]).numel()):
         raise DamagedFile(f"{key + '_scale_2'!r} has shape {tuple(overall.shape)}, expected one number a matrix.")
     parts = (key, key + "_scale", key + "_scale_2", *_activations(key, tensors))
     return Packed(key, parts, Stored(Fp4("NVFP4 (modelopt)", codes, scale, overall)))

@@ -4,26 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-
-import torch
+from typing import TYPE_CHECKING
 
 from moe_probe.checkpoint.encodings import Packed
 from moe_probe.checkpoint.encodings._fp4 import Fp4
 from moe_probe.checkpoint.encodings._quantization import Quantization
-from moe_probe.checkpoint.lazy import Index, LazyTensor, Stored
+from moe_probe.checkpoint.lazy import Index, LazyTensor, Size, Stored, Typed
 from moe_probe.errors import DamagedFile
+
+if TYPE_CHECKING:
+    import torch
+else:
+    from moe_probe.deferred import torch
 
 PAIRS = {"_blocks": "_scales", ".blocks": ".scales"}
 MXFP4_BLOCK = 32
 
 
-class Flattened:
+class Flattened(Typed):
     """Blocks (..., rows, groups, bytes) as (..., rows, groups * bytes)."""
 
     def __init__(self, base: LazyTensor):
-        self.base, self.parts, self.dtype = base, (base,), base.dtype
+        self.base, self.parts, self.kind = base, (base,), base.kind
         self.size = base.shape[-1]
-        self.shape = torch.Size([*base.shape[:-2], base.shape[-2] * self.size])
+        self.shape = Size([*base.shape[:-2], base.shape[-2] * self.size])
 
     def read(self, index: Index) -> torch.Tensor:
         *lead, columns = index

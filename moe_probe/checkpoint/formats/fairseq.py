@@ -12,15 +12,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
-
-import torch
-from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
+from typing import TYPE_CHECKING, Any
 
 from moe_probe.checkpoint.folder import Opened, inside, read_json
 from moe_probe.checkpoint.formats.torch import UNPICKLING_ERRORS, TorchFile
 from moe_probe.checkpoint.lazy import LazyTensor
 from moe_probe.errors import CheckpointError, DamagedFile, MissingFiles, UnsafeFile
+
+if TYPE_CHECKING:
+    import torch
+else:
+    from moe_probe.deferred import torch
 
 NAME = "fairseq"
 FILE_NAME = re.compile(r"(checkpoint.*?)(?:-(shared)|-rank-([0-9]{1,9}))?\.pt")
@@ -48,7 +50,7 @@ class FairseqFile(TorchFile):
 
     def unpickle(self) -> dict[str, Any]:
         try:
-            names = get_unsafe_globals_in_checkpoint(self.path)
+            names = torch.serialization.get_unsafe_globals_in_checkpoint(self.path)
         except UNPICKLING_ERRORS as error:
             raise DamagedFile(f"{self.path} is truncated or damaged ({error}); download it again.") from error
         foreign = [name for name in names if not KNOWN_GLOBALS.fullmatch(name)]
@@ -57,7 +59,7 @@ class FairseqFile(TorchFile):
                 f"{self.path} is no checkpoint of fairseq: its pickle names {foreign[0]}, code that it wants to run, "
                 "which is refused."
             )
-        with safe_globals([(Inert, name) for name in names]):
+        with torch.serialization.safe_globals([(Inert, name) for name in names]):
             value = super().unpickle()
         if not isinstance(value, dict) or not isinstance(value.get("model"), Mapping):
             raise DamagedFile(f"{self.path} has no entry 'model', which every checkpoint of fairseq has.")

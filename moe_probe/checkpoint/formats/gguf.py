@@ -12,32 +12,36 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
-import torch
 
 from moe_probe.checkpoint.encodings._matrix import PackedMatrix
 from moe_probe.checkpoint.folder import Opened, inside
-from moe_probe.checkpoint.lazy import Index, LazyTensor, Stored
+from moe_probe.checkpoint.lazy import Index, LazyTensor, Size, Stored, Typed, itemsize_of
 from moe_probe.checkpoint.mapped import FileState, map_file
 from moe_probe.checkpoint.slices import covering
 from moe_probe.deferred import needed
 from moe_probe.errors import CheckpointError, DamagedFile, MissingFiles
+
+if TYPE_CHECKING:
+    import torch
+else:
+    from moe_probe.deferred import torch
 
 NAME = "gguf"
 SUFFIX = ".gguf"
 PART = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf")
 BESIDE = re.compile(r"(mmproj|imatrix)", re.IGNORECASE)  # files of towers and of statistics, beside those of weights
 PLAIN = {
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "F64": torch.float64,
-    "I8": torch.int8,
-    "I16": torch.int16,
-    "I32": torch.int32,
-    "I64": torch.int64,
+    "F32": "float32",
+    "F16": "float16",
+    "BF16": "bfloat16",
+    "F64": "float64",
+    "I8": "int8",
+    "I16": "int16",
+    "I32": "int32",
+    "I64": "int64",
 }
 DAMAGE = (ValueError, KeyError, IndexError, TypeError, OverflowError, struct.error, OSError, UnicodeDecodeError)
 
@@ -146,16 +150,16 @@ class GgufFile:
         return self._mapped
 
 
-class Entry:
+class Entry(Typed):
     """A tensor of a file as it is stored; of quantized ones the bytes, row by row."""
 
-    def __init__(self, file: GgufFile, start: int, shape: tuple[int, ...], dtype: torch.dtype):
-        self.file, self.start, self.shape, self.dtype = file, start, torch.Size(shape), dtype
+    def __init__(self, file: GgufFile, start: int, shape: tuple[int, ...], kind: str):
+        self.file, self.start, self.shape, self.kind = file, start, Size(shape), kind
 
     @property
     def span(self) -> tuple[Path, int, int]:
         """The file, and where in it the bytes are: start and length."""
-        return self.file.path, self.start, self.shape.numel() * self.dtype.itemsize
+        return self.file.path, self.start, self.shape.numel() * itemsize_of(self.kind)
 
     def read(self, index: Index) -> torch.Tensor:
         _, start, length = self.span
@@ -166,16 +170,16 @@ class Blocks(PackedMatrix):
     """Rows of blocks of a type that the package dequantizes, float32."""
 
     def __init__(self, entry: LazyTensor, kind: str, size: int, length: int):
-        self.entry, self.kind, self.length = entry, kind, length
+        self.entry, self.blocks, self.length = entry, kind, length
         shape = (*entry.shape[:-1], entry.shape[-1] // length * size)
-        super().__init__(f"{kind} (GGUF)", [entry], shape, torch.float32, (1, size))
+        super().__init__(f"{kind} (GGUF)", [entry], shape, "float32", (1, size))
 
     def decode(self, lead: Index, rows: slice, columns: slice) -> torch.Tensor:
         blocks = covering(columns, self.unit[1])
         place = (*lead, rows, slice(blocks.start * self.length, blocks.stop * self.length))
         stored = np.ascontiguousarray(self.entry[place].read().numpy())
         gguf = package()
-        return torch.from_numpy(gguf.quants.dequantize(stored, gguf.GGMLQuantizationType[self.kind]))
+        return torch.from_numpy(gguf.quants.dequantize(stored, gguf.GGMLQuantizationType[self.blocks]))
 
 
 def _tensor(file: GgufFile, stored: Any) -> LazyTensor:
@@ -194,7 +198,7 @@ def _tensor(file: GgufFile, stored: Any) -> LazyTensor:
             "dequantize; use another file of the model."
         )
     size, length = gguf.GGML_QUANT_SIZES[stored.tensor_type]
-    rows = Stored(Entry(file, int(stored.data_offset), (*shape[:-1], shape[-1] // size * length), torch.uint8))
+    rows = Stored(Entry(file, int(stored.data_offset), (*shape[:-1], shape[-1] // size * length), "uint8"))
     return Stored(Blocks(rows, kind, size, length))
 
 

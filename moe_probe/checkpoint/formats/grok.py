@@ -10,15 +10,19 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
-
-import torch
+from typing import TYPE_CHECKING
 
 from moe_probe.checkpoint.array_pickle import Array, Payload, read_pickle
 from moe_probe.checkpoint.encodings.grouped_int8 import GroupScaled
 from moe_probe.checkpoint.folder import Opened, inside, present, read_json
-from moe_probe.checkpoint.lazy import Index, LazyTensor, Permuted, Stored
+from moe_probe.checkpoint.lazy import Index, LazyTensor, Permuted, Size, Stored, Typed
 from moe_probe.checkpoint.mapped import FileState, map_file
 from moe_probe.errors import CheckpointError, DamagedFile, MissingFiles, UnsafeFile
+
+if TYPE_CHECKING:
+    import torch
+else:
+    from moe_probe.deferred import torch
 
 NAME = "grok-1 release"
 FOLDER = "ckpt-0"
@@ -86,9 +90,9 @@ def _open_tensor(path: Path) -> LazyTensor:
     rows = weight.shape[-2] if weight.ndim > 1 else 0
     groups = scales.shape[-2] if scales.ndim > 1 else 0
     fits = (*weight.shape[:-2], groups, *weight.shape[-1:]) == scales.shape and groups and rows % groups == 0
-    if weight.dtype is not torch.int8 or scales.dtype is torch.int8 or not fits:
+    if weight.kind != "int8" or scales.kind == "int8" or not fits:
         raise DamagedFile(
-            f"{path} holds {weight.dtype} weights of shape {tuple(weight.shape)} with {scales.dtype} scales of shape "
+            f"{path} holds {weight.kind} weights of shape {tuple(weight.shape)} with {scales.kind} scales of shape "
             f"{tuple(scales.shape)}, expected int8 (..., K, N) and bfloat16 (..., G, N) with G a divisor of K."
         )
     return Stored(GroupScaled(weight, scales))
@@ -97,17 +101,17 @@ def _open_tensor(path: Path) -> LazyTensor:
 def _stored(path: Path, part: str | None, array: Array) -> LazyTensor:
     if not array.fortran:
         return Stored(ArraySource(path, part, array))
-    transposed = Array(array.shape[::-1], array.dtype, False, array.data)
+    transposed = Array(array.shape[::-1], array.kind, False, array.data)
     return Permuted(Stored(ArraySource(path, part, transposed)), tuple(reversed(range(len(array.shape)))))
 
 
-class ArraySource:
+class ArraySource(Typed):
     """One array of a pickle, mapped on each read; read whole where the pickle escapes its bytes (protocols 0 to 2)."""
 
     def __init__(self, path: Path, part: str | None, array: Array):
         self.path, self.part, self.opened = path, part, FileState.of(path)
-        assert array.dtype is not None  # as `Array.check` has seen
-        self.shape, self.dtype = torch.Size(array.shape), array.dtype
+        assert array.kind is not None  # as `Array.check` has seen
+        self.shape, self.kind = Size(array.shape), array.kind
         self.payload = array.data if isinstance(array.data, Payload) else None
 
     def read(self, index: Index) -> torch.Tensor:

@@ -10,13 +10,16 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from moe_probe.checkpoint.folder import Opened, configuration, inside, present
 from moe_probe.checkpoint.formats.torch import TorchFile
 from moe_probe.errors import DamagedFile
+
+if TYPE_CHECKING:
+    import torch
+else:
+    from moe_probe.deferred import torch
 
 NAME = "qmodel.pt"
 METHOD = "hqq"

@@ -8,18 +8,27 @@ from __future__ import annotations
 import json
 from functools import cached_property
 from pathlib import Path
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-import torch
+import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import _TYPES
 
 from moe_probe.checkpoint.folder import FilesOfOneKind
-from moe_probe.checkpoint.lazy import Index, LazyTensor, Stored
+from moe_probe.checkpoint.lazy import Index, LazyTensor, Size, Stored, Typed
 from moe_probe.checkpoint.mapped import FileState, map_file
 from moe_probe.errors import CheckpointError, DamagedFile
 
-TORCH_DTYPES = {**_TYPES, "F8_E8M0": torch.float8_e8m0fnu}  # the scales of newer fp8 releases
+if TYPE_CHECKING:
+    import torch
+else:
+    from moe_probe.deferred import torch
+
+# torch's names of the types that headers name
+KINDS = {
+    "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "I64": "int64", "I32": "int32",
+    "I16": "int16", "I8": "int8", "U64": "uint64", "U32": "uint32", "U16": "uint16", "U8": "uint8", "BOOL": "bool",
+    "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2", "F8_E8M0": "float8_e8m0fnu", "C64": "complex64",
+}  # fmt: skip
 
 
 class SafetensorsFile:
@@ -73,17 +82,22 @@ class SafetensorsFile:
         return {key: Stored(SafetensorsEntry(self, key, entry)) for key, entry in header.items()}
 
 
-class SafetensorsEntry:
+class SafetensorsEntry(Typed):
     """One tensor of a file."""
 
     def __init__(self, file: SafetensorsFile, key: str, entry: dict):
-        if entry["dtype"] not in TORCH_DTYPES:
-            raise CheckpointError(
-                f"{file.path} stores {key!r} as {entry['dtype']}, a type that this version of torch lacks."
-            )
+        if entry["dtype"] not in KINDS:
+            raise CheckpointError(f"{file.path} stores {key!r} as {entry['dtype']}, a type that is not read.")
         self.file = file
         self.start, self.stop = entry["data_offsets"]
-        self.shape, self.dtype = torch.Size(entry["shape"]), TORCH_DTYPES[entry["dtype"]]
+        self.shape, self.kind = Size(entry["shape"]), KINDS[entry["dtype"]]
+
+    def array(self, index: Index) -> np.ndarray:
+        """Whole numbers, read without torch."""
+        self.file.opened.check(self.file.path)
+        start, count = self.file.data_start + self.start, self.stop - self.start
+        stored = np.fromfile(self.file.path, np.uint8, count, offset=start)
+        return stored.view(self.kind).reshape(self.shape)[index]
 
     @property
     def span(self) -> tuple[Path, int, int]:

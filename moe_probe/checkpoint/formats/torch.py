@@ -13,14 +13,17 @@ import tarfile
 import zipfile
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar
-
-import torch
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from moe_probe.checkpoint.folder import FilesOfOneKind
-from moe_probe.checkpoint.lazy import Index, LazyTensor, Stored
+from moe_probe.checkpoint.lazy import Index, LazyTensor, Stored, Typed, kind_of
 from moe_probe.checkpoint.mapped import FileState
 from moe_probe.errors import DamagedFile, UnsafeFile
+
+if TYPE_CHECKING:
+    import torch
+else:
+    from moe_probe.deferred import torch
 
 FOREIGN_GLOBAL = re.compile(r"GLOBAL (\S+)")  # how torch names it
 # what torch's unpickler was seen to raise on damaged files
@@ -98,12 +101,12 @@ def is_plain(tensor: torch.Tensor) -> bool:
     return not (tensor.is_nested or tensor.is_quantized or tensor.is_meta) and tensor.layout is torch.strided
 
 
-class TorchEntry:
+class TorchEntry(Typed):
     """One tensor of a file."""
 
     def __init__(self, file: TorchFile, key: str):
         self.file, self.key = file, key
-        self.shape, self.dtype = file.state[key].shape, file.state[key].dtype
+        self.shape, self.kind = file.state[key].shape, kind_of(file.state[key].dtype)
 
     def raw(self) -> torch.Tensor:
         """The bytes of the storage that the tensor lies in."""

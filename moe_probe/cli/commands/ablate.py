@@ -6,8 +6,8 @@ from typing import Annotated, Any
 
 import typer
 
-from moe_probe.cli.common import Ckpt, Out, write
-from moe_probe.cli.options import MODEL_OPTIONS, of_run, open_model, parse_layers, takes
+from moe_probe.cli.common import Ckpt, Out, Table, write
+from moe_probe.cli.options import FIGURE_OPTIONS, MODEL_OPTIONS, drawing_of, of_run, open_model, parse_layers, takes
 from moe_probe.options import ABLATE_OPTIONS, ATTRIBUTION_OPTIONS
 
 EXAMPLE = "Example: `moe-probe ablate ckpt/Mixtral-8x7B-v0.1 --texts wiki.jsonl --labels domain --direct -o out`"
@@ -18,7 +18,7 @@ def epilog() -> str:
     return EXAMPLE
 
 
-@takes(*ABLATE_OPTIONS, *MODEL_OPTIONS)
+@takes(*ABLATE_OPTIONS, *MODEL_OPTIONS, *FIGURE_OPTIONS)
 def command(
     ckpt: Ckpt,
     out: Out,
@@ -32,6 +32,7 @@ def command(
     direct: Annotated[bool, typer.Option(help="Measure effects without rerouting too.")] = False,
     attribution: Annotated[bool, typer.Option(help="Estimate the same from one backward pass too.")] = False,
     bootstrap: Annotated[int, typer.Option(metavar="N", help="Resamples for the intervals; 0 for none.")] = 1000,
+    table: Table = None,
     **options: Any,
 ) -> None:
     """Measure the loss without each expert: netCDF results and PDF figures in DIR."""
@@ -44,4 +45,4 @@ def command(
         own = {name: value for name, value in asked.items() if name in ATTRIBUTION_OPTIONS}
         estimate = intervene.attribution(model, texts, bootstrap=bootstrap, **own)
         found += [estimate, intervene.agreement(found[0], estimate)]
-    write(found, out)
+    write(found, out, drawing_of(options), table=table)

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from moe_probe.cli.common import Ckpt, Out, console
-from moe_probe.cli.options import MODEL_OPTIONS, of_run, open_model, takes
+from moe_probe.cli.options import FILE_OPTIONS, MODEL_OPTIONS, drawing_of, of_run, open_model, takes
 from moe_probe.options import REPORT_OPTIONS
 from moe_probe.shown import printable
 
@@ -22,7 +22,7 @@ def epilog() -> str:
     )
 
 
-@takes(*REPORT_OPTIONS, *MODEL_OPTIONS)
+@takes(*REPORT_OPTIONS, *MODEL_OPTIONS, *FILE_OPTIONS)
 def command(
     ckpt: Ckpt,
     out: Out,
@@ -39,4 +39,5 @@ def command(
     found = claims.test(open_model(ckpt, options), texts, claim or "all", **of_run(options, REPORT_OPTIONS))
     for name, verdict, why in zip(found.claim.values, found.claim_verdict.values, found.claim_why.values, strict=True):
         console.print(printable(f"{name}: {verdict} ({why})"))
-    console.print(f"Wrote {claims.page(found, out)}, claims.nc, and tables (CSV) and figures (PDF) beside it")
+    page = claims.page(found, out, **drawing_of(options))
+    console.print(f"Wrote {page}, claims.nc, and tables (CSV) and figures beside it")

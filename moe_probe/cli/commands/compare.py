@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from moe_probe.cli.common import NAMED, Options, Out, Table, console, write
-from moe_probe.cli.options import MODEL_OPTIONS, of_run, open_source, parse_options, takes
+from moe_probe.cli.options import FIGURE_OPTIONS, MODEL_OPTIONS, drawing_of, of_run, open_source, parse_options, takes
 from moe_probe.errors import InputError, NotComparable
 from moe_probe.options import COMPARE_OPTIONS, DEFAULTS, check_arguments, completed
 from moe_probe.shown import printable
@@ -33,7 +33,7 @@ def epilog() -> str:
     )
 
 
-@takes(*COMPARE_OPTIONS, *(name for name in MODEL_OPTIONS if name != "revision"))
+@takes(*COMPARE_OPTIONS, *(name for name in MODEL_OPTIONS if name != "revision"), *FIGURE_OPTIONS)
 def command(
     sources: Annotated[
         list[str], typer.Argument(metavar="CKPT...", help=f"Checkpoints or traces, in their order; {NAMED}.")
@@ -74,7 +74,7 @@ def command(
                     raise
                 console.print(f"No {name}: {printable(error)}", markup=False, highlight=False)
 
-    write(results(), out, asked["n_jobs"], table)
+    write(results(), out, drawing_of(options), asked["n_jobs"], table)
 
 
 def unasked(sources: int) -> list[str]:

@@ -10,7 +10,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from moe_probe.cli.common import CkptOrTrace, Options, Out, Table, Texts, write
-from moe_probe.cli.options import MODEL_OPTIONS, check_names, of_run, open_source, parse_options, takes
+from moe_probe.cli.options import (
+    FIGURE_OPTIONS,
+    MODEL_OPTIONS,
+    check_names,
+    drawing_of,
+    of_run,
+    open_source,
+    parse_options,
+    takes,
+)
 from moe_probe.options import DEFAULTS, completed
 
 if TYPE_CHECKING:
@@ -30,7 +39,7 @@ def epilog() -> str:
     )
 
 
-@takes(*DEFAULTS, *MODEL_OPTIONS)
+@takes(*DEFAULTS, *MODEL_OPTIONS, *FIGURE_OPTIONS)
 def command(
     source: CkptOrTrace,
     out: Out,
@@ -53,7 +62,7 @@ def command(
     check_names(given, dynamic.names(), "analysis")
     seen = sources.open_source(open_source(source, options), texts, asked)
     analyses = chosen(seen, analysis, with_defaults(given, asked, out))
-    write(results(seen, analyses, asked).values(), out, asked["n_jobs"], table)
+    write(results(seen, analyses, asked).values(), out, drawing_of(options), asked["n_jobs"], table)
 
 
 def chosen(source: Source, names: list[str] | None, options: Mapping[str, Mapping[str, Any]]) -> list[Analysis]:

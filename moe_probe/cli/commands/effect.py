@@ -6,8 +6,8 @@ from typing import Annotated, Any
 
 import typer
 
-from moe_probe.cli.common import Ckpt, Out, write
-from moe_probe.cli.options import MODEL_OPTIONS, interventions_of, of_run, open_model, takes
+from moe_probe.cli.common import Ckpt, Out, Table, write
+from moe_probe.cli.options import FIGURE_OPTIONS, MODEL_OPTIONS, drawing_of, interventions_of, of_run, open_model, takes
 from moe_probe.errors import NotFitting
 from moe_probe.options import EFFECT_OPTIONS
 
@@ -23,7 +23,7 @@ def epilog() -> str:
     return EXAMPLE
 
 
-@takes(*EFFECT_OPTIONS, *MODEL_OPTIONS)
+@takes(*EFFECT_OPTIONS, *MODEL_OPTIONS, *FIGURE_OPTIONS)
 def command(
     ckpt: Ckpt,
     out: Out,
@@ -31,6 +31,7 @@ def command(
     direct: Annotated[bool, typer.Option(help="Measure effects without rerouting too.")] = False,
     control: Annotated[bool, typer.Option(help="Measure the same edits of other experts chosen as often too.")] = True,
     bootstrap: Annotated[int, typer.Option(metavar="N", help="Resamples for the intervals; 0 for none.")] = 1000,
+    table: Table = None,
     **options: Any,
 ) -> None:
     """Measure what interventions do to the model's output: netCDF result and PDF figures in DIR."""
@@ -40,7 +41,8 @@ def command(
     if not edits:
         raise NotFitting("effect measures interventions, and none is given; pass --under mask.layer=3,experts=1+2.")
     model, asked = open_model(ckpt, options), of_run(options, EFFECT_OPTIONS)
-    write([intervene.effect(model, texts, edits, direct=direct, control=control, bootstrap=bootstrap, **asked)], out)
+    measured = intervene.effect(model, texts, edits, direct=direct, control=control, bootstrap=bootstrap, **asked)
+    write([measured], out, drawing_of(options), table=table)
 
 
 def edits_of(texts: list[str] | None) -> dict[str, list[Any]]:

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from moe_probe.cli.common import console
-from moe_probe.cli.options import takes
+from moe_probe.cli.options import FIGURE_OPTIONS, drawing_of, of_run, takes
 from moe_probe.errors import NothingToRead
 from moe_probe.options import completed
 
@@ -18,7 +18,7 @@ def epilog() -> str:
     return "Example: `moe-probe figures out`"
 
 
-@takes("n_jobs")
+@takes("n_jobs", *FIGURE_OPTIONS)
 def command(
     results: Annotated[Path, typer.Argument(metavar="DIR", help="A folder with results (.nc).")], **options: Any
 ) -> None:
@@ -27,10 +27,10 @@ def command(
     from moe_probe.figures import draw
     from moe_probe.results import load_result
 
-    n_jobs = completed(options, ["n_jobs"], "figures")["n_jobs"]
+    n_jobs = completed(of_run(options, ["n_jobs"]), ["n_jobs"], "figures")["n_jobs"]
     found = sorted(results.glob("*.nc"))
     if not found:
         raise NothingToRead(f"{results} holds no results (*.nc); make some with `moe-probe static` or `dynamic`.")
     drawable = (dataset for dataset in map(load_result, found) if dataset.attrs["analysis"] in plotting.names())
-    counts = [len(draw(dataset, results, n_jobs)) for dataset in drawable]
+    counts = [len(draw(dataset, results, n_jobs, **drawing_of(options))) for dataset in drawable]
     console.print(f"Drew {sum(counts)} figures of {len(counts)} results in {results}")

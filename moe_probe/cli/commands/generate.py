@@ -7,7 +7,16 @@ from typing import Annotated, Any
 import typer
 
 from moe_probe.cli.common import Ckpt, Options, Out, Table, write
-from moe_probe.cli.options import MODEL_OPTIONS, check_names, of_run, open_model, parse_options, takes
+from moe_probe.cli.options import (
+    FIGURE_OPTIONS,
+    MODEL_OPTIONS,
+    check_names,
+    drawing_of,
+    of_run,
+    open_model,
+    parse_options,
+    takes,
+)
 from moe_probe.options import WRITING_OPTIONS
 
 
@@ -16,7 +25,7 @@ def epilog() -> str:
     return "Example: `moe-probe generate ckpt/Mixtral-8x7B-v0.1 --texts prompts.txt --analysis gate_choices -o out`"
 
 
-@takes(*WRITING_OPTIONS, *MODEL_OPTIONS)
+@takes(*WRITING_OPTIONS, *MODEL_OPTIONS, *FIGURE_OPTIONS)
 def command(
     ckpt: Ckpt,
     out: Out,
@@ -37,4 +46,4 @@ def command(
     analyses = make_analyses(analysis, with_defaults(given, {"baseline": None}, out))
     asked = of_run(options, WRITING_OPTIONS)
     found = dynamic.generate(open_model(ckpt, options), texts, analyses, max_new_tokens=max_new_tokens, **asked)
-    write(found.values(), out, table=table)
+    write(found.values(), out, drawing_of(options), table=table)

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from moe_probe.cli.common import Ckpt, Out, Texts, console
-from moe_probe.cli.options import MODEL_OPTIONS, of_run, open_model, takes
+from moe_probe.cli.options import FILE_OPTIONS, MODEL_OPTIONS, drawing_of, of_run, open_model, takes
 from moe_probe.options import REPORT_OPTIONS
 
 
@@ -16,7 +16,7 @@ def epilog() -> str:
     return "Example: `moe-probe report ckpt/my-tuned --base ckpt/Mixtral-8x7B-v0.1 --texts wiki.txt -o report`"
 
 
-@takes(*REPORT_OPTIONS, *MODEL_OPTIONS)
+@takes(*REPORT_OPTIONS, *MODEL_OPTIONS, *FILE_OPTIONS)
 def command(
     ckpt: Ckpt,
     out: Out,
@@ -32,4 +32,4 @@ def command(
     how = {name: value for name, value in options.items() if name not in ("revision", "under")}
     before = None if base is None else open_model(base, how)
     page = report(open_model(ckpt, options), texts, base=before, **of_run(options, REPORT_OPTIONS))
-    console.print(f"Wrote {page.save(out)}, report.json, and tables (CSV) and figures (PDF) beside it")
+    console.print(f"Wrote {page.save(out, **drawing_of(options))}, report.json, and tables (CSV) and figures beside it")

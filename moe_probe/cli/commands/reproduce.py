@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, cast
+from typing import Annotated, Any
 
 import typer
 
 from moe_probe.cli.common import NAMED, Options, Out, Texts, console
-from moe_probe.cli.options import MODEL_OPTIONS, of_run, open_model, parse_options, takes
+from moe_probe.cli.options import FIGURE_OPTIONS, MODEL_OPTIONS, drawing_of, of_run, open_model, parse_options, takes
 from moe_probe.options import REPRODUCE_OPTIONS
 
 
@@ -23,7 +23,7 @@ def epilog() -> str:
     )
 
 
-@takes(*REPRODUCE_OPTIONS, *(name for name in MODEL_OPTIONS if name != "revision"))
+@takes(*REPRODUCE_OPTIONS, *(name for name in MODEL_OPTIONS if name != "revision"), *FIGURE_OPTIONS)
 def command(
     paper: Annotated[str, typer.Argument(metavar="PAPER", help="A paper, of those below.")],
     model: Annotated[
@@ -32,10 +32,7 @@ def command(
     out: Out,
     texts: Texts = None,
     option: Options = None,
-    which: Annotated[
-        str, typer.Option(metavar="WHICH", help="Figures of single layers: main (six layers, evenly apart) or all.")
-    ] = "main",
-    png: Annotated[bool, typer.Option("--png", help="PNG files too.")] = False,
+    png: Annotated[bool, typer.Option("--png", help="PNG files too, beside those of --format.")] = False,
     **options: Any,
 ) -> None:
     """Draw a paper's figures for any models, from results that are computed once and kept in DIR."""
@@ -51,8 +48,8 @@ def command(
         out,
         texts,
         options=parse_options(option),
-        which=cast(Any, which),
         png=png,
+        **drawing_of(options),
         **of_run(options, REPRODUCE_OPTIONS),
     )
     if made.missing:

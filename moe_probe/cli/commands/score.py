@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from moe_probe.cli.common import Ckpt, Out, Texts, console, write
-from moe_probe.cli.options import MODEL_OPTIONS, of_run, open_model, takes
+from moe_probe.cli.common import Ckpt, Out, Table, Texts, console, write
+from moe_probe.cli.options import FIGURE_OPTIONS, MODEL_OPTIONS, drawing_of, of_run, open_model, takes
 from moe_probe.errors import InputError, NotFitting, NothingToRead
 from moe_probe.options import SCORE_OPTIONS, TEXT_OPTIONS
 
@@ -30,7 +30,7 @@ def epilog() -> str:
     return EXAMPLE
 
 
-@takes(*OF_SCORE, *MODEL_OPTIONS)
+@takes(*OF_SCORE, *MODEL_OPTIONS, *FIGURE_OPTIONS)
 def command(
     ckpt: Ckpt,
     out: Out,
@@ -48,6 +48,7 @@ def command(
     ] = None,
     truth: Annotated[bool, typer.Option(help="Measure the loss without each expert, and the curves.")] = True,
     bootstrap: Annotated[int, typer.Option(metavar="N", help="Resamples for the intervals; 0 for none.")] = 1000,
+    table: Table = None,
     **options: Any,
 ) -> None:
     """Score every expert, and measure what the scores are worth: netCDF results and one table."""
@@ -57,18 +58,19 @@ def command(
     wanted = None if plan is None else parse_plan(plan)
     shares, model, asked = parse_shares(fractions), open_model(ckpt, options), of_run(options, OF_SCORE)
     reading = {name: asked.pop(name) for name in TEXT_OPTIONS}
+    drawing = drawing_of(options)
     several = names if names == "all" else names.split(",")
     before: Any = None if base is None else open_model(base, {})
     if texts is None:
         if evaluate is not None:
             raise NotFitting("--evaluate judges scores of --texts, which are not given; pass both, or --texts alone.")
         found = pruning.scores(model, None, several, base=before, **asked)
-        write([found], out)
+        write([found], out, drawing, table=table)
         write_plan(model, found, wanted, per, out)
         return
     calibration, held_out = two_corpora(model, texts, evaluate, reading, truth)
     found = pruning.scores(model, calibration, several, base=before, **asked)
-    write([found], out)
+    write([found], out, drawing, table=table)
     write_plan(model, found, wanted, per, out)
     if held_out is None:
         return
@@ -77,7 +79,7 @@ def command(
     how: Any = {"per": per, "random": random, "bootstrap": bootstrap}
     of_curve = {name: value for name, value in asked.items() if name != "layers"}
     curve = pruning.curve(model, found, held_out, shares, **how, **of_curve)
-    write([ablation, agreement, curve], out)
+    write([ablation, agreement, curve], out, drawing, table=table)
     console.print(worth_table(agreement, curve))
 
 

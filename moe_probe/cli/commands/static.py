@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from moe_probe.cli.common import Ckpt, Options, Out, Table, write
-from moe_probe.cli.options import check_names, of_run, open_model, parse_options, takes
+from moe_probe.cli.options import FIGURE_OPTIONS, check_names, drawing_of, of_run, open_model, parse_options, takes
 from moe_probe.errors import NoSuchName
 from moe_probe.options import STATIC_OPTIONS, check_arguments, completed
 
@@ -27,7 +27,7 @@ def epilog() -> str:
     )
 
 
-@takes(*STATIC_OPTIONS, "revision", "config")
+@takes(*STATIC_OPTIONS, "revision", "config", *FIGURE_OPTIONS)
 def command(
     ckpt: Ckpt,
     out: Out,
@@ -61,7 +61,7 @@ def command(
             own = {key: value for key, value in arguments.items() if key in known}
             yield function(model, **own, **given.get(name, {}))
 
-    write(results(), out, asked["n_jobs"], table)
+    write(results(), out, drawing_of(options), asked["n_jobs"], table)
 
 
 def of_one() -> list[str]:

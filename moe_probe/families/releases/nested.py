@@ -10,9 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from transformers.models.auto.configuration_auto import CONFIG_MAPPING
-
 from moe_probe.checkpoint import Checkpoint
+from moe_probe.families.known_types import is_known
 from moe_probe.families.releases import Spelled
 
 FIELDS = ("text_config", "language_config", "llm_config")
@@ -34,7 +33,7 @@ class Nested:
         if _inner(config) is None:
             return False
         types = [config.get("model_type"), *(part.get("model_type") for part in config.values() if _is_model(part))]
-        return config.get("model_type") in ALWAYS or any(name not in CONFIG_MAPPING for name in types)
+        return config.get("model_type") in ALWAYS or not all(map(is_known, types))
 
     def respelled(self, checkpoint: Checkpoint) -> Spelled:
         """The inner configuration and keys."""
