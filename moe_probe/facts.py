@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol
 
 from rich.filesize import decimal
@@ -25,14 +24,16 @@ class Handle(Protocol):
     family: str
     num_layers: int
     hidden_size: int
-    checkpoint: Checkpoint | None
 
-    @cached_property
+    @property
+    def checkpoint(self) -> Checkpoint | None: ...
+
+    @property
     def moe_layers(self) -> tuple[int, ...]: ...
 
     def layer(self, index: int) -> Layer: ...
 
-    @cached_property
+    @property
     def counts(self) -> Counts: ...
 
     @property

@@ -287,7 +287,7 @@ def test_bitsandbytes_eight_bits():
         (packing.gptq(4, 32)[0], {"quant_method": "gptq", "group_size": 16}, "group_size=16"),
         (packing.gptq(4, 32)[0], {"quant_method": "gptq", "group_size": 32, "checkpoint_format": "marlin"}, "'marlin'"),
         (packing.gptq(4, 32)[0], {"quant_method": "gptq", "group_size": 32, "bits": 8}, "states 8"),
-        (packing.awq(16)[0], {"quant_method": "awq", "bits": 4, "group_size": 16, "version": "gemv_fast"}, "'gemv_fast'"),
+        (packing.awq(16)[0], {"quant_method": "awq", "bits": 4, "group_size": 16, "version": "gemv_fast"}, "gemv_fast"),
         (packing.awq(16)[0], {"quant_method": "awq", "bits": 4, "group_size": 32}, "groups of 32"),
         (packing.mlx(4, 64)[0], {"bits": 4, "group_size": 128}, "groups of 128"),
         (packing.mlx(4, 64)[0], {"bits": 4, "group_size": 64, "mode": "nvfp4"}, "'nvfp4'"),
