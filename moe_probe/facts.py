@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol
 
 from rich.filesize import decimal
@@ -28,12 +29,12 @@ class Handle(Protocol):
     @property
     def checkpoint(self) -> Checkpoint | None: ...
 
-    @property
+    @cached_property
     def moe_layers(self) -> tuple[int, ...]: ...
 
     def layer(self, index: int) -> Layer: ...
 
-    @property
+    @cached_property
     def counts(self) -> Counts: ...
 
     @property

@@ -50,7 +50,7 @@ class Outline:
     hidden_size: int
     checkpoint: Checkpoint
     layers: tuple[Layer, ...]
-    counts: Counts
+    counted: Counts
     published: Mapping[str, LazyTensor]
     unused: Mapping[str, LazyTensor]
 
@@ -58,6 +58,11 @@ class Outline:
     def moe_layers(self) -> tuple[int, ...]:
         """Indices of the layers that route."""
         return tuple(layer.index for layer in self.layers if layer.is_moe)
+
+    @cached_property
+    def counts(self) -> Counts:
+        """Parameters of the language model and of parts beside it."""
+        return self.counted
 
     def layer(self, index: int) -> Layer:
         """What decoder layer `index` is made of."""

@@ -20,6 +20,10 @@ from moe_probe.plotting._scatter import cloud
 from moe_probe.plotting._style import BLUE, COLUMN, GREY, PAGE, Figure, thin_ticks
 
 DIMS = ("score", "layer", "expert")
+OVER_LAYERS = (
+    *("mean_rank_correlation", "mean_rank_correlation_low", "mean_rank_correlation_high"),
+    *("model_rank_correlation", "model_rank_correlation_low", "model_rank_correlation_high", "model_overlap"),
+)
 CELLS = 16  # hexagons across a small panel
 NOTE = "a point: an expert; number: mean rank correlation over layers"
 

@@ -132,7 +132,16 @@ MEASURED = {  # how each function that compares or changes models is asked for a
         "loss_changes",
         lambda: pruning.curve(MIXTRAL, scored(), [[20, 21, 22], [23, 24, 25]], [0.25], random=1, progress=False),
     ),
+    pruning.merging: (
+        "loss_changes",
+        lambda: pruning.merging(
+            MIXTRAL, pruning.groups(MIXTRAL, SHORT, 4, **RUN), [[20, 21, 22], [23, 24, 25]], random=1, progress=False
+        ),
+    ),
+    pruning.naee: ("", lambda: pruning.naee(MIXTRAL, SHORT, 1, **RUN)),
+    pruning.read_observer: ("", scored),  # as of scores
     pruning.scores: ("", scored),
+    pruning.super_experts: ("", lambda: pruning.super_experts(MIXTRAL, scored())),
 }
 
 
