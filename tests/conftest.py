@@ -1,6 +1,7 @@
 """Fixtures: tiny checkpoints in their published layout, and the values that the original code computes on them."""
 
 import os
+import shutil
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests run side by side, on tiny models; before torch is imported
@@ -8,6 +9,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing is fetched; asking and w
 
 import pytest
 from hypothesis import settings
+from playwright.sync_api import sync_playwright
 from safetensors.torch import load_file
 
 import moe_probe
@@ -16,6 +18,8 @@ from moe_probe.facts import facts, numbers
 from moe_probe.families.headers import outline
 
 FIXTURES = Path(__file__).parent / "fixtures"
+CHROMIUM = shutil.which("chromium")
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
 
 # `make test` gives the same verdict each time; HYPOTHESIS_PROFILE=explore looks further, with new examples each run
 settings.register_profile("same", deadline=None, derandomize=True)
@@ -71,3 +75,14 @@ def load_and_outline(source, **options):
 def headers_say_the_same(monkeypatch):
     """What a test opens is also described by headers alone, which has to give the same facts."""
     monkeypatch.setattr(moe_probe, "load", load_and_outline)
+
+
+@pytest.fixture(scope="session")
+def browser():
+    """Chromium, for tests of pages."""
+    if CHROMIUM is None and "REQUIRE_BROWSER" not in os.environ:
+        pytest.skip("no chromium; .ci/run installs it")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield browser
+        browser.close()

@@ -141,7 +141,10 @@ MEASURED = {  # how each function that compares or changes models is asked for a
     pruning.naee: ("", lambda: pruning.naee(MIXTRAL, SHORT, 1, **RUN)),
     pruning.read_observer: ("", scored),  # as of scores
     pruning.scores: ("", scored),
-    pruning.super_experts: ("", lambda: pruning.super_experts(MIXTRAL, scored())),
+    pruning.super_experts: (
+        "",
+        lambda: pruning.super_experts(MIXTRAL, pruning.scores(MIXTRAL, SHORT, "max_activation", **RUN)),
+    ),
 }
 
 

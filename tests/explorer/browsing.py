@@ -1,16 +1,9 @@
 """A page of the explorer in a real browser."""
 
-import os
-import shutil
-
 import numpy as np
-import pytest
-from playwright.sync_api import sync_playwright
 
 from moe_probe import dynamic
 
-CHROMIUM = shutil.which("chromium")
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
 TEXTS = [
     "The bank of the river was soft after the rain.",
     "def area(r):\n    return (3.14 * (r ** 2))\n\nprint(area(4))",
@@ -82,13 +75,3 @@ class Routed:
         """The rows of a token, the first choice first."""
         chosen = self.frame.query(f"layer == {layer} and token == {token} and subtoken == {subtoken}")
         return chosen.sort_values("rank")
-
-
-@pytest.fixture(scope="session")
-def browser():
-    if CHROMIUM is None and "REQUIRE_BROWSER" not in os.environ:
-        pytest.skip("no chromium; .ci/run installs it")
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield browser
-        browser.close()

@@ -5,7 +5,7 @@ import re
 
 import numpy as np
 import pytest
-from browsing import LABELS, TEXTS, Opened, Routed, browser  # noqa: F401 - a fixture
+from browsing import LABELS, TEXTS, Opened, Routed
 
 import moe_probe
 from moe_probe import explorer, static

@@ -2,7 +2,7 @@
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from browsing import LABELS, TEXTS, Opened, browser  # noqa: F401 - a fixture
+from browsing import LABELS, TEXTS, Opened
 
 import moe_probe
 from moe_probe import explorer
