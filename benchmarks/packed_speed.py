@@ -15,8 +15,10 @@ import resource
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import gguf
 import numpy as np
@@ -89,8 +91,11 @@ def fp8(rows: int, columns: int) -> dict[str, torch.Tensor]:
     return {"weight": torch.randn(rows, columns).mul_(50).to(torch.float8_e4m3fn), "weight_scale_inv": scale}
 
 
+def words(*shape: int) -> torch.Tensor:
+    return torch.randint(-(2**31), 2**31, shape, dtype=torch.int64).to(torch.int32)
+
+
 def gptq(rows: int, columns: int) -> dict[str, torch.Tensor]:
-    words = lambda *shape: torch.randint(-(2**31), 2**31, shape, dtype=torch.int64).to(torch.int32)  # noqa: E731
     return {
         "qweight": words(columns // 8, rows),
         "qzeros": words(columns // 128, rows // 8),
@@ -100,7 +105,6 @@ def gptq(rows: int, columns: int) -> dict[str, torch.Tensor]:
 
 
 def awq_gemv(rows: int, columns: int) -> dict[str, torch.Tensor]:
-    words = lambda *shape: torch.randint(-(2**31), 2**31, shape, dtype=torch.int64).to(torch.int32)  # noqa: E731
     groups = -(-columns // (128 * 8))
     scales = torch.rand(rows, groups * 8).mul_(0.01).half()
     return {"qweight": words(rows, columns // 8), "qzeros": words(rows, groups), "scales": scales}
@@ -187,9 +191,16 @@ def main() -> None:
                 continue
             folder = write(root / name.split()[0], make, quantization)
             parts = [make(*shape) for shape in SHAPES.values()]
-            report(name, folder, lambda: [decode(part) for _ in range(EXPERTS) for part in parts], reference)  # noqa: B023
+            report(name, folder, partial(repeated, decode, parts), reference)
         if not ASKED or "gguf" in ASKED:
             report_gguf(root, reference)
+
+
+def repeated(decode: Callable[[Any], object], parts: Sequence[Any]) -> None:
+    """Decode the matrices of every expert."""
+    for _ in range(EXPERTS):
+        for part in parts:
+            decode(part)
 
 
 def report_gguf(root: Path, reference: float) -> None:
@@ -235,8 +246,8 @@ def report_gguf(root: Path, reference: float) -> None:
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    decode = lambda: [gguf.quants.dequantize(each, kind) for _ in range(EXPERTS) for each in blocks.values()]  # noqa: E731
-    report("gguf q4_k", root / "q4_k.gguf", decode, reference)
+    decode = partial(gguf.quants.dequantize, qtype=kind)
+    report("gguf q4_k", root / "q4_k.gguf", partial(repeated, decode, list(blocks.values())), reference)
 
 
 if __name__ == "__main__":

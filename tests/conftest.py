@@ -9,7 +9,6 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing is fetched; asking and w
 
 import pytest
 from hypothesis import settings
-from playwright.sync_api import sync_playwright
 from safetensors.torch import load_file
 
 import moe_probe
@@ -82,6 +81,8 @@ def browser():
     """Chromium, for tests of pages."""
     if CHROMIUM is None and "REQUIRE_BROWSER" not in os.environ:
         pytest.skip("no chromium; .ci/run installs it")
+    from playwright.sync_api import sync_playwright
+
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
         yield browser

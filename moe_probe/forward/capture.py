@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from types import MappingProxyType
@@ -26,6 +26,7 @@ def capture(
     tokens: Callable[[], Tokens] = Tokens.none,
     only: Only = lambda _: None,
     needs: frozenset[Need] = frozenset(),
+    asked: Collection[int] | None = None,
     deleted: Mapping[int, Sequence[Sequence[int]]] = MappingProxyType({}),
 ) -> Iterator[Mapping[int, WatchedSite]]:
     """Within, `on_event` is called after every call of each site's block.
@@ -41,6 +42,7 @@ def capture(
         tokens: says which tokens run, for interventions.
         only: tokens (tokens,) bool to which an intervention is confined; None for all.
         needs: `Need.RESIDUAL`, `Need.SELECTED` and `Need.WITHOUT` are told only where they are asked for.
+        asked: layers of which `needs` are told; all by default.
         deleted: sets of experts of each layer without which `Need.WITHOUT` asks what would be chosen; by default each
             expert alone.
 
@@ -49,10 +51,10 @@ def capture(
     """
     watched = {}
     for site in sites:
-        acting = partial(acting_in, site.layer.index, interventions)
-        watched[site.layer.index] = WatchedSite(
-            site, config, on_event, acting, tokens, only, needs, deleted.get(site.layer.index, ())
-        )
+        index = site.layer.index
+        acting = partial(acting_in, index, interventions)
+        told = needs if asked is None or index in asked else frozenset()
+        watched[index] = WatchedSite(site, config, on_event, acting, tokens, only, told, deleted.get(index, ()))
     handles = [handle for each in watched.values() for handle in _hook(each, owner)]
     try:
         yield watched

@@ -148,10 +148,8 @@ class Pass:
             sites = find_sites(self.runner.module, self.source.watched(self.stop)).values()
             edits = self.source.interventions
             tokens, needs = lambda: self.batch.places(), self.needs
-            deleted = self.source.deleted
-            stack.enter_context(
-                capture(sites, hand_over, self, model.config, edits, tokens, needs=needs, deleted=deleted)
-            )
+            told = {"needs": needs, "asked": layers, "deleted": self.source.deleted}
+            stack.enter_context(capture(sites, hand_over, self, model.config, edits, tokens, **told))
             yield
 
     def by_batch(self, done: int) -> Iterator[Iterable[LayerBatch | LogitBatch]]:

@@ -67,16 +67,16 @@ def agreement(
     experts = [expert for expert in scores.expert.values if expert in ablation.expert.values]
     if not layers or not experts:
         raise NotComparable("The scores and the ablation have no layer and expert in common; run both on the same.")
-    own = scores.sel(layer=layers, expert=experts)
+    shared = scores.sel(layer=layers, expert=experts)
     cost = ablation.sel(path="total", layer=layers, expert=experts)
     if lowest is not None:
         check_number("lowest", lowest, 1, len(experts))
-    compared = Compared(importance(own), cost.loss_change.transpose("layer", "expert").values, lowest)
+    compared = Compared(importance(shared), cost.loss_change.transpose("layer", "expert").values, lowest)
     values = compared.correlations(compared.cost[None])
-    found = {name: value[0] for name, value in values.items()} | compared.overlaps()
+    statistics = {name: value[0] for name, value in values.items()} | compared.overlaps()
     if bootstrap and "unit_loss_change" in ablation:
-        found |= intervals(compared, cost, bootstrap)
-    return _result(own, scores, ablation, compared, found)
+        statistics |= intervals(compared, cost, bootstrap)
+    return _result(shared, scores, ablation, compared, statistics)
 
 
 def check_results(scores: xr.Dataset, ablation: xr.Dataset) -> None:
@@ -185,22 +185,26 @@ def intervals(compared: Compared, cost: xr.Dataset, draws: int) -> dict[str, np.
         "change": cost.unit_loss_change.transpose("unit", "layer", "expert").values,
         "tokens": cost.unit_tokens.values[:, None, None],
     }
-    found = {}
+    ends = {}
     for name in ("rank_correlation", "mean_rank_correlation", "model_rank_correlation"):
 
         def statistic(total: Mapping[str, np.ndarray], name: str = name) -> np.ndarray:
             return compared.correlations(total["change"] / total["tokens"])[name]
 
-        found[f"{name}_low"], found[f"{name}_high"] = interval(statistic, sums, draws, limits=(-1, 1))
-    return found
+        ends[f"{name}_low"], ends[f"{name}_high"] = interval(statistic, sums, draws, limits=(-1, 1))
+    return ends
 
 
 def _result(
-    own: xr.Dataset, scores: xr.Dataset, ablation: xr.Dataset, compared: Compared, found: Mapping[str, np.ndarray]
+    shared: xr.Dataset,
+    scores: xr.Dataset,
+    ablation: xr.Dataset,
+    compared: Compared,
+    statistics: Mapping[str, np.ndarray],
 ) -> xr.Dataset:
-    coords: dict[str, Any] = {name: own[name].values for name in ("score", "layer", "expert")}
+    coords: dict[str, Any] = {name: shared[name].values for name in ("score", "layer", "expert")}
     arrays = {}
-    for name, values in found.items():
+    for name, values in statistics.items():
         dims = ("layer",) if name == "overlap_chance" else ("score", "layer")[: values.ndim]
         arrays[name] = variable(dims, values, " ".join(_words(name)), undefined=TOO_FEW)
     arrays["importance"] = variable(

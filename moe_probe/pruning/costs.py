@@ -109,13 +109,13 @@ def check_of_model(model: MoEModel, result: object, analysis: str) -> None:
 def check_held_out(digests: Iterable[int], corpus: Corpus) -> None:
     """Raises: NotFitting: a document is among those, by their digests, that was computed from."""
     calibration = set(digests)
-    both = [
+    seen = [
         document.number
         for document, digest in zip(corpus.documents, corpus.digests, strict=True)
         if digest in calibration
     ]
-    if both:
+    if seen:
         raise NotFitting(
-            f"{len(both)} of {len(corpus.documents)} documents, such as number {both[0]}, are among those that the "
+            f"{len(seen)} of {len(corpus.documents)} documents, such as number {seen[0]}, are among those that the "
             "scores were computed from; pass other texts, so that what is chosen on some is judged on others."
         )

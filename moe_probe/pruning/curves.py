@@ -111,11 +111,11 @@ def with_values(scores: xr.Dataset) -> xr.Dataset:
 def orders_of(model: MoEModel, scores: xr.Dataset, random: int) -> dict[str, dict[int, np.ndarray]]:
     """Values by which experts go, the lowest first, by order and layer."""
     layers = scores.layer.values.tolist()
-    found = {
-        str(name): {layer: own[row, : model.layer(layer).num_experts] for row, layer in enumerate(layers)}
-        for name, own in zip(scores.score.values, importance(scores), strict=True)
+    by_score = {
+        str(name): {layer: values[row, : model.layer(layer).num_experts] for row, layer in enumerate(layers)}
+        for name, values in zip(scores.score.values, importance(scores), strict=True)
     }
-    return found | {f"{RANDOM} {draw}": random_values(model, layers, draw) for draw in range(random)}
+    return by_score | {f"{RANDOM} {draw}": random_values(model, layers, draw) for draw in range(random)}
 
 
 def masks(pruned: Pruned) -> list[Mask]:

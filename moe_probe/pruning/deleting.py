@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import combinations
@@ -161,6 +162,7 @@ def _result(source: Running, search: Search, best: Mapping[int, tuple[tuple[int,
         "tried": variable(("layer",), [search.tried[layer] for layer in layers], "sets that were tried", "sets"),
         "exact": variable(("layer",), exact, "all sets were tried"),
     }
-    about = {**DeletionPass().attrs(source), "definition": DEFINITION, "remove": search.remove}
+    about = {**DeletionPass().attrs(source), "definition": DEFINITION}
+    about["parameters"] = json.dumps({"remove": search.remove, "most_sets": search.most_sets})
     coords = {"layer": layers, "expert": [str(expert) for expert in range(experts)]}
     return dataset(arrays, about, {**coords, "calibration": ("document", source.corpus.digests)})

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Self, Unpack
+from typing import Any, Literal, Self, Unpack, get_args
 
 import numpy as np
 import xarray as xr
@@ -17,23 +17,22 @@ from moe_probe.errors import NotFitting, OutOfRange
 from moe_probe.intervene.merge import Merge
 from moe_probe.model import MoEModel, Openable, load
 from moe_probe.options import SCORE_OPTIONS, RunOptions, completed
-from moe_probe.pruning.clusters import dominated, linked
+from moe_probe.pruning.clusters import Grouping, dominated, linked
 from moe_probe.pruning.pairs import logit_products, output_sums, ratio, routed_cosines, similarity_of_products
-from moe_probe.pruning.stored import read_stored, save_stored
+from moe_probe.pruning.stored import StoredAsJson
 from moe_probe.routing import LayerBatch, Need, Source
 from moe_probe.signatures import check_number, check_types
 from moe_probe.static import similarity
 from moe_probe.statistics.states import Total
 from moe_probe.texts.reading import Texts
 
-FORMAT = "moe_probe merging groups 1"
 By = Literal["output", "routed_output", "router_logit", "weight"]
 Method = Literal["average", "complete", "single", "dominant"]
 Average = Literal["usage", "equal"]
 
 
 @dataclass(frozen=True)
-class Groups:
+class Groups(StoredAsJson):
     """Experts that are merged with each other, of each layer.
 
     Attributes:
@@ -50,6 +49,9 @@ class Groups:
     by: By
     method: Method
     calibration: tuple[int, ...] = ()
+
+    format = "moe_probe merging groups 1"
+    what = "groups of experts"
 
     def merges(self, average: Average = "usage", aligned: bool = False) -> list[Merge]:
         """The same as interventions.
@@ -75,10 +77,6 @@ class Groups:
         counts = [[float(self.usage[layer][expert]) for expert in group] for group in groups]
         return [several if sum(several) else [1.0] * len(several) for several in counts]
 
-    def save(self, path: str | Path) -> Path:
-        """Write the groups as JSON; the file appears when it is complete."""
-        return save_stored(self, FORMAT, path)
-
     @classmethod
     def of(cls, content: dict[str, Any]) -> Self:
         """The groups that `save` wrote."""
@@ -87,8 +85,13 @@ class Groups:
         content["groups"] = {layer: tuple(map(tuple, groups)) for layer, groups in content["groups"].items()}
         content["calibration"] = tuple(content["calibration"])
         result = cls(**content)
+        if result.by not in get_args(By) or result.method not in get_args(Method):
+            raise ValueError(f"by {result.by!r}, {result.method!r}")
         for layer, groups in result.groups.items():
-            if sorted(expert for group in groups for expert in group) != list(range(len(result.usage[layer]))):
+            counts, experts = result.usage[layer], sorted(expert for group in groups for expert in group)
+            if not all(isinstance(count, int) and count >= 0 for count in counts) or experts != list(
+                range(len(counts))
+            ):
                 raise ValueError(f"the experts of layer {layer}")
         return result
 
@@ -102,7 +105,7 @@ def read_groups(path: str | Path) -> Groups:
     Examples:
         >>> read_groups("groups.json")  # doctest: +SKIP
     """
-    return read_stored(Groups.of, FORMAT, path, "groups of experts", "Groups.save")
+    return Groups.read(path)
 
 
 @dataclass
@@ -191,20 +194,33 @@ def groups(
     (analysis,) = observe(source, [PairPass(by)], asked)
     assert isinstance(analysis, PairPass)
     usage = {layer: np.asarray(analysis.chosen[layer]) for layer in layers}
-    distances = weight_distances(opened, layers, asked) if by == "weight" else None
-    distances = distances or {layer: analysis.distance(layer) for layer in layers}
+    if by == "weight":
+        distances = weight_distances(opened, layers, asked)
+    else:
+        distances = {layer: analysis.distance(layer) for layer in layers}
     for layer, distance in distances.items():
         check_distance(layer, distance, by)
+    grouped = clustered(distances, usage, count, method)
+    counts = {layer: tuple(round(value) for value in values.tolist()) for layer, values in usage.items()}
+    return Groups(opened.name, grouped, counts, by, method, tuple(source.corpus.digests))
+
+
+def clustered(
+    distances: Mapping[int, np.ndarray], usage: Mapping[int, np.ndarray], count: int, method: Method
+) -> dict[int, Grouping]:
+    """Groups of each layer, the most used expert of each first."""
     if method == "dominant":
         grouped = dominated(distances, usage, count)
     else:
         grouped = {layer: linked(distance, count, method) for layer, distance in distances.items()}
-    ordered = {
-        layer: tuple(tuple(sorted(group, key=lambda e, layer=layer: -usage[layer][e])) for group in several)
-        for layer, several in grouped.items()
+    return {
+        layer: tuple(most_used_first(group, usage[layer]) for group in several) for layer, several in grouped.items()
     }
-    counts = {layer: tuple(round(value) for value in values.tolist()) for layer, values in usage.items()}
-    return Groups(opened.name, ordered, counts, by, method, tuple(source.corpus.digests))
+
+
+def most_used_first(group: Sequence[int], usage: np.ndarray) -> tuple[int, ...]:
+    """The experts of a group by falling usage; of equal ones, the one that stood first."""
+    return tuple(sorted(group, key=lambda expert: -usage[expert]))
 
 
 def check_group_count(model: MoEModel, layer: int, count: int) -> None:

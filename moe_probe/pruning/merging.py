@@ -87,8 +87,8 @@ def merging(
     arrays["experts_left"] = variable(("groups",), left, "experts that are left", "experts")
     about = provenance("merging", opened, random=random, bootstrap=bootstrap)
     told["definition"] = f"{MERGED} {MASKED} {told['definition']}"
-    found = {name: f"by {each.by}, {each.method}" for name, each in named.items()}
-    return dataset(arrays, {**about, **told, "found": [found[name] for name in named]})
+    ways_found = {name: f"by {each.by}, {each.method}" for name, each in named.items()}
+    return dataset(arrays, {**about, **told, "found": [ways_found[name] for name in named]})
 
 
 def named_groups(model: MoEModel, groups: Mapping[str, Groups] | Groups) -> dict[str, Groups]:

@@ -54,8 +54,7 @@ def read_observer(model: Openable, path: str | Path) -> xr.Dataset:
     opened = load(model)
     content = read_tables(path)
     check_tables(opened, content, path)
-    first = next(iter(content.values()))
-    names = [name for name, field in SCORES.items() if field in first]
+    names = [name for name, field in SCORES.items() if all(field in table for table in content.values())]
     values = {name: {layer: content[layer][SCORES[name]] for layer in content} for name in names}
     counts = {layer: table[COUNTS] for layer, table in content.items()}
     values["frequency"] = {layer: counts[layer] / float(content[layer][TOTAL]) for layer in content}
@@ -81,9 +80,15 @@ def read_tables(path: str | Path) -> dict[int, dict[str, np.ndarray]]:
     except (OSError, RuntimeError, pickle.UnpicklingError, EOFError, ValueError, TypeError, AttributeError) as error:
         raise Damaged(f"{path} is not a file of REAP's observer: {str(error).splitlines()[0]}") from None
     lacks = [name for table in tables.values() for name in (COUNTS, TOTAL) if name not in table]
+    lacks += [f"{TOTAL} above 0" for table in tables.values() if TOTAL in table and not one_count(table[TOTAL])]
     if lacks or not tables:
         raise Damaged(f"{path} is not a file of REAP's observer: it has no {lacks[0] if lacks else 'layers'}.")
     return tables
+
+
+def one_count(value: np.ndarray) -> bool:
+    """Whether it is one number above 0."""
+    return value.size == 1 and bool(value > 0)
 
 
 def check_tables(model: MoEModel, content: Mapping[int, Mapping[str, np.ndarray]], path: str | Path) -> None:

@@ -16,14 +16,12 @@ from moe_probe.model import MoEModel, Openable, load
 from moe_probe.pruning.costs import check_of_model
 from moe_probe.pruning.curves import orders_of
 from moe_probe.pruning.selecting import Per, Pruned, check_fraction, check_values, lowest
-from moe_probe.pruning.stored import read_stored, save_stored
+from moe_probe.pruning.stored import StoredAsJson
 from moe_probe.signatures import check_types
-
-FORMAT = "moe_probe pruning plan 1"
 
 
 @dataclass(frozen=True)
-class Plan:
+class Plan(StoredAsJson):
     """Which experts of each layer stay.
 
     Attributes:
@@ -40,26 +38,26 @@ class Plan:
     score: str = ""
     fraction: float = 0.0
 
+    format = "moe_probe pruning plan 1"
+    what = "plan of what to prune"
+
     def masks(self) -> list[Mask]:
         """The same as interventions: masks of the experts that go."""
-        gone = {layer: sorted(set(range(self.experts[layer])) - set(own)) for layer, own in self.kept.items()}
+        gone = {layer: sorted(set(range(self.experts[layer])) - set(experts)) for layer, experts in self.kept.items()}
         return [Mask(layer, experts) for layer, experts in gone.items() if experts]
-
-    def save(self, path: str | Path) -> Path:
-        """Write the plan as JSON; the file appears when it is complete."""
-        return save_stored(self, FORMAT, path)
 
     @classmethod
     def of(cls, content: dict[str, Any]) -> Self:
         """The plan that `save` wrote."""
         for name in ("kept", "experts"):
-            content[name] = {int(layer): own for layer, own in content[name].items()}
-        content["kept"] = {layer: tuple(int(each) for each in own) for layer, own in content["kept"].items()}
-        found = cls(**content)
-        for layer, own in found.kept.items():
-            if sorted(set(own)) != list(own) or not own or not 0 <= own[0] <= own[-1] < found.experts[layer]:
+            content[name] = {int(layer): value for layer, value in content[name].items()}
+        content["kept"] = {layer: tuple(map(int, experts)) for layer, experts in content["kept"].items()}
+        plan = cls(**content)
+        for layer, experts in plan.kept.items():
+            ascending = bool(experts) and sorted(set(experts)) == list(experts)
+            if not ascending or not 0 <= experts[0] <= experts[-1] < plan.experts[layer]:
                 raise ValueError(f"the experts of layer {layer}")
-        return found
+        return plan
 
 
 def read_plan(path: str | Path) -> Plan:
@@ -71,7 +69,7 @@ def read_plan(path: str | Path) -> Plan:
     Examples:
         >>> read_plan("plan.json")  # doctest: +SKIP
     """
-    return read_stored(Plan.of, FORMAT, path, "plan of what to prune", "Plan.save")
+    return Plan.read(path)
 
 
 def plan(
@@ -140,8 +138,8 @@ def plan_without(model: MoEModel, gone: Mapping[int, Sequence[int]], score: str,
 def groups_of(model: MoEModel) -> int:
     """Groups of experts of which the router excludes some; 1 where there are none."""
     config: Any = model.config.get_text_config(decoder=True)
-    found = (getattr(config, name, None) for name in ("n_group", "num_expert_group"))
-    return next((groups for groups in found if isinstance(groups, int) and groups > 1), 1)
+    stated = (getattr(config, name, None) for name in ("n_group", "num_expert_group"))
+    return next((groups for groups in stated if isinstance(groups, int) and groups > 1), 1)
 
 
 def by_group(model: MoEModel, values: Mapping[int, np.ndarray], fraction: float, groups: int) -> Pruned:
@@ -153,18 +151,18 @@ def by_group(model: MoEModel, values: Mapping[int, np.ndarray], fraction: float,
     check_fraction(fraction)
     check_values(values)
     config: Any = model.config.get_text_config(decoder=True)
-    found: dict[int, tuple[int, ...]] = {}
-    for layer, own in values.items():
-        size = len(own) // groups
-        count = round(fraction * len(own))
+    gone: dict[int, tuple[int, ...]] = {}
+    for layer, scores in values.items():
+        experts = len(scores)
+        size, count = experts // groups, round(fraction * experts)
         left = size - count // groups
         if count % groups:
             raise NotFitting(
-                f"A share of {fraction:g} is {count} of {len(own)} experts in {groups} groups, which must stay equal; "
-                f"pass a share of which {groups} divides the experts, such as {count // groups * groups / len(own):g}."
+                f"A share of {fraction:g} is {count} of {experts} experts in {groups} groups, which must stay equal; "
+                f"pass a share of which {groups} divides the experts, such as {count // groups * groups / experts:g}."
             )
         if left < 2 or left * getattr(config, "topk_group", groups) < model.layer(layer).top_k:
             raise NotFitting(f"A share of {fraction:g} leaves {left} experts in each group of layer {layer}: too few.")
-        order = own.reshape(groups, size).argsort(1, kind="stable")[:, : count // groups]
-        found[layer] = tuple(sorted((order + size * np.arange(groups)[:, None]).ravel().tolist()))
-    return {layer: own for layer, own in found.items() if own}
+        order = scores.reshape(groups, size).argsort(1, kind="stable")[:, : count // groups]
+        gone[layer] = tuple(sorted((order + size * np.arange(groups)[:, None]).ravel().tolist()))
+    return {layer: several for layer, several in gone.items() if several}

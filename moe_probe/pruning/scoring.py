@@ -22,7 +22,7 @@ from moe_probe.options import SCORE_OPTIONS, TEXT_OPTIONS, RunOptions, completed
 from moe_probe.progress import reporting
 from moe_probe.pruning.score import Measured, OfWeights, OnePass, Score, Seen
 from moe_probe.registry import Registry
-from moe_probe.results import dataset, provenance
+from moe_probe.results import dataset, provenance, variable
 from moe_probe.routing import LayerBatch, Need, Source
 from moe_probe.statistics.states import Most, Total
 from moe_probe.texts.corpus import Corpus
@@ -33,8 +33,8 @@ UNDEFINED = "a mean or maximum over the rows of an expert that none chose, or wh
 
 def score_of(module: ModuleType, name: str) -> Score:
     """The score that a module is the file of."""
-    own = (each for each in vars(module).values() if inspect.isclass(each) and each.__module__ == module.__name__)
-    return next(each for each in own if issubclass(each, Score))()
+    defined = (each for each in vars(module).values() if inspect.isclass(each) and each.__module__ == module.__name__)
+    return next(each for each in defined if issubclass(each, Score))()
 
 
 SCORES: Registry[Score] = Registry("moe_probe.pruning.scores", "scores", "score", score_of)
@@ -183,8 +183,8 @@ class ScorePass(Analysis):
 
     def members(self) -> dict[str, OnePass]:
         """The scores by name."""
-        found = {name: SCORES[name] for name in self.scores}
-        return {name: score for name, score in found.items() if isinstance(score, OnePass)}
+        by_name = {name: SCORES[name] for name in self.scores}
+        return {name: score for name, score in by_name.items() if isinstance(score, OnePass)}
 
     def needed(self) -> frozenset[Need]:
         asked = frozenset({Need.CHOICES}).union(*(score.needs for score in self.members().values()))
@@ -206,30 +206,30 @@ class ScorePass(Analysis):
 
     def values(self, name: str) -> dict[int, np.ndarray]:
         """The score (E,) of each layer."""
-        score, found = self.members()[name], {}
-        kept = self.most if score.maximum else self.sums
+        score, by_layer = self.members()[name], {}
+        totals = self.most if score.maximum else self.sums
         for layer in self.chosen.layers:
-            parts = [kept[place] for place in kept if place[0] == layer and place[1].startswith(f"{name}/")]
+            parts = [totals[place] for place in totals if place[0] == layer and place[1].startswith(f"{name}/")]
             count = self.chosen[layer]
             if not parts:
-                found[layer] = np.full(len(count), np.nan)
+                by_layer[layer] = np.full(len(count), np.nan)
                 continue
             if score.mixed:
                 parts = [part / part.sum() for part in parts]
             with np.errstate(invalid="ignore", divide="ignore"):
                 counted = np.where(count > 0, count, np.nan)
-                own = score.value(np.sum(parts, axis=0), counted, int(self.rows[layer]))
-                found[layer] = own[: len(count)]
-        return found
+                values = score.value(np.sum(parts, axis=0), counted, int(self.rows[layer]))
+                by_layer[layer] = values[: len(count)]
+        return by_layer
 
 
 def domains(seen: Seen) -> list[tuple[str, Seen]]:
     """The batch by document label."""
     labels = seen.batch.tokens.label.astype(str)
-    found = np.unique(labels).tolist()
-    if len(found) == 1:
-        return [(found[0], seen)]
-    return [(label, Seen(seen.batch.part(labels == label))) for label in found]
+    distinct = np.unique(labels).tolist()
+    if len(distinct) == 1:
+        return [(distinct[0], seen)]
+    return [(label, Seen(seen.batch.part(labels == label))) for label in distinct]
 
 
 def of_weights(
@@ -244,24 +244,24 @@ def of_weights(
     other = None if base is None else load(base)
     if other is not None:
         check_base(model, other, layers)
-    found: dict[str, dict[int, np.ndarray]] = {name: {} for name in several}
+    by_name: dict[str, dict[int, np.ndarray]] = {name: {} for name in several}
     with reporting("layers", len(layers), progress) as advance, torch.no_grad():
         for layer in layers:
             for name in several:
                 score: Any = SCORES[name]
-                found[name][layer] = score.of_layer(model, layer, other if score.needs_base else None)
+                by_name[name][layer] = score.of_layer(model, layer, other if score.needs_base else None)
             advance()
-    return found
+    return by_name
 
 
 def check_base(model: MoEModel, base: MoEModel, layers: Sequence[int]) -> None:
     """Refuse a base whose routers are of other shapes."""
     for layer in layers:
-        own = tuple(model.router_tensor(layer).shape)
+        here = tuple(model.router_tensor(layer).shape)
         there = tuple(base.router_tensor(layer).shape) if layer in base.moe_layers else None
-        if own != there:
+        if here != there:
             raise NotComparable(
-                f"Layer {layer}: the router of {model.name} is {own}, that of the base {base.name} {there}; pass the "
+                f"Layer {layer}: the router of {model.name} is {here}, that of the base {base.name} {there}; pass the "
                 "checkpoint that the model was tuned from."
             )
 
@@ -278,26 +278,17 @@ def scores_result(
     experts = max(model.layer(layer).num_experts for layer in layers)
     of = [SCORES[name] for name in several]
     coords = {"score": list(several), "layer": list(layers), "expert": [str(expert) for expert in range(experts)]}
+    dims = ("layer", "expert")
     value = np.stack([filled(values[name], layers, experts) for name in several])
-    described = {"long_name": "score", "units": "that of the score"}
-    if np.isnan(value).any():
-        described["undefined"] = UNDEFINED
-    found = {
-        "value": xr.DataArray(value, coords, ("score", "layer", "expert"), attrs=described),
-        "keep_high": xr.DataArray(
-            [score.keep_high for score in of],
-            {"score": list(several)},
-            ("score",),
-            attrs={"long_name": "large values are kept", "units": "1"},
-        ),
+    arrays = {
+        "value": variable(("score", *dims), value, "score", "that of the score", UNDEFINED),
+        "keep_high": variable(("score",), [score.keep_high for score in of], "large values are kept"),
     }
     if counts:
-        own = {name: coords[name] for name in ("layer", "expert")}
-        attrs = {"long_name": "rows that choose the expert", "units": "rows"}
-        found["chosen"] = xr.DataArray(filled(counts, layers, experts), own, ("layer", "expert"), attrs=attrs)
+        arrays["chosen"] = variable(dims, filled(counts, layers, experts), "rows that choose the expert", "rows")
     told = {f"formula_{name}": score.formula for name, score in zip(several, of, strict=True)}
     told |= {f"source_{name}": score.source for name, score in zip(several, of, strict=True)}
-    result = dataset(found, {**about, **told})
+    result = dataset(arrays, {**about, **told}, coords)
     words = {key: ("score", [getattr(score, key) for score in of]) for key in ("formula", "source", "units")}
     return result.assign_coords(words)
 

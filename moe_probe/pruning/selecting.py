@@ -32,11 +32,11 @@ def lowest(model: MoEModel, values: Mapping[int, np.ndarray], fraction: float, p
     spare = {layer: model.layer(layer).num_experts - model.layer(layer).top_k for layer in values}
     if per == "model":
         return _of_model(values, fraction, spare)
-    counts = {layer: round(fraction * len(own)) for layer, own in values.items()}
+    counts = {layer: round(fraction * len(scores)) for layer, scores in values.items()}
     for layer, count in counts.items():
         if count > spare[layer]:
             raise NotFitting(_short(fraction, f"layer {layer}", count, spare[layer]))
-    orders = {layer: np.argsort(own, kind="stable") for layer, own in values.items()}
+    orders = {layer: np.argsort(scores, kind="stable") for layer, scores in values.items()}
     return {layer: tuple(sorted(orders[layer][:count].tolist())) for layer, count in counts.items() if count}
 
 
@@ -44,15 +44,15 @@ def _of_model(values: Mapping[int, np.ndarray], fraction: float, spare: Mapping[
     wanted = round(fraction * sum(map(len, values.values())))
     if wanted > sum(spare.values()):
         raise NotFitting(_short(fraction, "the model", wanted, sum(spare.values())))
-    cells = [(layer, expert) for layer, own in values.items() for expert in range(len(own))]
+    cells = [(layer, expert) for layer, scores in values.items() for expert in range(len(scores))]
     order = np.argsort(np.concatenate(list(values.values())), kind="stable")
-    found: dict[int, list[int]] = {}
+    gone: dict[int, list[int]] = {}
     for place in order.tolist():
         layer, expert = cells[place]
-        if wanted and len(found.get(layer, ())) < spare[layer]:
-            found.setdefault(layer, []).append(expert)
+        if wanted and len(gone.get(layer, ())) < spare[layer]:
+            gone.setdefault(layer, []).append(expert)
             wanted -= 1
-    return {layer: tuple(sorted(found[layer])) for layer in values if layer in found}
+    return {layer: tuple(sorted(gone[layer])) for layer in values if layer in gone}
 
 
 def _short(fraction: float, where: str, count: int, spare: int) -> str:
@@ -71,9 +71,9 @@ def check_fraction(fraction: float) -> None:
 
 def check_values(values: Mapping[int, np.ndarray]) -> None:
     """Raises: NotFitting: a value is nan."""
-    for layer, own in values.items():
-        if np.isnan(own).any():
-            expert = int(np.flatnonzero(np.isnan(own))[0])
+    for layer, scores in values.items():
+        if np.isnan(scores).any():
+            expert = int(np.flatnonzero(np.isnan(scores))[0])
             raise NotFitting(f"Expert {expert} of layer {layer} has no value; leave this score, or this layer, out.")
 
 

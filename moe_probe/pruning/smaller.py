@@ -55,18 +55,18 @@ def prune(model: Openable, plan: Plan | str | Path, destination: str | Path, *, 
         'smaller'
     """
     opened, folder = load(model), Path(destination)
-    kept = plan if isinstance(plan, Plan) else read_plan(plan)
+    chosen = plan if isinstance(plan, Plan) else read_plan(plan)
     check_number("shard_bytes", shard_bytes, 1)
     checkpoint = checked_checkpoint(opened)
-    count = checked_plan(opened, kept)
+    count = checked_plan(opened, chosen)
     refuse_existing(folder)
     config = smaller_config(opened, checkpoint, count)
-    tensors = dict(cut for key, tensor in checkpoint.items() if (cut := cut_tensor(opened, kept, key, tensor)))
+    tensors = dict(cut for key, tensor in checkpoint.items() if (cut := cut_tensor(opened, chosen, key, tensor)))
     with whole_folder(folder) as partial:
         (partial / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         copy_beside(checkpoint, partial)
         write_tensors(partial, tensors, shard_bytes, opened.name)
-        check_written(opened, kept, partial)
+        check_written(opened, chosen, partial)
     return folder
 
 
@@ -91,7 +91,7 @@ def checked_plan(model: MoEModel, plan: Plan) -> int:
             f"The plan is of {len(plan.kept)} layers of {plan.model}, and does not fit the {len(counts)} MoE layers of "
             f"{model.name} with their experts; make it of all layers of this model."
         )
-    left = {len(own) for own in plan.kept.values()}
+    left = {len(experts) for experts in plan.kept.values()}
     if len(left) > 1:
         raise NotFitting(
             f"The plan leaves {min(left)} to {max(left)} experts, and a published configuration has one number for all "
@@ -99,9 +99,9 @@ def checked_plan(model: MoEModel, plan: Plan) -> int:
         )
     (count,) = left
     groups = groups_of(model)
-    for layer, own in plan.kept.items():
+    for layer, experts in plan.kept.items():
         size = counts[layer] // groups
-        if len({sum(expert // size == group for expert in own) for group in range(groups)}) > 1:
+        if len({sum(expert // size == group for expert in experts) for group in range(groups)}) > 1:
             raise NotFitting(f"Layer {layer}: the router selects among {groups} groups, which the plan makes unequal.")
     most = max(model.layer(layer).top_k for layer in counts)
     if count < most:
@@ -131,24 +131,26 @@ def counts_all(value: object, experts: set[int]) -> bool:
 
 def cut_tensor(model: MoEModel, plan: Plan, key: str, tensor: LazyTensor) -> tuple[str, LazyTensor] | None:
     """The tensor under its new key, of the experts that stay; None where its expert goes."""
-    found, numbered = LAYER.search(key), NUMBERED.fullmatch(key)
-    layer = int(found[1]) if found else -1
+    of_layer, numbered = LAYER.search(key), NUMBERED.fullmatch(key)
+    layer = int(of_layer[1]) if of_layer else -1
     if layer not in plan.kept:
         if numbered:
             raise NotFitting(f"{key} is an expert beside those of the MoE layers, which no plan tells of.")
         return key, tensor
-    kept = plan.kept[layer]
+    staying = plan.kept[layer]
     if numbered:
         expert = int(numbered["expert"])
-        return (f"{numbered['before']}{kept.index(expert)}{numbered['after']}", tensor) if expert in kept else None
+        if expert not in staying:
+            return None
+        return f"{numbered['before']}{staying.index(expert)}{numbered['after']}", tensor
     stacked = ROUTED.search(key) and tensor.ndim > 0 and tensor.shape[0] == model.layer(layer).num_experts
-    return key, rows_of(tensor, kept) if stacked else tensor
+    return key, rows_of(tensor, staying) if stacked else tensor
 
 
-def rows_of(tensor: LazyTensor, kept: Sequence[int]) -> LazyTensor:
+def rows_of(tensor: LazyTensor, rows: Sequence[int]) -> LazyTensor:
     """Some rows, unread."""
     lazy: Any = tensor
-    return torch.cat([lazy[row : row + 1] for row in kept])  # pyright: ignore[reportReturnType]
+    return torch.cat([lazy[row : row + 1] for row in rows])  # pyright: ignore[reportReturnType]
 
 
 def copy_beside(checkpoint: Checkpoint, folder: Path) -> None:

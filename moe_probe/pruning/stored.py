@@ -1,39 +1,51 @@
-"""Plans and groups as JSON files."""
+"""Dataclasses that are kept as JSON files, such as plans and groups."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from abc import ABC, abstractmethod
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, Self
 
 from moe_probe.errors import Damaged
 from moe_probe.files import as_path, whole_file
 
-Kind = TypeVar("Kind")
 
+class StoredAsJson(ABC):
+    """A dataclass with a file of its own.
 
-def save_stored(value: Any, format_name: str, path: str | Path) -> Path:
-    """Write a dataclass as JSON; the file appears when it is complete."""
-    text = json.dumps({"format": format_name, **asdict(value)}, indent=1)
-    with whole_file(as_path(path)) as partial:
-        partial.write_text(text + "\n", encoding="utf-8")
-    return Path(path)
-
-
-def read_stored(
-    make: Callable[[dict[str, Any]], Kind], format_name: str, path: str | Path, what: str, writer: str
-) -> Kind:
-    """What `save_stored` wrote.
-
-    Raises:
-        Damaged: the file holds none.
+    Attributes:
+        format: what the file calls its format.
+        what: what the file holds, in errors.
     """
-    try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
-        if not isinstance(content, dict) or content.pop("format", None) != format_name:
-            raise ValueError(f"no {format_name!r}")
-        return make(content)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise Damaged(f"{path} holds no {what} ({error}); write it with {writer}.") from None
+
+    format: ClassVar[str]
+    what: ClassVar[str]
+
+    def save(self, path: str | Path) -> Path:
+        """Write it as JSON; the file appears when it is complete."""
+        text = json.dumps({"format": self.format, **asdict(self)}, indent=1)  # type: ignore[call-overload]
+        with whole_file(as_path(path)) as partial:
+            partial.write_text(text + "\n", encoding="utf-8")
+        return Path(path)
+
+    @classmethod
+    def read(cls, path: str | Path) -> Self:
+        """What `save` wrote.
+
+        Raises:
+            Damaged: the file holds none.
+        """
+        try:
+            content = json.loads(Path(path).read_text(encoding="utf-8"))
+            if not isinstance(content, dict) or content.pop("format", None) != cls.format:
+                raise ValueError(f"no {cls.format!r}")
+            return cls.of(content)
+        except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+            raise Damaged(f"{path} holds no {cls.what} ({error}); write it with {cls.__name__}.save.") from None
+
+    @classmethod
+    @abstractmethod
+    def of(cls, content: dict[str, Any]) -> Self:
+        """What was saved, of the file's content; any error says that it is damaged."""

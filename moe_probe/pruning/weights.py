@@ -12,9 +12,9 @@ from moe_probe.model import MoEModel
 
 def of_experts(model: MoEModel, layer: int, statistic: Callable[[torch.Tensor], torch.Tensor]) -> np.ndarray:
     """A statistic of all weights of each expert, (E,), float64; nan for experts without weights."""
-    own = model.layer(layer)
-    values = np.full(own.num_experts, np.nan)
-    for label in own.weighted_experts:
-        matrices = [model.expert_weight(layer, label, projection) for projection in own.projections]
+    of_layer = model.layer(layer)
+    values = np.full(of_layer.num_experts, np.nan)
+    for label in of_layer.weighted_experts:
+        matrices = [model.expert_weight(layer, label, projection) for projection in of_layer.projections]
         values[int(label)] = float(statistic(torch.cat([each.flatten().double() for each in matrices])))
     return values

@@ -80,6 +80,19 @@ def test_unweighted_outputs_take_no_second_run_of_the_experts(model_type, implem
     assert large == [ids.numel() * top_k] * len(sites)
 
 
+def test_needs_are_told_of_the_layers_that_are_asked_for():
+    module, seen = tiny_model("mixtral"), {}
+    sites = find_sites(module)
+    needs = frozenset({Need.SELECTED, Need.WITHOUT})
+    with (
+        torch.no_grad(),
+        capture(sites.values(), lambda event: seen.update({event.site.layer.index: event}), needs=needs, asked=[1]),
+    ):
+        module(torch.tensor([IDS]), use_cache=False)
+    told = {layer: (event.selected_outputs is not None, event.without is not None) for layer, event in seen.items()}
+    assert told == {layer: (layer == 1, layer == 1) for layer in sites}
+
+
 @pytest.mark.parametrize("family", OURS)
 def test_every_expert_of_our_own_families_is_seen(family):
     assert_all_is_seen_and_nothing_changes(moe_probe.load(FIXTURES / family / "checkpoint").module)

@@ -144,6 +144,9 @@ def test_groups_are_saved_and_opened(tmp_path):
     path = result.save(tmp_path / "groups.json")
     assert pruning.read_groups(path) == result
     content = json.loads(path.read_text())
+    path.write_text(json.dumps(content | {"by": "names"}))
+    with pytest.raises(Damaged, match="by 'names'"):
+        pruning.read_groups(path)
     content["groups"]["1"][0].append(3)
     path.write_text(json.dumps(content))
     with pytest.raises(Damaged, match="layer 1"):

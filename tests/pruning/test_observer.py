@@ -74,6 +74,17 @@ def test_other_files_are_refused(damage, tmp_path):
         pruning.read_observer(FOLDER, path)
 
 
+def test_a_score_that_a_layer_lacks_is_left_out(tmp_path):
+    content = by_hand(range(4))
+    del content[3]["reap"]
+    torch.save(content, tmp_path / "observer.pt")
+    assert set(pruning.read_observer(FOLDER, tmp_path / "observer.pt").score.values.tolist()) == {"ean", "frequency"}
+    content[1]["total_tokens"] = torch.tensor([40, 2])
+    torch.save(content, tmp_path / "observer.pt")
+    with pytest.raises(Damaged, match="total_tokens above 0"):
+        pruning.read_observer(FOLDER, tmp_path / "observer.pt")
+
+
 def test_a_file_of_another_model_is_refused(tmp_path):
     torch.save(by_hand([0, 7]), tmp_path / "layers.pt")
     torch.save(by_hand([0], 16), tmp_path / "experts.pt")

@@ -4,18 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from moe_probe.checkpoint.encodings import Packed
 from moe_probe.checkpoint.encodings._fp4 import Fp4
 from moe_probe.checkpoint.encodings._quantization import Quantization
 from moe_probe.checkpoint.lazy import LazyTensor, Stored
 from moe_probe.errors import DamagedFile
-
-if TYPE_CHECKING:
-    pass
-else:
-    pass
 
 GROUP = 32
 

@@ -112,9 +112,10 @@ def _said(key: str, tensor: LazyTensor | None, kind: type) -> Any:
     """A number, a truth value, sizes or a word; None where there is no tensor for it."""
     if tensor is None:
         return None
-    if tensor.is_floating_point or tensor.numel() > LONGEST:
+    plain = not tensor.is_floating_point and 0 < tensor.numel() <= LONGEST
+    values = [int(value) for value in tensor.numbers().flatten()] if plain else []
+    if not values or (kind is str and not all(32 <= value < 127 for value in values)):
         raise DamagedFile(f"{key!r} has beside it {tuple(tensor.shape)} of {tensor.kind}, which says nothing of it.")
-    values = [int(value) for value in tensor.numbers().flatten()]
     if kind in (str, list):
         return "".join(map(chr, values)) if kind is str else values
     return kind(values[0])

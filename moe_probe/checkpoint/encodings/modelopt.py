@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from moe_probe.checkpoint.encodings import Packed
 from moe_probe.checkpoint.encodings._fp4 import Fp4
@@ -15,11 +14,6 @@ from moe_probe.checkpoint.encodings._quantization import Quantization
 from moe_probe.checkpoint.encodings._scaled import FP8, scaled
 from moe_probe.checkpoint.lazy import LazyTensor, Size, Stored
 from moe_probe.errors import CheckpointError, DamagedFile
-
-if TYPE_CHECKING:
-    pass
-else:
-    pass
 
 GROUP = 16
 ACTIVATIONS = ("input_scale", "output_scale", "k_scale", "v_scale", "pre_quant_scale")

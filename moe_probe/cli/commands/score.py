@@ -8,10 +8,11 @@ import typer
 
 from moe_probe.cli.common import Ckpt, Out, Table, Texts, console, write
 from moe_probe.cli.options import FIGURE_OPTIONS, MODEL_OPTIONS, drawing_of, of_run, open_model, takes
-from moe_probe.errors import InputError, NotFitting, NothingToRead
+from moe_probe.errors import InputError, NoSuchName, NotFitting, NothingToRead
 from moe_probe.options import SCORE_OPTIONS, TEXT_OPTIONS
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     import xarray as xr
@@ -54,6 +55,7 @@ def command(
     """Score every expert, and measure what the scores are worth: netCDF results and one table."""
     from moe_probe import intervene, pruning
     from moe_probe.cli.tables import worth_table
+    from moe_probe.pruning.scoring import chosen_scores
 
     wanted = None if plan is None else parse_plan(plan)
     shares, model, asked = parse_shares(fractions), open_model(ckpt, options), of_run(options, OF_SCORE)
@@ -61,6 +63,8 @@ def command(
     drawing = drawing_of(options)
     several = names if names == "all" else names.split(",")
     before: Any = None if base is None else open_model(base, {})
+    if wanted is not None:
+        check_plan(wanted, chosen_scores(several, texts is not None, base is not None))
     if texts is None:
         if evaluate is not None:
             raise NotFitting("--evaluate judges scores of --texts, which are not given; pass both, or --texts alone.")
@@ -117,6 +121,15 @@ def parse_plan(text: str) -> tuple[str, float]:
         return name, float(share)
     except ValueError:
         raise InputError(f"{text!r} is no score with a share; write it like reap:0.25.") from None
+
+
+def check_plan(wanted: tuple[str, float], names: Sequence[str]) -> None:
+    """Refuse a plan by a score that is not computed, or of a share that there is not, before anything runs."""
+    from moe_probe.pruning.selecting import check_fraction
+
+    if wanted[0] not in names:
+        raise NoSuchName.among("score of these", wanted[0], names)
+    check_fraction(wanted[1])
 
 
 def write_plan(model: Any, scores: xr.Dataset, wanted: tuple[str, float] | None, per: Any, out: Path) -> None:

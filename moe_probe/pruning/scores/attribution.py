@@ -17,7 +17,7 @@ from moe_probe.texts.corpus import Corpus
 class Attribution(Measured):
     """A first-order estimate of what the loss would rise by if the expert's output were zero.
 
-    One forward and one backward pass (`intervene.attribution`).
+    One forward and one backward pass (`intervene.attribution`), in this process; they do not resume.
     """
 
     formula = "- d loss / d a_e at a_e = 1, a_e a factor on w_e f_e(x)"
