@@ -13,6 +13,7 @@ from matplotlib.ticker import FuncFormatter
 
 from moe_probe.plotting._style import BLUE, COLORMAP, GREY, ORANGE, round_places
 
+UNKNOWN = "unknown: too few or equal documents"
 FEW = 3  # points that make a line; with fewer, intervals are bars and chance levels short strokes
 STROKE = 0.3  # half the length of such a stroke
 MOST_LINES = 6  # layers that have a line each
@@ -41,8 +42,13 @@ def interval(
 
 
 def said_of_intervals(ds: xr.Dataset) -> str:
-    """What the intervals of a result are: level, units and draws."""
+    """What the intervals of a result are: level, units and draws; or why there are none."""
     asked = json.loads(ds.attrs.get("parameters", "{}"))
+    if asked.get("bootstrap") == 0:
+        return "not computed"
+    ends = [ds[name] for name in map(str, ds) if name.endswith("_low") and not name.endswith("_chance_low")]
+    if ends and not any(bool(end.notnull().any()) for end in ends):
+        return UNKNOWN
     draws = f", {asked['bootstrap']:,} draws" if asked.get("bootstrap") else ""
     return f"95 % over {ds.attrs.get('resampled', 'documents')}{draws}"
 

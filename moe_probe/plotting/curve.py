@@ -52,8 +52,8 @@ def plot(ds: xr.Dataset, **look: Unpack[Look]) -> Drawn:
         axes.set(xlabel="experts masked (%)", ylabel="change of the loss (nats)")
         axes.set_xticks(shares, [f"{share:g}" for share in shares])
         page.legend(axes)
-        others = len(names) - len(OKABE_ITO)
-        page.note(f"gray lines: {others} scores that cost more" * (others > 0), said_of_intervals(ds))
+        others = len(names) > len(OKABE_ITO)
+        page.note("gray lines: scores that cost more" * others, f"intervals: {said_of_intervals(ds)}")
         return page.finish(page.ds.attrs["model"])
 
 

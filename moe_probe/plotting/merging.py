@@ -48,7 +48,7 @@ def plot(ds: xr.Dataset, **look: Unpack[Look]) -> Drawn:
             thin_ticks(axes.yaxis, ways, 60)
             axes.set_title(f"{name}: {int(one.experts_left)} experts left" if rows > 1 else "")
         all_axes[-1].set_xlabel("change of the loss (nats)")
-        page.note("blue: merged", "orange: pruned", "gray: pruned at random", said_of_intervals(ds))
+        page.note("blue: merged", "orange: pruned", "gray: pruned at random", f"intervals: {said_of_intervals(ds)}")
         return page.finish(page.ds.attrs["model"])
 
 

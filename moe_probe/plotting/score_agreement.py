@@ -56,7 +56,7 @@ def plot(ds: xr.Dataset, **look: Unpack[Look]) -> Drawn:
         maps.set_xlabel("layer")
         _means(means, ds)
         page.colorbar(image, [maps, means], "rank correlation")
-        page.note(f"right: mean over layers; {said_of_intervals(ds)}" if "mean_rank_correlation_low" in ds else "")
+        page.note(f"intervals: {said_of_intervals(ds)}" if "mean_rank_correlation_low" in ds else "")
         return page.finish(page.ds.attrs["model"])
 
 

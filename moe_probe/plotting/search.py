@@ -43,7 +43,11 @@ def plot(ds: xr.Dataset, **look: Unpack[Look]) -> Drawn:
         axes.set(xlabel="experts removed", ylabel="change of the loss (nats)")
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         page.legend(axes)
-        page.note("crosses: random sets", "dashed: the set that was found" * bool(smallest), said_of_intervals(ds))
+        page.note(
+            "crosses: random sets",
+            "dashed: the set that was found" * bool(smallest),
+            f"intervals: {said_of_intervals(ds)}",
+        )
         return page.finish(page.ds.attrs["model"])
 
 

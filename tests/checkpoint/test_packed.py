@@ -356,6 +356,13 @@ def test_hqq_with_scales_that_are_quantized_too(tmp_path):
     np.testing.assert_allclose(values, expected, rtol=1e-5, atol=1e-6 * np.abs(expected).max())
 
 
+@pytest.mark.parametrize("damaged", [torch.tensor([-4, 52]), torch.tensor([]).int(), torch.tensor([1 << 21])])
+def test_hqq_whose_words_are_damaged_is_refused(damaged):
+    stored, said, _ = packing.hqq(4, 16, 1)
+    with pytest.raises(CheckpointError, match="says nothing of it"):
+        plain({**stored, **packing.hqq_beside(said), "packing": damaged}, HQQ_CONFIG)
+
+
 @pytest.mark.parametrize(
     ("changed", "words"),
     [({"view_as_float": True}, "packed as"), ({"packing": "5bit_u8"}, "5bit_u8"), ({"shape": [40, 65]}, "40, 65")],

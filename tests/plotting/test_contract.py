@@ -13,6 +13,7 @@ from matplotlib.text import Text
 
 from moe_probe import plotting
 from moe_probe.errors import NoSuchName, NotFitting, OutOfRange, WrongType
+from moe_probe.plotting._lines import said_of_intervals
 
 KINDS = plotting.names()
 
@@ -188,6 +189,16 @@ def test_intervals_are_seen_wherever_their_variable_is(make, layers):
         wider = ds.assign({f"{name}_low": ds[name] * 0, f"{name}_high": ds[name] * 4})
         if pixels_of(moved) != before:
             assert pixels_of(wider) != before, name
+
+
+@pytest.mark.parametrize("make", WITH_INTERVALS)
+def test_notes_say_why_there_are_no_intervals(make):
+    ds = make(layers=4)
+    ends = [name for name in ds if str(name).endswith(("_low", "_high"))]
+    known, unknown = (said_of_intervals(each) for each in (ds, ds.assign({name: ds[name] * np.nan for name in ends})))
+    assert known.startswith("95 % over")
+    assert unknown == "unknown: too few or equal documents"
+    assert said_of_intervals(ds.assign_attrs(parameters='{"bootstrap": 0}')) == "not computed"
 
 
 def test_ticks_stand_at_layers_that_there_are():
