@@ -7,6 +7,7 @@ from pathlib import Path
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests run side by side, on tiny models; before torch is imported
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing is fetched; asking and waiting would take minutes
 
+import numpy as np
 import pytest
 from hypothesis import settings
 from safetensors.torch import load_file
@@ -74,6 +75,13 @@ def load_and_outline(source, **options):
 def headers_say_the_same(monkeypatch):
     """What a test opens is also described by headers alone, which has to give the same facts."""
     monkeypatch.setattr(moe_probe, "load", load_and_outline)
+
+
+@pytest.fixture
+def unrendered(monkeypatch):
+    """Figures are made, but not turned into files' contents, which is most of the time."""
+    monkeypatch.setattr("moe_probe.figures.album.thumbnail", lambda figure: np.zeros((2, 2, 4), np.uint8))
+    monkeypatch.setattr("moe_probe.figures.album.write_figure", lambda figure, path, dpi: path)
 
 
 @pytest.fixture(scope="session")

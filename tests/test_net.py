@@ -397,7 +397,8 @@ def line(command, given):
 
 def execute(arguments):
     out, err = StringIO(), StringIO()
-    quiet = patch("moe_probe.figures.saving.draw", lambda *_: []), patch("moe_probe.figures.draw", lambda *_: [])
+    drawing = "moe_probe.figures.saving.draw", "moe_probe.figures.draw"
+    quiet = [patch(place, lambda *_, **__: []) for place in drawing]
     argv = patch.object(sys, "argv", ["moe-probe", *arguments])
     with argv, quiet[0], quiet[1], redirect_stdout(out), redirect_stderr(err), pytest.raises(SystemExit) as ended:
         main()

@@ -3,7 +3,6 @@
 import json
 import re
 
-import numpy as np
 import pytest
 
 import moe_probe
@@ -17,13 +16,6 @@ from moe_probe.results import load_result
 pytestmark = pytest.mark.thorough
 
 HOSTILE = ["../../up", "a/b", "a\\b", "..", "x" * 300, "\x1b[31m", "a\0b", "$a_{$ 数", "[red]"]
-
-
-@pytest.fixture
-def unrendered(monkeypatch):
-    """Figures are made, but not turned into files' contents, which is most of the time."""
-    monkeypatch.setattr("moe_probe.figures.album.thumbnail", lambda figure: np.zeros((2, 2, 4), np.uint8))
-    monkeypatch.setattr("moe_probe.figures.album.write_figure", lambda figure, path: path)
 
 
 @pytest.fixture
@@ -94,7 +86,7 @@ def test_a_damaged_result_is_computed_again(tmp_path, one_recipe, unrendered):
 
 
 def test_what_was_computed_is_saved_before_anything_is_drawn(tmp_path, monkeypatch):
-    def full(*args):
+    def full(*_, **__):
         raise MachineError("no space")
 
     monkeypatch.setattr("moe_probe.figures.album.write_figure", full)

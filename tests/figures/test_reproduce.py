@@ -20,13 +20,6 @@ TEXTS = ["The bank of the river was soft.", "def area(r):\n    return 3.14 * r *
 LABELS = ["prose", "code", "arithmetic", "prose"]
 
 
-@pytest.fixture
-def unrendered(monkeypatch):
-    """Figures are made, but not turned into files' contents, which is most of the time."""
-    monkeypatch.setattr("moe_probe.figures.album.thumbnail", lambda figure: np.zeros((2, 2, 4), np.uint8))
-    monkeypatch.setattr("moe_probe.figures.album.write_figure", lambda figure, path: None)
-
-
 @pytest.fixture(scope="module")
 def look(tmp_path_factory):
     folder = tmp_path_factory.mktemp("look")
