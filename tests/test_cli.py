@@ -81,7 +81,12 @@ def test_bad_input_ends_with_one_sentence_and_code_2(arguments, words):
 
 
 @pytest.mark.parametrize(
-    "error", [MemoryError(), RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory")]
+    "error",
+    [
+        MemoryError(),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"),
+        ImportError("lib.so: failed to map segment from shared object"),
+    ],
 )
 def test_full_memory_is_one_sentence_and_code_1(error, monkeypatch):
     monkeypatch.setattr("moe_probe.cli.tables.info_table", Mock(side_effect=error))

@@ -131,7 +131,7 @@ def main() -> None:
     except MoEProbeError as error:
         _say(error)
         sys.exit(2)
-    except (MemoryError, RuntimeError) as error:
+    except (MemoryError, RuntimeError, ImportError) as error:
         if not is_of_memory(error):
             raise
         _say("The memory of this machine is full; take fewer layers, smaller batches, or --execution layerwise.")
@@ -144,8 +144,14 @@ def main() -> None:
 
 
 def is_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out; torch says so by a RuntimeError of many texts."""
-    said = ("can't allocate memory", "not enough memory", "out of memory", "can't start new thread")
+    """Whether an error says that memory ran out; torch says so in many texts, and an import by a library not mapped."""
+    said = (
+        "can't allocate memory",
+        "not enough memory",
+        "out of memory",
+        "can't start new thread",
+        "failed to map segment",
+    )
     return isinstance(error, MemoryError) or any(text in str(error) for text in said)
 
 

@@ -65,7 +65,7 @@ def lines(ds: xr.Dataset, **look: Unpack[Look]) -> Drawn:
         router = ds.router_relative_change.mean("router_expert")
         left.plot(ds.layer, router, "o--", markersize=3, color=GREY, label=ROUTER)
         left.set(ylabel="mean relative change", ylim=(0, None))
-        right.set_ylabel("cosine of Gram matrices")
+        right.set_ylabel("CKA of Gram matrices")
         right.ticklabel_format(useOffset=False)
         for axes in (left, right):
             layer_axis(axes, ds.layer)

@@ -168,9 +168,7 @@ class Geometry:
     @property
     def centred(self) -> torch.Tensor:
         """Inner products of the vectors minus their mean, (R, R)."""
-        squares = self.squared_distance
-        mean = squares.mean(0)
-        return (mean + mean[:, None] - squares - mean.mean()) / 2
+        return centred(self.squared_distance)
 
     @property
     def gap(self) -> torch.Tensor:
@@ -190,3 +188,9 @@ class Geometry:
     def cosine(self) -> torch.Tensor:
         """Cosine of each pair, (R, R), between -1 and 1; NaN with a vector of zeros, which has no direction."""
         return 1 - self.gap
+
+
+def centred(squares: torch.Tensor) -> torch.Tensor:
+    """Inner products of vectors minus their mean, of the squared distance of each pair, (R, R)."""
+    mean = squares.mean(0)
+    return (mean + mean[:, None] - squares - mean.mean()) / 2

@@ -272,11 +272,11 @@ def kernel_geometry(matrices: Matrices, biased: bool = False) -> Geometry:
         products, diagonals = _kernel_products(matrices, tree, torch.float64)
     if not torch.isfinite(products).all():
         _refuse_not_finite(matrices)
-    return Geometry(products if biased else _unbiased(products, diagonals), tree)
+    return Geometry(products if biased else unbiased(products, diagonals), tree)
 
 
-def _unbiased(products: torch.Tensor, diagonals: torch.Tensor) -> torch.Tensor:
-    """n (n - 3) times the unbiased HSIC, of inner products (R, R) of centered kernels with diagonals (R, n)."""
+def unbiased(products: torch.Tensor, diagonals: torch.Tensor) -> torch.Tensor:
+    """n (n - 3) times the unbiased HSIC, of inner products (R, R) of centered kernels with diagonals (R, n), n > 3."""
     n, traces = diagonals.shape[1], diagonals.sum(1)
     own_terms = (1 + 2 / (n - 2)) * (diagonals @ diagonals.T)
     return products - own_terms + traces[:, None] * traces / ((n - 1) * (n - 2))

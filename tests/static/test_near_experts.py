@@ -129,6 +129,26 @@ def test_upcycled_experts_find_themselves_again():
     np.testing.assert_array_equal(nearest, gaps(np.concatenate([one, other]))[:EXPERTS, EXPERTS:].argmin(1))
 
 
+@pytest.mark.parametrize("change", [1e-2, 1e-4, 1e-6])
+def test_arrangements_of_upcycled_experts_are_like_as_far_as_their_own_parts_are(change):
+    own, fresh = normal(12, 64, 32, seed=1), [normal(12, 64, 32, seed=100 + seed) for seed in range(40)]
+    base = 0.02 * normal(1, 64, 32)
+
+    def similarity(one, other):
+        before, after = (live(base + 0.02 * change * each) for each in (one, other))
+        return static.weight_drift(before, after, projections="up", progress=False).gram_similarity.item()
+
+    assert similarity(own, own) == pytest.approx(1, abs=1e-9)
+    kept = [similarity(own, own + 0.01 * each) for each in fresh[:3]]
+    assert min(kept) > 0.98
+    assert abs(np.mean([similarity(own, each) for each in fresh])) < 0.1
+
+
+def test_an_arrangement_of_three_experts_cannot_be_told():
+    up = normal(3, 64, 32)
+    assert np.isnan(static.weight_drift(live(up), live(up), projections="up").gram_similarity).all()
+
+
 def test_experts_of_every_scale_have_the_cosines_of_their_directions():
     up = normal(EXPERTS, 64, 32)
     scale = 10.0 ** torch.tensor([-18, -9, 0, 4, 9, 18])[:, None, None]

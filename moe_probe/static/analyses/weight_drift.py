@@ -13,13 +13,15 @@ from moe_probe.model import MoEModel, Openable, load
 from moe_probe.parallel import map_items
 from moe_probe.results import dataset, provenance, variable
 from moe_probe.signatures import checked
-from moe_probe.static.geometry import Geometry
-from moe_probe.static.gram import Matrices, flat_geometry
+from moe_probe.static.geometry import Geometry, centred
+from moe_probe.static.gram import Matrices, flat_geometry, unbiased
 from moe_probe.static.selection import left_out, select_matrices, select_projections
 
 TITLE = "Weight drift"
 UNASKED = ()  # needs two models
 BY_EXPERT = ("layer", "projection", "expert")
+LEAST_EXPERTS = 4  # that unbiased HSIC is defined for
+SHAPELESS = "fewer than four experts, or all of them as far apart as chance puts them"
 ZEROS = "an expert of zeros has no direction and no size to compare with"
 
 
@@ -40,7 +42,8 @@ def weight_drift(
     Formula:
         ```text
         per expert and projection: cosine and relative change |w' - w| / |w| of its matrix before and after
-        geometry: cosine of the two Gram matrices of the layer's experts, G = W Wᵀ against G' = W' W'ᵀ
+        geometry: cka(G, G') = <G, G'> / (|G| |G'|),  G = W Wᵀ, W (experts, weights) minus the mean expert
+        < , > is the unbiased estimator of HSIC, which leaves the diagonals out
         ```
 
     Needs:
@@ -50,7 +53,8 @@ def weight_drift(
         Both checkpoints are read once.
 
     Source:
-        Ours; the quantities are standard.
+        Ours; the quantities are standard. Debiased CKA: Kornblith et al. 2019 (arXiv 1905.00414), Song et al. 2012
+        (Journal of Machine Learning Research 13, equation 5).
 
     Args:
         before: a folder, a hub id or a model, with the same layers, experts and shapes.
@@ -63,8 +67,9 @@ def weight_drift(
     Returns:
         Dataset, float64: `cosine` and `relative_change` |A' - A| / |A| (layer, projection, expert) of the flattened
         matrices; `nearest` (layer, projection, expert), int64, the expert after that is most like the one before;
-        `gram_similarity` (layer, projection), the cosine of the two (E, E) Gram matrices as vectors: 1 where the
-        experts stand to each other as before, whatever rotation they have in common; `router_cosine` and
+        `gram_similarity` (layer, projection), the debiased CKA of the two (E, E) Gram matrices: 1 where the experts
+        stand to each other as before, whatever rotation or part they have in common, 0 on average where the two
+        arrangements have nothing to do with each other; NaN for fewer than four experts; `router_cosine` and
         `router_relative_change` (layer, router_expert), of the gate embeddings. What is undefined for an expert or a
         gate embedding of zeros is NaN, and -1 in `nearest`.
 
@@ -114,7 +119,7 @@ def _variables(values: dict[str, np.ndarray]) -> dict[str, xr.DataArray]:
             BY_EXPERT, values["nearest"], "expert after that is most like the one before", undefined=ZEROS
         ),
         "gram_similarity": variable(
-            geometry, values["gram_similarity"], "cosine of Gram matrices", undefined="all experts are zeros"
+            geometry, values["gram_similarity"], "debiased CKA of the experts' Gram matrices", undefined=SHAPELESS
         ),
         "router_cosine": variable(router, values["routers"][0], f"{cosine_after} of gate embeddings", undefined=row),
         "router_relative_change": variable(router, values["routers"][1], f"{change} of gate embeddings", undefined=row),
@@ -144,14 +149,23 @@ def _require_alike(first: MoEModel, second: MoEModel, indices: Sequence[int]) ->
 def _compare(matrices: Matrices) -> dict[str, np.ndarray]:
     geometry = flat_geometry(matrices)
     half = len(matrices.tensors) // 2
-    gap, gram = geometry.gap[:half, half:], geometry.gram
-    grams = torch.stack([gram[:half, :half].flatten(), gram[half:, half:].flatten()])
+    gap = geometry.gap[:half, half:]
     return {
         "cosine": 1 - gap.diagonal().numpy(),
         "relative_change": _changes(geometry),
         "nearest": _nearest(gap).numpy(),
-        "gram_similarity": Geometry.of(grams).cosine[0, 1].numpy(),
+        "gram_similarity": _arrangement(geometry.squared_distance, half).numpy(),
     }
+
+
+def _arrangement(squares: torch.Tensor, half: int) -> torch.Tensor:
+    """Debiased CKA of the arrangements before and after, of squared distances (2 E, 2 E); NaN where undefined."""
+    if half < LEAST_EXPERTS:
+        return torch.tensor(torch.nan)
+    grams = torch.stack([centred(squares[:half, :half]), centred(squares[half:, half:])])
+    plain = Geometry.of(grams.flatten(1))
+    diagonals = plain.tree.subtract(grams.diagonal(dim1=1, dim2=2).clone())
+    return Geometry(unbiased(plain.products, diagonals), plain.tree).cosine[0, 1]
 
 
 def _changes(geometry: Geometry) -> np.ndarray:
