@@ -162,7 +162,7 @@ class _Encoder:
             return [], []
         fast = bool(self.tokenizer.is_fast)
         try:
-            encoded = self.tokenizer(texts, add_special_tokens=add, return_offsets_mapping=fast)
+            encoded = self.tokenizer(texts, add_special_tokens=add, return_offsets_mapping=fast, verbose=False)
         except Exception as error:  # tokenizers of other packages raise what they like
             raise NothingToRead(
                 f"The tokenizer of {self.model.name} cannot read the texts ({_reason(error)}); correct them."

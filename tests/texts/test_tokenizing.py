@@ -2,6 +2,7 @@
 
 import copy
 from dataclasses import replace
+from unittest.mock import Mock
 
 import numpy as np
 import psutil
@@ -106,6 +107,12 @@ def test_documents_beyond_the_window_are_said(model):
         assert list(map(len, ids(model, [[5] * 600, [6]]))) == [512, 1]
     with pytest.warns(UserWarning, match="longer than the 512 tokens that tiny-mixtral was made for; max_length=550"):
         assert list(map(len, ids(model, [[5] * 600], max_length=550))) == [550]
+
+
+def test_a_long_text_is_said_once_and_by_us(monkeypatch):
+    monkeypatch.setattr("transformers.tokenization_utils_base.logger.warning", Mock(side_effect=AssertionError))
+    with pytest.warns(UserWarning, match="longer than the 512 tokens"):
+        ids(moe_probe.load("ckpt/tiny-mixtral"), ["word " * 1000])
 
 
 def test_token_ids_are_those_of_the_vocabulary(model):
