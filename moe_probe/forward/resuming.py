@@ -1,8 +1,8 @@
 """Passes that begin in the middle: what an edited run shares with the unedited one is never run again.
 
 A pass that begins at layer l is the model's own forward, in which the layers before l, and the modules of layer l that
-run before its MoE block (attention), give back what the unedited run left there. So masks, positions and the head are
-the model's own, and every family runs.
+run before its MoE block (attention), give back what the unedited run left there; the experts of layer l run on the rows
+whose choices or weights are others. So masks, positions and the head are the model's own, and every family runs.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from torch import nn
 
 from moe_probe.forward.capture import capture
 from moe_probe.forward.execution import Runner, borrowed
-from moe_probe.forward.sites import find_sites
+from moe_probe.forward.ran import Ran, of_documents
+from moe_probe.forward.sites import expert_call, find_sites
 from moe_probe.forward.spill import Spill
 from moe_probe.forward.steps import OWNER, Forward, carriers, stepping
 from moe_probe.model import MoEModel
@@ -46,12 +47,6 @@ class Left:
         shape = first.shape[:2]
         carried = [None if each is None else of_documents(each, rows, shape, places) for each in self.carried]
         return Left(hidden if isinstance(self.output, torch.Tensor) else (hidden, *self.output[1:]), carried)
-
-
-def of_documents(values: torch.Tensor, rows: torch.Tensor, shape: Sequence[int], places: int) -> torch.Tensor:
-    """Values (documents x all places x sub-tokens, ...) of some documents and their first places."""
-    by_place = values.reshape(shape[0], shape[1], -1, *values.shape[1:])
-    return by_place[rows.to(values.device), :places].flatten(0, 2)
 
 
 @dataclass(frozen=True)
@@ -82,6 +77,7 @@ class Base:
         batch: its documents.
         left: by layer, as long as it is wanted.
         inside: what modules of a layer gave before its MoE block, by layer and name, as long as it is wanted.
+        ran: the call of a layer's experts, as long as it is wanted.
         index, weights: choices by MoE layer, (rows, k), padding too.
         expected: of the next token, as long as it is wanted.
         forward: the pass.
@@ -91,6 +87,7 @@ class Base:
     forward: Forward = field(init=False)
     left: dict[int, Left] = field(default_factory=dict)
     inside: dict[int, dict[str, Left]] = field(default_factory=dict)
+    ran: dict[int, Ran] = field(default_factory=dict)
     index: dict[int, torch.Tensor] = field(default_factory=dict)
     weights: dict[int, torch.Tensor] = field(default_factory=dict)
     expected: Expected | None = None
@@ -227,6 +224,11 @@ def is_hidden(output: Any, batch: Batch) -> bool:
     return isinstance(first, torch.Tensor) and first.ndim == 3 and tuple(first.shape[:2]) == batch.shape
 
 
+def same_memory(one: torch.Tensor, other: torch.Tensor) -> bool:
+    """Whether two tensors are the same values in the same place."""
+    return one.data_ptr() == other.data_ptr() and one.shape == other.shape
+
+
 @contextmanager
 def standing_in(module: nn.Module, function: Callable[..., Any]) -> Iterator[None]:
     """Within, `function(forward, *arguments)` stands in for a module's `forward(*arguments)`."""
@@ -261,13 +263,14 @@ class Resuming:
         self.layers = model.num_layers
         self.starts = frozenset(starts)
         self.run: Run | None = None
+        self._call: Call | None = None
         self._acting: Sequence[tuple[Intervention, torch.Tensor | None]] = ()
 
     @contextmanager
     def hooked(self) -> Iterator[None]:
         """Within, the model is borrowed and watched."""
-        sites = find_sites(self.runner.module).values()
-        self.blocks = {site.layer.index: site.block for site in sites}
+        self.sites = find_sites(self.runner.module)
+        sites = self.sites.values()
         with ExitStack() as stack:
             stack.enter_context(borrowed(self.runner.module))
             stack.enter_context(stepping(self.runner.layers, self))
@@ -287,6 +290,7 @@ class Resuming:
 
     def _see(self, call: Call) -> None:
         assert self.run is not None
+        self._call = call
         self.run.see(call)
 
     @contextmanager
@@ -295,9 +299,26 @@ class Resuming:
         with ExitStack() as stack:
             for index, layer in enumerate(self.runner.layers):
                 stack.enter_context(standing_in(layer, partial(self._forward, index)))
-                for name, part in before_block(layer, self.blocks[index]) if index in self.starts else ():
-                    stack.enter_context(standing_in(part, partial(self._part, index, name)))
+                if index in self.starts:
+                    stack.enter_context(standing_in(self.sites[index].experts, partial(self._experts, index)))
+                    for name, part in before_block(layer, self.sites[index].block):
+                        stack.enter_context(standing_in(part, partial(self._part, index, name)))
             yield
+
+    def _experts(self, index: int, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """The experts of a layer where runs begin: rows that are called as in the base give back what it left."""
+        run, call = self.run, self._call
+        rows = next(value for value in (*args, *kwargs.values()) if isinstance(value, torch.Tensor))
+        if OWNER.get() is not self or run is None or call is None or rows.ndim != 2 or not same_memory(rows, call.rows):
+            return forward(*args, **kwargs)
+        self._call = None
+        if isinstance(run, Tail) and run.start == index and index in run.base.ran:
+            before = run.base.ran[index].of_documents(run.rows, run.base.batch.shape, run.places)
+            return before.again(forward, args, kwargs)
+        output = forward(*args, **kwargs)
+        if isinstance(run, Base) and output.shape == rows.shape:
+            run.ran[index] = Ran(*expert_call(args, kwargs)[1:], output)
+        return output
 
     def _part(self, index: int, name: str, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """A module beside the MoE block: what it gives before the block is the same in all runs that begin there."""

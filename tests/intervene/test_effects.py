@@ -213,6 +213,20 @@ def test_layers_before_the_edited_one_never_run_again():
     assert calls == [1, 1, 2, 2]  # once unedited; both edits together from their layer on
 
 
+def test_experts_of_the_edited_layer_run_again_on_what_chose_the_expert_alone():
+    model, texts, seen = opened("mixtral"), documents("mixtral")[:1], []
+    record = dynamic.record(model, texts, layers=[2], progress=False)
+    chose = int((record.topk_expert.sel(layer=2) == 0).any("rank").sum())
+    activation = model.module.model.layers[2].mlp.experts.act_fn
+    handle = activation.register_forward_hook(lambda module, args, output: seen.append(len(output)))
+    try:
+        intervene.ablate(model, texts, layers=[2], experts=[0], progress=False)
+    finally:
+        handle.remove()
+    assert 0 < chose < record.sizes["token"]
+    assert sum(seen) == 2 * (record.sizes["token"] + chose)
+
+
 def test_layerwise_every_weight_is_read_once_for_all_edits(monkeypatch):
     model, reads = moe_probe.load(FOLDERS["mixtral"]), []
     read = streaming.StreamedModule._read

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from moe_probe.forward.resuming import Expected, Tail, of_documents
+from moe_probe.forward.ran import of_documents
+from moe_probe.forward.resuming import Expected, Tail
 from moe_probe.texts.corpus import Batch
 
 CACHED_VALUES = 1 << 17  # of logits that are looked at together

@@ -215,6 +215,7 @@ class Experiment:
                             self.resuming.advance(tail)
                     base.left.pop(index - 1, None)
                     base.inside.pop(index, None)
+                    base.ran.pop(index, None)
 
     def _measure_last(self, base: Base, tails: Sequence[tuple[Tail, np.ndarray]]) -> None:
         """The last layer and the head, for one batch; outputs are then let go."""
