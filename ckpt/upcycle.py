@@ -5,7 +5,9 @@
 
 Every expert is a copy of the dense FFN (sparse upcycling, arXiv 2212.05055), so the model writes what the dense one
 writes. `--train STEPS` trains experts and routers on texts that come with Python: the copies begin to differ, by a
-cosine of 1e-6 after four steps. Nothing is committed: the folder can be made again in ten seconds.
+cosine of 1e-6 after four steps. `--noise 0 0 0.1 0.3` gives each expert noise of its own, in standard deviations of the
+matrix, so that it is known which experts are alike and which are worse. Nothing is committed: the folder can be made
+again in ten seconds.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ import argparse
 import json
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from pydoc_data.topics import topics
 from typing import Any
@@ -69,8 +71,17 @@ def rounded(tensor: Any) -> torch.Tensor:
     return tensor.read().to(torch.bfloat16)
 
 
-def layer(tensors: Mapping[str, Any], config: Mapping[str, Any], index: int) -> Iterator[tuple[str, torch.Tensor]]:
-    """The published tensors of one decoder layer."""
+def noisy(weight: torch.Tensor, noise: float) -> torch.Tensor:
+    """A copy with noise of so many standard deviations of the matrix."""
+    if not noise:
+        return weight.clone()
+    return (weight.float() + noise * weight.float().std() * torch.randn(weight.shape)).to(weight.dtype)
+
+
+def layer(
+    tensors: Mapping[str, Any], config: Mapping[str, Any], index: int, noise: Sequence[float]
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """The published tensors of one decoder layer, with noise for each expert."""
     place, block = f"model.layers.{index}.", f"blk.{index}."
     for name, own in NORMS.items():
         yield f"{place}{name}.weight", rounded(tensors[f"{block}{own}.weight"])
@@ -84,20 +95,20 @@ def layer(tensors: Mapping[str, Any], config: Mapping[str, Any], index: int) -> 
     for name, own in MATRICES.items():
         weight = rounded(tensors[f"{block}{own}.weight"])
         for expert in range(experts):
-            yield f"{place}block_sparse_moe.experts.{expert}.{name}.weight", weight.clone()
+            yield f"{place}block_sparse_moe.experts.{expert}.{name}.weight", noisy(weight, noise[expert])
 
 
-def upcycle(path: Path, folder: Path, experts: int = EXPERTS) -> Path:
-    """Write the dense model of a GGUF file as a Mixtral whose experts are copies."""
+def upcycle(path: Path, folder: Path, noise: Sequence[float] = (0,) * EXPERTS) -> Path:
+    """Write the dense model of a GGUF file as a Mixtral whose experts are copies with some noise each."""
     torch.manual_seed(0)
     tensors = open_checkpoint(path)
-    config = config_of(tensors.config, experts)
+    config = config_of(tensors.config, len(noise))
     state = {
         "model.embed_tokens.weight": rounded(tensors["token_embd.weight"]),
         "model.norm.weight": rounded(tensors["output_norm.weight"]),
     }
     for index in range(config["num_hidden_layers"]):
-        state.update(layer(tensors, config, index))
+        state.update(layer(tensors, config, index, noise))
     folder.mkdir(parents=True)
     save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
     (folder / "config.json").write_text(json.dumps(config, indent=1), encoding="utf-8")
@@ -125,9 +136,9 @@ def train(folder: Path, steps: int) -> None:
     module.to(torch.bfloat16).save_pretrained(folder)
 
 
-def difference(folder: Path, steps: int) -> str:
+def difference(folder: Path, changed: bool) -> str:
     """How far experts are apart, in words."""
-    if not steps:
+    if not changed:
         return "all experts of a layer are alike"
     model = moe_probe.load(folder)
     alike = moe_probe.static.similarity(model, "matrix", layers=[model.moe_layers[0]], progress=False).cosine
@@ -138,20 +149,27 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("file", type=Path, help="SmolLM2's GGUF file, or that of another dense llama")
     parser.add_argument("folder", type=Path, help="which does not exist yet")
-    parser.add_argument("--experts", type=int, default=EXPERTS)
+    amounts = parser.add_mutually_exclusive_group()
+    amounts.add_argument("--experts", type=int, default=EXPERTS)
+    amounts.add_argument("--noise", type=float, nargs="+", metavar="SD", help="of each expert; as many experts")
     parser.add_argument("--train", type=int, default=0, metavar="STEPS", help="up to a minute each on two cores")
     given = parser.parse_args()
     if given.folder.exists():
         parser.error(f"{given.folder} exists already; name another folder.")
+    noise = given.noise or [0.0] * given.experts
+    if len(noise) < TOP_K:
+        parser.error(f"{len(noise)} experts are fewer than the {TOP_K} of a token; pass more.")
     began = time.monotonic()
     try:
-        upcycle(given.file, given.folder, given.experts)
+        upcycle(given.file, given.folder, noise)
         if given.train:
             train(given.folder, given.train)
     except BaseException:
         shutil.rmtree(given.folder, ignore_errors=True)
         raise
-    print(f"Wrote {given.folder} in {time.monotonic() - began:.0f} s; {difference(given.folder, given.train)}")
+    print(
+        f"Wrote {given.folder} in {time.monotonic() - began:.0f} s; {difference(given.folder, bool(given.train or any(noise)))}"
+    )
 
 
 if __name__ == "__main__":

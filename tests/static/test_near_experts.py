@@ -131,7 +131,7 @@ def test_upcycled_experts_find_themselves_again():
 
 @pytest.mark.parametrize("change", [1e-2, 1e-4, 1e-6])
 def test_arrangements_of_upcycled_experts_are_like_as_far_as_their_own_parts_are(change):
-    own, fresh = normal(12, 64, 32, seed=1), [normal(12, 64, 32, seed=100 + seed) for seed in range(40)]
+    own, fresh = normal(12, 64, 32, seed=1), [normal(12, 64, 32, seed=100 + seed) for seed in range(20)]
     base = 0.02 * normal(1, 64, 32)
 
     def similarity(one, other):
@@ -141,7 +141,7 @@ def test_arrangements_of_upcycled_experts_are_like_as_far_as_their_own_parts_are
     assert similarity(own, own) == pytest.approx(1, abs=1e-9)
     kept = [similarity(own, own + 0.01 * each) for each in fresh[:3]]
     assert min(kept) > 0.98
-    assert abs(np.mean([similarity(own, each) for each in fresh])) < 0.1
+    assert abs(np.mean([similarity(own, each) for each in fresh])) < 0.15
 
 
 def test_an_arrangement_of_three_experts_cannot_be_told():
