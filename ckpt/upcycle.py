@@ -167,9 +167,8 @@ def main() -> None:
     except BaseException:
         shutil.rmtree(given.folder, ignore_errors=True)
         raise
-    print(
-        f"Wrote {given.folder} in {time.monotonic() - began:.0f} s; {difference(given.folder, bool(given.train or any(noise)))}"
-    )
+    apart = difference(given.folder, bool(given.train or any(noise)))
+    print(f"Wrote {given.folder} in {time.monotonic() - began:.0f} s; {apart}")
 
 
 if __name__ == "__main__":
