@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import time
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests run side by side, on tiny models; before torch is imported
@@ -18,6 +19,7 @@ from moe_probe.facts import facts, numbers
 from moe_probe.families.headers import outline
 
 FIXTURES = Path(__file__).parent / "fixtures"
+MOST_SECONDS = 10
 CHROMIUM = shutil.which("chromium")
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
 
@@ -25,6 +27,19 @@ FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--
 settings.register_profile("same", deadline=None, derandomize=True)
 settings.register_profile("explore", deadline=None, max_examples=2000)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item):
+    """A test of `make test` is short, in seconds of the processor, which other work on the machine does not use up."""
+    began = time.process_time()
+    outcome = yield
+    took = time.process_time() - began
+    if took > MOST_SECONDS and item.get_closest_marker("thorough") is None:
+        pytest.fail(
+            f"The test took {took:.0f} s of the processor, more than {MOST_SECONDS}; make it smaller, or thorough."
+        )
+    return outcome
 
 
 @pytest.fixture(scope="session")

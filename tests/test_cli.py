@@ -192,8 +192,8 @@ def test_bad_input_of_dynamic_is_one_sentence(arguments, sentence, tmp_path):
 def test_a_trace_takes_the_place_of_the_model(tmp_path):
     names = [part for name in ("routing_trace", "expert_load") for part in ("--analysis", name)]
     names += ["--labels", "domain", "--layers", "2"]
-    run("dynamic", "ckpt/tiny-mixtral", "--texts", "ckpt/texts.jsonl", *names, "-o", tmp_path)
-    done = run("dynamic", tmp_path / "trace", "-o", tmp_path / "again")
+    run("dynamic", "ckpt/tiny-mixtral", "--texts", "ckpt/texts.jsonl", *names, "--figures", "none", "-o", tmp_path)
+    done = run("dynamic", tmp_path / "trace", "--figures", "none", "-o", tmp_path / "again")
     assert done.returncode == 0, done.stderr
     assert "Wrote 7 results (.nc)" in done.stdout
     expected, found = (load_result(folder / "expert_load.nc") for folder in (tmp_path, tmp_path / "again"))

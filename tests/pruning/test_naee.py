@@ -1,5 +1,6 @@
 """NAEE's sets of experts, against masks that are written out from a record."""
 
+from functools import cache
 from itertools import combinations
 
 import numpy as np
@@ -11,19 +12,25 @@ from moe_probe import dynamic, intervene, pruning
 from moe_probe.errors import NotFitting, OutOfRange
 
 
+opened = cache(lambda name: moe_probe.load(FOLDERS[name]))
+
+
+@cache
+def routed(name, layer, *masked):
+    """The routed output with experts masked in that layer alone, from a record."""
+    model = opened(name).under(*([intervene.Mask(layer, list(masked))] if masked else []))
+    record = dynamic.record(model, documents(name), layers=[layer], progress=False)
+    return record.routed_output.values.astype(float)
+
+
 def distance_with_masked(name, layer, experts):
-    """Frobenius norm of the routed output minus that of the model with the experts masked in that layer alone."""
-    model = moe_probe.load(FOLDERS[name])
-    clean, masked = (
-        dynamic.record(each, documents(name), layers=[layer], progress=False).routed_output.values.astype(float)
-        for each in (model, model.under(intervene.Mask(layer, list(experts))))
-    )
-    return np.linalg.norm(clean - masked)
+    """Frobenius norm of the routed output minus that of the model with the experts masked."""
+    return np.linalg.norm(routed(name, layer) - routed(name, layer, *experts))
 
 
 @pytest.mark.parametrize("name", FOLDERS)
 def test_the_best_of_all_sets_is_found(name):
-    model = moe_probe.load(FOLDERS[name])
+    model = opened(name)
     layer = model.moe_layers[-1]
     ds = pruning.naee(model, documents(name), 2, layers=[layer], progress=False)
     sets = list(combinations(range(model.layer(layer).num_experts), 2))
