@@ -36,9 +36,7 @@ def pytest_runtest_call(item):
     outcome = yield
     took = time.process_time() - began
     if took > MOST_SECONDS and item.get_closest_marker("thorough") is None:
-        pytest.fail(
-            f"The test took {took:.0f} s of the processor, more than {MOST_SECONDS}; make it smaller, or thorough."
-        )
+        pytest.fail(f"{took:.0f} s of the processor are more than {MOST_SECONDS}; make it smaller, or thorough.")
     return outcome
 
 

@@ -11,7 +11,6 @@ import moe_probe
 from moe_probe import dynamic, intervene, pruning
 from moe_probe.errors import NotFitting, OutOfRange
 
-
 opened = cache(lambda name: moe_probe.load(FOLDERS[name]))
 
 
