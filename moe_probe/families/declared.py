@@ -129,14 +129,17 @@ class DeclaredArchitecture(Architecture):
         """The fields that every configuration of transformers has."""
         return _config(self.fields, self.published)
 
-    def _number(self, names: Sequence[str]) -> int:
+    def _number(self, names: Sequence[str], layer: int = 0) -> int:
+        """A size; of a list, with one for each layer, that of `layer`."""
         name = next((name for name in names if name in self.fields), None)
         if name is None:
             raise DamagedFile(
                 f"config.json of this {self.family.name!r} model has none of the fields {', '.join(names)}; use the "
                 "published file, or pass the field: config={...}."
             )
-        return positive(self.fields, name)
+        value = self.fields[name]
+        each = value[layer] if isinstance(value, list) and layer < len(value) else value
+        return positive({name: each}, name)
 
     @property
     def skeleton(self) -> PreTrainedModel:
@@ -174,10 +177,10 @@ class DeclaredArchitecture(Architecture):
         if first is None:
             return self._dense_layer(index)
         experts = self._count(index)
-        top_k = self._number([family.top_k] if family.top_k else TOP_K)
+        top_k = self._number([family.top_k] if family.top_k else TOP_K, index)
         shared = family.shared is not None and self._find(family.shared, "down", index, SHARED) is not None
-        stated = [self.fields.get(name) for name in SHARED_COUNT]
-        number = next((count for count in stated if isinstance(count, int) and count), 1)
+        stated = [name for name in SHARED_COUNT if self.fields.get(name)]
+        number = self._number(stated, index) if shared and stated else 1
         return Layer(
             index=index,
             hidden_size=self.hidden_size,

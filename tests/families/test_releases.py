@@ -827,17 +827,52 @@ def test_yuan_opens_under_each_of_its_names(tmp_path, block):
     assert torch.equal(model.expert_weight(1, "2", "down"), made[f"model.layers.1.mlp.{block.format(2, 'w2')}.weight"])
 
 
-@pytest.mark.parametrize("gate", ["gate.wg.weight", "gate.wg.2.weight", "gate.weight"])
-def test_skywork_opens_with_each_of_its_gates(tmp_path, gate):
+SKYWORK_EXPERTS = ("experts.mlp_experts.", "moe.experts.experts.")
+
+
+@pytest.mark.parametrize("gate", ["gate.wg.weight", "gate.wg.2.weight", "gate.weight", "moe.gate.wg.2.weight"])
+@pytest.mark.parametrize("experts", [*SKYWORK_EXPERTS, "stack"])
+def test_skywork_opens_with_each_of_its_gates_and_experts(tmp_path, gate, experts):
     made = Made()
     made.new("model.embed_tokens.weight", V, D)
     for layer in range(L):
-        if gate == "gate.wg.2.weight":
-            made.new(f"model.layers.{layer}.mlp.gate.wg.0.weight", 8 * E, D)
-        made.new(f"model.layers.{layer}.mlp.{gate}", E, 8 * E if ".2." in gate else D)
-        for expert in range(E):
+        block = f"model.layers.{layer}.mlp."
+        if ".2." in gate:
+            made.new(block + gate.replace(".2.", ".0."), 8 * E, D)
+        made.new(block + gate, E, 8 * E if ".2." in gate else D)
+        if experts == "stack":
+            made.new(f"{block}moe.w_up_proj_weight", E, 2 * FF, D)
+            made.new(f"{block}moe.w_down_proj_weight", E, D, FF)
+        for expert in range(0 if experts == "stack" else E):
             for name, shape in {"gate": (FF, D), "up": (FF, D), "down": (D, FF)}.items():
-                made.new(f"model.layers.{layer}.mlp.experts.mlp_experts.{expert}.{name}_proj.weight", *shape)
+                made.new(f"{block}{experts}{expert}.{name}_proj.weight", *shape)
     config = {"model_type": "skywork", "hidden_size": D, "num_hidden_layers": L, "num_experts": [E]}
     model = moe_probe.load(write(tmp_path / "m", made, config))
-    assert torch.equal(model.router_weight(1), made[f"model.layers.1.mlp.{gate}"])
+    block = "model.layers.1.mlp."
+    assert torch.equal(model.router_weight(1), made[block + gate])
+    if experts == "stack":
+        gate_up = made[f"{block}moe.w_up_proj_weight"][2]
+        expected = {"gate": gate_up[:FF], "up": gate_up[FF:], "down": made[f"{block}moe.w_down_proj_weight"][2]}
+    else:
+        expected = {name: made[f"{block}{experts}2.{name}_proj.weight"] for name in ("gate", "up", "down")}
+    for name, matrix in expected.items():
+        assert torch.equal(model.expert_weight(1, "2", name), matrix)
+
+
+def test_hunyuan_with_up_above_gate_in_one_matrix(tmp_path):
+    made = Made()
+    made.new("model.embed_tokens.weight", V, D)
+    places = [f"experts.{expert}." for expert in range(E)] + ["shared_mlp."]
+    for layer in range(L):
+        made.new(f"model.layers.{layer}.mlp.gate.wg.weight", E, D)
+        for place in places:
+            made.new(f"model.layers.{layer}.mlp.{place}gate_and_up_proj.weight", 2 * FF, D)
+            made.new(f"model.layers.{layer}.mlp.{place}down_proj.weight", D, FF)
+    counts = {"moe_topk": [1, 2], "num_experts": E, "num_shared_expert": [1, 1]}
+    config = {"model_type": "hunyuan", "hidden_size": D, "num_hidden_layers": L, **counts}
+    model = moe_probe.load(write(tmp_path / "m", made, config))
+    assert [model.layer(layer).top_k for layer in range(L)] == [1, 2]
+    for label, place in {"2": "experts.2.", "S": "shared_mlp."}.items():
+        rows = made[f"model.layers.1.mlp.{place}gate_and_up_proj.weight"]
+        assert torch.equal(model.expert_weight(1, label, "up"), rows[:FF])
+        assert torch.equal(model.expert_weight(1, label, "gate"), rows[FF:])
