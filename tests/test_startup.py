@@ -1,5 +1,6 @@
 """What starts at once imports nothing heavy."""
 
+import json
 import os
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import packing
 import pytest
 import test_gguf
 import test_releases
+import torch
 
 ROOT = Path(__file__).parents[1]
 COMMANDS = ROOT / "moe_probe" / "cli" / "commands"
@@ -100,8 +102,16 @@ def of_llama_cpp(folder):
     return test_gguf.write(folder / "m.gguf", "llama", made, test_gguf.META, kinds=["Q4_0"])
 
 
-@pytest.mark.parametrize("make", [packed, fused, declared, of_llama_cpp])
-def test_info_of_packed_fused_and_declared_models_and_of_gguf_loads_nothing_heavy(tmp_path, make):
+def pickled(folder):
+    """Mixtral in a file of torch.save."""
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(test_releases.MIXTRAL))
+    torch.save(dict(test_releases.mixtral()), folder / "pytorch_model.bin")
+    return folder
+
+
+@pytest.mark.parametrize("make", [packed, fused, declared, of_llama_cpp, pickled])
+def test_info_of_models_in_every_kind_of_file_loads_nothing_heavy(tmp_path, make):
     told = ["moe-probe", "info", str(make(tmp_path / "m")), "--json"]
     loaded, written = imported(f"import sys; sys.argv = {told}\nfrom moe_probe.cli import main\nmain()")
     assert '"moe_layers"' in written

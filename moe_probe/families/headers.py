@@ -27,7 +27,7 @@ from moe_probe.families.outlines import OUTLINES, SPELLED, Unexplained, layer_of
 from moe_probe.families.releases import as_family
 from moe_probe.families.sizes import positive, require_sizes
 
-READ = (".safetensors", ".gguf")  # files whose headers say what they hold; torch's own are unpickled by torch
+READ = (".safetensors", ".gguf", ".bin", ".pt")  # files whose headers say what they hold
 KEY = re.compile(r"(0|[1-9]\d*)\.(.+)")
 AHEAD = "num_nextn_predict_layers"  # layers behind the last one, which the module does not have
 ROOTS = ("model.language_model.", "language_model.model.", "transformer.", "backbone.", "model.")
@@ -73,7 +73,7 @@ def outline(source: str, config: Mapping[str, Any] | None = None) -> Outline | N
     """What the model in a folder or file is made of; None where more is needed to tell, or something is wrong.
 
     Args:
-        source: a folder with config.json and safetensors, in one file or in shards, or with GGUF; or a GGUF file.
+        source: a folder with files of weights, or a GGUF file.
         config: fields that are added to those of the files, or replace them.
     """
     place = Path(source).expanduser()

@@ -8,18 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from moe_probe.checkpoint.folder import Opened, configuration, inside, present
 from moe_probe.checkpoint.formats.torch import TorchFile
 from moe_probe.errors import DamagedFile
-
-if TYPE_CHECKING:
-    import torch
-else:
-    from moe_probe.deferred import torch
 
 NAME = "qmodel.pt"
 METHOD = "hqq"
@@ -28,27 +22,22 @@ METHOD = "hqq"
 class HqqFile(TorchFile):
     """The file; its tensors by `module.role`, and what is said of each module."""
 
-    @cached_property
-    def modules(self) -> Mapping[str, Mapping[str, Any]]:
-        value = self.unpickle()
-        if not isinstance(value, dict) or not value or not all(isinstance(part, dict) for part in value.values()):
+    def named(self, content: Any) -> Any:
+        if not isinstance(content, dict) or not content or not all(isinstance(part, dict) for part in content.values()):
             raise DamagedFile(f"{self.path} holds no modules, which every model of HQQ has; download it again.")
-        return value
-
-    @cached_property
-    def state(self) -> dict[str, torch.Tensor]:
-        tensors = dict(pair for name, module in self.modules.items() for pair in _tensors(str(name), module))
-        return self.as_state(tensors)
+        return dict(pair for name, module in content.items() for pair in _tensors(str(name), module))
 
     def layers(self) -> dict[str, dict[str, Any]]:
         """What is said of each packed layer, in numbers and words."""
-        metas = ((name, module.get("meta")) for name, module in self.modules.items() if "W_q" in module)
+        modules: Mapping[str, Any] = self.unpickle() if self.headers is None else self.headers
+        metas = ((name, module.get("meta")) for name, module in modules.items() if "W_q" in module)
         return {str(name): _said(meta) for name, meta in metas if isinstance(meta, Mapping)}
 
 
-def _tensors(prefix: str, parts: Mapping[str, Any]) -> Iterator[tuple[str, torch.Tensor]]:
+def _tensors(prefix: str, parts: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Tensors, or their headers, by `module.role`."""
     for name, value in parts.items():
-        if isinstance(value, torch.Tensor):
+        if hasattr(value, "shape"):
             yield f"{prefix}.{name}", value
         elif isinstance(value, Mapping):
             yield from _tensors(prefix if name == "meta" else f"{prefix}.{name}", value)
@@ -84,8 +73,9 @@ class Hqq:
         if not present(folder, NAME):
             return None
         config, file = configuration(folder), HqqFile(inside(folder, NAME))
+        tensors = file.tensors()
         config["quantization_config"] = {"quant_method": METHOD, "layers": file.layers()}
-        return Opened(config, file.tensors(), [file.path])
+        return Opened(config, tensors, [file.path])
 
 
 FORMAT = Hqq()

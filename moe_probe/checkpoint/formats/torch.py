@@ -1,7 +1,8 @@
 """Checkpoints in torch's `.bin` files: one file, or shards with `pytorch_model.bin.index.json`.
 
 Files are memory-mapped and unpickled with `weights_only=True`: a pickle that names anything but tensors is refused
-before any of it runs. Files in torch's format of before 1.6 cannot be mapped and are read whole.
+before any of it runs. Files in torch's format of before 1.6 cannot be mapped and are read whole. What plain files hold
+is told without torch (`torch_headers`), which reads the values then.
 """
 
 from __future__ import annotations
@@ -16,8 +17,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from moe_probe.checkpoint.folder import FilesOfOneKind
-from moe_probe.checkpoint.lazy import Index, LazyTensor, Stored, Typed, kind_of
+from moe_probe.checkpoint.lazy import Index, LazyTensor, Size, Stored, Typed, kind_of
 from moe_probe.checkpoint.mapped import FileState
+from moe_probe.checkpoint.torch_headers import TensorHeader, read_headers
 from moe_probe.errors import DamagedFile, UnsafeFile
 
 if TYPE_CHECKING:
@@ -71,7 +73,16 @@ class TorchFile:
     @cached_property
     def state(self) -> dict[str, torch.Tensor]:
         """The state dict."""
-        return self.as_state(self.unpickle())
+        return self.as_state(self.named(self.unpickle()))
+
+    @cached_property
+    def headers(self) -> Any | None:
+        """What the file holds, with headers in the place of tensors; None where only torch can tell."""
+        return read_headers(self.path)
+
+    def named(self, content: Any) -> Any:
+        """The state dict in what the file holds."""
+        return content
 
     def as_state(self, value: Any) -> dict[str, torch.Tensor]:
         """`value`, if it is names to tensors.
@@ -93,7 +104,17 @@ class TorchFile:
 
     def tensors(self) -> dict[str, LazyTensor]:
         """Every entry of the state dict, unread."""
-        return {key: Stored(TorchEntry(self, key)) for key in self.state}
+        headers = None if self.headers is None else self.named(self.headers)
+        if not is_state(headers):
+            headers = {key: TensorHeader(Size(each.shape), kind_of(each.dtype)) for key, each in self.state.items()}
+        return {key: Stored(TorchEntry(self, key, header)) for key, header in headers.items()}
+
+
+def is_state(headers: Any) -> bool:
+    """Whether headers are those of a state dict: names to tensors."""
+    return isinstance(headers, dict) and all(
+        isinstance(key, str) and isinstance(header, TensorHeader) for key, header in headers.items()
+    )
 
 
 def is_plain(tensor: torch.Tensor) -> bool:
@@ -104,9 +125,9 @@ def is_plain(tensor: torch.Tensor) -> bool:
 class TorchEntry(Typed):
     """One tensor of a file."""
 
-    def __init__(self, file: TorchFile, key: str):
+    def __init__(self, file: TorchFile, key: str, header: TensorHeader):
         self.file, self.key = file, key
-        self.shape, self.kind = file.state[key].shape, kind_of(file.state[key].dtype)
+        self.shape, self.kind = header.shape, header.kind
 
     def raw(self) -> torch.Tensor:
         """The bytes of the storage that the tensor lies in."""
