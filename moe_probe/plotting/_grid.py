@@ -16,7 +16,7 @@ from matplotlib.ticker import NullLocator
 
 from moe_probe.plotting._heatmap import beyond, ratio_ticks
 from moe_probe.plotting._page import NOTE
-from moe_probe.plotting._style import CHARACTERS, PAGE, Figure, style
+from moe_probe.plotting._style import CHARACTERS, PAGE, Figure, style, uncollected
 
 HIGHEST = 9.2  # inches of a page
 LEFT, RIGHT, TOP, BOTTOM = 0.55, 0.95, 0.04, 0.4  # inches around the panels
@@ -99,11 +99,9 @@ class Grid:
         for number, part in enumerate(parts, 1):
             chosen = range(part[0] * columns, min((part[-1] + 1) * columns, len(items)))
             end = f"_page{number}" if count > 1 else ""
-            with style():
-                yield (
-                    f"{stem}{end}",
-                    self._page([names[i] for i in chosen], [items[i] for i in chosen], draw, (columns, width, height)),
-                )
+            with style(), uncollected():
+                page = self._page([names[i] for i in chosen], [items[i] for i in chosen], draw, (columns, width, height))
+            yield f"{stem}{end}", page
 
     def _page(self, names: Sequence[str], items: Sequence[Any], draw: Panel, cells: tuple[int, float, float]) -> Figure:
         columns, width, height = cells

@@ -97,13 +97,11 @@ def _ffn_per_token(axes: Axes, of_layer: xr.Dataset, x: np.ndarray) -> None:
     axes.set(ylabel="FFN experts\nper token", ylim=(0, 1.35 * highest if highest > 0 else 1))
 
 
-def _stack(
-    axes: Axes, of_layer: xr.Dataset, kind: str, x: np.ndarray, at: int = 0, kinds: int = 1, most: int = SEGMENTS
-) -> None:
-    """The experts of one kind, one above the other; more than `most` as one bar."""
+def _stack(axes: Axes, of_layer: xr.Dataset, kind: str, x: np.ndarray, at: int, kinds: int) -> None:
+    """The experts of one kind, one above the other; more than 32 as one bar."""
     width = 0.8 / kinds
     share = of_layer.share.transpose("task", "expert").values[:, (of_layer.expert_kind == kind).values]
-    share = share if share.shape[1] <= most else share.sum(1, keepdims=True)
+    share = share if share.shape[1] <= SEGMENTS else share.sum(1, keepdims=True)
     bottom = np.zeros(len(x))
     for expert, values in enumerate(share.T):
         shade = 0.35 + 0.5 * expert / (share.shape[1] - 1) if share.shape[1] > 1 else 0.65
@@ -177,20 +175,22 @@ def _layers(ds: xr.Dataset) -> Iterator[tuple[str, Figure]]:
         yield from label_grid("task_load", values, ratio_colors(values, 1), BAR, rows="task")
         return
     kinds, tasks = [str(kind) for kind in ds.kind.values], [str(task) for task in ds.task.values]
-    highest = max(float(ds.share.sel(expert=(ds.expert_kind == kind).values).sum("expert").max()) for kind in kinds)
+    parts = [ds.share.sel(expert=(ds.expert_kind == kind).values).sum("expert") for kind in kinds]
+    shares = np.stack([part.transpose("layer", "task").values for part in parts], axis=-1)  # (layer, task, kind)
+    width, colors = 0.8 / len(kinds), [matplotlib.colormaps[KIND_MAPS[kind]](0.65) for kind in kinds]
+    x = np.arange(len(tasks))[:, None] + (np.arange(len(kinds)) - (len(kinds) - 1) / 2) * width
 
-    def draw(axes: Axes, layer: int) -> None:
-        for at, kind in enumerate(kinds):
-            _stack(axes, ds.sel(layer=layer), kind, np.arange(len(tasks)), at, len(kinds), most=1)
-        axes.set_ylim(0, 1.05 * highest)
+    def draw(axes: Axes, of_layer: np.ndarray) -> None:
+        look = {"color": colors * len(tasks), "edgecolor": "white", "linewidth": 0.2}
+        axes.bar(x.ravel(), of_layer.ravel(), width, **look)
+        axes.set_ylim(0, 1.05 * float(shares.max()))
         axes.set_xticks(range(len(tasks)), [f"{task[:13]}…" if len(task) > 14 else task for task in tasks])
         axes.tick_params(axis="x", rotation=90)
 
-    legend = [(kind, Patch(color=matplotlib.colormaps[KIND_MAPS[kind]](0.65))) for kind in kinds]
+    legend = [(kind, Patch(color=color)) for kind, color in zip(kinds, colors, strict=True)]
     below = 0.12 + 0.05 * min(max(map(len, tasks)), 14)
     grid = Grid(4, 0.7, y="share of choices", legend=legend, apart=0.12, below=below)
-    layers = [int(layer) for layer in ds.layer.values]
-    yield from grid.pages("task_load", [f"layer {layer}" for layer in layers], layers, draw)
+    yield from grid.pages("task_load", [f"layer {layer}" for layer in ds.layer.values], list(shares), draw)
 
 
 def details(ds: xr.Dataset) -> Iterator[tuple[str, Figure]]:
