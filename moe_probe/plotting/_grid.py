@@ -16,13 +16,14 @@ from matplotlib.ticker import NullLocator
 
 from moe_probe.plotting._heatmap import beyond, ratio_ticks
 from moe_probe.plotting._page import NOTE
-from moe_probe.plotting._style import CHARACTERS, PAGE, Figure, style, uncollected
+from moe_probe.plotting._style import CHARACTERS, COLUMN, PAGE, Figure, style, uncollected
 
 HIGHEST = 9.2  # inches of a page
 LEFT, RIGHT, TOP, BOTTOM = 0.55, 0.95, 0.04, 0.4  # inches around the panels
 LINE = 0.17  # inches of a legend, or of a note
 ABOVE, BETWEEN = 0.17, 0.07  # a panel's title; the gap beside it
 WIDEST, PART = 2.6, 0.6  # inches of a panel; of a page that few panels take
+SMALLEST, LOWEST = 1.0, 2.2  # inches of few panels, which stand in a column; of a single row
 CHOSEN = 6  # layers that stand for all where a panel takes much room
 
 Panel = Callable[[Axes, Any], ScalarMappable | None]
@@ -73,14 +74,21 @@ class Grid:
         return self.below + (LINE if self.note else 0)
 
     def _columns(self, count: int) -> tuple[int, float]:
-        """How many columns, and how wide in inches: as wide as they can be on a part of a page."""
+        """How many columns, and how wide in inches: few in one row as wide as a column, more on a part of a page."""
+        narrow = self._width(COLUMN, count)
+        if count <= self.columns and narrow >= min(SMALLEST, self._width(PAGE, self.columns)):
+            return count, narrow
         columns, width = self.unit, WIDEST
         for columns in range(self.unit, self.columns + 1, self.unit):
-            width = min((PAGE - self.left - self.right - self.apart * (columns - 1)) / columns, WIDEST)
+            width = min(self._width(PAGE, columns), WIDEST)
             rows = -(-count // columns)
-            if rows * (width * self.aspect + ABOVE + self.apart) <= (HIGHEST if rows > 1 else 3) * PART:
+            if rows * (width * self.aspect + ABOVE + self.apart) <= (HIGHEST * PART if rows > 1 else LOWEST):
                 break
-        return columns, width
+        return min(columns, count), width
+
+    def _width(self, total: float, columns: int) -> float:
+        """Inches of each of so many panels side by side."""
+        return (total - self.left - self.right - self.apart * (columns - 1)) / columns
 
     def pages(self, stem: str, names: Sequence[str], items: Sequence[Any], draw: Panel) -> Iterator[tuple[str, Figure]]:
         """File stem and figure of every page; `draw(axes, item)` draws a panel, and returns what has its colors.

@@ -9,10 +9,11 @@ import matplotlib
 import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
-from matplotlib.collections import PolyCollection
+from matplotlib.collections import LineCollection, PolyCollection
 from matplotlib.colorbar import Colorbar
 from matplotlib.colors import FuncNorm
 from matplotlib.image import AxesImage
+from matplotlib.patheffects import withStroke
 
 from moe_probe.errors import NoSuchName
 from moe_probe.plotting._lines import said_of_intervals
@@ -27,6 +28,8 @@ FEW = 16  # experts that stand along y, layers along x
 MANY, BEYOND = 1000, 0.005  # of so many values, this share lies beyond each color limit
 MOST_BESIDE = 4  # square maps side by side
 NAMED = ("label", "place", "task")  # rows whose labels tell what they are
+HATCHED = {"page": 128, "panel": 32}  # columns of a map as wide as a page, or as a panel, that a hatch is seen in
+Room = Literal["page", "panel"]
 CORNERS = np.array([(-0.5, -0.5), (0.5, -0.5), (0.5, 0.5), (-0.5, 0.5)])  # of a cell
 
 
@@ -103,13 +106,24 @@ def dots(axes: Axes, where: np.ndarray) -> None:
     axes.plot(x, y, ".", color="black", markersize=1.5)
 
 
-def hatch(axes: Axes, where: np.ndarray) -> None:
-    """Hatch the cells (y, x) of a map, thinly."""
+def hatch(axes: Axes, where: np.ndarray, room: Room = "page") -> None:
+    """Hatch the cells (y, x) of a map, thinly; strike through them where they are too narrow for that."""
     y, x = np.nonzero(where)
-    boxes = list(np.stack([x, y], 1)[:, None] + CORNERS)
+    cells = np.stack([x, y], 1)[:, None]
+    if where.shape[1] > HATCHED[room]:
+        around = [withStroke(linewidth=1.1, foreground="white")]
+        ends = list(cells + np.array([(-0.5, 0.0), (0.5, 0.0)]))
+        struck = LineCollection(ends, colors="black", linewidths=0.5, path_effects=around, capstyle="butt")
+        axes.add_collection(struck, autolim=False)
+        return
     with matplotlib.rc_context({"hatch.linewidth": 0.35}):
-        cells = PolyCollection(boxes, facecolor="none", edgecolor="0.35", linewidth=0, hatch="/////")
-        axes.add_collection(cells, autolim=False)
+        boxes = PolyCollection(list(cells + CORNERS), facecolor="none", edgecolor="0.35", linewidth=0, hatch="/////")
+        axes.add_collection(boxes, autolim=False)
+
+
+def hatched(columns: int, room: Room = "page") -> str:
+    """What is said of cells that `hatch` marks."""
+    return "hatched" if columns <= HATCHED[room] else "struck through"
 
 
 def mark_intervals(page: Page, axes: Axes, ds: xr.Dataset, name: str, chance: xr.DataArray) -> None:
@@ -132,7 +146,7 @@ def mark_intervals(page: Page, axes: Axes, ds: xr.Dataset, name: str, chance: xr
     y, x = np.nonzero(unknown)
     size = 2.5 if unknown.shape[-1] <= 64 else 0.8
     axes.plot(x, y, "o", color="black", markersize=size, markerfacecolor="none", markeredgewidth=0.4)
-    page.note("hatched: maybe chance", "circles: no interval" * bool(unknown.any()), said_of_intervals(ds))
+    page.note(f"{hatched(within.shape[-1])}: maybe chance", "circles: no interval" * bool(unknown.any()), said_of_intervals(ds))
 
 
 def frames(axes: Axes, where: np.ndarray) -> None:

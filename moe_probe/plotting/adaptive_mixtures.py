@@ -18,6 +18,7 @@ ENTROPIES = {
     "responsibility_entropy": (SKY, "of responsibilities"),
 }
 DIMS = ("layer", "expert")
+DECADE = 10  # times: losses that differ less have ticks enough without a logarithm
 
 
 def plot(ds: xr.Dataset, **look: Unpack[Look]) -> Drawn:
@@ -41,8 +42,11 @@ def losses(ds: xr.Dataset, **look: Unpack[Look]) -> Drawn:
         left, right = page.panels(1, 2, (PAGE, 2.2))[0]
         for name, color in LOSSES.items():
             line(left, ds, name, color=color, label=f"{name} loss")
-        left.set(ylabel="loss per token", yscale="symlog")
-        plain_numbers(left)
+        left.set_ylabel("loss per token")
+        values = ds[list(LOSSES)].to_array()
+        if float(values.max()) > DECADE * float(values.min()):
+            left.set_yscale("symlog")
+            plain_numbers(left)
         for name, (color, label) in ENTROPIES.items():
             line(right, ds, name, color=color, label=label)
         right.set(ylabel="entropy / ln E", ylim=(0, 1.05))

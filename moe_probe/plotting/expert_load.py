@@ -16,6 +16,7 @@ from moe_probe.plotting._heatmap import (
     crosses,
     frames,
     hatch,
+    hatched,
     layer_map,
     map_size,
     mark_intervals,
@@ -139,7 +140,7 @@ def figures(ds: xr.Dataset) -> Iterator[tuple[str, Figure]]:
 
         def mark(axes: Axes, layer: Any) -> None:
             if marks is not None:
-                hatch(axes, marks.sel(layer=layer).values)
+                hatch(axes, marks.sel(layer=layer).values, "panel")
 
         yield from label_grid("expert_load_labels", values, ratio_colors(values, 1), BAR, note, mark=mark)
 
@@ -149,7 +150,8 @@ def _within(ds: xr.Dataset) -> tuple[xr.DataArray | None, str]:
     if "label_share_low" not in ds or "label_share_chance" not in ds:
         return None, ""
     within = (ds.label_share_low <= ds.label_share_chance) & (ds.label_share_chance <= ds.label_share_high)
-    return within.transpose("layer", "label", "expert"), f"hatched: maybe as in all documents; {said_of_intervals(ds)}"
+    how = hatched(ds.sizes["expert"], "panel")
+    return within.transpose("layer", "label", "expert"), f"{how}: maybe as in all documents; {said_of_intervals(ds)}"
 
 
 def details(ds: xr.Dataset) -> Iterator[tuple[str, Figure]]:

@@ -122,7 +122,11 @@ def figures(ds: xr.Dataset) -> Iterator[tuple[str, Figure]]:
     if ds.sizes["layer"] > ROWS:
         yield f"{stem}_r_squared", over_layers(ds)
     items = [(layer, name) for layer in ds.layer.values for name in ds.projection.values]
-    names = [f"{layer} {name}: {float(ds.r_squared.sel(layer=layer, projection=name)):.2f}" for layer, name in items]
+    first = ds.projection.values[0]
+    names = [
+        f"{f'{layer} ' if name == first else ''}{name} {float(ds.r_squared.sel(layer=layer, projection=name)):.2f}"
+        for layer, name in items
+    ]
     note = "similarity of pairs; numbers: R²"
     grid = Grid(9, 0.9, "experts", "gate embeddings", unit=ds.sizes["projection"], note=note)
     spans = [_span(ds[name].values) for name in ("similarity", "gate")]

@@ -57,11 +57,12 @@ def over_layers(ds: xr.Dataset, **look: Unpack[Look]) -> Drawn:
     """The mean of both scores over the layers, with the residual (line) and with it removed (dashed)."""
     with Page(ds, look) as page:
         axes = page.panel((PAGE, 2.2))
-        for residual, line in zip(ds.residual.values, ("-", "--"), strict=True):
+        for residual, line, filled in zip(ds.residual.values, ("-", "--"), ("full", "none"), strict=True):
             for which, color in COLORS.items():
                 mean = ds.score_mean.sel(residual=residual, which=which)
                 label = f"{which}, {residual}"
-                axes.plot(ds.layer, mean, line, marker="o", markersize=2.5, color=color, label=label)
+                size = 2.5 if filled == "full" else 4.5
+                axes.plot(ds.layer, mean, line, marker="o", markersize=size, fillstyle=filled, color=color, label=label)
         axes.set(ylabel="mean routing score", ylim=(0, None))
         layer_axis(axes, ds.layer, 9)
         page.legend(axes)

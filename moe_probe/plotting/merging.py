@@ -34,13 +34,13 @@ def plot(ds: xr.Dataset, **look: Unpack[Look]) -> Drawn:
     """
     with Page(ds, look) as page:
         rows, ways = page.ds.sizes["groups"], [str(way) for way in ds.way.values]
+        colors = [next(color for start, color in COLORS.items() if way.startswith(start)) for way in ways]
         size = PAGE, rows * (0.35 + 0.14 * len(ways)) + 0.5
         all_axes = page.panels(rows, 1, size, sharex=True)[:, 0]
         for axes, name in zip(all_axes, page.ds.groups.values, strict=True):
             one = page.ds.sel(groups=name)
             value = one.loss_change.values
             ends = np.array([value - one.loss_change_low.values, one.loss_change_high.values - value])
-            colors = [next(color for start, color in COLORS.items() if way.startswith(start)) for way in ways]
             bars = {"xerr": np.clip(np.nan_to_num(ends), 0, None), "error_kw": {"elinewidth": 0.7}}
             axes.barh(np.arange(len(ways)), value, 0.75, color=colors, **bars)
             axes.axvline(0, color="black", linewidth=0.6)
@@ -48,8 +48,14 @@ def plot(ds: xr.Dataset, **look: Unpack[Look]) -> Drawn:
             thin_ticks(axes.yaxis, ways, 60)
             axes.set_title(f"{name}: {int(one.experts_left)} experts left" if rows > 1 else "")
         all_axes[-1].set_xlabel("change of the loss (nats)")
-        page.note("blue: merged", "orange: pruned", "gray: pruned at random", f"intervals: {said_of_intervals(ds)}")
+        page.note(*_colors_said(colors), f"intervals: {said_of_intervals(ds)}")
         return page.finish(page.ds.attrs["model"])
+
+
+def _colors_said(colors: list[str]) -> list[str]:
+    """What the colors that there are mean."""
+    said = {BLUE: "blue: merged", ORANGE: "orange: pruned", GREY: "gray: pruned at random"}
+    return [text for color, text in said.items() if color in colors]
 
 
 def figures(ds: xr.Dataset) -> Iterator[tuple[str, Figure]]:

@@ -13,6 +13,7 @@ from moe_probe.plotting._heatmap import (
     cell_axes,
     crosses,
     hatch,
+    hatched,
     map_size,
     mark_intervals,
     ratio_bar,
@@ -100,11 +101,11 @@ def figures(ds: xr.Dataset) -> Iterator[tuple[str, Figure]]:
     within = xr.zeros_like(values, bool)
     if "position_share_low" in ds and "position_chance" in ds:
         within = (named.position_share_low <= ds.position_chance) & (ds.position_chance <= named.position_share_high)
-        note = f"hatched: maybe chance; {said_of_intervals(ds)}"
+        note = f"{hatched(ds.sizes['expert'], 'panel')}: maybe chance; {said_of_intervals(ds)}"
     within = within.transpose("layer", "place", "expert")
 
     def mark(axes: Axes, layer: int) -> None:
-        hatch(axes, within.sel(layer=layer).values)
+        hatch(axes, within.sel(layer=layer).values, "panel")
 
     stem = "token_specialization_places"
     yield from label_grid(stem, values, ratio_colors(values, 1), BAR, note, rows="place", mark=mark)

@@ -35,6 +35,8 @@ def check_figure(figure, stem):
     pixels, texts = rendered(figure)
     check_size(figure, stem)
     check_texts(figure, texts, stem)
+    check_filled(pixels, stem)
+    check_hatches(figure, stem)
     check_legends(figure, stem)
     check_colors(figure, pixels, stem)
     check_centers(figure, stem)
@@ -62,6 +64,29 @@ def check_texts(figure, named, stem):
     high = np.minimum(boxes[:, None, 3], boxes[None, :, 3]) - np.maximum(boxes[:, None, 1], boxes[None, :, 1])
     for one, other in np.argwhere(np.triu((wide > 1.5) & (high > 2.5), 1)):
         raise AssertionError(f"{stem}: {named[one][0]!r} lies over {named[other][0]!r}")
+    line = np.minimum(boxes[:, 3] - boxes[:, 1], (boxes[:, 3] - boxes[:, 1])[:, None])
+    words = np.array([" " in text.strip() for text, _ in named])
+    for one, other in np.argwhere(np.triu((wide > -6) & (high > 0.8 * line) & words & words[:, None], 1)):
+        raise AssertionError(f"{stem}: {named[one][0]!r} and {named[other][0]!r} read as one")
+
+
+def check_filled(pixels, stem):
+    """No band from top to bottom stays empty, as if panels were missing."""
+    empty = (pixels[..., :3] > 250).all((0, 2))
+    longest, run = 0, 0
+    for column in empty:
+        run = run + 1 if column else 0
+        longest = max(longest, run)
+    assert longest < 0.2 * len(empty), f"{stem}: {longest} of {len(empty)} columns of pixels are empty"
+
+
+def check_hatches(figure, stem):
+    """Hatched cells are wide enough for lines that are a thirtieth of an inch apart."""
+    for axes in figure.axes:
+        for cells in axes.collections:
+            if cells.get_hatch() and (paths := cells.get_paths()):
+                width = np.ptp(axes.transData.transform(paths[0].vertices)[:, 0])
+                assert width > figure.dpi / 30, f"{stem}: hatched cells are {width} pixels wide"
 
 
 def check_legends(figure, stem):
