@@ -99,7 +99,7 @@ class Album:
             self._thumbnails.append((f"{folder.name}/{path.stem}", picture))
             self.figures.append(
                 {
-                    "figure": recipe.figure,
+                    "figure": recipe.number(stem),
                     "shows": recipe.shows,
                     "model": label,
                     "file": str(path.relative_to(self.folder)),

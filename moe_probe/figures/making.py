@@ -210,12 +210,14 @@ class Maker:
     def _compared(
         self, recipe: FromModels, models: Mapping[str, MoEModel], layers: Sequence[int] | int | None
     ) -> xr.Dataset:
+        analyses = [recipe.analysis(**self.options.get(recipe.options, {}))] if recipe.analysis else []
         request = [recipe.name, layers, *((label, identity(m)) for label, m in models.items())]
+        request += [analysis.parameters() for analysis in analyses]
         request += [corpus and corpus.fingerprint for corpus in self.corpora.values()]
         saved = self._saved(TOGETHER, recipe, request)
         if saved is not None:
             return saved
-        computed = recipe.compute(models, self.texts, layers=layers, **self.reading, **self.running)
+        computed = recipe.compute(models, self.texts, *analyses, layers=layers, **self.reading, **self.running)
         return self._keep(TOGETHER, recipe, request, computed)
 
     def _results(

@@ -16,7 +16,8 @@ from moe_probe.plotting._grid import chosen_layers
 
 Draw = Callable[[xr.Dataset, Mapping[str, xr.Dataset]], Iterator[tuple[str, Figure]]]
 DrawLayers = Callable[[xr.Dataset, Mapping[str, xr.Dataset], Sequence[int]], Iterator[tuple[str, Figure]]]
-LAYER = re.compile(r"layer(\d+)")
+LAYERS = re.compile(r"layers?(\d+)(?:-(\d+))?")
+NUMBER = re.compile(r"(figure|table)([0-9A-Z]+)_")  # at the beginning of a stem: the number of that figure alone
 
 
 def all_figures(ds: xr.Dataset, results: Mapping[str, xr.Dataset]) -> Iterator[tuple[str, Figure]]:
@@ -51,7 +52,8 @@ class Recipe:
     """How one kind of figure is made.
 
     Attributes:
-        figure: its number in the paper, such as `figure 7`; "" where it has none. File names begin with it.
+        figure: its number in the paper, such as `figure 7`; "" where it has none. File names begin with it. A stem that
+            itself begins with one, such as `figureA_task_load`, is of that figure instead.
         shows: what it shows.
         name: of the result's file.
         draw: figures of the result (the second argument holds this model's earlier results by name).
@@ -77,14 +79,33 @@ class Recipe:
 
     def caption(self, stem: str, model: str) -> str:
         """What is said below one of its figures, such as `Figure 4, layer 2: load by task (Mixtral 8x7B)`."""
-        layer = LAYER.search(stem)
-        parts = ", ".join(filter(None, [self.figure, f"layer {layer[1]}" if layer else ""]))
+        parts = ", ".join(filter(None, [self.number(stem), layers_of(stem)]))
         text = ": ".join(filter(None, [parts, f"{self.shows} ({model})"]))
         return text[0].upper() + text[1:]
 
+    def number(self, stem: str) -> str:
+        """The number in the paper of one of its figures."""
+        own = NUMBER.match(stem)
+        return f"{own[1]} {own[2]}" if own else self.figure
+
     def stem(self, figure: str) -> str:
         """File stem of one of its figures."""
+        if NUMBER.match(figure):
+            return figure
         return "_".join(part for part in (self.figure.replace(" ", ""), figure) if part)
+
+
+def layers_of(stem: str) -> str:
+    """Which layers a stem names.
+
+    Examples:
+        >>> layers_of("task_load_layer3"), layers_of("task_load_layers0-4")
+        ('layer 3', 'layers 0 to 4')
+    """
+    named = LAYERS.search(stem)
+    if named is None:
+        return ""
+    return f"layers {named[1]} to {named[2]}" if named[2] else f"layer {named[1]}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,9 +137,17 @@ class FromModel(Recipe):
 
 @dataclass(frozen=True, kw_only=True)
 class FromModels(Recipe):
-    """Made from several models on the same texts; `compute` takes them by label, the texts, and `run`'s options."""
+    """Made from several models on the same texts.
+
+    Attributes:
+        compute: takes them by label, the texts, the analysis if there is one, and `run`'s options.
+        analysis: made with the options that the user gives under the name `options`.
+        options: the name of that analysis.
+    """
 
     compute: Callable[..., xr.Dataset]
+    analysis: Callable[..., Analysis] | None = None
+    options: str = ""
 
 
 @dataclass(frozen=True)

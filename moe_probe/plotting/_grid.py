@@ -108,7 +108,9 @@ class Grid:
             chosen = range(part[0] * columns, min((part[-1] + 1) * columns, len(items)))
             end = f"_page{number}" if count > 1 else ""
             with style(), uncollected():
-                page = self._page([names[i] for i in chosen], [items[i] for i in chosen], draw, (columns, width, height))
+                page = self._page(
+                    [names[i] for i in chosen], [items[i] for i in chosen], draw, (columns, width, height)
+                )
             yield f"{stem}{end}", page
 
     def _page(self, names: Sequence[str], items: Sequence[Any], draw: Panel, cells: tuple[int, float, float]) -> Figure:

@@ -146,7 +146,11 @@ def mark_intervals(page: Page, axes: Axes, ds: xr.Dataset, name: str, chance: xr
     y, x = np.nonzero(unknown)
     size = 2.5 if unknown.shape[-1] <= 64 else 0.8
     axes.plot(x, y, "o", color="black", markersize=size, markerfacecolor="none", markeredgewidth=0.4)
-    page.note(f"{hatched(within.shape[-1])}: maybe chance", "circles: no interval" * bool(unknown.any()), said_of_intervals(ds))
+    page.note(
+        f"{hatched(within.shape[-1])}: maybe chance",
+        "circles: no interval" * bool(unknown.any()),
+        said_of_intervals(ds),
+    )
 
 
 def frames(axes: Axes, where: np.ndarray) -> None:
@@ -163,12 +167,13 @@ def crosses(axes: Axes, where: np.ndarray) -> None:
     axes.plot(x, y, "x", color="black", markersize=size, markeredgewidth=0.5, rasterized=len(x) > 500)
 
 
-def layer_map(page: Page, values: xr.DataArray, bar: str, even: float | None = None) -> Drawn:
+def layer_map(page: Page, values: xr.DataArray, bar: str, even: float | None = None, downward: bool = False) -> Drawn:
     """Layers by experts, from 0; with `even`, colors diverge from that value and crosses mark what is 0.
 
-    Up to 16 experts, layers stand along x; more experts do so themselves, over the width of a page.
+    Up to 16 experts, layers stand along x, unless they go `downward`; more experts do so themselves, over the width of
+    a page.
     """
-    few = values.sizes["expert"] <= FEW
+    few = values.sizes["expert"] <= FEW and not downward
     values = values.transpose("expert", "layer") if few else values.transpose("layer", "expert")
     rows, columns = (str(dim) for dim in values.dims)
     top = float(values.max())
@@ -214,7 +219,24 @@ def heatmaps(
     rows = -(-len(panels) // columns)
     several = (PAGE, rows * (PAGE / (columns + 0.45) + 0.5) + 0.15)
     all_axes = page.panels(rows, columns, several if len(panels) > 1 else (COLUMN, COLUMN - 0.35)).ravel()
-    image, most = cast(Any, None), 9 if columns < 3 or len(next(iter(panels.values()))) <= 9 else 6
+    square_maps(page, list(all_axes), panels, colors, bar, axes_names, blank_diagonal, columns)
+    for axes in all_axes[len(panels) :]:
+        axes.set_axis_off()
+    return list(all_axes[: len(panels)])
+
+
+def square_maps(
+    page: Page,
+    all_axes: list[Axes],
+    panels: Mapping[str, xr.DataArray],
+    colors: Mapping[str, Any],
+    bar: str,
+    axes_names: tuple[str, str] = ("expert", "expert"),
+    blank_diagonal: bool = False,
+    columns: int = MOST_BESIDE,
+) -> None:
+    """Maps (expert, other) on axes that there are, `columns` side by side, with one color bar."""
+    image, most = cast(Any, None), 9 if columns <= 3 or len(next(iter(panels.values()))) <= 9 else 6
     for at, (axes, (name, values)) in enumerate(zip(all_axes, panels.items(), strict=False)):
         image = map_panel(axes, values, colors, blank_diagonal)
         axes.set_title(name)
@@ -222,13 +244,10 @@ def heatmaps(
         label_ticks(axes, [str(label) for label in values[values.dims[-1]].values], y=at % columns == 0, most=most)
         if at % columns == 0:
             axes.set_ylabel(axes_names[1])
-    for axes in all_axes[len(panels) :]:
-        axes.set_axis_off()
     if "norm" in colors:
         ratio_bar(page, image, all_axes, bar)
     else:
         page.colorbar(image, all_axes, bar, shrink=0.85, pad=0.015, extend=beyond(image))
-    return list(all_axes[: len(panels)])
 
 
 def map_panel(axes: Axes, values: xr.DataArray, colors: Mapping[str, Any], blank_diagonal: bool = False) -> AxesImage:

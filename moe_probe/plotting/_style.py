@@ -56,7 +56,7 @@ def style() -> Iterator[None]:
 
 @contextmanager
 def uncollected() -> Iterator[None]:
-    """Draw without searches for garbage: a page holds 100,000 objects, all in use, and searching takes a quarter of its time."""
+    """Draw without searches for garbage, a quarter of a page's time: its 100,000 objects are all in use."""
     enabled = gc.isenabled()
     gc.disable()
     try:

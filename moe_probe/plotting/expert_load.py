@@ -43,11 +43,12 @@ Order = Literal["number", "load", "specialization"]
 BAR = "load / even load"
 
 
-def plot(ds: xr.Dataset, **look: Unpack[Look]) -> Drawn:
+def plot(ds: xr.Dataset, as_published: bool = False, **look: Unpack[Look]) -> Drawn:
     """Selections of every expert in every layer, in times its even share; a cross where there are none.
 
     Args:
         ds: result of `dynamic.expert_load`.
+        as_published: draw selections per token, dark for none, the first layer on top, as MH-MoE's figures do.
         look: what every plot takes.
 
     Examples:
@@ -55,6 +56,8 @@ def plot(ds: xr.Dataset, **look: Unpack[Look]) -> Drawn:
         >>> ds = dynamic.expert_load("ckpt/tiny-mixtral", "ckpt/texts.jsonl", labels="domain")
         >>> figure = plotting.plot(ds)
     """
+    if as_published:
+        return layer_map(Page(ds, look), ds.frequency, "selections per token", downward=True)
     return layer_map(Page(ds, look), ds.share * ds.sizes["expert"], BAR, even=1)
 
 

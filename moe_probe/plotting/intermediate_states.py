@@ -16,7 +16,7 @@ from moe_probe.plotting._grid import chosen_layers
 from moe_probe.plotting._heatmap import SCALES, Scale, beyond, limits, show
 from moe_probe.plotting._page import Drawn, Look, Page
 from moe_probe.plotting._style import PAGE, Figure, thin_ticks
-from moe_probe.plotting._tokens import choose, rows, written
+from moe_probe.plotting._tokens import choose, panel_title, rows, written
 
 FEW, SHOWN = 16, 8  # experts that are all shown; those that are, where they are more
 DIMS = ("layer", "token", "expert", "neuron")
@@ -29,6 +29,7 @@ def plot(
     tokens: Sequence[int] | None = None,
     experts: Sequence[str] | None = None,
     sort: bool | None = None,
+    as_published: bool = False,
     **look: Unpack[Look],
 ) -> Drawn:
     """Experts by neurons, a row of the figure per token.
@@ -40,6 +41,8 @@ def plot(
         tokens: places of the tokens to show; the first four by default.
         experts: labels of the experts to show; beyond 16 experts, by default the eight with the largest activations.
         sort: each row by value, the largest neuron first; by default beyond 16 experts.
+        as_published: colors from the least value to the largest one of the layer, or to 1 for `all`, and lines between
+            experts, as in the paper; by default, 0.5 % of many values lie beyond each end.
         look: what every plot takes.
 
     Raises:
@@ -59,16 +62,35 @@ def plot(
         one = rows(page.ds)
         shown = choose(one, tokens)
         bounds = limits(one.activation, layer, scale)
+        if as_published:
+            bounds = _published_limits(one.activation, layer, scale)
         maps = [_map(one.activation.sel(layer=layer).isel(token=token), experts, sort) for token in shown]
         height = min(max(0.11 * maps[0].sizes["expert"], 0.7), 2.0)
         all_axes = page.panels(len(shown), 1, (PAGE, 0.45 + len(shown) * (height + 0.22)), sharex=True)[:, 0]
         image: Any = None
         for axes, token, values in zip(all_axes, shown, maps, strict=True):
-            image = _panel(axes, values, bounds, f"{token}: {written(str(one.string.values[token]))}")
+            image = _panel(axes, values, bounds, _title(one, layer, token))
+            if as_published:
+                axes.hlines(np.arange(1, len(values)) - 0.5, *axes.get_xlim(), color="black", linewidth=0.2)
         all_axes[-1].set_xlabel("neurons, largest first" if sort else "neuron")
         page.colorbar(image, all_axes, "act(gate projection)", aspect=20 * len(shown), extend=beyond(image))
         page.note(f"{maps[0].sizes['expert']} of {ds.sizes['expert']} experts" * (len(maps[0]) < ds.sizes["expert"]))
         return page.finish(f"{page.ds.attrs['model']}, layer {layer}")
+
+
+def _published_limits(values: xr.DataArray, layer: int, scale: Scale) -> tuple[float, float]:
+    if scale == "all":
+        return float(values.min()), 1.0
+    of_layer = values.sel(layer=layer)
+    return float(of_layer.min()), float(of_layer.max())
+
+
+def _title(one: xr.Dataset, layer: int, token: int) -> str:
+    """Place and string of a token, with its chosen experts where the result tells them."""
+    if "topk_expert" not in one:
+        return f"{token}: {written(str(one.string.values[token]))}"
+    chosen = one.topk_expert.sel(layer=layer).transpose("token", ...).values[token]
+    return panel_title(one, token, chosen).replace("\n", ": ")
 
 
 def _panel(axes: Axes, values: xr.DataArray, bounds: tuple[float, float], title: str) -> AxesImage:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Unpack
+from typing import Any, Unpack
 
 import matplotlib
 import numpy as np
@@ -21,18 +21,26 @@ from moe_probe.plotting._page import Drawn, Look, Page
 from moe_probe.plotting._style import COLORMAP, COLUMN, PAGE, Figure
 
 FEW, LINES = 16, 8  # experts that are bars, more are a map; lines of bars where they are many
+CYCLE = matplotlib.colormaps["tab10"].colors  # matplotlib's own, in which the paper draws
 
 DIMS = ("layer", "score_rank", "norm_rank")
 OVER_LAYERS = ("total",)
 
 
-def plot(ds: xr.Dataset, layer: int | None = None, bars: bool | None = None, **look: Unpack[Look]) -> Drawn:
+def plot(
+    ds: xr.Dataset,
+    layer: int | None = None,
+    bars: bool | None = None,
+    as_published: bool = False,
+    **look: Unpack[Look],
+) -> Drawn:
     """Counts over the norm rank, a bar per score rank; a map of more than 16 experts.
 
     Args:
         ds: result of `dynamic.norm_score_ranks`.
         layer: all layers together by default.
         bars: or a map; bars of more than 16 experts stand in eight lines, as in the paper.
+        as_published: bars in the paper's ten colors, again and again, with its names of the axes.
         look: what every plot takes.
 
     Examples:
@@ -44,7 +52,7 @@ def plot(ds: xr.Dataset, layer: int | None = None, bars: bool | None = None, **l
     count = pairs.transpose("score_rank", "norm_rank").values
     with Page(ds, look) as page:
         if bars or (bars is None and len(count) <= FEW):
-            _bars(page, count)
+            _bars(page, count, as_published)
         else:
             axes = page.panel((COLUMN, COLUMN - 0.4))
             image = _map(axes, count, _most(count))
@@ -67,22 +75,38 @@ def _map(axes: Axes, count: np.ndarray, most: float, small: bool = False) -> Axe
     return image
 
 
-def _bars(page: Page, count: np.ndarray) -> None:
+def _bars(page: Page, count: np.ndarray, as_published: bool) -> None:
     """A group of bars for every rank of the norm, in one line or in eight."""
     experts = len(count)
     lines = 1 if experts <= FEW else LINES
     panels = page.panels(lines, 1, (PAGE, 2.3 if lines == 1 else 8.5), sharey=True)[:, 0]
-    colors, width = matplotlib.colormaps[COLORMAP](np.linspace(0, 1, experts)), 0.9 / experts
+    colors: Any = matplotlib.colormaps[COLORMAP](np.linspace(0, 1, experts))
+    if as_published:
+        colors = [CYCLE[rank % len(CYCLE)] for rank in range(experts)]
+    width = 0.9 / experts
     for axes, ranks in zip(panels, np.array_split(np.arange(experts), lines), strict=True):
         for score_rank in range(experts):
             at = ranks + 1 + (score_rank - (experts - 1) / 2) * width
-            axes.bar(at, count[score_rank, ranks], width, color=colors[score_rank])
+            axes.bar(
+                at, count[score_rank, ranks], width, color=colors[score_rank], label=f"score rank {score_rank + 1}"
+            )
         axes.set(xticks=ranks + 1, xlim=(ranks[0] + 0.4, ranks[-1] + 1.6), ylabel="count")
         axes.yaxis.set_major_locator(MaxNLocator(6 if lines == 1 else 3, integer=True))
     panels[0].set_ylim(0, 1.05 * np.nan_to_num(count).max() or 1.0)
+    if as_published:
+        _name_as_published(page, panels, experts)
+        return
     panels[-1].set_xlabel(f"rank of the norm ({experts}: largest)")
     scale = ScalarMappable(Normalize(1, experts), COLORMAP)
     page.colorbar(scale, panels, "rank of the score", ticks=MaxNLocator(8, integer=True), aspect=15 * lines)
+
+
+def _name_as_published(page: Page, panels: np.ndarray, experts: int) -> None:
+    panels[-1].set_xlabel("expert output norm ranking")
+    for axes in panels:
+        axes.set_ylabel("count of gate score ranking" if len(panels) == 1 else "count")
+    if experts <= len(CYCLE):
+        page.legend(panels[0], columns=min(experts, 4))
 
 
 def figures(ds: xr.Dataset) -> Iterator[tuple[str, Figure]]:

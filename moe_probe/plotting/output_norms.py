@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterator, Sequence
 from typing import Any, Unpack
 
@@ -17,10 +18,17 @@ from moe_probe.plotting._style import BLUE, ORANGE, PAGE, Figure, thin_ticks
 from moe_probe.plotting._tokens import choose, panel_title, rows
 
 FEW = 16  # experts that are bars; more are points
+NARROW, NARROW_TITLE = 4, 13  # panels side by side, beyond which axes bear no names; characters of their titles
 DIMS = ("layer", "token", "expert")
 
 
-def plot(ds: xr.Dataset, layer: int | None = None, tokens: Sequence[int] | None = None, **look: Unpack[Look]) -> Drawn:
+def plot(
+    ds: xr.Dataset,
+    layer: int | None = None,
+    tokens: Sequence[int] | None = None,
+    as_published: bool = False,
+    **look: Unpack[Look],
+) -> Drawn:
     """A panel per token; its title names the chosen experts.
 
     Up to 16 experts: left bars the norms, right bars the scores. More: a point per expert, its norm against its score,
@@ -30,6 +38,7 @@ def plot(ds: xr.Dataset, layer: int | None = None, tokens: Sequence[int] | None 
         ds: result of `dynamic.output_norms`.
         layer: the first one of the result by default.
         tokens: places of the tokens to show; the first four by default.
+        as_published: draw bars however many experts there are, and all tokens in one row, as the paper does.
         look: what every plot takes.
 
     Raises:
@@ -45,26 +54,31 @@ def plot(ds: xr.Dataset, layer: int | None = None, tokens: Sequence[int] | None 
     with Page(ds, look) as page:
         one = rows(page.ds).sel(layer=layer)
         shown = choose(one, tokens)
-        few, columns = one.sizes["expert"] <= FEW, min(2 if one.sizes["expert"] <= FEW else 4, len(shown))
+        bars = as_published or one.sizes["expert"] <= FEW
+        columns = len(shown) if as_published else min(2 if bars else 4, len(shown))
         lines = -(-len(shown) // columns)
-        all_axes = page.panels(lines, columns, (PAGE, 0.35 + (1.5 if few else 1.9) * lines)).ravel()
+        all_axes = page.panels(lines, columns, (PAGE, 0.35 + (1.5 if bars else 1.9) * lines)).ravel()
         handles: list[Any] = []
         for axes, token in zip(all_axes, shown, strict=False):
-            handles = _token(axes, one, token, few)
+            handles = _token(axes, one, token, bars, narrow=columns > NARROW)
         for axes in all_axes[len(shown) :]:
             axes.set_axis_off()
         page.key(handles, [handle.get_label() for handle in handles])
         return page.finish(f"{page.ds.attrs['model']}, layer {layer}")
 
 
-def _token(axes: Axes, one: xr.Dataset, token: int, few: bool) -> list[Any]:
+def _token(axes: Axes, one: xr.Dataset, token: int, bars: bool, narrow: bool) -> list[Any]:
     """The panel of one token; returns what a legend names."""
     norm, score, chosen = (one[name].values[token] for name in ("norm", "score", "chosen"))
     picked = np.flatnonzero(chosen)
     title = panel_title(one, token, picked[np.argsort(-score[picked])])
-    if few:
-        axes.set_title(title.replace("\n", ", "))
-        return _twin_bars(axes, norm, score, [str(label) for label in one.expert.values])
+    if bars:
+        if narrow:
+            lines = (part for line in title.split("\n") for part in textwrap.wrap(line, NARROW_TITLE))
+            axes.set_title("\n".join(lines), fontsize=6)
+        else:
+            axes.set_title(title.replace("\n", ", "))
+        return _twin_bars(axes, norm, score, [str(label) for label in one.expert.values], narrow)
     known = np.isfinite(norm) & np.isfinite(score)
     varied = known.sum() > 2 and np.ptp(norm[known]) > 0 and np.ptp(score[known]) > 0
     rank = f"\nrank correlation {spearmanr(norm[known], score[known])[0]:.2f}" if varied else ""
@@ -82,15 +96,18 @@ def _points(axes: Axes, norm: np.ndarray, score: np.ndarray, chosen: np.ndarray)
     return [picked, others]
 
 
-def _twin_bars(axes: Axes, norm: np.ndarray, score: np.ndarray, labels: list[str]) -> list[Any]:
+def _twin_bars(axes: Axes, norm: np.ndarray, score: np.ndarray, labels: list[str], narrow: bool) -> list[Any]:
     at = np.arange(len(labels))
     right = axes.twinx()
     left_bars = axes.bar(at - 0.2, norm, 0.4, color=BLUE, label="L2 norm of output")
     right_bars = right.bar(at + 0.2, score, 0.4, color=ORANGE, label="router score")
     axes.set_xlabel("expert")
-    axes.set_ylabel("norm")
-    right.set_ylabel("score")
-    thin_ticks(axes.xaxis, labels, FEW)
+    for side, name in ((axes, "norm"), (right, "score")):
+        side.set_ylabel("" if narrow else name)
+        if narrow:
+            side.tick_params(labelsize=5, pad=1, length=2)
+            side.locator_params(axis="y", nbins=4)
+    thin_ticks(axes.xaxis, labels, 4 if narrow else FEW)
     return [left_bars, right_bars]
 
 

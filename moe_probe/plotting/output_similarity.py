@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Unpack
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Unpack
 
 import xarray as xr
 
 from moe_probe.plotting._choices import pick_layer
 from moe_probe.plotting._grid import chosen_layers
-from moe_probe.plotting._heatmap import SCALES, Scale, bounded, heatmaps, limits
+from moe_probe.plotting._heatmap import SCALES, Scale, bounded, heatmaps, limits, square_maps
 from moe_probe.plotting._maps import Order, ordered, pair_grid
 from moe_probe.plotting._page import Drawn, Look, Page
-from moe_probe.plotting._style import Figure
+from moe_probe.plotting._style import PAGE, Figure
 from moe_probe.plotting._tokens import choose, panel_title, rows
 
 LABELS = {"cosine": "cosine similarity", "angular": "angular similarity"}
@@ -26,6 +26,7 @@ def plot(
     tokens: Sequence[int] | None = None,
     diagonal: bool = False,
     order: Order = "number",
+    beside: xr.Dataset | None = None,
     **look: Unpack[Look],
 ) -> Drawn:
     """Heat map of one layer: averaged over tokens, or a panel per token, titled with its chosen experts.
@@ -37,6 +38,7 @@ def plot(
         tokens: places of the tokens to show; the first four by default.
         diagonal: show each expert beside itself and let it count in the color scale, as the paper does.
         order: of the experts in each panel: by `number`, or `cluster`, those that are alike side by side.
+        beside: result of `static.similarity`, whose projections follow in colors of their own, as in the paper.
         look: what every plot takes.
 
     Raises:
@@ -54,7 +56,10 @@ def plot(
         panels = _panels(flat, layer, tokens)
         colors = bounded(limits(flat.similarity, layer, scale, diagonal))
         shown = {name: ordered(values, order) for name, values in panels.items()}
-        heatmaps(page, shown, colors, LABELS[ds.attrs["metric"]], blank_diagonal=not diagonal)
+        if beside is None:
+            heatmaps(page, shown, colors, LABELS[ds.attrs["metric"]], blank_diagonal=not diagonal)
+        else:
+            _with_weights(page, shown, colors, beside, layer, scale, diagonal)
         if "token" not in ds.dims:
             page.note(f"mean of {ds.attrs['tokens']:,} tokens")
         return page.finish(f"{page.ds.attrs['model']}, layer {layer}: outputs of experts")
@@ -68,6 +73,27 @@ def _panels(flat: xr.Dataset, layer: int, tokens: Sequence[int] | None) -> dict[
     return {
         panel_title(flat, token, chosen[token]): of_layer.similarity.isel(token=token) for token in choose(flat, tokens)
     }
+
+
+def _with_weights(
+    page: Page,
+    outputs: Mapping[str, xr.DataArray],
+    colors: Mapping[str, Any],
+    beside: xr.Dataset,
+    layer: int,
+    scale: Scale,
+    diagonal: bool,
+) -> None:
+    """The outputs' maps, and in one row with them those of the weights of a layer."""
+    weights = beside[beside.attrs["metric"]]
+    panels = {str(name): weights.sel(layer=layer, projection=name) for name in weights.projection.values}
+    count = len(outputs) + len(panels)
+    all_axes = list(page.panels(1, count, (PAGE, PAGE / (count + 1.4) + 0.65))[0])
+    named = {name or "outputs": values for name, values in outputs.items()}
+    left, right = all_axes[: len(named)], all_axes[len(named) :]
+    square_maps(page, left, named, colors, LABELS[page.ds.attrs["metric"]], blank_diagonal=not diagonal)
+    of_weights = bounded(limits(weights, layer, scale, diagonal))
+    square_maps(page, right, panels, of_weights, "cosine similarity", blank_diagonal=not diagonal)
 
 
 def figures(ds: xr.Dataset) -> Iterator[tuple[str, Figure]]:

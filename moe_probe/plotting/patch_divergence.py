@@ -19,7 +19,7 @@ OVER_LAYERS = ("divergence_mean",)
 
 
 def plot(ds: xr.Dataset, document: int | None = None, **look: Unpack[Look]) -> Drawn:
-    """The picture, where there is one, and a map of its mean divergence for every step, on one color scale.
+    """The picture, where there is one, and a map of its mean divergence, or one for every step, then the picture.
 
     Args:
         ds: result of `dynamic.patch_divergence`, or of `comparisons.patch_divergence_over_steps`.
@@ -38,12 +38,15 @@ def plot(ds: xr.Dataset, document: int | None = None, **look: Unpack[Look]) -> D
         width = min(PAGE, 1.6 * panels + 0.8)
         height = min(max((width - 0.8) / panels * ds.sizes["row"] / ds.sizes["column"] + 0.5, 1.2), 6)
         all_axes = page.panels(1, panels, (width, height))[0]
+        pictured, of_maps = all_axes[:1], all_axes[panels - maps.sizes["step"] :]
+        if "step" in ds.dims:
+            pictured, of_maps = all_axes[-1:], all_axes[: maps.sizes["step"]]
         if "picture" in ds:
-            show(all_axes[0], ds.picture.sel(document=document), cmap="gray", vmin=0, vmax=1)
-            all_axes[0].set_title("picture")
+            show(pictured[0], ds.picture.sel(document=document), cmap="gray", vmin=0, vmax=1)
+            pictured[0].set_title("picture")
         bounds = {"vmin": float(maps.min()), "vmax": float(maps.max())}
         image: Any = None
-        for axes, step in zip(all_axes[panels - maps.sizes["step"] :], maps.step.values, strict=True):
+        for axes, step in zip(of_maps, maps.step.values, strict=True):
             image = show(axes, maps.sel(step=step, document=document), **bounds)
             axes.set_title(str(step))
         for axes in all_axes:

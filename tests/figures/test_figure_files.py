@@ -89,10 +89,10 @@ def test_a_papers_figures_stand_in_latex_with_caption_and_source(tmp_path):
 def test_pages_of_single_layers_are_laid_out_as_the_papers_are(tmp_path):
     made = figures.reproduce("look-into-moes", "ckpt/tiny-mixtral", tmp_path, layers=[1], progress=False)
     files = {entry["file"].rsplit("/", 1)[1] for entry in made.figures}
-    assert {f"similarity_matrix_layer1_scale-{scale}.pdf" for scale in ("layer", "all")} <= files
-    assert {f"gate_similarity_layer1_scale-{scale}.pdf" for scale in ("layer", "all")} <= files
+    assert {f"figure1_similarity_matrix_layer1_scale-{scale}.pdf" for scale in ("layer", "all")} <= files
+    assert {f"figure8_gate_similarity_layer1_scale-{scale}.pdf" for scale in ("layer", "all")} <= files
     (entry,) = [entry for entry in made.figures if entry["file"].endswith("similarity_matrix_layer1_scale-all.pdf")]
-    assert entry["caption"] == "Layer 1: cosine of the experts' matrices (tiny-mixtral)"
+    assert entry["caption"] == "Figure 1, layer 1: cosine of the experts' matrices (tiny-mixtral)"
     none = figures.reproduce(
         "look-into-moes", "ckpt/tiny-mixtral", tmp_path / "b", layers=[1], progress=False, which="none"
     )

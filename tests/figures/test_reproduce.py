@@ -13,6 +13,7 @@ from moe_probe import dynamic, figures
 from moe_probe.errors import InputError
 from moe_probe.figures import recipes
 from moe_probe.figures.making import digest
+from moe_probe.figures.papers import moe_plus_plus
 from moe_probe.results import load_result
 
 pytestmark = [pytest.mark.thorough, pytest.mark.xdist_group("reproduce")]  # on one worker: what it draws is drawn once
@@ -118,6 +119,7 @@ def test_figures_of_moe_plus_plus_bear_their_numbers(tmp_path):
     for beginning in (
         "table1_complexity",
         "figure4_task_load_layer1",
+        "figureA_task_load_layers0-1",
         "figure5_ffn_experts",
         "figure6_gating_residual",
     ):
@@ -133,11 +135,37 @@ def test_models_of_mh_moe_stand_side_by_side(tmp_path, unrendered):
     pictures = [[10, 11, 12, 13, 14, 15], [20, 21, 22, 23, 24, 25]]
     made = figures.reproduce("mh-moe", models, tmp_path, pictures, options=grid, progress=False)
     files = {entry["file"] for entry in made.figures}
-    assert "figures/compared/figure1_expert_activation.pdf" in files
-    assert "figures/compared/figure6_expert_activation_num_experts.pdf" in files
-    assert any(file.startswith("figures/MH-MoE/figure8_patch_divergence") for file in files)
+    assert "figures/compared/figure1a_expert_activation.pdf" in files
+    assert "figures/compared/expert_activation_num_experts.pdf" in files
+    assert any(file.startswith("figures/MH-MoE/figure1b_patch_divergence") for file in files)
+    assert any(file.startswith("figures/compared/figure8_patch_divergence") for file in files)
     activation = load_result(tmp_path / "results/compared/expert_activation.nc")
     assert activation.checkpoint.values.tolist() == list(models)
+
+
+def test_every_figure_of_the_first_paper_bears_its_number_and_layer(look):
+    captions = {entry["caption"].split(":")[0] for entry in look.figures}
+    numbers = ("1", "2", "3", "4", "6", "7", "8", "10", "12", "14")
+    assert {f"Figure {number}, layer 1" for number in numbers} | {"Table 3"} <= captions
+    assert {entry["figure"] for entry in look.figures} == {f"figure {number}" for number in numbers} | {"", "table 3"}
+
+
+def test_five_layers_share_a_page_of_tasks():
+    options = {"labels": LABELS, "bootstrap": 0, "progress": False}
+    four = dynamic.task_load("ckpt/tiny-moe-plus-plus", TEXTS, **options)
+    ds = four.isel(layer=[0, 1, 2, 3, 0, 1, 2]).assign_coords(layer=range(7))
+    drawn = dict(moe_plus_plus.tasks_of_all_layers(ds, {}))
+    pages = {stem: figure for stem, figure in drawn.items() if stem.startswith("figure")}
+    assert list(pages) == ["figureA_task_load_layers0-4", "figureB_task_load_layers5-6"]
+    titles = [
+        [part.get_suptitle() or part.legends[0].get_title().get_text() for part in page.subfigs]
+        for page in pages.values()
+    ]
+    assert titles == [[f"layer {layer}" for layer in range(5)], ["layer 5", "layer 6"]]
+    limits = {
+        axes.get_ylim() for axes in pages["figureA_task_load_layers0-4"].axes if axes.get_ylabel().startswith("share")
+    }
+    assert len(limits) == 1
 
 
 def test_a_dense_model_of_other_shapes_takes_no_part(tmp_path, capsys, unrendered):

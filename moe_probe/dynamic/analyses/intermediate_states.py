@@ -23,8 +23,8 @@ class IntermediateStates(Analysis):
         baseline: add the FFN of the dense model, in its own forward pass over the same ids, as `"F"`; it must have as
             many neurons as an expert.
 
-    The result has `activation` (layer, token[, subtoken], expert, neuron), float32; for very short texts.
-    `ActiveNeurons` is for a corpus.
+    The result has `activation` (layer, token[, subtoken], expert, neuron), float32, and `topk_expert` (layer,
+    token[, subtoken], rank), int64, the chosen experts; for very short texts. `ActiveNeurons` is for a corpus.
 
     Examples:
         >>> from moe_probe import dynamic
@@ -39,7 +39,9 @@ class IntermediateStates(Analysis):
     unasked = False
     needs = frozenset({Need.ACTIVATIONS})
 
-    activation = TokenTable("expert", "neuron")
+    legend = {"topk_expert": ("chosen expert", "expert index")}
+
+    activation, chosen = TokenTable("expert", "neuron"), TokenTable("rank")
 
     def needed(self) -> frozenset[Need]:
         return self.needs | ({Need.BASELINE} if self.baseline else set())
@@ -54,7 +56,8 @@ class IntermediateStates(Analysis):
                 )
             activation = torch.cat([activation, batch.baseline_activation[:, None]], dim=1)
         self.activation.add(batch, activation)
+        self.chosen.add(batch, batch.top_k_index)
 
     def variables(self, source: Source) -> Mapping[str, xr.DataArray]:
         labels = [*source.first_layer.weighted_experts, *([DENSE] if self.baseline else [])]
-        return {"activation": self.activation.array.assign_coords(expert=labels)}
+        return {"activation": self.activation.array.assign_coords(expert=labels), "topk_expert": self.chosen.array}

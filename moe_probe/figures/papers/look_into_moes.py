@@ -1,4 +1,24 @@
-"""A Closer Look into Mixture-of-Experts in Large Language Models (arXiv 2406.18219)."""
+"""A Closer Look into Mixture-of-Experts in Large Language Models (arXiv 2406.18219, version 3).
+
+Layouts are those of the paper's notebooks, github.com/kamanphoebe/Look-into-MoEs, and of its captions. Each layer is a
+figure of its own, its number at the left; the paper puts two of them side by side, four a model, and chooses them by
+hand. Maps are viridis, once over the range of the layer and once over that of all layers, the diagonal counted.
+
+- Figure 1: three maps, up, gate and down projection (there W_up, W_act, W_down). `F`: the dense FFN.
+- Figure 2: three tokens of a short input in a row, the chosen experts above each. Which three is not told: the first.
+- Figure 3: the mean angular similarity of the outputs, and with a color bar of its own, figure 1's maps of the layer.
+- Figure 4: norms (blue, left axis) and scores (orange, right axis) as bars, all tokens in one row.
+- Figures 6 and 7: points of matrices and of neurons, these in Spectral, up, gate and down. DBSCAN's outliers of figure
+  6 are an option of `static.pca`.
+- Figure 8: gate embeddings, and with them the mean neurons of up, gate and down, in the same colors.
+- Figure 10: counts of score ranks for each norm rank, in one line, or in eight for many experts; all layers, and each.
+- Figure 12: experts by neurons, the same three tokens one below the other; the common scale ends at 1.
+- Figure 14: experts by tokens in Blues. The notebook's scale ends at 1 for one model; here at the largest weight.
+- Table 3: R² of gate on expert similarity; table 5 lists R of the gate projection, which the result holds as `r`.
+
+Mean neurons with the dense FFN or the shared block are made by the notebook alone and have no number. Figure 5 compares
+trained models, and figures 9, 11 and 13 repeat 3 and 10 on other texts.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +35,24 @@ from moe_probe.plotting._heatmap import SCALES
 
 Figures = Iterator[tuple[str, Figure]]
 SHORT, SENTENCE = 8, 64  # tokens, where figures show single ones
+TOKENS = 3  # of the short input, in figures 2 and 12
 MOST_BARS = 64  # experts whose ranks are bars
+
+
+def named(figure: Figure, layer: int) -> Figure:
+    """The figure with its layer's number at the left."""
+    figure.axes[0].set_ylabel(f"Layer {layer}")
+    return figure
+
+
+def first_tokens(ds: xr.Dataset, most: int = TOKENS) -> range:
+    """Places of the tokens that are shown; sub-tokens, where there are some, count as tokens."""
+    return range(min(most, ds.sizes["token"] * ds.sizes.get("subtoken", 1)))
+
+
+def single_layers(ds: xr.Dataset, results: Mapping[str, xr.Dataset]) -> Figures:
+    """No figure of all layers."""
+    return iter(())
 
 
 def both_scales(ds: xr.Dataset, results: Mapping[str, xr.Dataset], layers: Sequence[int]) -> Figures:
@@ -23,7 +60,24 @@ def both_scales(ds: xr.Dataset, results: Mapping[str, xr.Dataset], layers: Seque
     for layer in layers:
         for scale in SCALES:
             stem = f"{result_stem(ds)}_layer{layer}_scale-{scale}"
-            yield stem, plotting.plot(ds, layer=layer, scale=scale, diagonal=True)
+            yield stem, named(plotting.plot(ds, layer=layer, scale=scale, diagonal=True), layer)
+
+
+def outputs_of_tokens(ds: xr.Dataset, results: Mapping[str, xr.Dataset], layers: Sequence[int]) -> Figures:
+    """Three tokens in a row, in both scales."""
+    for layer in layers:
+        for scale in SCALES:
+            figure = plotting.plot(ds, layer=layer, scale=scale, tokens=first_tokens(ds), diagonal=True)
+            yield f"output_similarity_tokens_layer{layer}_scale-{scale}", named(figure, layer)
+
+
+def outputs_beside_weights(ds: xr.Dataset, results: Mapping[str, xr.Dataset], layers: Sequence[int]) -> Figures:
+    """The mean of the outputs, and the matrices in colors of their own."""
+    beside = results.get("similarity_matrix")
+    for layer in layers:
+        for scale in SCALES:
+            figure = plotting.plot(ds, layer=layer, scale=scale, beside=beside, diagonal=True)
+            yield f"{result_stem(ds)}_layer{layer}_scale-{scale}", named(figure, layer)
 
 
 def gate_maps(ds: xr.Dataset, results: Mapping[str, xr.Dataset]) -> Figures:
@@ -38,36 +92,50 @@ def gates_beside_experts(ds: xr.Dataset, results: Mapping[str, xr.Dataset], laye
     for layer in layers:
         for scale in SCALES:
             figure = plotting.plot(ds, layer=layer, scale=scale, beside=beside, diagonal=True)
-            yield f"gate_similarity_layer{layer}_scale-{scale}", figure
+            yield f"gate_similarity_layer{layer}_scale-{scale}", named(figure, layer)
 
 
 def components(ds: xr.Dataset, results: Mapping[str, xr.Dataset], layers: Sequence[int]) -> Figures:
     """Points of a layer; neurons in the colors of their experts, from red to blue."""
     colors = {"colors": "Spectral"} if ds.attrs["level"] == "neuron" else {}
     for layer in layers:
-        yield f"{result_stem(ds)}_layer{layer}", plotting.plot(ds, layer=layer, **colors)
+        yield f"{result_stem(ds)}_layer{layer}", plotting.plot(ds, layer=layer, title=f"Layer {layer}", **colors)
+
+
+def norms(ds: xr.Dataset, results: Mapping[str, xr.Dataset], layers: Sequence[int]) -> Figures:
+    """Bars of norms and scores, all tokens in a row."""
+    look = {"tokens": first_tokens(ds, SHORT), "as_published": True}
+    for layer in layers:
+        yield f"output_norms_bars_layer{layer}", named(plotting.plot(ds, layer=layer, **look), layer)
 
 
 def rank_counts(ds: xr.Dataset, results: Mapping[str, xr.Dataset], layers: Sequence[int]) -> Figures:
     """Bars of all layers together and of each, in eight lines where experts are many."""
-    bars = ds.sizes["norm_rank"] <= MOST_BARS
-    yield "norm_score_ranks_all_bars", plotting.plot(ds, bars=bars)
+    look = {"bars": ds.sizes["norm_rank"] <= MOST_BARS, "as_published": True}
+    yield "norm_score_ranks_all_bars", plotting.plot(ds, **look)
     for layer in layers:
-        yield f"norm_score_ranks_layer{layer}", plotting.plot(ds, layer=layer, bars=bars)
+        yield f"norm_score_ranks_layer{layer}", plotting.plot(ds, layer=layer, **look)
 
 
 def neuron_maps(ds: xr.Dataset, results: Mapping[str, xr.Dataset], layers: Sequence[int]) -> Figures:
     """Every expert's neurons by number, a panel per token."""
-    experts = [str(expert) for expert in ds.expert.values]
+    experts, tokens = [str(expert) for expert in ds.expert.values], first_tokens(ds)
+    look = {"experts": experts, "tokens": tokens, "sort": False, "as_published": True}
     for layer in layers:
         for scale in SCALES:
-            figure = plotting.plot(ds, layer=layer, scale=scale, experts=experts, sort=False)
+            figure = plotting.plot(ds, layer=layer, scale=scale, title=f"Layer {layer}", **look)
             yield f"intermediate_states_layer{layer}_scale-{scale}", figure
+
+
+def choices(ds: xr.Dataset, results: Mapping[str, xr.Dataset], layers: Sequence[int]) -> Figures:
+    """Tokens by experts of a layer."""
+    return ((f"gate_choices_layer{layer}", named(plotting.plot(ds, layer=layer), layer)) for layer in layers)
 
 
 def similarity(level: str, with_shared: bool) -> Recipe:
     """Similarity of weights; the shared block takes part where its size does not matter."""
     return FromWeights(
+        figure={"matrix": "figure 1"}.get(level, ""),
         shows={"matrix": "cosine of the experts' matrices", "neuron_mean": "cosine of the experts' mean neurons"}[
             level
         ],
@@ -87,6 +155,7 @@ def similarity(level: str, with_shared: bool) -> Recipe:
 def pca(level: str) -> Recipe:
     """Experts or neurons in the plane."""
     return FromWeights(
+        figure={"matrix": "figure 6", "neuron": "figure 7"}[level],
         shows={"matrix": "principal components of the experts", "neuron": "principal components of the neurons"}[level],
         name=f"pca_{level}",
         layers=components,
@@ -108,6 +177,7 @@ PAPER = Paper(
         similarity("matrix", with_shared=False),
         similarity("neuron_mean", with_shared=True),
         FromWeights(
+            figure="figure 8",
             shows="cosine of the gate embeddings, beside that of the mean neurons",
             name="gate_similarity",
             compute=lambda subject: static.gate_similarity(subject.model, layers=subject.layers),
@@ -115,6 +185,7 @@ PAPER = Paper(
             layers=gates_beside_experts,
         ),
         FromWeights(
+            figure="table 3",
             shows="R² of gate similarity on expert similarity",
             name="gate_regression_neuron_mean",
             compute=lambda subject: static.gate_regression(subject.model, layers=subject.layers, n_jobs=subject.n_jobs),
@@ -122,31 +193,37 @@ PAPER = Paper(
         pca("matrix"),
         pca("neuron"),
         FromTexts(
+            figure="figure 2",
             shows="cosine of the experts' outputs, token by token",
             name="output_similarity_tokens",
-            layers=both_scales,
+            layers=outputs_of_tokens,
             analysis=partial(output_similarity, per_token=True),
             tokens=SHORT,
         ),
         FromTexts(
+            figure="figure 3",
             shows="angular similarity of the experts' outputs, averaged over the texts",
             name="output_similarity_angular",
-            layers=both_scales,
+            layers=outputs_beside_weights,
             analysis=partial(output_similarity, metric="angular"),
         ),
         FromTexts(
+            figure="figure 4",
             shows="norms of the experts' outputs beside the router's scores",
             name="output_norms",
+            layers=norms,
             analysis=lambda subject, **options: dynamic.OutputNorms(**options),
             tokens=SHORT,
         ),
         FromTexts(
+            figure="figure 10",
             shows="ranks of norms and scores",
             name="norm_score_ranks",
             layers=rank_counts,
             analysis=lambda subject, **options: dynamic.NormScoreRanks(**options),
         ),
         FromTexts(
+            figure="figure 12",
             shows="intermediate states of the neurons",
             name="intermediate_states",
             layers=neuron_maps,
@@ -156,8 +233,11 @@ PAPER = Paper(
             tokens=SHORT,
         ),
         FromTexts(
+            figure="figure 14",
             shows="chosen experts, token by token",
             name="gate_choices",
+            draw=single_layers,
+            layers=choices,
             analysis=lambda subject, **options: dynamic.GateChoices(**options),
             tokens=SENTENCE,
         ),

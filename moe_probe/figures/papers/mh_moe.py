@@ -1,4 +1,14 @@
-"""Multi-Head Mixture-of-Experts (arXiv 2404.15045)."""
+"""Multi-Head Mixture-of-Experts (arXiv 2404.15045, version 1).
+
+Figures 1a and 5 are maps, the first layer on top, experts along x, from dark (never chosen) to bright; models stand
+side by side, in figure 5 over two rows, one a corpus: a call makes one row. Figure 1b is a picture with the map of
+its patches to the right, figure 8 a row of such maps, one a training step, with the picture last: pass the checkpoints
+as models. Figure 7 is two distributions in one panel. The color map's name, the bins of figure 7 and the threshold of
+figure 1 are told neither in the text nor in the public repository.
+
+Figure 6 plots training perplexity and HellaSwag accuracy against the number of experts, which takes training: not made.
+Instead, `expert_activation_num_experts` shows what becomes of the experts' activation.
+"""
 
 from __future__ import annotations
 
@@ -10,31 +20,35 @@ from matplotlib.figure import Figure
 
 from moe_probe import comparisons, dynamic, plotting
 from moe_probe.errors import NotFitting
-from moe_probe.figures.recipes import FromModels, FromTexts, Paper, Subject
+from moe_probe.figures.recipes import FromModels, FromTexts, Paper
+
+Figures = Iterator[tuple[str, Figure]]
 
 
-def activation_map(ds: xr.Dataset, results: Mapping[str, xr.Dataset]) -> Iterator[tuple[str, Figure]]:
+def activation_map(ds: xr.Dataset, results: Mapping[str, xr.Dataset]) -> Figures:
     """One model's map of layers by experts."""
-    yield "expert_load", plotting.plot(ds)
+    yield "expert_load", plotting.plot(ds, as_published=True)
 
 
-def side_by_side(ds: xr.Dataset, results: Mapping[str, xr.Dataset]) -> Iterator[tuple[str, Figure]]:
-    """Maps and summaries by model; those against the number of experts are figure 6."""
+def side_by_side(ds: xr.Dataset, results: Mapping[str, xr.Dataset]) -> Figures:
+    """Maps and summaries by model."""
     return ((stem, figure) for stem, figure in plotting.figures(ds) if stem != "expert_activation_num_experts")
 
 
-def by_experts(ds: xr.Dataset, results: Mapping[str, xr.Dataset]) -> Iterator[tuple[str, Figure]]:
+def by_experts(ds: xr.Dataset, results: Mapping[str, xr.Dataset]) -> Figures:
     """What comes of the number of experts.
 
     Raises:
         NotFitting: all models have as many.
     """
     if len(set(ds.num_experts.values)) < 2:
-        raise NotFitting(f"figure 6 needs models with different numbers of experts; all have {int(ds.num_experts[0])}.")
+        raise NotFitting(
+            f"This figure needs models with different numbers of experts; all have {ds.num_experts[0]:.0f}."
+        )
     return ((stem, figure) for stem, figure in plotting.figures(ds) if stem == "expert_activation_num_experts")
 
 
-def patches(subject: Subject, **options: Any) -> dynamic.Analysis:
+def patches(**options: Any) -> dynamic.PatchDivergence:
     """Divergence of patches, if the grid is known.
 
     Raises:
@@ -42,7 +56,7 @@ def patches(subject: Subject, **options: Any) -> dynamic.Analysis:
     """
     if "grid" not in options:
         raise NotFitting(
-            "figure 8 needs texts that are grids of patches, and the option patch_divergence.grid=[rows,columns]."
+            "This figure needs texts that are grids of patches, and the option patch_divergence.grid=[rows,columns]."
         )
     return dynamic.PatchDivergence(**options)
 
@@ -59,14 +73,13 @@ PAPER = Paper(
             draw=activation_map,
         ),
         FromModels(
-            figure="figure 1",
+            figure="figure 1a",
             shows="expert activation, models side by side",
             name="expert_activation",
             compute=comparisons.expert_activation,
             draw=side_by_side,
         ),
         FromModels(
-            figure="figure 6",
             shows="expert activation against the number of experts",
             name="expert_activation",
             compute=comparisons.expert_activation,
@@ -79,10 +92,18 @@ PAPER = Paper(
             analysis=lambda subject, **options: dynamic.SubtokenDivergence(**options),
         ),
         FromTexts(
-            figure="figure 8",
+            figure="figure 1b",
             shows="distinct experts of a picture's patches",
             name="patch_divergence",
+            analysis=lambda subject, **options: patches(**options),
+        ),
+        FromModels(
+            figure="figure 8",
+            shows="distinct experts of a picture's patches, by checkpoint",
+            name="patch_divergence_over_steps",
+            compute=comparisons.patch_divergence_over_steps,
             analysis=patches,
+            options="patch_divergence",
         ),
     ),
 )

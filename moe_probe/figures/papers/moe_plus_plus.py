@@ -1,8 +1,14 @@
-"""MoE++: zero-computation experts (arXiv 2410.07348)."""
+"""MoE++: zero-computation experts (arXiv 2410.07348).
+
+Figure 4 shows one layer, figures A to E five layers each, one above the other. How bars and panels are arranged inside
+of figures 4, 5 and 6 is told neither in the text nor in the public repository, which has no code of figures: there the
+layout is ours.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from string import ascii_uppercase
 
 import xarray as xr
 from matplotlib.figure import Figure
@@ -11,11 +17,22 @@ from moe_probe import comparisons, dynamic, plotting
 from moe_probe.figures.recipes import FromModel, FromTexts, Paper
 
 Figures = Iterator[tuple[str, Figure]]
+TOGETHER = 5  # layers of one of figures A to E
 
 
 def tasks(ds: xr.Dataset, results: Mapping[str, xr.Dataset], layers: Sequence[int]) -> Figures:
     """Bars of kinds by task in a layer, with the FFN experts per token below."""
     return ((f"task_load_layer{layer}", plotting.plot(ds, layer=layer)) for layer in layers)
+
+
+def tasks_of_all_layers(ds: xr.Dataset, results: Mapping[str, xr.Dataset]) -> Figures:
+    """All figures of the result, and figures A, B, ...: five layers on a page."""
+    yield from plotting.figures(ds)
+    layers = [int(layer) for layer in ds.layer.values]
+    pages = [layers[start : start + TOGETHER] for start in range(0, len(layers), TOGETHER)]
+    for letter, page in zip(ascii_uppercase, pages, strict=False):
+        named = {f"layer {layer}": ds.sel(layer=[layer]) for layer in page}
+        yield f"figure{letter}_task_load_layers{page[0]}-{page[-1]}", plotting.compare(named)
 
 
 def residuals(ds: xr.Dataset, results: Mapping[str, xr.Dataset], layers: Sequence[int]) -> Figures:
@@ -35,8 +52,9 @@ PAPER = Paper(
         ),
         FromTexts(
             figure="figure 4",
-            shows="load by task and kind of expert (layer by layer: figures A to E)",
+            shows="load by task and kind of expert",
             name="task_load",
+            draw=tasks_of_all_layers,
             layers=tasks,
             analysis=lambda subject, **options: dynamic.TaskLoad(**options),
         ),
