@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from moe_probe.files import whole_file
-from moe_probe.plotting import COLUMN
+from moe_probe.plotting import COLUMN, PAGE
 from moe_probe.shown import printable
 
 SNIPPET = "figures.tex"
+WIDER = 1.05  # of a column: what is wider takes both; what is hardly narrower fills it
 SPECIAL = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
 SPECIAL |= {character: f"\\{character}" for character in "&%$#_{}"}
 
@@ -33,15 +34,17 @@ def write_snippet(entries: Iterable[Mapping[str, Any]], folder: Path) -> Path:
 
 
 def environment(entry: Mapping[str, Any]) -> str:
-    r"""One figure: over a column, or over both where it is wider.
+    r"""One figure at the size that it was drawn for: in a column, or over both where it is wider.
 
     Examples:
         >>> told = {"file": "figures/m/load.pdf", "caption": "Load", "width": 3.3, "model": "m", "data": "m.nc"}
-        >>> print(environment(told | {"fingerprint": "f", "analysis": "load", "parameters": {}}).splitlines()[2])
+        >>> print(environment(told | {"fingerprint": "f", "analysis": "load", "parameters": {}}).splitlines()[3])
           \includegraphics[width=\linewidth]{load.pdf}
     """
     name = Path(entry["file"]).name
-    kind = "figure*" if entry["width"] > 1.3 * COLUMN else "figure"
+    kind, room = ("figure*", PAGE) if entry["width"] > WIDER * COLUMN else ("figure", COLUMN)
+    part = entry["width"] / room
+    width = "" if part > 1 / WIDER else f"{part:.2f}"
     parameters = ", ".join(f"{key}={value}" for key, value in entry["parameters"].items())
     source = (
         f"{entry['analysis']}({parameters}) of {entry['model']}, fingerprint {entry['fingerprint']}: {entry['data']}"
@@ -50,7 +53,8 @@ def environment(entry: Mapping[str, Any]) -> str:
         [
             f"% {one_line(source)}",
             f"\\begin{{{kind}}}",
-            f"  \\includegraphics[width=\\linewidth]{{{name}}}",
+            "  \\centering",
+            f"  \\includegraphics[width={width}\\linewidth]{{{name}}}",
             f"  \\caption{{{escaped(entry['caption'])}}}",
             f"  \\label{{fig:{re.sub(r'[^A-Za-z0-9-]+', '-', Path(name).stem)}}}",
             f"\\end{{{kind}}}",

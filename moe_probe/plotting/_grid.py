@@ -16,11 +16,11 @@ from matplotlib.ticker import NullLocator
 
 from moe_probe.plotting._heatmap import beyond, ratio_ticks
 from moe_probe.plotting._page import NOTE
-from moe_probe.plotting._style import CHARACTERS, COLUMN, PAGE, Figure, style, uncollected
+from moe_probe.plotting._style import CHARACTERS, COLUMN, LONGEST_LINE, PAGE, Figure, style, uncollected
 
 HIGHEST = 9.2  # inches of a page
 LEFT, RIGHT, TOP, BOTTOM = 0.55, 0.95, 0.04, 0.4  # inches around the panels
-LINE = 0.17  # inches of a legend, or of a note
+LINE, NOTED = 0.17, 0.1  # inches of a legend, or of a note; of each more line of it
 ABOVE, BETWEEN = 0.17, 0.07  # a panel's title; the gap beside it
 WIDEST, PART = 2.6, 0.6  # inches of a panel; of a page that few panels take
 SMALLEST, LOWEST = 1.0, 2.2  # inches of few panels, which stand in a column; of a single row
@@ -68,10 +68,13 @@ class Grid:
         """Inches above the panels and their titles."""
         return TOP + (LINE if self.legend else 0)
 
-    @property
-    def bottom(self) -> float:
-        """Inches below the panels."""
-        return self.below + (LINE if self.note else 0)
+    def bottom(self, width: float) -> float:
+        """Inches below the panels of a figure of that width."""
+        return self.below + NOTED * len(self.notes(width)) + (LINE - NOTED if self.note else 0)
+
+    def notes(self, width: float) -> list[str]:
+        """The lines of the note in a figure of that width."""
+        return textwrap.wrap(self.note, int(width * LONGEST_LINE))
 
     def _columns(self, count: int) -> tuple[int, float]:
         """How many columns, and how wide in inches: few in one row as wide as a column, more on a part of a page."""
@@ -82,6 +85,8 @@ class Grid:
         for columns in range(self.unit, self.columns + 1, self.unit):
             width = min(self._width(PAGE, columns), WIDEST)
             rows = -(-count // columns)
+            if count <= self.columns and count % columns:
+                continue  # few panels make full rows
             if rows * (width * self.aspect + ABOVE + self.apart) <= (HIGHEST * PART if rows > 1 else LOWEST):
                 break
         return min(columns, count), width
@@ -101,7 +106,7 @@ class Grid:
         """
         columns, width = self._columns(len(items))
         height = width * self.aspect
-        rows = max(int((HIGHEST - self.top - self.bottom) / (height + ABOVE + self.apart)), 1)
+        rows = max(int((HIGHEST - self.top - self.bottom(PAGE)) / (height + ABOVE + self.apart)), 1)
         count = -(-len(items) // (rows * columns))
         parts = np.array_split(np.arange(-(-len(items) // columns)), count)  # rows of each page
         for number, part in enumerate(parts, 1):
@@ -116,16 +121,15 @@ class Grid:
     def _page(self, names: Sequence[str], items: Sequence[Any], draw: Panel, cells: tuple[int, float, float]) -> Figure:
         columns, width, height = cells
         rows = -(-len(items) // columns)
-        size = (
-            self.left + self.right + columns * width + (columns - 1) * self.apart,
-            self.top + self.bottom + rows * (height + ABOVE) + (rows - 1) * self.apart,
-        )
+        across = self.left + self.right + columns * width + (columns - 1) * self.apart
+        bottom = self.bottom(across)
+        size = across, self.top + bottom + rows * (height + ABOVE) + (rows - 1) * self.apart
         figure = Figure(figsize=size)
         image: ScalarMappable | None = None
         for at, (name, item) in enumerate(zip(names, items, strict=True)):
             row, column = divmod(at, columns)
             x = self.left + column * (width + self.apart)
-            y = self.bottom + (rows - 1 - row) * (height + ABOVE + self.apart)
+            y = bottom + (rows - 1 - row) * (height + ABOVE + self.apart)
             axes = figure.add_axes((x / size[0], y / size[1], width / size[0], height / size[1]))
             image = draw(axes, item) or image
             axes.set_title(name, fontsize=6.5, pad=2)
@@ -135,15 +139,17 @@ class Grid:
 
     def _around(self, figure: Figure, size: tuple[float, float], image: ScalarMappable | None) -> None:
         """Names of the axes, color bar, legend and note around the panels."""
+        bottom = self.bottom(size[0])
         x = (self.left + (size[0] - self.left - self.right) / 2) / size[0]
-        y = (self.bottom + (size[1] - self.bottom - self.top) / 2) / size[1]
-        figure.text(x, (self.bottom - 0.36) / size[1], self.x, ha="center", fontsize=8)
+        y = (bottom + (size[1] - bottom - self.top) / 2) / size[1]
+        figure.text(x, (bottom - 0.36) / size[1], self.x, ha="center", fontsize=8)
         said = "\n".join(textwrap.wrap(self.y, max(int(0.75 * size[1] * CHARACTERS), 8)))
         figure.text(0.04 / size[0], y, said, rotation=90, va="center", ha="left", fontsize=8)
         if self.note:
-            figure.text(x, 0.03 / size[1], self.note, ha="center", va="bottom", **NOTE)
+            lines = "\n".join(self.notes(size[0]))
+            figure.text(0.5, 0.03 / size[1], lines, ha="center", va="bottom", **NOTE)
         if self.bar and image is not None:
-            high = min(size[1] - self.top - self.bottom, 2.5)
+            high = min(size[1] - self.top - (bottom - self.below), 2.5)  # beside a low panel, down to the note
             place = (size[0] - RIGHT + 0.12, size[1] - self.top - high, 0.11, high - ABOVE)
             beside = figure.add_axes((place[0] / size[0], place[1] / size[1], place[2] / size[0], place[3] / size[1]))
             extend = beyond(image) if isinstance(image, AxesImage) else "neither"

@@ -14,6 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.ticker import MaxNLocator
+from mpl_toolkits.mplot3d.proj3d import proj_transform
 
 from moe_probe.errors import NoSuchName
 from moe_probe.plotting._choices import pick_layer
@@ -64,6 +65,8 @@ def plot(ds: xr.Dataset, layer: int | None = None, colors: Colors | None = None,
             _name_axes(axes, part, three)
         _explain(page, list(all_axes), of_layer, colors)
         drawn = page.finish(f"{page.ds.attrs['model']}, layer {layer}")
+        if three and _own_figure(page):
+            _place_names(page.figure)
         if ds.attrs["level"] == "matrix":
             _label_panels(page, list(all_axes), of_layer)
         return drawn
@@ -104,16 +107,42 @@ def _explain(page: Page, all_axes: list[Axes], of_layer: xr.Dataset, colors: str
         page.legend(all_axes[0])
 
 
+def _own_figure(page: Page) -> bool:
+    """Whether neither axes nor a figure was given."""
+    return page.given is None and page.look.get("figure") is None
+
+
+def _place_names(figure: matplotlib.figure.Figure) -> None:
+    """Draw once without layout: matplotlib 3.10 lays out names of axes in space wrongly before they were drawn."""
+    figure.set_layout_engine("none")
+    figure.draw_without_rendering()
+    figure.set_layout_engine("constrained")
+
+
 def _label_panels(page: Page, all_axes: list[Axes], of_layer: xr.Dataset) -> None:
     """Numbers of experts, placed on axes of their final size."""
     figure = page.figure
     if not isinstance(figure, matplotlib.figure.Figure):
         return  # part of a figure, whose size is not yet known
     figure.draw_without_rendering()
-    if page.given is None and page.look.get("figure") is None:
+    if _own_figure(page):
         figure.set_layout_engine("none")
     for axes, name in zip(all_axes, of_layer.projection.values, strict=True):
         _label(axes, of_layer.sel(projection=name))
+    if of_layer.sizes["component"] == 3:
+        figure.draw_without_rendering()  # only then are labels in space where they are seen
+        _clear_names(all_axes)
+
+
+def _clear_names(all_axes: list[Any]) -> None:
+    """Remove the numbers that lie over names of axes, of a neighbor's too."""
+    names = [axis.label.get_window_extent() for axes in all_axes for axis in (axes.xaxis, axes.yaxis, axes.zaxis)]
+    for axes in all_axes:
+        for number in list(axes.texts):
+            *seen, _ = proj_transform(*number.get_position_3d(), axes.get_proj())
+            move = axes.transData.transform(seen) - number.get_transform().transform(number.get_unitless_position())
+            if any(number.get_window_extent().translated(*move).overlaps(name) for name in names):
+                number.remove()
 
 
 def _experts(axes: Axes, part: xr.Dataset, size: float = 1.0) -> None:

@@ -62,6 +62,17 @@ def test_a_caption_is_latex_whatever_it_holds():
     )
 
 
+@pytest.mark.parametrize(
+    ("width", "beginning", "included"),
+    [(3.3, "figure", ""), (6.9, "figure*", ""), (2.64, "figure", "0.80"), (4.14, "figure*", "0.60")],
+)
+def test_a_figure_is_included_at_the_size_that_it_was_drawn_for(width, beginning, included):
+    entry = {"file": "f/a.pdf", "caption": "x", "model": "m", "fingerprint": "f", "data": "r.nc", "analysis": "load"}
+    lines = environment(entry | {"parameters": {}, "width": width}).splitlines()
+    assert lines[1] == f"\\begin{{{beginning}}}"
+    assert lines[3] == f"  \\includegraphics[width={included}\\linewidth]{{a.pdf}}"
+
+
 def test_an_environment_is_as_wide_as_its_figure():
     entry = {"file": "figures/m/a_b.pdf", "caption": "x", "model": "m\n%", "fingerprint": "f", "data": "r.nc"}
     entry |= {"analysis": "load", "parameters": {"bootstrap": 10}}

@@ -51,7 +51,8 @@ def check_size(figure, stem):
 
 def check_texts(figure, named, stem):
     """No text is cut off, at the figure's edge or by itself, and none lies over another."""
-    assert "…" not in figure.get_supxlabel(), f"{stem}: the note {figure.get_supxlabel()!r} is cut"
+    for note in (figure.get_supxlabel(), *(text.get_text() for text in figure.texts)):
+        assert not note.endswith("…"), f"{stem}: the note {note!r} is cut"
     for text, box in named:
         assert "\\math" not in text, f"{stem}: {text!r} is a formula"
         inside = box.x0 > -1.5 and box.y0 > -1.5
@@ -65,7 +66,8 @@ def check_texts(figure, named, stem):
     for one, other in np.argwhere(np.triu((wide > 1.5) & (high > 2.5), 1)):
         raise AssertionError(f"{stem}: {named[one][0]!r} lies over {named[other][0]!r}")
     line = np.minimum(boxes[:, 3] - boxes[:, 1], (boxes[:, 3] - boxes[:, 1])[:, None])
-    words = np.array([" " in text.strip() for text, _ in named])
+    level = boxes[:, 2] - boxes[:, 0] > boxes[:, 3] - boxes[:, 1]
+    words = level & np.array([" " in text.strip() for text, _ in named])
     for one, other in np.argwhere(np.triu((wide > -6) & (high > 0.8 * line) & words & words[:, None], 1)):
         raise AssertionError(f"{stem}: {named[one][0]!r} and {named[other][0]!r} read as one")
 
@@ -127,11 +129,11 @@ def check_colors(figure, pixels, stem, sample=200):
         expected = image.cmap(image.norm(np.ma.masked_invalid(values[rows, columns])), bytes=True).astype(int)
         right_color = np.zeros(sample, bool)
         for across, up in (
-            (-0.3, -0.3),
-            (-0.3, 0.3),
-            (0.3, 0.3),
-            (0.3, -0.3),
-            (0.0, 0.3),
+            (-0.2, -0.2),
+            (-0.2, 0.2),
+            (0.2, 0.2),
+            (0.2, -0.2),
+            (0.0, 0.2),
         ):
             at = places + np.array([across, up]) * cells
             seen = pixels[(figure.bbox.height - at[:, 1]).astype(int), at[:, 0].astype(int)].astype(int)
