@@ -149,7 +149,8 @@ class Grid:
             lines = "\n".join(self.notes(size[0]))
             figure.text(0.5, 0.03 / size[1], lines, ha="center", va="bottom", **NOTE)
         if self.bar and image is not None:
-            high = min(size[1] - self.top - (bottom - self.below), 2.5)  # beside a low panel, down to the note
+            lowest = max(bottom - self.below, 0.1)  # beside a low panel, the bar reaches down to the note
+            high = min(size[1] - self.top - lowest, 2.5)
             place = (size[0] - RIGHT + 0.12, size[1] - self.top - high, 0.11, high - ABOVE)
             beside = figure.add_axes((place[0] / size[0], place[1] / size[1], place[2] / size[0], place[3] / size[1]))
             extend = beyond(image) if isinstance(image, AxesImage) else "neither"

@@ -1,16 +1,20 @@
 """Every kind of figure, found in the registry, at the sizes of real models: readable, and true to its numbers."""
 
 import os
-from itertools import product
+from itertools import count, product
+from time import process_time
 
 import gallery
 import pytest
-from figure_checks import check_figure
+from figure_checks import check_figure, check_legends, check_texts, rendered
 
 from moe_probe import plotting
+from moe_probe.figures import write_figure
 
 MOST = 8  # files that a result of 48 layers of 128 experts is drawn into
 KINDS = plotting.names()
+# whose panels or texts need the width of a page
+PAGE_WIDE = {"complexity", "ffn_experts_per_token", "gate_regression", "output_norms", "pca", "routing_drift"}
 EVERY = list(product([8, 64, 128, 256], [1, 4, 61]))
 # GALLERY=all draws every size, which takes a quarter of an hour; else each number of experts and of layers once
 SIZES = EVERY if os.environ.get("GALLERY") == "all" else [(8, 61), (64, 1), (128, 61), (256, 4)]
@@ -46,6 +50,27 @@ def test_every_kind_is_readable(name, examples):
 @pytest.mark.parametrize("name", KINDS)
 def test_every_kind_is_readable_at_every_size(name, experts, layers, examples):
     check(gallery.resized(examples[name], experts, layers))
+
+
+@pytest.mark.parametrize("name", sorted({*KINDS} - PAGE_WIDE))
+def test_a_figure_that_is_asked_for_at_a_columns_width_is_readable(name, examples):
+    figure = plotting.plot(gallery.resized(examples[name], 64, 4), figsize=(3.3, 2.6))
+    _, texts = rendered(figure)
+    check_texts(figure, texts, name)
+    check_legends(figure, name)
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("name", KINDS)
+def test_a_page_of_small_multiples_takes_at_most_three_seconds(name, examples, tmp_path):
+    drawn = plotting.figures(gallery.resized(examples[name], 128, 48))
+    for number in count():
+        began = process_time()
+        stem, figure = next(drawn, (None, None))
+        if figure is None:
+            break
+        write_figure(figure, tmp_path / f"{number}.pdf")
+        assert process_time() - began < 3, stem
 
 
 @pytest.mark.thorough
