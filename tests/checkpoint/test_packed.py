@@ -77,6 +77,22 @@ def test_gptq_without_a_format_is_the_first_one_and_needs_no_order():
     assert_values(plain(stored, {"quant_method": "gptq", "group_size": 32}), expected)
 
 
+@pytest.mark.parametrize("rule", ["m.*", "+:.*m", "+:^m$"])
+def test_gptq_with_a_rule_for_some_layers(rule):
+    stored, expected = packing.gptq(8, 48)
+    config = {"quant_method": "gptq", "bits": 4, "group_size": 32, "checkpoint_format": "gptq_v2"}
+    assert_values(plain(stored, {**config, "dynamic": {"-:m": {}, rule: {"bits": 8, "group_size": 48}}}), expected)
+    with pytest.raises(CheckpointError, match="group_size=32"):
+        plain(stored, {**config, "dynamic": {"other": {"bits": 8, "group_size": 48}}})
+
+
+def test_gptq_in_the_order_of_activations_needs_that_order():
+    stored, _ = packing.gptq(4, 32, order=True)
+    del stored["g_idx"]
+    with pytest.raises(CheckpointError, match=r"m\.g_idx"):
+        plain(stored, {"quant_method": "gptq", "bits": 4, "group_size": 32, "desc_act": True})
+
+
 @pytest.mark.parametrize("group", [16, 64])
 def test_awq(group):
     stored, expected = packing.awq(group)
@@ -129,6 +145,23 @@ def test_compressed_tensors_groups_in_the_order_of_activations():
     config = compressed(num_bits=4, group_size=16, actorder="group")
     assert_values(plain(stored, config), expected)
     reads_only_its_bytes(stored, config)
+
+
+def test_compressed_tensors_in_the_order_of_activations_needs_that_order():
+    stored, _ = packing.packed_integers(4, 16, order=True)
+    del stored["weight_g_idx"]
+    with pytest.raises(CheckpointError, match="weight_g_idx"):
+        plain(stored, compressed(num_bits=4, group_size=16, actorder="group"))
+
+
+@pytest.mark.parametrize("method", ["compressed-tensors", "gptq"])
+def test_a_rule_that_is_no_regular_expression_is_named(method):
+    stored, config = packing.packed_integers(4, 16)[0], compressed(num_bits=4, group_size=16)
+    config["config_groups"]["group_0"]["targets"] = ["re:(m"]
+    if method == "gptq":
+        stored, config = packing.gptq(4, 32)[0], {"quant_method": method, "group_size": 32, "dynamic": {"(m": {}}}
+    with pytest.raises(CheckpointError, match=r"\(m' *, which is no regular expression"):
+        plain(stored, config)
 
 
 def test_compressed_tensors_takes_the_group_that_targets_a_layer():

@@ -86,7 +86,17 @@ def block_size(stated: Any, name: str) -> tuple[int, int] | None:
 
 
 def matches(pattern: str, module: str) -> bool:
-    """Whether an entry of an ignore list, or a target, means a module: a name, its end, `re:...`, or with `*`."""
+    """Whether an entry of an ignore list, or a target, means a module: a name, its end, `re:...`, or with `*`.
+
+    Raises:
+        DamagedFile: what follows `re:` is no regular expression.
+    """
     if pattern.startswith("re:"):
-        return re.match(pattern[3:], module) is not None
+        try:
+            return re.match(pattern[3:], module) is not None
+        except re.error as error:
+            raise DamagedFile(
+                f"quantization_config in config.json has {pattern!r}, which is no regular expression ({error}); use "
+                "the published file."
+            ) from error
     return module == pattern or module.endswith("." + pattern) or fnmatchcase(module, pattern)

@@ -26,6 +26,7 @@ else:
     from moe_probe.deferred import torch
 
 TITLE = "compressed-tensors"
+BY_GROUP = ("group", "dynamic", True)  # values of `actorder` where columns of a group lie apart
 
 
 class PackedIntegers(PackedMatrix):
@@ -177,6 +178,8 @@ def _integers(
     dense = _fitting(name, bits, shape, weights.get("group_size") or columns, codes, scale, zero, order)
     if zero is None and weights.get("symmetric") is False:
         raise DamagedFile(f"{name!r} is quantized asymmetrically, but has no {name + '_zero_point'!r}.")
+    if order is None and weights.get("actorder") in BY_GROUP and scale.shape[-1] > 1:
+        raise DamagedFile(f"{name!r} has groups in the order of activations, but no {name + '_g_idx'!r} says which.")
     if zero is not None and zero.kind != "int32":
         raise DamagedFile(f"{name + '_zero_point'!r} is stored as {zero.kind}, expected int32 words.")
     order = order if _by_activation(order) else None

@@ -1,14 +1,14 @@
 """GPTQ (AutoGPTQ, GPTQModel): `X.qweight`, `X.qzeros`, `X.scales`, `X.g_idx` stand for `X.weight`.
 
 Codes are packed along the inputs, zero points along the outputs; both in words of 32 bits. Sizes and bits follow from
-the shapes, so that layers with bits of their own (GPTQModel's `dynamic`) need no reading. Format 1 stores each zero
-point less 1, format 2 as it is.
+the shapes, and have to be those of the configuration, in which GPTQModel's `dynamic` has rules for some layers. Format 1
+stores each zero point less 1, format 2 as it is.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,7 +16,7 @@ import numpy as np
 from moe_probe.checkpoint.encodings import Packed
 from moe_probe.checkpoint.encodings._bits import WORD, period, unpacked
 from moe_probe.checkpoint.encodings._matrix import PackedMatrix
-from moe_probe.checkpoint.encodings._quantization import Quantization
+from moe_probe.checkpoint.encodings._quantization import Quantization, matches
 from moe_probe.checkpoint.lazy import Index, LazyTensor, Stored
 from moe_probe.checkpoint.slices import covering
 from moe_probe.errors import CheckpointError, DamagedFile
@@ -94,23 +94,41 @@ class GptqLayers:
                 f"The checkpoint is in GPTQ's format {written!r}; {', '.join(LESS)} can be read. Use another release."
             )
         for name in names:
-            layer = _layer(name, tensors, LESS[written], quantization.number("group_size", -1))
-            _require_bits(layer, quantization)
+            stated = _of_layer(name.removesuffix("."), quantization)
+            layer = _layer(name, tensors, LESS[written], stated.number("group_size", -1))
+            _require_stated(layer, name + "g_idx", stated)
             yield layer
 
 
 ENCODING = GptqLayers()
 
 
-def _require_bits(layer: Packed, quantization: Quantization) -> None:
-    """Refuse bits that differ from the stated ones; `dynamic` states others for some layers."""
+def _of_layer(module: str, quantization: Quantization) -> Quantization:
+    """What is stated of a layer: the first rule of `dynamic` whose expression its name begins with, else all layers'.
+
+    A rule may begin with `+:`; layers that `-:` excludes are not packed.
+    """
+    rules = quantization.fields.get("dynamic")
+    for pattern, fields in (rules if isinstance(rules, dict) else {}).items():
+        if isinstance(fields, dict) and matches("re:" + pattern.removeprefix("+:"), module):
+            return replace(quantization, fields={**quantization.fields, **fields})
+    return quantization
+
+
+def _require_stated(layer: Packed, order: str, quantization: Quantization) -> None:
+    """Refuse bits that differ from the stated ones, and a stated order of activations that is not there."""
     assert isinstance(layer.values, Stored)
     assert isinstance(layer.values.source, Gptq)
-    bits = layer.values.source.bits
-    if bits != quantization.number("bits", bits) and not quantization.fields.get("dynamic"):
+    bits, groups = layer.values.source.bits, layer.values.source.scales.shape[0]
+    if bits != quantization.number("bits", bits):
         raise DamagedFile(
             f"{layer.name!r} is packed with {bits} bits, but quantization_config states {quantization.fields['bits']}; "
             "use the config.json that was published with the files."
+        )
+    if quantization.fields.get("desc_act") and groups > 1 and order not in layer.parts:
+        raise DamagedFile(
+            f"{layer.name!r} has {groups} groups of inputs in the order of activations, but no {order!r} that says "
+            "which; download the checkpoint again."
         )
 
 
