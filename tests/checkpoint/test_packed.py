@@ -209,6 +209,13 @@ def test_nvfp4_of_both_packages_divides_by_one_scale_and_multiplies_by_the_other
     assert_values(plain(stored, {"quant_algo": "NVFP4"}), expected)
 
 
+def test_nvfp4_has_one_overall_scale():
+    packed, scale, overall, _ = packing.nvfp4()
+    stored = {"weight_packed": packed, "weight_scale": scale, "weight_global_scale": torch.cat([overall, overall])}
+    with pytest.raises(CheckpointError, match="weight_global_scale"):
+        plain(stored, compressed(num_bits=4, type="float", group_size=16))
+
+
 SCALES = {"channel": (12, 1), "tensor": (1,), "one": (), "block": (3, 4)}
 
 
@@ -293,6 +300,23 @@ def test_bitsandbytes_four_bits(shape, nested):
     for part in (slice(1, 3), slice(2, 5)):
         assert torch.equal(lazy[part].read(), lazy.read()[part])
         assert torch.equal(lazy[part, 1:4].read(), lazy.read()[part, 1:4])
+
+
+@pytest.mark.parametrize("odd", ["quant_map", "nested_quant_map", "nested_absmax"])
+def test_tables_and_factors_of_bitsandbytes_have_their_sizes(odd):
+    stored = {
+        "weight": torch.zeros(64, 1, dtype=torch.uint8),
+        "weight.absmax": torch.zeros(8, dtype=torch.uint8),
+        "weight.quant_map": torch.zeros(16),
+        "weight.nested_absmax": torch.ones(2),
+        "weight.nested_quant_map": torch.zeros(256),
+        "weight.quant_state.bitsandbytes__nf4": packing.state("nf4", (8, 16), 16, nested_blocksize=4, nested_offset=0),
+    }
+    config = {"quant_method": "bitsandbytes", "load_in_4bit": True}
+    assert plain(stored, config).shape == (8, 16)
+    longer = torch.cat([stored[f"weight.{odd}"]] * 2)
+    with pytest.raises(CheckpointError, match=f"{odd}' holds {len(longer)}"):
+        plain({**stored, f"weight.{odd}": longer}, config)
 
 
 @pytest.mark.parametrize("kind", ["nf4", "fp4"])

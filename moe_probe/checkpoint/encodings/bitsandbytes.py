@@ -122,6 +122,12 @@ def _four_bits(key: str, tensors: Mapping[str, LazyTensor]) -> Packed:
             f"{name!r} is stated as {tuple(state['shape'])} in blocks of {state['blocksize']}, but holds "
             f"{tuple(codes.shape)} bytes and {parts['absmax'].numel()} blocks; download the checkpoint again."
         )
+    counts = {"quant_map": 16, "nested_quant_map": 256, "nested_absmax": -(-blocks // state.get("nested_blocksize", 1))}
+    odd = next((role for role in counts if role in parts and parts[role].numel() != counts[role]), None)
+    if odd is not None:
+        raise DamagedFile(
+            f"{keys[odd]!r} holds {parts[odd].numel()} numbers, expected {counts[odd]}; download the checkpoint again."
+        )
     return Packed(name, (*keys.values(), key), Stored(FourBits(parts, state)))
 
 
@@ -134,7 +140,8 @@ def _state(key: str, tensor: LazyTensor) -> dict[str, Any]:
     try:
         state = json.loads(bytes(tensor.numbers().tolist()))
         rows, columns = (int(size) for size in state["shape"])
-        fits = state["quant_type"] in ("nf4", "fp4") and state["dtype"] in DTYPES and int(state["blocksize"]) > 0
+        sizes = int(state["blocksize"]), int(state.get("nested_blocksize", 1))
+        fits = state["quant_type"] in ("nf4", "fp4") and state["dtype"] in DTYPES and min(sizes) > 0
         if not fits or rows < 1 or columns < 1:
             raise ValueError(f"{state['quant_type']} as {state['dtype']}")
         return state

@@ -155,6 +155,8 @@ def _fp4(name: str, tensors: Mapping[str, LazyTensor], parts: Mapping[str, str])
             f"{name!r} is packed as 4-bit floats of shape {tuple(codes.shape)} with scales of shape "
             f"{tuple(scale.shape)}, which do not fit; download the checkpoint again."
         )
+    if overall is not None and overall.numel() not in (1, Size(codes.shape[:-2]).numel()):
+        raise DamagedFile(f"{name + '_global_scale'!r} has shape {tuple(overall.shape)}, expected one number a matrix.")
     form = f"MXFP4 ({TITLE})" if exponents else f"NVFP4 ({TITLE})"
     return Stored(Fp4(form, codes, scale, overall, divided=True))
 
