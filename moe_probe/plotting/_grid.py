@@ -14,9 +14,10 @@ from matplotlib.colors import FuncNorm
 from matplotlib.image import AxesImage
 from matplotlib.ticker import NullLocator
 
+from moe_probe.plotting._fitting import CHARACTERS
 from moe_probe.plotting._heatmap import beyond, ratio_ticks
 from moe_probe.plotting._page import NOTE
-from moe_probe.plotting._style import CHARACTERS, COLUMN, LONGEST_LINE, PAGE, Figure, style, uncollected
+from moe_probe.plotting._style import COLUMN, LONGEST_LINE, PAGE, Figure, style, uncollected
 
 HIGHEST = 9.2  # inches of a page
 LEFT, RIGHT, TOP, BOTTOM = 0.55, 0.95, 0.04, 0.4  # inches around the panels

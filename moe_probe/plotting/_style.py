@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache, lru_cache
@@ -13,7 +12,6 @@ from typing import Any
 
 import matplotlib
 import matplotlib.figure
-import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.backend_bases import RendererBase
@@ -21,6 +19,7 @@ from matplotlib.font_manager import FontProperties, fontManager, get_font
 from matplotlib.text import Text
 from matplotlib.ticker import FixedFormatter, FixedLocator, FuncFormatter
 
+from moe_probe.plotting._fitting import fit_texts
 from moe_probe.shown import printable
 
 COLUMN, PAGE = 3.3, 6.9  # widths of a single and a double column, inches
@@ -31,8 +30,6 @@ PURPLE, YELLOW, SKY = "#CC79A7", "#E69F00", "#56B4E9"
 OKABE_ITO = (BLUE, ORANGE, GREEN, PURPLE, YELLOW, SKY, "#000000")  # beyond these, what is picked has colors
 PROJECTION_COLORS = {"up": BLUE, "gate": ORANGE, "down": GREEN}
 MAX_TICKS = 9
-CHARACTERS, ROOM = 15, 0.75  # an inch of text at 8 points; of the height of axes, what a layout leaves
-BESIDE, OVER = 0.6, 1.2  # of the figure's width, what has a neighbor; of axes' width, what a title may take
 LONGEST_LINE, LONGEST_TICK = 20, 28  # characters: of a line, an inch of the figure; of a tick's label
 RC = matplotlib.rc_params_from_file(Path(__file__).with_name("moe_probe.mplstyle"), use_default_template=False)
 # fonts that are tried in this order for what the first one cannot write; those that are not there are skipped
@@ -115,17 +112,14 @@ class Figure(matplotlib.figure.Figure):
     Fonts are embedded as TrueType, and texts that no font can write are drawn as the codes of their characters.
     """
 
-    _fitted = False  # whether names of axes are broken to the axes' height
+    _fitted = False  # whether texts are fitted into their axes
 
     def draw(self, renderer: RendererBase) -> None:
         """As matplotlib's."""
         with style():
             _make_drawable(self)
             if not self._fitted:
-                _fit_names(self, ROOM if self.get_layout_engine() else 1.0)
-                if self.get_layout_engine():
-                    _fit_beside(self)
-                    _fit_numbers(self)
+                fit_texts(self)
                 self._fitted = True
             super().draw(renderer)
 
@@ -151,62 +145,6 @@ def _make_drawable(figure: matplotlib.figure.Figure) -> None:
         assert isinstance(text, Text)
         if (shown := drawable(text.get_text(), text.get_fontfamily(), longest)) != text.get_text():
             text.set_text(shown)
-
-
-def _fit_names(figure: matplotlib.figure.Figure, part: float) -> None:
-    """Break the names of axes that are longer than that part of their axes' height, which a layout leaves of it."""
-    for axes in figure.axes:
-        if axes.yaxis.label.get_rotation() == 90:
-            _break(axes.yaxis.label, [axes.get_ylabel().replace("\n", " ")], part * axes.bbox.height / figure.dpi)
-
-
-def _fit_beside(figure: matplotlib.figure.Figure) -> None:
-    """Break titles, and names of x, that reach into the panel beside theirs."""
-    for axes in figure.axes:
-        if axes.name != "3d" and axes.bbox.width < BESIDE * figure.bbox.width:
-            room = axes.bbox.width * OVER / figure.dpi
-            for text in (axes.title, axes.xaxis.label):
-                _break(text, text.get_text().split("\n"), room)
-
-
-def _fit_numbers(figure: matplotlib.figure.Figure) -> None:
-    """Leave out numbers of ticks for which there is no room side by side, or one above the other; letters stay."""
-    for axes in figure.axes:
-        width, height = ROOM * axes.bbox.width / figure.dpi, ROOM * axes.bbox.height / figure.dpi
-        if axes.get_aspect() == 1:
-            width = height = min(width, height)
-        inches = {"x": width, "y": height}
-        for name, axis in axes._axis_map.items():
-            if name not in inches or not isinstance(axis.get_major_formatter(), FixedFormatter):
-                continue
-            places, labels = axis.get_majorticklocs(), [label.get_text() for label in axis.get_majorticklabels()]
-            rotated = any(label.get_rotation() for label in axis.get_majorticklabels())
-            if len(labels) < 2 or rotated or not any(label.isdigit() for label in labels):
-                continue
-            size = float(axis.get_majorticklabels()[0].get_fontsize())
-            wide = (max(map(len, labels)) + 0.5) * size / 8 / CHARACTERS if name == "x" else 1.15 * size / 72
-            apart = wide / inches[name] * float(np.ptp(axis.get_view_interval()))
-            kept = _apart(places, labels, apart)
-            if len(kept) < len(labels):
-                axis.set_ticks([places[at] for at in kept], labels=[labels[at] for at in kept])
-
-
-def _apart(places: Sequence[float], labels: Sequence[str], apart: float) -> list[int]:
-    """Which labels are so far apart: letters, and every number, every second, third, ... one of the others."""
-    letters = [at for at, label in enumerate(labels) if not label.isdigit()]
-    step = float(np.min(np.abs(np.diff(places))))
-    every = max(int(np.ceil(apart / step - 1e-6)), 1) if step else 1
-    numbers = [at for at in range(0, len(labels), every) if at not in letters]
-    free = [at for at in numbers if all(abs(places[at] - places[letter]) >= apart for letter in letters)]
-    return sorted([*letters, *free])
-
-
-def _break(text: Text, lines: Sequence[str], room: float) -> None:
-    """Break lines that are longer than `room`, in inches."""
-    longest = max(int(room * CHARACTERS * 8 / float(text.get_fontsize())), 8)
-    if any(len(line) > longest for line in lines):
-        parts = (part for line in lines for part in textwrap.wrap(line, longest, break_long_words=False))
-        text.set_text("\n".join(parts))
 
 
 def _rewrite_ticks(axis: Axis) -> None:

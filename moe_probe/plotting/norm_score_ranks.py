@@ -21,7 +21,7 @@ from moe_probe.plotting._page import Drawn, Look, Page
 from moe_probe.plotting._style import COLORMAP, COLUMN, PAGE, Figure
 
 FEW, LINES = 16, 8  # experts that are bars, more are a map; lines of bars where they are many
-CYCLE = matplotlib.colormaps["tab10"].colors  # matplotlib's own, in which the paper draws
+CYCLE = matplotlib.colormaps["tab10"](np.arange(10))  # matplotlib's own, in which the paper draws
 
 DIMS = ("layer", "score_rank", "norm_rank")
 OVER_LAYERS = ("total",)

@@ -139,7 +139,8 @@ def _clear_names(all_axes: list[Any]) -> None:
     names = [axis.label.get_window_extent() for axes in all_axes for axis in (axes.xaxis, axes.yaxis, axes.zaxis)]
     for axes in all_axes:
         for number in list(axes.texts):
-            *seen, _ = proj_transform(*number.get_position_3d(), axes.get_proj())
+            x, y, z = number.get_position_3d()
+            *seen, _ = proj_transform(x, y, z, axes.get_proj())
             move = axes.transData.transform(seen) - number.get_transform().transform(number.get_unitless_position())
             if any(number.get_window_extent().translated(*move).overlaps(name) for name in names):
                 number.remove()

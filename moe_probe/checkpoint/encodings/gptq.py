@@ -1,8 +1,8 @@
 """GPTQ (AutoGPTQ, GPTQModel): `X.qweight`, `X.qzeros`, `X.scales`, `X.g_idx` stand for `X.weight`.
 
 Codes are packed along the inputs, zero points along the outputs; both in words of 32 bits. Sizes and bits follow from
-the shapes, and have to be those of the configuration, in which GPTQModel's `dynamic` has rules for some layers. Format 1
-stores each zero point less 1, format 2 as it is.
+the shapes, and have to be those of the configuration, in which GPTQModel's `dynamic` has rules for some layers.
+Format 1 stores each zero point less 1, format 2 as it is.
 """
 
 from __future__ import annotations
