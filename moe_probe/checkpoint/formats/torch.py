@@ -110,7 +110,7 @@ class TorchFile:
         return {key: Stored(TorchEntry(self, key, header)) for key, header in headers.items()}
 
 
-def is_state(headers: Any) -> bool:
+def is_state(headers: Any) -> TypeGuard[dict[str, TensorHeader]]:
     """Whether headers are those of a state dict: names to tensors."""
     return isinstance(headers, dict) and all(
         isinstance(key, str) and isinstance(header, TensorHeader) for key, header in headers.items()
