@@ -236,6 +236,32 @@ def test_codes_of_eight_bits_times_scales(strategy, kind):
         assert_values(plain(stored, {"quant_method": "modelopt", "quant_algo": "FP8"}), expected)
 
 
+@pytest.mark.parametrize("rows", [slice(0, 12), slice(3, 4), slice(3, 9), slice(2, 6), slice(4, 5), slice(7, 12)])
+@pytest.mark.parametrize("columns", [slice(0, 40), slice(15, 17), slice(17, 31), slice(33, 40)])
+def test_a_slice_of_blocks_is_a_slice_of_the_values(rows, columns):
+    codes = torch.from_numpy(packing.RNG.integers(-100, 100, (12, 40))).to(torch.int8)
+    scale, zero = (
+        packing.scales_of(torch.float32, 3, 3),
+        torch.from_numpy(packing.RNG.integers(-9, 9, (3, 3))).to(torch.int8),
+    )
+    spread = [packing.float64(part).repeat(4, 0).repeat(16, 1)[:, :40] for part in (zero, scale)]
+    expected = (packing.float64(codes) - spread[0]) * spread[1]
+    config = compressed(num_bits=8, strategy="block", block_structure=[4, 16], symmetric=False)
+    stored = {"weight": codes, "weight_scale": scale, "weight_zero_point": zero}
+    values = packing.float64(plain(stored, config)[rows, columns].read())
+    np.testing.assert_allclose(values, expected[rows, columns], rtol=8e-3)
+
+
+def test_fp8_reads_no_more_values_than_asked_for():
+    codes = Counting(torch.ones(256, 256).to(torch.float8_e4m3fn))
+    stored = {"m.weight": Stored(codes), "m.weight_scale_inv": Stored(InMemory(torch.ones(2, 2)))}
+    config = {"quantization_config": {"quant_method": "fp8", "weight_block_size": [128, 128]}}
+    lazy = decoded(stored, config)["m.weight"]
+    codes.count = 0
+    lazy[200:203, 5:9].read()
+    assert codes.count == 12
+
+
 def test_int8_with_zero_points():
     codes = torch.from_numpy(packing.RNG.integers(-128, 128, (12, 64))).to(torch.int8)
     zero = torch.from_numpy(packing.RNG.integers(-128, 128, (12, 1))).to(torch.int8)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from moe_probe.checkpoint.encodings._matrix import PackedMatrix
@@ -39,7 +39,7 @@ class Scaled(PackedMatrix):
         self.codes, self.scale, self.zero, self.block, self.factor = codes, scale, zero, block, factor
         narrow = scale.kind in ("bfloat16", "float16")
         parts = [codes, scale, *([] if zero is None else [zero])]
-        super().__init__(form, parts, codes.shape, scale.kind if narrow else "bfloat16", block)
+        super().__init__(form, parts, codes.shape, scale.kind if narrow else "bfloat16")
 
     def decode(self, lead: Index, rows: slice, columns: slice) -> torch.Tensor:
         place = (*lead, covering(rows, self.block[0]), covering(columns, self.block[1]))
@@ -47,9 +47,10 @@ class Scaled(PackedMatrix):
         scale = as_float32(self.scale[place].read())
         if self.factor != 1.0:
             scale = scale * self.factor
+        start = rows.start % self.block[0], columns.start % self.block[1]
         if self.zero is not None:
-            by_block(values, as_float32(self.zero[place].read()), self.block, torch.Tensor.sub_)
-        return by_block(values, scale, self.block, torch.Tensor.mul_).to(self.dtype)
+            by_block(values, as_float32(self.zero[place].read()), self.block, start, torch.Tensor.sub_)
+        return by_block(values, scale, self.block, start, torch.Tensor.mul_).to(self.dtype)
 
 
 def as_float32(scale: torch.Tensor) -> torch.Tensor:
@@ -57,18 +58,26 @@ def as_float32(scale: torch.Tensor) -> torch.Tensor:
     return (scale.view(torch.float8_e8m0fnu) if scale.dtype == torch.uint8 else scale).to(torch.float32)
 
 
-def by_block(values: torch.Tensor, of_blocks: torch.Tensor, block: tuple[int, int], act) -> torch.Tensor:
-    """`act` on each block of values, in place, with the block's number; values begin where a block does."""
+def by_block(
+    values: torch.Tensor,
+    of_blocks: torch.Tensor,
+    block: tuple[int, int],
+    start: tuple[int, int],
+    act: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+) -> torch.Tensor:
+    """`act` on each block of values, in place, with the block's number; `start` are places in the first block."""
     rows, columns = values.shape[-2:]
     if of_blocks.shape[-1] > 1:
-        of_blocks = of_blocks.repeat_interleave(block[1], -1)[..., :columns]
-    whole = rows // block[0] * block[0] if 1 < of_blocks.shape[-2] < rows else 0
-    if whole:
-        act(values[..., :whole, :].unflatten(-2, (-1, block[0])), of_blocks[..., : whole // block[0], None, :])
-        if whole < rows:
-            act(values[..., whole:, :], of_blocks[..., -1:, :])
-    else:
+        of_blocks = of_blocks.repeat_interleave(block[1], -1)[..., start[1] : start[1] + columns]
+    if of_blocks.shape[-2] in (1, rows):
         act(values, of_blocks)
+        return values
+    head = -start[0] % block[0]
+    whole = (rows - head) // block[0]
+    inner = values[..., head : head + whole * block[0], :].unflatten(-2, (whole, block[0]))
+    act(values[..., :head, :], of_blocks[..., :1, :])
+    act(inner, of_blocks[..., head > 0 :, None, :][..., :whole, :, :])
+    act(values[..., head + whole * block[0] :, :], of_blocks[..., -1:, :])
     return values
 
 
