@@ -164,6 +164,14 @@ def test_a_rule_that_is_no_regular_expression_is_named(method):
         plain(stored, config)
 
 
+def test_compressed_tensors_takes_the_group_of_all_layers_where_none_names_one():
+    stored, expected = packing.packed_integers(8, 16)
+    config = compressed(num_bits=4, group_size=32)
+    config["config_groups"]["group_0"]["targets"] = ["re:other.*"]
+    config["config_groups"]["group_1"] = {"targets": ["Linear"], "weights": {"num_bits": 8, "group_size": 16}}
+    assert_values(plain(stored, config), expected)
+
+
 def test_compressed_tensors_takes_the_group_that_targets_a_layer():
     stored, expected = packing.packed_integers(8, 16)
     config = compressed(num_bits=4, group_size=32)

@@ -26,6 +26,7 @@ else:
     from moe_probe.deferred import torch
 
 TITLE = "compressed-tensors"
+LAYER_CLASS = "Linear"  # a target that means every layer which no other one names
 BY_GROUP = ("group", "dynamic", True)  # values of `actorder` where columns of a group lie apart
 
 
@@ -132,7 +133,7 @@ def _with_activations(name: str, parts: Mapping[str, str], tensors: Mapping[str,
 
 
 def _weights(name: str, quantization: Quantization) -> Mapping[str, Any]:
-    """How the weights of a layer are quantized: those of the group whose targets mean it, else of the first one."""
+    """How the weights of a layer are quantized: by the group that names it, else the one of its class, else the first."""
     groups = quantization.fields.get("config_groups")
     if not isinstance(groups, dict) or not groups or not all(isinstance(group, dict) for group in groups.values()):
         raise DamagedFile("quantization_config in config.json has no config_groups; use the published file.")
@@ -140,7 +141,8 @@ def _weights(name: str, quantization: Quantization) -> Mapping[str, Any]:
     for group in groups.values():
         if any(isinstance(target, str) and matches(target, module) for target in group.get("targets") or ()):
             return group.get("weights") or {}
-    return next(iter(groups.values())).get("weights") or {}
+    of_class = (group for group in groups.values() if LAYER_CLASS in (group.get("targets") or ()))
+    return next(of_class, next(iter(groups.values()))).get("weights") or {}
 
 
 def _fp4(name: str, tensors: Mapping[str, LazyTensor], parts: Mapping[str, str]) -> LazyTensor:
