@@ -133,7 +133,7 @@ def _with_activations(name: str, parts: Mapping[str, str], tensors: Mapping[str,
 
 
 def _weights(name: str, quantization: Quantization) -> Mapping[str, Any]:
-    """How the weights of a layer are quantized: by the group that names it, else the one of its class, else the first."""
+    """How the weights of a layer are quantized: as its group says, else that of its class, else the first."""
     groups = quantization.fields.get("config_groups")
     if not isinstance(groups, dict) or not groups or not all(isinstance(group, dict) for group in groups.values()):
         raise DamagedFile("quantization_config in config.json has no config_groups; use the published file.")

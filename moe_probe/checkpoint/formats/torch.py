@@ -14,7 +14,7 @@ import tarfile
 import zipfile
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeGuard
 
 from moe_probe.checkpoint.folder import FilesOfOneKind
 from moe_probe.checkpoint.lazy import Index, LazyTensor, Size, Stored, Typed, kind_of
@@ -104,10 +104,14 @@ class TorchFile:
 
     def tensors(self) -> dict[str, LazyTensor]:
         """Every entry of the state dict, unread."""
-        headers = None if self.headers is None else self.named(self.headers)
-        if not is_state(headers):
-            headers = {key: TensorHeader(Size(each.shape), kind_of(each.dtype)) for key, each in self.state.items()}
+        told = None if self.headers is None else self.named(self.headers)
+        headers = told if is_state(told) else {key: header_of(tensor) for key, tensor in self.state.items()}
         return {key: Stored(TorchEntry(self, key, header)) for key, header in headers.items()}
+
+
+def header_of(tensor: torch.Tensor) -> TensorHeader:
+    """Shape and type of a tensor."""
+    return TensorHeader(Size(tensor.shape), kind_of(tensor.dtype))
 
 
 def is_state(headers: Any) -> TypeGuard[dict[str, TensorHeader]]:
