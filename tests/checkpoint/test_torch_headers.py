@@ -34,7 +34,7 @@ def told(value):
     "held",
     [
         {str(dtype): torch.zeros(2, 3).to(dtype) for dtype in DTYPES},
-        {"view": WIDE[1, :, 1:3], "turned": WIDE.T, "spread": WIDE[0, 0, :1].expand(5), "same": WIDE, "all": WIDE},
+        {"view": WIDE[1, :, 1:3], "turned": WIDE.mT, "spread": WIDE[0, 0, :1].expand(5), "same": WIDE, "all": WIDE},
         collections.OrderedDict(none=torch.empty(0, 4), one=torch.tensor(3), parameter=torch.nn.Parameter(WIDE)),
         torch.nn.Linear(3, 2).state_dict(),
         {
