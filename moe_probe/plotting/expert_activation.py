@@ -1,4 +1,4 @@
-"""Models side by side: how often every expert is used (MH-MoE, arXiv 2404.15045, figures 1, 5 and 6)."""
+"""Models side by side: how often every expert is used (MH-MoE, arXiv 2404.15045, figures 1 and 5)."""
 
 from __future__ import annotations
 

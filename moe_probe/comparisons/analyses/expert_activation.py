@@ -1,4 +1,4 @@
-"""How often every expert is used, models side by side (MH-MoE, arXiv 2404.15045, figures 1, 5 and 6)."""
+"""How often every expert is used, models side by side (MH-MoE, arXiv 2404.15045, figures 1 and 5)."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ LEGEND = {
 def expert_activation(
     checkpoints: Sources, texts: Texts | None = None, *, threshold: float = 0.0, **options: Unpack[RunOptions]
 ) -> xr.Dataset:
-    """How often every expert is used, models side by side (MH-MoE, arXiv 2404.15045, figures 1, 5 and 6).
+    """How often every expert is used, models side by side (MH-MoE, arXiv 2404.15045, figures 1 and 5).
 
     Models may differ in layers, experts and sub-tokens; cells that one lacks are nan.
 
