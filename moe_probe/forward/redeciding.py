@@ -67,9 +67,7 @@ class Redecider:
         else:
             decided = self._decided_by_router(mode) or self._decided_by_block(mode)
             if decided is None or mode.met != 1 or mode.logits is None:
-                raise unwatchable(
-                    self.site, f"has {mode.met} linear maps to its experts where one is expected, so its choice"
-                )
+                raise self._undecidable(f"has {mode.met} linear maps to its experts alone where one is expected")
             index, weights = decided
             logits = mode.logits.reshape(call.logits.shape).to(call.logits)
         index, weights = (value.reshape(len(call.rows), -1) for value in (index, weights))
@@ -88,10 +86,14 @@ class Redecider:
         """Raises: CannotWatch: the router chose otherwise than by one top-k of all its experts."""
         chose_otherwise = mode.counted == 0 and (requests.get("scores") is not None or wanted != mode.top_k)
         if seen != wanted or chose_otherwise:
-            raise CannotWatch(
-                f"Layer {self.site.layer.index}, {type(self.site.router).__name__}: the router does not choose by one "
-                f"top-k of all {mode.experts} experts, so no other choice can be put in its place."
-            )
+            raise self._undecidable(f"does not choose by one top-k of all {mode.experts} experts")
+
+    def _undecidable(self, what: str) -> CannotWatch:
+        """The error that says what a router does."""
+        router = type(self.site.router).__name__
+        return CannotWatch(
+            f"Layer {self.site.layer.index}, {router}: the router {what}, so no other choice can be put in its place."
+        )
 
     def _decided_by_router(self, mode: Redeciding) -> tuple[torch.Tensor, torch.Tensor] | None:
         """Choices and weights where the router itself returns what its experts were called with."""

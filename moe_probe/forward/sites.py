@@ -90,6 +90,13 @@ class Site:
         """One expert's unweighted output on every row, (n, w): all rows go to it, with weight 1."""
         return self.apply(rows, torch.full((len(rows), 1), expert, dtype=torch.long, device=rows.device))
 
+    def callable_with(self, index: torch.Tensor, weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Choices and weights, (n, k) each, as the experts module can be called with."""
+        if type(self.experts).__name__ in TWO_CHOICES and index.shape[1] == 1:
+            index = torch.cat([index, torch.full_like(index, self.layer.num_experts - 1)], dim=1)
+            weights = torch.cat([weights, torch.zeros_like(weights)], dim=1)
+        return index, weights
+
     def apply(
         self, rows: torch.Tensor, index: torch.Tensor, parameters: Mapping[str, torch.Tensor] | None = None
     ) -> torch.Tensor:
@@ -97,10 +104,7 @@ class Site:
 
         `parameters` stand in for those of the experts module of the same names.
         """
-        weights = torch.ones_like(index, dtype=rows.dtype)
-        if type(self.experts).__name__ in TWO_CHOICES:
-            index = torch.cat([index, torch.full_like(index, self.layer.num_experts - 1)], dim=1)
-            weights = torch.cat([weights, torch.zeros_like(weights)], dim=1)
+        index, weights = self.callable_with(index, torch.ones_like(index, dtype=rows.dtype))
         with substituted(self.experts, parameters or {}):
             return self.experts.forward(rows, index, weights).reshape(rows.shape)
 

@@ -137,7 +137,10 @@ class WatchedSite:
         self.parts["applied"] = applied = call.chosen(call.index, changes.weights())
         if self.wants_selected and self.unweighted.begins(args, kwargs, applied):
             return self.unweighted.arguments(args, kwargs, applied)
-        return called_with(args, kwargs, index=applied.index, weights=applied.weights) if changed else None
+        if not changed:
+            return None
+        index, weights = self.site.callable_with(applied.index, applied.weights)
+        return called_with(args, kwargs, index=index, weights=weights)
 
     @property
     def wants_selected(self) -> bool:

@@ -1,0 +1,153 @@
+"""Interventions in every MoE of transformers, against the same model with its weights or its configuration changed."""
+
+import copy
+from functools import partial
+
+import pytest
+import torch
+from test_transformers_moe import PRESENT, tiny_model
+from tiny_configs import EXPERTS
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+
+import moe_probe
+from moe_probe import intervene
+from moe_probe.errors import CannotWatch
+
+UNWATCHED = {"jetmoe", "llama4_text"}  # refused as a whole
+UNDECIDED = {"inkling_text": ["mask", "only", "top_k"], "phimoe": ["top_k"], "deepseek_v4": ["top_k"]}
+QUICK = {"mixtral", "gpt_oss", "deepseek_v3", "longcat_flash", "zaya", "nemotron_h"}
+COUNTS = "num_experts num_local_experts n_routed_experts moe_num_experts".split()
+TOP_K = "num_experts_per_tok num_experts_per_token moe_topk moe_k moe_top_k top_k_experts".split()
+DROPPED, KEPT = (1, 3, 4), (0, 2, 5)
+IDS = torch.randint(3, 60, (2, 9), generator=torch.Generator().manual_seed(3))
+
+
+@torch.no_grad()
+def logits(module):
+    return module(input_ids=IDS, use_cache=False).logits.float()
+
+
+def edited(module, *edits):
+    with intervene.applied(module, list(edits)):
+        return logits(module)
+
+
+def close(found, expected):
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5 * float(expected.abs().max()))
+
+
+def expert_biases(module, layer):
+    """Rows by expert that are added to what an expert's matrices give."""
+    prefix = f".{layer}."
+    return [value for name, value in module.named_parameters() if name.endswith("_proj_bias") and prefix in name]
+
+
+@torch.no_grad()
+def with_scaled_outputs(module, layer, expert, factor):
+    changed = copy.deepcopy(module)
+    moe_probe.load(changed).expert_weight(layer, str(expert), "down").mul_(factor)
+    for name, bias in changed.named_parameters():
+        if name.endswith("down_proj_bias") and f".{layer}." in name:
+            bias[expert].mul_(factor)
+    return changed
+
+
+@torch.no_grad()
+def with_copied_expert(module, layer, expert, by):
+    changed = copy.deepcopy(module)
+    model = moe_probe.load(changed)
+    for projection in model.layer(layer).projections:
+        model.expert_weight(layer, str(expert), projection).copy_(model.expert_weight(layer, str(by), projection))
+    for bias in expert_biases(changed, layer):
+        bias[expert].copy_(bias[by])
+    return changed
+
+
+def reconfigured(module, names, value, dropped=()):
+    """The same weights under another configuration; rows and modules of dropped experts are left out."""
+    config = copy.deepcopy(module.config)
+    for part in (config, config.get_text_config(decoder=True), getattr(config, "ffn_config", config)):
+        for name in names:
+            if isinstance(getattr(part, name, None), int):
+                setattr(part, name, value)
+    smaller = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]._from_config(config).eval()
+    before = module.state_dict()
+    kept = [expert for expert in range(2 * EXPERTS) if expert not in dropped]
+    for block in smaller.modules():
+        if type(block).__name__ == "LongcatFlashExperts" and value == 1:
+            block.forward = partial(with_a_second_choice, block.forward)
+    smaller.load_state_dict(
+        {key: without(before[renumbered(key, kept)], value, dropped) for key, value in smaller.state_dict().items()}
+    )
+    return smaller
+
+
+def with_a_second_choice(forward, rows, index, weights):
+    """LongCat's experts cannot be called with one choice per token; a second one of weight 0 adds nothing."""
+    return forward(rows, index.repeat(1, 2), torch.cat([weights, torch.zeros_like(weights)], 1))
+
+
+def renumbered(key, kept):
+    """The name before: of experts that are modules of their own, the number of the one that was kept."""
+    before, found, after = key.partition(".experts.")
+    number, _, rest = after.partition(".")
+    return f"{before}{found}{kept[int(number)]}.{rest}" if number.isdigit() else key
+
+
+def without(tensor, smaller, dropped):
+    """Along the axis that became shorter, without what belongs to the dropped experts."""
+    for axis, (size, wanted) in enumerate(zip(tensor.shape, smaller.shape, strict=True)):
+        if size != wanted:
+            each = (size - wanted) // len(dropped)
+            kept = [place for place in range(size) if place // each not in dropped]
+            return tensor.index_select(axis, torch.tensor(kept))
+    return tensor
+
+
+def chosen_expert(module, layer):
+    """An expert that some token chooses, so that edits of it change something."""
+    unedited = logits(module)
+    return next(
+        each for each in range(EXPERTS) if not torch.equal(edited(module, intervene.Zero(layer, [each])), unedited)
+    )
+
+
+def pairs(module):
+    """By kind, edits and the model that they are to be equal to."""
+    model = moe_probe.load(module)
+    layers, first = model.moe_layers, model.moe_layers[0]
+    one = chosen_expert(module, first)
+    other = (one + 2) % EXPERTS
+    others = range(EXPERTS, model.layer(first).num_experts)  # without weights, which no count in a configuration counts
+    return {
+        "zero": ([intervene.Zero(first, [one])], lambda: with_scaled_outputs(module, first, one, 0)),
+        "scale": ([intervene.Scale(first, [one], 2.5)], lambda: with_scaled_outputs(module, first, one, 2.5)),
+        "replace": ([intervene.Replace(first, one, by=other)], lambda: with_copied_expert(module, first, one, other)),
+        "top_k": ([intervene.TopK(each, 1) for each in layers], lambda: reconfigured(module, TOP_K, 1)),
+        "mask": (
+            [intervene.Mask(each, list(DROPPED)) for each in layers],
+            lambda: reconfigured(module, COUNTS, len(KEPT), DROPPED),
+        ),
+        "only": (
+            [intervene.Only(each, [*KEPT, *others]) for each in layers],
+            lambda: reconfigured(module, COUNTS, len(KEPT), DROPPED),
+        ),
+    }
+
+
+@pytest.mark.parametrize(
+    "model_type",
+    [
+        each if each in QUICK else pytest.param(each, marks=pytest.mark.thorough)
+        for each in PRESENT
+        if each not in UNWATCHED
+    ],
+)
+def test_edits_are_what_changed_weights_and_configurations_are(model_type):
+    module = tiny_model(model_type)
+    for kind, (edits, surgery) in pairs(module).items():
+        if kind in UNDECIDED.get(model_type, ()):
+            with pytest.raises(CannotWatch, match="so no other choice can be put in its place"):
+                edited(module, *edits)
+            continue
+        close(edited(module, *edits), logits(surgery()))
