@@ -7,6 +7,7 @@ left out.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -19,6 +20,7 @@ from moe_probe.checkpoint import Checkpoint, LazyTensor
 from moe_probe.families.registered import Published, Registered
 
 FUSED = ".experts.gate_up_proj"
+EXPERT = re.compile(r"\.experts\.(\d+)\.")
 
 
 class ReleasedLongcatFlashForCausalLM(LongcatFlashForCausalLM):
@@ -52,6 +54,9 @@ def published(checkpoint: Checkpoint) -> Published:
 def _with_weights(checkpoint: Checkpoint) -> Iterator[tuple[str, LazyTensor]]:
     experts = checkpoint.config.get("n_routed_experts")
     for key, tensor in checkpoint.items():
+        of_expert = EXPERT.search(key)
+        if isinstance(experts, int) and of_expert is not None and int(of_expert[1]) >= experts:
+            continue
         too_many = key.endswith(FUSED) and isinstance(experts, int) and tensor.shape[0] > experts
         yield key, tensor[:experts] if too_many else tensor
 

@@ -68,7 +68,8 @@ class Deciding(TorchFunctionMode):
 class Redeciding(Deciding):
     """While a router decides again: with a bias on its one linear map to all experts, another k, another ranking.
 
-    A masked expert (-inf) is masked in the correction bias too, so that it counts neither in top-k nor in its group.
+    A masked expert (-inf) is masked in the correction bias too, so that it does not count in its group, and in what is
+    ranked, where its score of 0 could equal another's.
 
     Args:
         experts, top_k: as for `Deciding`.
@@ -101,13 +102,21 @@ class Redeciding(Deciding):
     def __torch_function__(
         self, function: Callable[..., Any], types: Sequence[type], args: tuple = (), kwargs: dict | None = None
     ) -> Any:
-        args = tuple(self._masked(value) for value in args)
+        if any(id(value) in self.corrections for value in args):
+            if sum(isinstance(value, torch.Tensor) for value in args) == 1:  # in another shape or dtype
+                return self._still_correction(super().__torch_function__(function, types, args, kwargs))
+            args = tuple(self._masked(value) for value in args)
         if function in TOP_K and self._is_choice(args, kwargs or {}):
             return self._choose(*args, **(kwargs or {}))
         value = super().__torch_function__(function, types, args, kwargs)
         if function in LINEAR and value.shape[-1] == self.experts:
             self.met, self.lead = self.met + 1, value.shape[:-1]
             value = self.logits = value + self.bias.to(value).reshape(value.shape)
+        return value
+
+    def _still_correction(self, value: Any) -> Any:
+        if isinstance(value, torch.Tensor):
+            self.corrections[id(value)] = value
         return value
 
     def _masked(self, value: Any) -> Any:
@@ -126,13 +135,13 @@ class Redeciding(Deciding):
 
     def _choose(self, input: torch.Tensor, k: int, *_: Any, **options: Any) -> Any:
         self.counted += 1
-        self.ranked = ranked = input.detach().clone()
         options = {name: value for name, value in options.items() if name in ("sorted", "largest")}
+        ranked = input.detach()
         if self.scores is not None:
             scores = self.scores.to(ranked).reshape(ranked.shape)
-            masked = (self.bias == -torch.inf).reshape(ranked.shape)
-            ranked = torch.where(scores.isnan(), ranked, scores.masked_fill(masked.to(scores.device), -torch.inf))
-            self.ranked = ranked
+            ranked = torch.where(scores.isnan(), ranked, scores)
+        masked = (self.bias == -torch.inf).reshape(ranked.shape).to(ranked.device)
+        self.ranked = ranked = ranked.masked_fill(masked, -torch.inf)
         index = torch.topk(ranked, self.wanted, -1, **options).indices
         return torch.return_types.topk((input.gather(-1, index), index))
 

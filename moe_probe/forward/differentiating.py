@@ -145,8 +145,8 @@ class Differentiating:
             with torch.enable_grad(), passing(self.runner.layers, each):
                 logits = self.runner.start(each.batch, None).output.logits
                 loss = summed_loss(logits, each.batch)
-                (each.slope,) = torch.autograd.grad(loss, each.last)
-            each.forward.output = None
+                (slope,) = torch.autograd.grad(loss, each.left[0])
+            each.slopes, each.forward.output = {0: slope}, None
             yield each.batch, {}, loss.detach()
         for index in self.runner.each_layer(self.source.model.num_layers, backward=True):
             for each in passes:
@@ -163,12 +163,20 @@ class Differentiating:
 
 @dataclass
 class Entered:
-    """What entered a layer: arguments, of which the first is the hidden states, and carried router logits."""
+    """What entered a layer.
+
+    Attributes:
+        args, kwargs: its arguments but the first one, the hidden states.
+        hidden: the hidden states, (documents, places, d).
+        carried: router logits that are carried to it.
+        places: of those arguments that the layer before gave beside hidden states: their place in its output.
+    """
 
     args: tuple
     kwargs: dict[str, Any]
     hidden: torch.Tensor
     carried: list[torch.Tensor | None]
+    places: Mapping[int | str, int]
 
 
 @dataclass(eq=False)
@@ -179,8 +187,8 @@ class LayerwisePass:
         batch: its documents.
         spills: whether what enters layers waits on disk.
         entered: what entered each layer.
-        last: hidden states after the last layer, (documents, places, d).
-        slope: derivative of the loss to what leaves the layer before.
+        left: what left the layer that ran last: hidden states (documents, places, d), and what it gives beside.
+        slopes: derivatives of the loss to what leaves the layer before, by the place in its output.
         carried_slopes: the same of the router logits that it carries to the next one.
     """
 
@@ -188,15 +196,27 @@ class LayerwisePass:
     spills: bool
     forward: Forward = field(init=False)
     entered: dict[int, Entered] = field(default_factory=dict)
-    last: torch.Tensor = field(init=False)
-    slope: torch.Tensor | None = None
+    left: tuple = ()
+    slopes: Mapping[int, torch.Tensor] = field(default_factory=dict)
     carried_slopes: list[torch.Tensor | None] = field(default_factory=list)
 
     def enter(self, index: int, args: tuple, kwargs: dict[str, Any]) -> None:
         """Keep what enters a layer."""
         hidden = args[0] if args else kwargs["hidden_states"]
         stored = Spill()(hidden) if self.spills else hidden
-        self.entered[index] = Entered(args[1:], kwargs, stored, [each.logits for each in carriers(args, kwargs)])
+        logits = [each.logits for each in carriers(args, kwargs)]
+        others = {name: value for name, value in kwargs.items() if name != "hidden_states"}
+        places = {
+            name: place
+            for name, value in (*enumerate(args[1:]), *others.items())
+            for place, left in enumerate(self.left)
+            if value is left and isinstance(left, torch.Tensor) and left.is_floating_point()
+        }
+        self.entered[index] = Entered(args[1:], others, stored, logits, places)
+
+    def leave(self, output: Any) -> None:
+        """Keep what leaves a layer."""
+        self.left = output if isinstance(output, tuple) else (output,)
 
     def step_back(self, index: int, layer: nn.Module) -> None:
         """Run a layer again, and go back through it."""
@@ -206,17 +226,21 @@ class LayerwisePass:
         carried = [None if each is None else each.detach().requires_grad_() for each in entered.carried]
         for holder, logits in zip(holders, carried, strict=True):
             holder.logits = logits
-        kwargs = {name: value for name, value in entered.kwargs.items() if name != "hidden_states"}
-        output = layer(hidden, *entered.args, **kwargs)
-        output = output if isinstance(output, torch.Tensor) else output[0]
-        pairs = [(output, self.slope)]
+        given = {**dict(enumerate(entered.args)), **entered.kwargs}
+        beside = {name: given[name].detach().requires_grad_() for name in entered.places}
+        args = [beside.get(place, value) for place, value in enumerate(entered.args)]
+        output = layer(hidden, *args, **{name: beside.get(name, value) for name, value in entered.kwargs.items()})
+        parts = output if isinstance(output, tuple) else (output,)
+        pairs = [(parts[place], slope) for place, slope in self.slopes.items()]
         pairs += [
             (holder.logits, slope)
             for holder, slope in zip(holders, self.carried_slopes, strict=False)
             if slope is not None
         ]
         torch.autograd.backward([of for of, _ in pairs], [slope for _, slope in pairs])
-        self.slope, self.carried_slopes = hidden.grad, [None if each is None else each.grad for each in carried]
+        found = {0: hidden, **{place: beside[name] for name, place in entered.places.items()}}
+        self.slopes = {place: value.grad for place, value in found.items() if value.grad is not None}
+        self.carried_slopes = [None if each is None else each.grad for each in carried]
 
 
 @contextmanager
@@ -231,7 +255,7 @@ def owned(owner: object) -> Iterator[None]:
 
 @contextmanager
 def keeping(layers: nn.ModuleList, passes: Sequence[LayerwisePass], pace: Differentiating) -> Iterator[None]:
-    """Within, what enters layers is kept by the pass that runs, and what leaves the last one."""
+    """Within, what enters and leaves layers is kept by the pass that runs."""
 
     def enter(index: int, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         if OWNER.get() is pace.forth:
@@ -239,13 +263,12 @@ def keeping(layers: nn.ModuleList, passes: Sequence[LayerwisePass], pace: Differ
 
     def leave(module: nn.Module, args: tuple, output: Any) -> None:
         if OWNER.get() is pace.forth:
-            hidden = output if isinstance(output, torch.Tensor) else output[0]
-            pace.running.last = hidden.detach().clone()
+            pace.running.leave(output)
 
     handles = [
         layer.register_forward_pre_hook(partial(enter, index), with_kwargs=True) for index, layer in enumerate(layers)
     ]
-    handles.append(layers[-1].register_forward_hook(leave))
+    handles += [layer.register_forward_hook(leave) for layer in layers]
     try:
         yield
     finally:
@@ -256,10 +279,10 @@ def keeping(layers: nn.ModuleList, passes: Sequence[LayerwisePass], pace: Differ
 @contextmanager
 def passing(layers: nn.ModuleList, running: LayerwisePass) -> Iterator[None]:
     """Within, layers do nothing, and what left the last one comes out of them."""
-    running.last.requires_grad_()
+    left = running.left = (running.left[0].detach().clone().requires_grad_(), *running.left[1:])
     before = [vars(layer).get("forward") for layer in layers]
     for layer in layers:
-        layer.forward = lambda *args, **kwargs: running.last
+        layer.forward = lambda *args, **kwargs: left if len(left) > 1 else left[0]
     try:
         yield
     finally:

@@ -71,6 +71,7 @@ class Redecider:
             index, weights = decided
             logits = mode.logits.reshape(call.logits.shape).to(call.logits)
         index, weights = (value.reshape(len(call.rows), -1) for value in (index, weights))
+        index = self.site.chosen_experts(index, weights)
         self._require_asked(index.shape[1], count, mode, requests)
         ranked = None if mode.ranked is None else mode.ranked.reshape(logits.shape)
         return replace(

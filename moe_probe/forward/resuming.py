@@ -30,23 +30,34 @@ from moe_probe.texts.corpus import Batch, Tokens
 
 @dataclass
 class Left:
-    """What a layer left for the next one.
+    """What a layer, or a module of it, left for the next one.
 
     Attributes:
-        output: of the layer: hidden states (documents, places, d), or a tuple that begins with them.
+        shape: documents and places.
+        output: a tensor (documents, places, ...) or (documents x places, ...), or a tuple of such tensors and of what
+            does not depend on the documents. Another tensor, such as attention weights, is not kept.
         carried: router logits that go to the next layer beside them (MoE++), (documents x places, E).
     """
 
+    shape: tuple[int, int]
     output: Any
     carried: list[torch.Tensor | None]
 
     def of_rows(self, rows: torch.Tensor, places: int) -> Left:
         """That of some of the documents, and of their first places."""
-        first = self.output if isinstance(self.output, torch.Tensor) else self.output[0]
-        hidden = first[rows.to(first.device), :places]
-        shape = first.shape[:2]
-        carried = [None if each is None else of_documents(each, rows, shape, places) for each in self.carried]
-        return Left(hidden if isinstance(self.output, torch.Tensor) else (hidden, *self.output[1:]), carried)
+        several = isinstance(self.output, tuple)
+        parts = [self._part(each, rows, places) for each in (self.output if several else [self.output])]
+        carried = [None if each is None else of_documents(each, rows, self.shape, places) for each in self.carried]
+        return Left((len(rows), places), tuple(parts) if several else parts[0], carried)
+
+    def _part(self, value: Any, rows: torch.Tensor, places: int) -> Any:
+        if not isinstance(value, torch.Tensor):
+            return value
+        if tuple(value.shape[:2]) == self.shape:
+            return value[rows.to(value.device), :places]
+        if value.ndim and len(value) == self.shape[0] * self.shape[1]:
+            return of_documents(value, rows, self.shape, places)
+        return None
 
 
 @dataclass(frozen=True)
@@ -214,14 +225,16 @@ class Watching(Intervention):
 
 def before_block(layer: nn.Module, block: nn.Module) -> list[tuple[str, nn.Module]]:
     """Parts of a decoder layer with matrices of their own, such as attention, but for that with the MoE block."""
+    if layer is block:
+        return []
     parts = [(name, part) for name, part in layer.named_children() if block not in part.modules()]
     return [(name, part) for name, part in parts if any(each.ndim > 1 for each in part.parameters())]
 
 
 def is_hidden(output: Any, batch: Batch) -> bool:
-    """Whether a module gave hidden states of a batch, (documents, places, d), alone or first in a tuple."""
+    """Whether a module gave values of a batch's places, (documents, places, ...), alone or first in a tuple."""
     first = output[0] if isinstance(output, tuple) and output else output
-    return isinstance(first, torch.Tensor) and first.ndim == 3 and tuple(first.shape[:2]) == batch.shape
+    return isinstance(first, torch.Tensor) and first.ndim > 2 and tuple(first.shape[:2]) == batch.shape
 
 
 def same_memory(one: torch.Tensor, other: torch.Tensor) -> bool:
@@ -276,7 +289,8 @@ class Resuming:
             stack.enter_context(stepping(self.runner.layers, self))
             stack.enter_context(self._skipping())
             edits = partial(self._interventions, [*self.own, Watching(self._see)])
-            stack.enter_context(capture(sites, None, self, self.model.config, edits, self._tokens, self._only))
+            watching = capture(sites, None, self, self.model.config, edits, self._tokens, self._only)
+            self.watched = stack.enter_context(watching)
             yield
 
     def _interventions(self, always: Sequence[Intervention]) -> list[Intervention]:
@@ -327,7 +341,7 @@ class Resuming:
             return run.base.inside[index][name].of_rows(run.rows, run.places).output
         output = forward(*args, **kwargs)
         if OWNER.get() is self and isinstance(run, Base) and index not in run.index and is_hidden(output, run.batch):
-            run.inside.setdefault(index, {})[name] = Left(output, [])
+            run.inside.setdefault(index, {})[name] = Left(run.batch.shape, output, [])
         return output
 
     def _forward(self, index: int, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -335,16 +349,18 @@ class Resuming:
         if OWNER.get() is not self or run is None:
             return forward(*args, **kwargs)
         if index < run.start:
-            return self._skip(run, args, kwargs)
+            return self._skip(index, run, args, kwargs)
         output = forward(*args, **kwargs)
         if isinstance(run, Base):
             run.inside.setdefault(index, {})
-            run.left[index] = Left(output, [each.logits for each in carriers(args, kwargs)])
+            run.left[index] = Left(run.batch.shape, output, [each.logits for each in carriers(args, kwargs)])
         return output
 
-    def _skip(self, run: Run, args: tuple, kwargs: Mapping[str, Any]) -> Any:
+    def _skip(self, index: int, run: Run, args: tuple, kwargs: Mapping[str, Any]) -> Any:
         assert isinstance(run, Tail)
         assert run.entering is not None
+        if index in self.watched:  # the layer may be the block itself
+            self.watched[index].abandon()
         for carrier, logits in zip(carriers(args, kwargs), run.entering.carried, strict=True):
             carrier.logits = logits
         return run.entering.output

@@ -29,6 +29,8 @@ OUTSIDE = {
 }
 # experts that cannot be called with one choice per token: they get a second one, of weight 0, to the last expert
 TWO_CHOICES = {"LongcatFlashExperts"}
+# experts that are called with the first one, and weight 0, where the last one was chosen, which gives nothing
+SKIPPED_AS_FIRST = {"ZayaExperts"}
 
 
 @dataclass(frozen=True)
@@ -90,11 +92,20 @@ class Site:
         """One expert's unweighted output on every row, (n, w): all rows go to it, with weight 1."""
         return self.apply(rows, torch.full((len(rows), 1), expert, dtype=torch.long, device=rows.device))
 
+    def chosen_experts(self, index: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+        """The experts that were chosen, (n, k), of what the experts module is called with."""
+        if type(self.experts).__name__ in SKIPPED_AS_FIRST:
+            return index.masked_fill((index == 0) & (weights == 0), self.layer.num_experts - 1)
+        return index
+
     def callable_with(self, index: torch.Tensor, weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Choices and weights, (n, k) each, as the experts module can be called with."""
-        if type(self.experts).__name__ in TWO_CHOICES and index.shape[1] == 1:
-            index = torch.cat([index, torch.full_like(index, self.layer.num_experts - 1)], dim=1)
+        name, last = type(self.experts).__name__, self.layer.num_experts - 1
+        if name in TWO_CHOICES and index.shape[1] == 1:
+            index = torch.cat([index, torch.full_like(index, last)], dim=1)
             weights = torch.cat([weights, torch.zeros_like(weights)], dim=1)
+        if name in SKIPPED_AS_FIRST:
+            weights, index = weights.masked_fill(index == last, 0), index.masked_fill(index == last, 0)
         return index, weights
 
     def apply(

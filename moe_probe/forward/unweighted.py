@@ -60,7 +60,8 @@ class Unweighted:
         """The module's arguments with a row for each choice (n, k), and weights of 1."""
         choices = call.index.reshape(-1, 1)
         repeated = call.rows.repeat_interleave(call.index.shape[1], 0)
-        return called_with(args, kwargs, rows=repeated, index=choices, weights=torch.ones_like(choices))
+        index, weights = self.site.callable_with(choices, torch.ones_like(choices))
+        return called_with(args, kwargs, rows=repeated, index=index, weights=weights)
 
     def ends(self, call: SiteCall, output: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The experts' weighted output, in the module's shape, and the unweighted outputs (n, k, w)."""

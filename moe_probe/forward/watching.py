@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from moe_probe.errors import CannotWatch
 from moe_probe.forward.affinity import Affinity, find_affinity, follows, ranks, without_excluded
 from moe_probe.forward.deciding import Deciding
 from moe_probe.forward.redeciding import Decided, Redecider, unwatchable
@@ -73,6 +74,7 @@ class WatchedSite:
         deleted: sets of experts without which `Need.WITHOUT` asks what would be chosen; each one alone by default.
         affinity: found at the first call that is told of.
         checked: whether a call has been checked.
+        anew: whether the router can choose anew; None until that is asked for.
     """
 
     site: Site
@@ -85,6 +87,7 @@ class WatchedSite:
     deleted: Sequence[Sequence[int]] = ()
     affinity: Affinity | None = None
     checked: bool = False
+    anew: bool | None = None
     deciding: Deciding | None = None
     parts: dict[str, Any] = field(default_factory=dict)
     memory: dict[Any, Any] = field(default_factory=dict)
@@ -118,6 +121,7 @@ class WatchedSite:
     def before_experts(self, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
         """The experts are called: the interventions' choices take the place of the router's."""
         rows, index, weights = expert_call(args, kwargs)
+        index = self.site.chosen_experts(index, weights)
         if self.redecider.running:
             raise Decided(index.long(), weights)
         self.end_deciding()
@@ -165,10 +169,10 @@ class WatchedSite:
         )
 
     def without_each(self, call: SiteCall) -> tuple[torch.Tensor, torch.Tensor] | None:
-        """Choices and weights (S, n, k) if experts were deleted, for each of S sets; None where none can be spared."""
+        """Choices and weights (S, n, k) if experts were deleted, for each of S sets; None where that cannot be."""
         experts, decisions = self.site.layer.num_experts, []
         sets = self.deleted or [[expert] for expert in range(experts)]
-        if call.index.shape[1] > experts - max(map(len, sets)):
+        if call.index.shape[1] > experts - max(map(len, sets)) or not self.chooses_anew(call):
             return None
         for deleted in sets:
             mask = torch.zeros(experts, device=call.index.device)
@@ -179,6 +183,25 @@ class WatchedSite:
             decisions.append((decided.index, decided.weights))
         index, weights = zip(*decisions, strict=True)
         return torch.stack(index), torch.stack(weights)
+
+    def chooses_anew(self, call: SiteCall) -> bool:
+        """Whether the router makes another choice where the first one is deleted; found at the first call.
+
+        Raises:
+            CannotWatch: it does not, and which experts are deleted was asked for.
+        """
+        if self.anew is None:
+            first = torch.zeros(self.site.layer.num_experts, device=call.index.device)
+            first[call.index[0, 0]] = -torch.inf
+            try:
+                replace(call, memory=dict(call.memory)).reselect(first)
+            except CannotWatch:
+                if self.deleted:
+                    raise
+                self.anew = False
+            else:
+                self.anew = True
+        return self.anew
 
     def carry(self, logits: torch.Tensor) -> None:
         """Let what carries the router's logits to the next layer (MoE++) carry the changed ones."""
@@ -218,7 +241,7 @@ class WatchedSite:
 
     def on_block(self, args: tuple, output: torch.Tensor | Sequence[torch.Tensor] | None) -> None:
         """The call of the block ends; without output where an error ended it."""
-        if self.redecider.running:
+        if self.redecider.running or not self.parts:
             return
         if output is None:
             self.abandon()
@@ -278,7 +301,7 @@ class WatchedSite:
             self.deciding.__exit__(None, None, None)
 
     def abandon(self) -> None:
-        """A call was left by an error."""
+        """A call was left: by an error, or because the block does not run in it."""
         if self.parts:
             self.end_deciding()
             self.parts = {}

@@ -3,23 +3,46 @@
 import copy
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
-from test_transformers_moe import PRESENT, tiny_model
+from test_transformers_moe import PRESENT
+from test_transformers_moe import tiny_model as zeroed_model
 from tiny_configs import EXPERTS
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 import moe_probe
-from moe_probe import intervene
+from moe_probe import intervene, pruning
 from moe_probe.errors import CannotWatch
 
 UNWATCHED = {"jetmoe", "llama4_text"}  # refused as a whole
-UNDECIDED = {"inkling_text": ["mask", "only", "top_k"], "phimoe": ["top_k"], "deepseek_v4": ["top_k"]}
+UNDECIDED = {
+    "inkling_text": ["mask", "only", "top_k"],
+    "phimoe": ["top_k"],
+    "deepseek_v4": ["mask", "only", "top_k"],  # its first layers choose by a table of tokens
+}
 QUICK = {"mixtral", "gpt_oss", "deepseek_v3", "longcat_flash", "zaya", "nemotron_h"}
+WATCHED = [
+    each if each in QUICK else pytest.param(each, marks=pytest.mark.thorough)
+    for each in PRESENT
+    if each not in UNWATCHED
+]
 COUNTS = "num_experts num_local_experts n_routed_experts moe_num_experts".split()
 TOP_K = "num_experts_per_tok num_experts_per_token moe_topk moe_k moe_top_k top_k_experts".split()
 DROPPED, KEPT = (1, 3, 4), (0, 2, 5)
 IDS = torch.randint(3, 60, (2, 9), generator=torch.Generator().manual_seed(3))
+
+
+def tiny_model(model_type):
+    """A model whose tables of experts by token, where it has some, name several."""
+    module = zeroed_model(model_type)
+    if model_type == "zaya":  # of small weights nothing would be left after its scales
+        for name, parameter in module.named_parameters():
+            parameter.data.mul_(6).add_(float("scale" in name or "norm" in name))
+    for name, table in module.named_buffers():
+        if name.endswith("tid2eid"):
+            table.copy_(torch.arange(table.numel()).reshape(table.shape) % EXPERTS)
+    return module
 
 
 @torch.no_grad()
@@ -135,19 +158,81 @@ def pairs(module):
     }
 
 
-@pytest.mark.parametrize(
-    "model_type",
-    [
-        each if each in QUICK else pytest.param(each, marks=pytest.mark.thorough)
-        for each in PRESENT
-        if each not in UNWATCHED
-    ],
-)
+@pytest.mark.parametrize("model_type", WATCHED)
 def test_edits_are_what_changed_weights_and_configurations_are(model_type):
     module = tiny_model(model_type)
     for kind, (edits, surgery) in pairs(module).items():
         if kind in UNDECIDED.get(model_type, ()):
-            with pytest.raises(CannotWatch, match="so no other choice can be put in its place"):
+            with pytest.raises(
+                CannotWatch, match=r"no other choice can be put in its place|masked was chosen all the same"
+            ):
                 edited(module, *edits)
             continue
         close(edited(module, *edits), logits(surgery()))
+
+
+DOCUMENTS = [IDS[0].tolist(), [*IDS[1].tolist(), *range(5, 17)], IDS[0, :6].tolist(), IDS[1].tolist()]
+
+
+@torch.no_grad()
+def losses(module, *edits):
+    """Each document alone: the negative log-likelihood of its tokens but the first, summed."""
+    sums = []
+    with intervene.applied(module, list(edits)):
+        for ids in DOCUMENTS:
+            given = module(input_ids=torch.tensor([ids]), use_cache=False).logits[0, :-1].double().log_softmax(-1)
+            sums.append(-given.gather(1, torch.tensor(ids[1:])[:, None]).sum())
+    return float(sum(sums)) / sum(len(ids) - 1 for ids in DOCUMENTS)
+
+
+@pytest.mark.parametrize("model_type", WATCHED)
+def test_ablations_that_share_layers_are_those_of_whole_runs(model_type):
+    module = tiny_model(model_type)
+    model = moe_probe.load(module)
+    layers, unedited = sorted({model.moe_layers[0], model.moe_layers[-1]}), losses(module)
+    for how, kind in (("zero", intervene.Zero), ("mask", intervene.Mask)):
+        if how in UNDECIDED.get(model_type, ()):
+            continue
+        ds = intervene.ablate(model, DOCUMENTS, how, layers=layers, experts=[0, 3, 5], bootstrap=0, progress=False)
+        for layer in layers:
+            for expert in (0, 3, 5):
+                expected = losses(module, kind(layer, [expert])) - unedited
+                found = float(ds.loss_change.sel(path="total", layer=layer, expert=str(expert)))
+                assert abs(found - expected) < 2e-5, (how, layer, expert, found, expected)
+
+
+@pytest.mark.parametrize("model_type", WATCHED)
+def test_ablations_and_attributions_are_the_same_layer_by_layer(model_type, tmp_path):
+    tiny_model(model_type).save_pretrained(tmp_path)
+    model = moe_probe.load(tmp_path)
+    how = "zero" if "mask" in UNDECIDED.get(model_type, ()) else "mask"
+    options = {
+        "layers": [model.moe_layers[-1]],
+        "bootstrap": 0,
+        "progress": False,
+        "experts": [0, 4],
+        "batch_tokens": 30,
+    }
+    here, there = (
+        intervene.ablate(model, DOCUMENTS, how, execution=each, **options) for each in ("resident", "layerwise")
+    )
+    np.testing.assert_allclose(there.loss_change, here.loss_change, rtol=0, atol=2e-5)
+    slopes = [
+        intervene.attribution(model, DOCUMENTS, execution=each, bootstrap=0, progress=False).loss_change
+        for each in ("resident", "layerwise")
+    ]
+    np.testing.assert_allclose(slopes[1], slopes[0], rtol=0, atol=2e-5)
+    layer, step = model.moe_layers[0], 0.003  # no choice changes within it
+    module = model.module
+    for expert in (0, 3):
+        more, less = (losses(module, intervene.Scale(layer, [expert], 1 + sign * step)) for sign in (1, -1))
+        expected = -(more - less) / (2 * step)
+        assert abs(float(slopes[0].sel(layer=layer, expert=str(expert))) - expected) < 5e-5 + 0.02 * abs(expected)
+
+
+def test_a_router_that_cannot_choose_anew_leaves_scores_of_deletion_undefined():
+    ds = pruning.scores(tiny_model("deepseek_v4"), DOCUMENTS, ["reap", "naee_single"], progress=False)
+    assert ds.value.sel(score="naee_single").isnull().all()
+    assert ds.value.sel(score="reap").notnull().any()
+    with pytest.raises(CannotWatch, match="masked was chosen all the same"):
+        pruning.naee(tiny_model("deepseek_v4"), DOCUMENTS, 2, progress=False)

@@ -435,6 +435,29 @@ def test_longcat_flash_has_no_rows_for_experts_that_return_their_input(tmp_path)
     assert torch.isfinite(logits(model)).all()
 
 
+@pytest.mark.parametrize("fused", [False, True])
+def test_rows_that_transformers_writes_for_longcats_experts_without_weights_are_left_out(tmp_path, fused):
+    made = longcat()
+    for layer in {key.split(".")[2] for key in made if ".experts." in key}:
+        place = f"model.layers.{layer}.mlp.experts"
+        for expert in (E, E + 1):
+            for name in ("gate_proj", "up_proj"):
+                made[f"{place}.{expert}.{name}.weight"] = torch.randn_like(made[f"{place}.0.{name}.weight"])
+        if fused:
+            rows = [
+                torch.cat([made.pop(f"{place}.{expert}.{name}.weight") for name in ("gate_proj", "up_proj")])
+                for expert in range(E + 2)
+            ]
+            made[f"{place}.gate_up_proj"] = torch.stack(rows)
+            down = [made.pop(f"{place}.{expert}.down_proj.weight") for expert in range(E)]
+            made[f"{place}.down_proj"] = torch.stack(down)
+    model, released = (
+        moe_probe.load(write(tmp_path / name, of, LONGCAT)) for name, of in (("a", made), ("b", longcat()))
+    )
+    assert torch.equal(model.expert_weight(0, "3", "up"), released.expert_weight(0, "3", "up"))
+    assert torch.equal(logits(model), logits(released))
+
+
 def test_experts_that_do_not_fit_are_refused_when_the_model_opens(tmp_path):
     with pytest.raises(MoEProbeError, match=r"gate_up_proj|down_proj"):
         moe_probe.load(write(tmp_path / "m", longcat(E - 1), LONGCAT))

@@ -211,3 +211,27 @@ def test_inputs_times_gate_embeddings_are_the_logits():
         one = found.sel(layer=layer)
         expected = one.expert_input.values @ model.router_weight(layer).float().numpy().T
         np.testing.assert_allclose(one.router_logits, expected, atol=1e-5)
+
+
+def test_a_token_that_skips_all_experts_chose_the_one_that_gives_nothing():
+    """Zaya's router calls its experts with the first one, of weight 0, where its class for skipping was the best."""
+    module = tiny_model("zaya")
+    routers = [layer.mlp.gate for layer in module.model.layers]
+    ranked = []
+    for router in routers:
+        router.balancing_biases[-1] = 0.02
+        router.register_forward_hook(
+            lambda router, args, output: ranked.append(output[0].softmax(-1) + router.balancing_biases)
+        )
+    with torch.no_grad():
+        for ids in IDS:
+            module(input_ids=torch.tensor([ids]), use_cache=False)
+    best = [torch.cat(ranked[at :: len(routers)]).argmax(-1) for at in range(len(routers))]
+    assert any(bool((each == 6).any()) and bool((each != 6).any()) for each in best)
+    ranked.clear()
+    found = record(module)
+    for layer, expected in enumerate(best):
+        np.testing.assert_array_equal(found.topk_expert.sel(layer=layer).values[:, 0], expected)
+        assert (found.topk_weight.sel(layer=layer).values[:, 0] == 0).tolist() == (expected == 6).tolist()
+    load = dynamic.expert_load(module, IDS, progress=False)
+    assert int(load.selections.sel(expert="6").sum()) == sum(int((each == 6).sum()) for each in best)
