@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +21,12 @@ from moe_probe.progress import reporting
 from moe_probe.pruning.plans import Plan, groups_of, read_plan
 from moe_probe.signatures import check_number, checked
 
-LAYER = re.compile(r"\blayers\.(\d+)\.")
+LAYER = re.compile(r"\b(?:layers|blocks)\.(\d+)\.")
 NUMBERED = re.compile(r"(?P<before>.*\bexperts\.)(?P<expert>\d+)(?P<after>\..+)")
-ROUTED = re.compile(r"\.(gate|router|experts|e_score_correction_bias|expert_bias)\b")
+ROUTED = re.compile(r"\.(gate|router|experts|e_score_correction_bias|expert_bias|moe_statics|block_sparse_moe)\b")
+FLAT = re.compile(r"\.experts\.mlp\.\w+")  # experts one below the other (DBRX)
 COUNTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+CHECKED_ROWS = 2
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".index.json")
 
 
@@ -91,6 +93,12 @@ def checked_plan(model: MoEModel, plan: Plan) -> int:
             f"The plan is of {len(plan.kept)} layers of {plan.model}, and does not fit the {len(counts)} MoE layers of "
             f"{model.name} with their experts; make it of all layers of this model."
         )
+    without = next((layer for layer in counts if len(model.layer(layer).weighted_experts) < counts[layer]), None)
+    if without is not None:
+        raise NotFitting(
+            f"Layer {without} of {model.name} has experts without weights, which its configuration counts apart; run "
+            "the model under plan.masks() instead."
+        )
     left = {len(experts) for experts in plan.kept.values()}
     if len(left) > 1:
         raise NotFitting(
@@ -143,14 +151,24 @@ def cut_tensor(model: MoEModel, plan: Plan, key: str, tensor: LazyTensor) -> tup
         if expert not in staying:
             return None
         return f"{numbered['before']}{staying.index(expert)}{numbered['after']}", tensor
-    stacked = ROUTED.search(key) and tensor.ndim > 0 and tensor.shape[0] == model.layer(layer).num_experts
-    return key, rows_of(tensor, staying) if stacked else tensor
+    if not ROUTED.search(key) or tensor.ndim == 0:
+        return key, tensor
+    if "int" in tensor.kind:
+        raise NotFitting(
+            f"{key} names experts by their numbers, also those that the plan takes away; run {model.name} under "
+            "plan.masks() instead."
+        )
+    experts = model.layer(layer).num_experts
+    if tensor.shape[0] == experts or FLAT.search(key):
+        return key, parts_of(tensor, staying, experts)
+    return key, parts_of(tensor, staying, experts, 1) if tuple(tensor.shape) == (1, experts) else tensor
 
 
-def rows_of(tensor: LazyTensor, rows: Sequence[int]) -> LazyTensor:
-    """Some rows, unread."""
+def parts_of(tensor: LazyTensor, staying: Sequence[int], experts: int, dim: int = 0) -> LazyTensor:
+    """What belongs to some experts, which lie one after the other along an axis, unread."""
     lazy: Any = tensor
-    return torch.cat([lazy[row : row + 1] for row in rows])  # pyright: ignore[reportReturnType]
+    size = tensor.shape[dim] // experts
+    return torch.cat([lazy.narrow(dim, expert * size, size) for expert in staying], dim)  # pyright: ignore[reportReturnType]
 
 
 def copy_beside(checkpoint: Checkpoint, folder: Path) -> None:
@@ -174,16 +192,32 @@ def write_tensors(folder: Path, tensors: dict[str, LazyTensor], shard_bytes: int
 
 
 def check_written(model: MoEModel, plan: Plan, folder: Path) -> None:
-    """Refuse a layout that was not cut as a whole: what is written must open, with the routers' rows that stay."""
+    """Refuse a layout that was not cut as a whole: what is written must open, with the weights that stay.
+
+    Of each matrix of an expert, the first rows are compared.
+    """
     try:
         smaller = load(folder)
         same = all(
             torch.equal(smaller.router_weight(layer), model.router_weight(layer)[list(kept)])
+            and all(torch.equal(*pair) for pair in first_rows(model, smaller, layer, kept))
             for layer, kept in plan.kept.items()
         )
     except MoEProbeError as error:
         raise NotFitting(f"{model.name} is laid out in a way that cannot be cut: {error}") from error
     if not same:
         raise NotFitting(
-            f"{model.name} keeps its routers in a way that cannot be cut; run it under plan.masks() instead."
+            f"{model.name} keeps its experts in a way that cannot be cut; run it under plan.masks() instead."
         )
+
+
+def first_rows(
+    model: MoEModel, smaller: MoEModel, layer: int, kept: Sequence[int]
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """The beginning of each expert's matrices, in the model and in the smaller one."""
+    for number, expert in enumerate(kept):
+        for projection in model.layer(layer).projections:
+            before, after = (
+                of.expert_tensor(layer, str(label), projection) for of, label in ((model, expert), (smaller, number))
+            )
+            yield before[:CHECKED_ROWS].read(), after[:CHECKED_ROWS].read()

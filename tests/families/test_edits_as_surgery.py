@@ -13,7 +13,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 import moe_probe
 from moe_probe import intervene, pruning
-from moe_probe.errors import CannotWatch
+from moe_probe.errors import CannotWatch, NotFitting
 
 UNWATCHED = {"jetmoe", "llama4_text"}  # refused as a whole
 UNDECIDED = {
@@ -21,6 +21,7 @@ UNDECIDED = {
     "phimoe": ["top_k"],
     "deepseek_v4": ["mask", "only", "top_k"],  # its first layers choose by a table of tokens
 }
+UNCUT = {"deepseek_v4", "inkling_text", "longcat_flash", "zaya"}
 QUICK = {"mixtral", "gpt_oss", "deepseek_v3", "longcat_flash", "zaya", "nemotron_h"}
 WATCHED = [
     each if each in QUICK else pytest.param(each, marks=pytest.mark.thorough)
@@ -228,6 +229,21 @@ def test_ablations_and_attributions_are_the_same_layer_by_layer(model_type, tmp_
         more, less = (losses(module, intervene.Scale(layer, [expert], 1 + sign * step)) for sign in (1, -1))
         expected = -(more - less) / (2 * step)
         assert abs(float(slopes[0].sel(layer=layer, expert=str(expert))) - expected) < 5e-5 + 0.02 * abs(expected)
+
+
+@pytest.mark.parametrize("model_type", WATCHED)
+def test_a_pruned_checkpoint_computes_what_the_masked_model_does(model_type, tmp_path):
+    module = tiny_model(model_type)
+    module.save_pretrained(tmp_path / "whole")
+    scores = pruning.scores(tmp_path / "whole", names="gate_norm", progress=False)
+    plan = pruning.plan(tmp_path / "whole", scores, 2 / EXPERTS)
+    if model_type in UNCUT:
+        with pytest.raises(NotFitting):
+            pruning.prune(tmp_path / "whole", plan, tmp_path / "cut")
+        assert not (tmp_path / "cut").exists()
+        return
+    pruning.prune(tmp_path / "whole", plan, tmp_path / "cut")
+    close(logits(moe_probe.load(tmp_path / "cut").module), edited(module, *plan.masks()))
 
 
 def test_a_router_that_cannot_choose_anew_leaves_scores_of_deletion_undefined():
