@@ -11,9 +11,16 @@ from collections.abc import Iterable
 from difflib import get_close_matches
 from typing import Self
 
+LONGEST = 1200  # characters of a sentence
+
 
 class MoEProbeError(Exception):
-    """Base of every error that moe_probe raises on purpose."""
+    """Base of every error that moe_probe raises on purpose; what files and arguments say in it is made printable."""
+
+    def __init__(self, *sentences: object):
+        from moe_probe.shown import brief  # imports rich, which nothing needs before an error
+
+        super().__init__(*(brief(text, LONGEST) if isinstance(text, str) else text for text in sentences))
 
 
 class CheckpointError(MoEProbeError):

@@ -20,7 +20,7 @@ WEIGHTS = GROUND | {"checkpoint", "families"}
 HANDLE = WEIGHTS | {"model", "facts", "tokenizer", "results", "tabular"}
 WORDS = HANDLE | {"texts", "routing"}
 ALLOWED = {
-    "errors": set(),
+    "errors": {"shown"},
     "moved": set(),
     "deferred": {"errors"},
     "shown": set(),

@@ -85,3 +85,13 @@ def test_names_of_files_differ_where_the_texts_do():
 @pytest.mark.parametrize("text", ["=1+1", "+1", "-1", "@x", "\tx", " =x"])
 def test_a_spreadsheet_runs_no_cell(text):
     assert csv_cell(text) == f"'{text}"
+
+
+def test_an_error_is_one_printable_line_whatever_a_file_says():
+    error = InputError("config.json has bits=\x1b[31m" + "x" * 5000 + "\0; use the published file.\n")
+    assert len(str(error)) <= 1200
+    assert not CONTROL.search(str(error))
+    assert str(error).startswith(r"config.json has bits=\x1b[31mxxx")
+    assert str(error).endswith(r"\x00; use the published file.\n")
+    plain = "layers=[9] are not there; choose some of 0-3."
+    assert str(InputError(plain)) == plain
