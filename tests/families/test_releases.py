@@ -299,28 +299,30 @@ def gpt_oss():
     return made
 
 
+GPT_OSS_SCALING = {
+    "rope_type": "yarn",
+    "factor": 4.0,
+    "beta_fast": 32.0,
+    "beta_slow": 1.0,
+    "truncate": False,
+    "original_max_position_embeddings": 16,
+}
+GPT_OSS = {
+    **SMALL,
+    "model_type": "gpt_oss",
+    "architectures": ["GptOssForCausalLM"],
+    "intermediate_size": FF,
+    "num_local_experts": E,
+    "head_dim": HD,
+    "sliding_window": 4,
+    "rope_scaling": GPT_OSS_SCALING,
+    "attention_bias": True,
+    "layer_types": ["sliding_attention", "full_attention"],
+}
+
+
 def test_gpt_oss_as_openais_program_has_it(tmp_path):
-    scaling = {
-        "rope_type": "yarn",
-        "factor": 4.0,
-        "beta_fast": 32.0,
-        "beta_slow": 1.0,
-        "truncate": False,
-        "original_max_position_embeddings": 16,
-    }
-    config = {
-        **SMALL,
-        "model_type": "gpt_oss",
-        "architectures": ["GptOssForCausalLM"],
-        "intermediate_size": FF,
-        "num_local_experts": E,
-        "head_dim": HD,
-        "sliding_window": 4,
-        "rope_scaling": scaling,
-        "attention_bias": True,
-        "layer_types": ["sliding_attention", "full_attention"],
-    }
-    plain = moe_probe.load(write(tmp_path / "plain", gpt_oss(), config))
+    plain = moe_probe.load(write(tmp_path / "plain", gpt_oss(), GPT_OSS))
     names = {
         "input_layernorm.weight": "attn.norm.scale",
         "post_attention_layernorm.weight": "mlp.norm.scale",
@@ -549,11 +551,9 @@ def test_what_stands_unexplained_beside_a_weight_is_refused_by_name(tmp_path, en
         moe_probe.load(write(tmp_path / "m", {**mixtral(), key: torch.ones(4, 4)}, MIXTRAL))
 
 
-@pytest.mark.parametrize("neurons", [D // 2, D, 24])
-@pytest.mark.parametrize("turned", [True, False])
-def test_a_square_stack_is_turned_as_its_sibling_is(tmp_path, neurons, turned):
+def qwen3_vl(neurons):
+    """Configuration and experts of Qwen3-VL-MoE; stacks are (E, out, in)."""
     made = Made()
-    at = "model.language_model."
     text = {
         **SMALL,
         "model_type": "qwen3_vl_moe_text",
@@ -578,15 +578,99 @@ def test_a_square_stack_is_turned_as_its_sibling_is(tmp_path, neurons, turned):
         },
     }
     for layer in range(L):
-        made.new(f"{at}layers.{layer}.mlp.gate.weight", E, D)
-        made.new(f"{at}layers.{layer}.mlp.experts.gate_up_proj", E, 2 * neurons, D)
-        made.new(f"{at}layers.{layer}.mlp.experts.down_proj", E, D, neurons)
+        at = f"model.language_model.layers.{layer}.mlp."
+        made.new(f"{at}gate.weight", E, D)
+        made.new(f"{at}experts.gate_up_proj", E, 2 * neurons, D)
+        made.new(f"{at}experts.down_proj", E, D, neurons)
+    return config, made
+
+
+@pytest.mark.parametrize("neurons", [D // 2, D, 24])
+@pytest.mark.parametrize("turned", [True, False])
+def test_a_square_stack_is_turned_as_its_sibling_is(tmp_path, neurons, turned):
+    config, made = qwen3_vl(neurons)
     stored = {key: value.transpose(1, 2) if value.ndim == 3 and turned else value for key, value in made.items()}
     model = moe_probe.load(write(tmp_path / "m", stored, config))
-    rows = made[f"{at}layers.1.mlp.experts.gate_up_proj"][2]
+    experts = "model.language_model.layers.1.mlp.experts."
+    rows = made[experts + "gate_up_proj"][2]
     assert torch.equal(model.expert_weight(1, "2", "gate"), rows[:neurons])
     assert torch.equal(model.expert_weight(1, "2", "up"), rows[neurons:])
-    assert torch.equal(model.expert_weight(1, "2", "down"), made[f"{at}layers.1.mlp.experts.down_proj"][2])
+    assert torch.equal(model.expert_weight(1, "2", "down"), made[experts + "down_proj"][2])
+
+
+def llama4():
+    """Configuration and experts of Llama 4; stacks are (E, out, in)."""
+    made = Made()
+    text = {**SMALL, "model_type": "llama4_text", "num_local_experts": E, "intermediate_size": FF, "head_dim": HD,
+            "intermediate_size_mlp": 40, "interleave_moe_layer_step": 1, "num_experts_per_tok": 1}  # fmt: skip
+    vision = {"hidden_size": 16, "num_attention_heads": 2, "num_hidden_layers": 1, "intermediate_size": 16}
+    config = {
+        "model_type": "llama4",
+        "architectures": ["Llama4ForConditionalGeneration"],
+        "text_config": text,
+        "vision_config": vision,
+    }
+    for layer in range(L):
+        at = f"language_model.model.layers.{layer}.feed_forward."
+        made.new(f"{at}router.weight", E, D)
+        made.new(f"{at}experts.gate_up_proj", E, 2 * FF, D)
+        made.new(f"{at}experts.down_proj", E, D, FF)
+        for name, shape in {"gate": (FF, D), "up": (FF, D), "down": (D, FF)}.items():
+            made.new(f"{at}shared_expert.{name}_proj.weight", *shape)
+    return config, made
+
+
+def parted(made, neurons):
+    """Stacks (E, out, in) as quantizers part them: gate, up and down of each expert."""
+    tensors = {}
+    for key, value in made.items():
+        block, _, name = key.rpartition(".")
+        if value.ndim != 3:
+            tensors[key] = value
+        for expert in range(E if value.ndim == 3 else 0):
+            parts = {"up": value[expert, neurons:], "gate": value[expert, :neurons]}
+            for part, matrix in ({"down": value[expert]} if name == "down_proj" else parts).items():
+                tensors[f"{block}.{expert}.{part}_proj.weight"] = matrix
+    return tensors
+
+
+@pytest.mark.parametrize("kind", ["qwen3_vl", "llama4"])
+def test_stacks_that_quantizers_part_by_expert(tmp_path, kind):
+    config, made = qwen3_vl(FF) if kind == "qwen3_vl" else llama4()
+    tensors = parted(made, FF)
+    model = moe_probe.load(write(tmp_path / "m", tensors, config))
+    blocks = {"qwen3_vl": "model.language_model.layers.{}.mlp", "llama4": "language_model.model.layers.{}.feed_forward"}
+    block = blocks[kind]
+    for layer in range(L):
+        for expert in range(E):
+            for name in ("gate", "up", "down"):
+                key = f"{block.format(layer)}.experts.{expert}.{name}_proj.weight"
+                assert torch.equal(model.expert_weight(layer, str(expert), name), tensors[key])
+    assert model.layer(1).num_experts == E
+    del tensors[f"{block.format(1)}.experts.2.up_proj.weight"]
+    with pytest.raises(MoEProbeError, match=r"experts' has no up of expert 2"):
+        moe_probe.load(write(tmp_path / "gap", tensors, config))
+
+
+@pytest.mark.parametrize("listed", [True, False])
+def test_gpt_oss_by_expert_alternates_gate_and_up(tmp_path, listed):
+    plain = moe_probe.load(write(tmp_path / "plain", gpt_oss(), GPT_OSS))
+    tensors = {}
+    for key, value in gpt_oss().items():
+        block, _, name = key.rpartition(".experts.")
+        is_bias, name = name.endswith("_bias"), name.removesuffix("_bias").removesuffix("_proj")
+        for expert in range(E) if block else ():
+            rows, role = (value[expert], "bias") if is_bias else (value[expert].T, "weight")
+            if listed:
+                tensors[f"{block}.experts.{name}_projs.{expert}.{role}"] = rows
+            elif name == "down":
+                tensors[f"{block}.experts.{expert}.down_proj.{role}"] = rows
+            else:
+                tensors[f"{block}.experts.{expert}.gate_proj.{role}"] = rows[0::2]
+                tensors[f"{block}.experts.{expert}.up_proj.{role}"] = rows[1::2]
+        if not block:
+            tensors[key] = value
+    assert_same(moe_probe.load(write(tmp_path / "m", tensors, GPT_OSS)), plain)
 
 
 def adapter(folder, base, rank=3, **config):
