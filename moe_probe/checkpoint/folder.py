@@ -14,7 +14,8 @@ from moe_probe.errors import DamagedFile, MissingFiles, UnsafeFile
 if TYPE_CHECKING:
     from moe_probe.checkpoint.lazy import LazyTensor
 
-MODELOPT = "hf_quant_config.json"  # where NVIDIA's modelopt says how the weights are quantized
+# files that say how the weights are quantized where config.json does not, and the method that writes them
+QUANTIZED = {"hf_quant_config.json": "modelopt", "quantize_config.json": "gptq", "quant_config.json": "awq"}
 SNAPSHOTS, BLOBS = "snapshots", "blobs"  # of huggingface_hub's cache
 
 
@@ -188,9 +189,12 @@ def configuration(folder: Path) -> dict[str, Any]:
     if not path.exists():
         raise MissingFiles(f"{folder} has no config.json, so the model cannot be recognized; download it too.")
     config = read_json(path)
-    if present(folder, MODELOPT) and not config.get("quantization_config"):
-        stated = read_json(inside(folder, MODELOPT)).get("quantization")
-        config["quantization_config"] = {"quant_method": "modelopt", **(stated if isinstance(stated, dict) else {})}
+    beside = next((name for name in QUANTIZED if present(folder, name)), None)
+    if beside is not None and not config.get("quantization_config"):
+        stated = read_json(inside(folder, beside))
+        fields = stated.get("quantization", stated)
+        known = {"quant_method": QUANTIZED[beside]}
+        config["quantization_config"] = {**known, **fields} if isinstance(fields, dict) else known
     return config
 
 

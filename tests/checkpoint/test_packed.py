@@ -1,9 +1,12 @@
 """Packed layers against float64 of their definitions, and against the formats' own packages where installed."""
 
+import json
+
 import numpy as np
 import packing
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from moe_probe.checkpoint import InMemory, Stored, open_checkpoint
 from moe_probe.checkpoint.encodings import decoded
@@ -179,6 +182,18 @@ def test_compressed_tensors_takes_the_group_that_targets_a_layer():
     assert_values(plain(stored, config), expected)
 
 
+@pytest.mark.parametrize("damaged", [1e308, "Linear", [None], {"weights": [4]}, {"weights": "int4", "targets": 3}])
+def test_compressed_tensors_whose_groups_are_damaged_are_refused(damaged):
+    config = compressed(num_bits=4, group_size=16)
+    config["config_groups"]["group_0"] |= damaged if isinstance(damaged, dict) else {"targets": damaged}
+    stored, expected = packing.packed_integers(4, 16)
+    if isinstance(damaged, dict):
+        with pytest.raises(CheckpointError, match="num_bits=None"):
+            plain(stored, config)
+    else:
+        assert_values(plain(stored, config), expected)
+
+
 def scheme(**arguments):
     quantization = pytest.importorskip("compressed_tensors.quantization")
     return quantization.QuantizationScheme(targets=["Linear"], weights=quantization.QuantizationArgs(**arguments))
@@ -238,6 +253,9 @@ def test_codes_of_eight_bits_times_scales(strategy, kind):
     config = compressed(num_bits=8, strategy=strategy, **blocks)
     expected = packing.float64(codes) * spread
     assert_values(plain({"weight": codes, "weight_scale": scale}, config), expected)
+    if blocks:
+        config = compressed(num_bits=8, strategy=strategy, block_structure="4x16")
+        assert_values(plain({"weight": codes, "weight_scale": scale}, config), expected)
     if strategy != "block" and kind is not torch.int8:
         stored = {"weight": codes, "weight_scale": scale, "input_scale": torch.tensor(0.5)}
         assert_values(plain(stored, {"quant_method": "fp8", "activation_scheme": "static"}), expected)
@@ -336,6 +354,22 @@ def test_bitsandbytes_four_bits(shape, nested):
         assert torch.equal(lazy[part, 1:4].read(), lazy.read()[part, 1:4])
 
 
+@pytest.mark.parametrize("storage", [torch.bfloat16, torch.float32, torch.int8])
+def test_bitsandbytes_codes_are_the_bytes_of_any_numbers(storage):
+    codes, absmax = packing.codes_of(4, 16 * 128), packing.RNG.uniform(1, 2, 32)
+    table = packing.RNG.normal(size=16)
+    stored = {
+        "weight": torch.from_numpy((codes[0::2] << 4 | codes[1::2]).astype(np.uint8)).view(storage).unsqueeze(1),
+        "weight.absmax": torch.from_numpy(absmax).float(),
+        "weight.quant_map": torch.from_numpy(table).float(),
+        "weight.quant_state.bitsandbytes__nf4": packing.state("nf4", (16, 128), 64),
+    }
+    lazy = plain(stored, {"quant_method": "bitsandbytes", "bnb_4bit_quant_storage": str(storage)})
+    expected = (table[codes] * absmax.repeat(64)).reshape(16, 128)
+    np.testing.assert_allclose(packing.float64(lazy.read()), expected, rtol=1e-5, atol=1e-6)
+    assert torch.equal(lazy[3:5, 7:20].read(), lazy.read()[3:5, 7:20])
+
+
 @pytest.mark.parametrize("odd", ["quant_map", "nested_quant_map", "nested_absmax"])
 def test_tables_and_factors_of_bitsandbytes_have_their_sizes(odd):
     stored = {
@@ -390,6 +424,53 @@ def test_bitsandbytes_eight_bits():
 def test_what_does_not_fit_its_configuration_is_refused_by_name(stored, config, words):
     with pytest.raises(CheckpointError, match=words):
         plain(stored, config)
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"transform_config": {"config_groups": {"u": {"type": "hadamard"}}}}, "transform_config"),
+        ({"sparsity_config": {"format": "sparse-24-bitmask"}}, "sparse-24-bitmask"),
+        ({"format": "marlin-24"}, "marlin-24"),
+    ],
+)
+def test_compressed_tensors_that_are_turned_or_sparse_are_refused(fields, words):
+    stored = packing.packed_integers(4, 16)[0]
+    with pytest.raises(CheckpointError, match=words):
+        plain(stored, {**compressed(num_bits=4, group_size=16), **fields})
+    none = {"transform_config": {}, "sparsity_config": {"format": "dense"}, "format": "pack-quantized"}
+    assert plain(stored, {**compressed(num_bits=4, group_size=16), **none}).shape == (20, 64)
+
+
+@pytest.mark.parametrize("sizes", [torch.zeros(0), torch.zeros(2), torch.tensor([20]), torch.tensor([-20, 64])])
+def test_compressed_tensors_whose_sizes_are_damaged_are_refused(sizes):
+    stored = packing.packed_integers(4, 16)[0] | {"weight_shape": sizes}
+    with pytest.raises(CheckpointError, match=r"'m\.weight_shape' .* sizes of a matrix"):
+        plain(stored, compressed(num_bits=4, group_size=16))
+
+
+QUANTIZED = {
+    "hf_quant_config.json": {"quantization": {"quant_algo": "FP8"}},
+    "quantize_config.json": {"bits": 4, "group_size": 32, "desc_act": False},
+    "quant_config.json": {"w_bit": 4, "q_group_size": 32, "version": "GEMM", "zero_point": True},
+}
+
+
+@pytest.mark.parametrize("name", QUANTIZED)
+def test_a_file_beside_says_how_weights_are_quantized_where_the_configuration_does_not(tmp_path, name):
+    fp8 = torch.from_numpy(packing.RNG.integers(-8, 8, (12, 64))).to(torch.float8_e4m3fn)
+    stored, expected = {
+        "hf_quant_config.json": ({"weight": fp8, "weight_scale": torch.tensor(0.5)}, packing.float64(fp8) * 0.5),
+        "quantize_config.json": packing.gptq(4, 32, version=1),
+        "quant_config.json": packing.awq(32),
+    }[name]
+    save_file({"m." + key: value.contiguous() for key, value in stored.items()}, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text('{"model_type": "mixtral"}')
+    (tmp_path / name).write_text(json.dumps(QUANTIZED[name]))
+    assert_values(open_checkpoint(tmp_path)["m.weight"], expected)
+    (tmp_path / "config.json").write_text('{"quantization_config": {"quant_method": "aqlm"}}')
+    with pytest.raises(CheckpointError, match="'aqlm'"):
+        open_checkpoint(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,11 @@
-"""Codes of a few bits in 32-bit words."""
+"""Codes of a few bits in words, and words as bytes."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from moe_probe.checkpoint.lazy import Index, LazyTensor, Size, Typed, itemsize_of
 from moe_probe.checkpoint.slices import covering
 
 if TYPE_CHECKING:
@@ -13,6 +14,22 @@ else:
     from moe_probe.deferred import torch
 
 WORD = 32
+
+
+class Bytes(Typed):
+    """The bytes of the numbers of a tensor, the lowest one of each first: its last dimension is longer."""
+
+    def __init__(self, base: LazyTensor):
+        self.base, self.parts, self.kind = base, (base,), "uint8"
+        self.each = itemsize_of(base.kind)
+        self.shape = Size([*base.shape[:-1], base.shape[-1] * self.each])
+
+    def read(self, index: Index) -> torch.Tensor:
+        *lead, columns = index
+        assert isinstance(columns, slice)
+        words = covering(columns, self.each)
+        values = self.base[(*lead, words)].read().contiguous().view(torch.uint8)
+        return values[..., columns.start - self.each * words.start :][..., : columns.stop - columns.start]
 
 
 def unpacked(words: torch.Tensor, bits: int, dim: int) -> torch.Tensor:

@@ -12,6 +12,7 @@ from moe_probe.errors import DamagedFile
 
 FIELDS = ("quantization_config", "compression_config", "quantization")
 NESTED = ("text_config", "language_config", "llm_config")
+TWO_SIZES = re.compile(r"\d{1,9}x\d{1,9}")
 # what tells a method where `quant_method` is missing
 MARKS = {
     "quant_algo": "modelopt",
@@ -73,9 +74,11 @@ def _stated(config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 
 
 def block_size(stated: Any, name: str) -> tuple[int, int] | None:
-    """Two sizes that a configuration states."""
+    """Two sizes that a configuration states: a list, or a text such as `128x128`."""
     if not stated:
         return None
+    if isinstance(stated, str) and TWO_SIZES.fullmatch(stated):
+        stated = [int(size) for size in stated.split("x")]
     sizes = [size for size in stated if isinstance(size, int) and size > 0] if isinstance(stated, list | tuple) else []
     if len(sizes) != 2 or len(stated) != 2:
         raise DamagedFile(

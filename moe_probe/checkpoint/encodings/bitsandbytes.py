@@ -1,6 +1,7 @@
 """bitsandbytes: NF4 and FP4 (`X.weight` and `X.weight.absmax`, ...), and 8 bits by rows (`X.weight` and `X.SCB`).
 
-Each 4-bit layer brings its own table and state, so that files open without a configuration too.
+Each 4-bit layer brings its own table and state, so that files open without a configuration too. Its codes are bytes, or
+the bytes of wider numbers (`bnb_4bit_quant_storage`).
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from moe_probe.checkpoint.encodings import Packed
+from moe_probe.checkpoint.encodings._bits import Bytes
 from moe_probe.checkpoint.encodings._matrix import PackedMatrix
 from moe_probe.checkpoint.encodings._quantization import Quantization
 from moe_probe.checkpoint.encodings._scaled import Same, Scaled
@@ -37,6 +39,7 @@ class FourBits(PackedMatrix):
 
     def __init__(self, parts: Mapping[str, LazyTensor], state: Mapping[str, Any]):
         self.tensors, self.blocksize, self.state = parts, int(state["blocksize"]), state
+        self.codes = Stored(Bytes(parts["weight"][:, 0]))
         rows, columns = state["shape"]
         super().__init__(
             f"{state['quant_type'].upper()} in blocks of {self.blocksize} (bitsandbytes)", list(parts.values()),
@@ -56,7 +59,7 @@ class FourBits(PackedMatrix):
     def _run(self, start: int, stop: int) -> torch.Tensor:
         """Values of a run of places, counted row after row."""
         bytes_ = covering(slice(start, stop), 2)
-        packed = self.tensors["weight"][bytes_, 0].read().view(torch.uint8)
+        packed = self.codes[bytes_].read()
         table = self.tensors["quant_map"].read().to(torch.float32)
         pairs = torch.stack([table[(packed >> 4).int()], table[(packed & 15).int()]], -1).flatten()
         pairs = pairs[start - 2 * bytes_.start :][: stop - start]
@@ -117,10 +120,10 @@ def _four_bits(key: str, tensors: Mapping[str, LazyTensor]) -> Packed:
     values = Size(state["shape"]).numel()
     blocks = -(-values // int(state["blocksize"]))
     codes = parts["weight"]
-    if codes.shape != (-(-values // 2), 1) or itemsize_of(codes.kind) != 1 or parts["absmax"].numel() != blocks:
+    if codes.ndim != 2 or codes.shape[1] != 1 or _bytes(codes) != -(-values // 2) or parts["absmax"].numel() != blocks:
         raise DamagedFile(
-            f"{name!r} is stated as {tuple(state['shape'])} in blocks of {state['blocksize']}, but holds "
-            f"{tuple(codes.shape)} bytes and {parts['absmax'].numel()} blocks; download the checkpoint again."
+            f"{name!r} is stated as {tuple(state['shape'])} in blocks of {state['blocksize']}, but holds {codes.kind} "
+            f"of shape {tuple(codes.shape)} and {parts['absmax'].numel()} blocks; download the checkpoint again."
         )
     counts = {"quant_map": 16, "nested_quant_map": 256, "nested_absmax": -(-blocks // state.get("nested_blocksize", 1))}
     odd = next((role for role in counts if role in parts and parts[role].numel() != counts[role]), None)
@@ -129,6 +132,10 @@ def _four_bits(key: str, tensors: Mapping[str, LazyTensor]) -> Packed:
             f"{keys[odd]!r} holds {parts[odd].numel()} numbers, expected {counts[odd]}; download the checkpoint again."
         )
     return Packed(name, (*keys.values(), key), Stored(FourBits(parts, state)))
+
+
+def _bytes(codes: LazyTensor) -> int:
+    return codes.numel() * itemsize_of(codes.kind)
 
 
 def _state(key: str, tensor: LazyTensor) -> dict[str, Any]:

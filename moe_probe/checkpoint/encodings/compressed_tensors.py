@@ -97,6 +97,7 @@ class CompressedTensors:
         """
         if quantization.method is None:
             return
+        _require_read(quantization)
         for key, tensor in tensors.items():
             if key.endswith("_packed"):
                 yield _packed(key.removesuffix("_packed"), tensors, quantization)
@@ -105,6 +106,26 @@ class CompressedTensors:
 
 
 ENCODING = CompressedTensors()
+
+
+def _require_read(quantization: Quantization) -> None:
+    """Refuse weights that are turned, or stored without their zeros.
+
+    Raises:
+        CheckpointError: naming the field that says so.
+    """
+    sparsity = quantization.fields.get("sparsity_config")
+    layout = sparsity.get("format", "dense") if isinstance(sparsity, dict) else "dense"
+    written = str(quantization.fields.get("format", ""))
+    if quantization.fields.get("transform_config"):
+        what = "a transform_config: its weights are multiplied by Hadamard or other matrices"
+    elif layout != "dense":
+        what = f"the sparsity_config {layout!r}: its weights are stored without their zeros"
+    elif written.startswith(("marlin", "sparse")):
+        what = f"the format {written!r}: its weights are ordered for one kind of GPU"
+    else:
+        return
+    raise CheckpointError(f"quantization_config has {what}, which is not read; use another release of the model.")
 
 
 def _packed(name: str, tensors: Mapping[str, LazyTensor], quantization: Quantization) -> Packed:
@@ -139,10 +160,20 @@ def _weights(name: str, quantization: Quantization) -> Mapping[str, Any]:
         raise DamagedFile("quantization_config in config.json has no config_groups; use the published file.")
     module = name.removesuffix(".weight")
     for group in groups.values():
-        if any(isinstance(target, str) and matches(target, module) for target in group.get("targets") or ()):
-            return group.get("weights") or {}
-    of_class = (group for group in groups.values() if LAYER_CLASS in (group.get("targets") or ()))
-    return next(of_class, next(iter(groups.values()))).get("weights") or {}
+        if any(matches(target, module) for target in _targets(group)):
+            return _weights_of(group)
+    of_class = (group for group in groups.values() if LAYER_CLASS in _targets(group))
+    return _weights_of(next(of_class, next(iter(groups.values()))))
+
+
+def _targets(group: Mapping[str, Any]) -> list[str]:
+    targets = group.get("targets")
+    return [target for target in targets if isinstance(target, str)] if isinstance(targets, list) else []
+
+
+def _weights_of(group: Mapping[str, Any]) -> Mapping[str, Any]:
+    weights = group.get("weights")
+    return weights if isinstance(weights, dict) else {}
 
 
 def _fp4(name: str, tensors: Mapping[str, LazyTensor], parts: Mapping[str, str]) -> LazyTensor:
@@ -249,10 +280,16 @@ def _shape(
 ) -> tuple[int, ...]:
     if "_shape" not in parts:
         return (*codes.shape[:-1], codes.shape[-1] * WORD // bits)
-    stated = tensors[parts["_shape"]].numbers().flatten().tolist()
+    sizes = tensors[parts["_shape"]]
+    stated = [] if sizes.is_floating_point or sizes.numel() > 3 else [int(size) for size in sizes.numbers().flatten()]
     if len(stated) == 2 and codes.ndim == 3:
         stated = [codes.shape[0], *stated]
-    return tuple(int(size) for size in stated)
+    if len(stated) != codes.ndim or codes.ndim < 2 or min(stated) < 1:
+        raise DamagedFile(
+            f"{parts['_shape']!r} ({sizes.kind}, {tuple(sizes.shape)}) does not hold the sizes of a matrix; download "
+            "the checkpoint again."
+        )
+    return tuple(stated)
 
 
 def _scaled(key: str, tensors: Mapping[str, LazyTensor], quantization: Quantization) -> Packed:

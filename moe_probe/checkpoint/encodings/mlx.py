@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from moe_probe.checkpoint.encodings import Packed
-from moe_probe.checkpoint.encodings._bits import WORD, period, unpacked
+from moe_probe.checkpoint.encodings._bits import WORD, Bytes, period, unpacked
 from moe_probe.checkpoint.encodings._fp4 import Fp4
 from moe_probe.checkpoint.encodings._matrix import PackedMatrix
 from moe_probe.checkpoint.encodings._quantization import Quantization
-from moe_probe.checkpoint.lazy import Index, LazyTensor, Size, Stored, Typed
+from moe_probe.checkpoint.lazy import Index, LazyTensor, Stored
 from moe_probe.checkpoint.slices import covering
 from moe_probe.errors import CheckpointError, DamagedFile
 
@@ -101,18 +101,3 @@ def _layer(module: str, tensors: Mapping[str, LazyTensor], fields: Mapping[str, 
     if group is None or biases is not None or scales.shape != (*codes.shape[:-1], codes.shape[-1] * 8 // group):
         raise CheckpointError(f"{key!r} is packed by MLX in the mode {mode!r}; affine and mxfp4 can be read.")
     return Packed(key, (key, module + ".scales"), Stored(Fp4("MXFP4 (MLX)", Stored(Bytes(codes)), scales)))
-
-
-class Bytes(Typed):
-    """Words of 32 bits as four bytes each, the lowest first."""
-
-    def __init__(self, base: LazyTensor):
-        self.base, self.parts, self.kind = base, (base,), "uint8"
-        self.shape = Size([*base.shape[:-1], base.shape[-1] * 4])
-
-    def read(self, index: Index) -> torch.Tensor:
-        *lead, columns = index
-        assert isinstance(columns, slice)
-        words = covering(columns, 4)
-        values = self.base[(*lead, words)].read().contiguous().view(torch.uint8)
-        return values[..., columns.start - 4 * words.start :][..., : columns.stop - columns.start]
