@@ -13,7 +13,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from moe_probe.checkpoint import Checkpoint, LazyTensor
-from moe_probe.errors import CannotWatch, DamagedFile, MissingWeight, NoSuchName
+from moe_probe.errors import CannotWatch, DamagedFile, MissingWeight, NoSuchName, WrongShape
 from moe_probe.families.architecture import DENSE, PROJECTIONS, SHARED, Architecture, Layer, require_explained
 from moe_probe.families.counting import Counts
 from moe_probe.families.sizes import positive
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 LAYERS = ("num_hidden_layers", "num_layers", "n_layers", "block_count")
 WIDTH = ("hidden_size", "d_model", "dim", "embedding_length")
 TOP_K = ("num_experts_per_tok", "num_experts_per_token", "moe_top_k", "moe_topk", "top_k", "topk", "expert_used_count")
+EXPERT_COUNT = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts", "expert_count")
 SHARED_COUNT = ("num_shared_experts", "n_shared_experts", "num_shared_expert", "moe_num_shared_experts")
 EMBEDDINGS = re.compile(r"(embed_tokens|tok_embeddings|token_embd|word_embeddings|wte)\.weight$")
 # keys of what no layer of the language model is: predictors of several tokens, towers
@@ -166,10 +167,22 @@ class DeclaredArchitecture(Architecture):
         """Compare every matrix with the sizes; nothing is read.
 
         Raises:
-            WeightError: a matrix is missing, or has another shape than its neighbors.
+            WeightError: a matrix is missing, or has another shape than its neighbors, or a layer has another number of
+                experts than the configuration states.
         """
         self.check_matrices(router=self.family.router is not None)
+        self._check_stated_experts()
         require_explained(self.published, self.published)
+
+    def _check_stated_experts(self) -> None:
+        stated = {name: self.fields[name] for name in EXPERT_COUNT if isinstance(self.fields.get(name), int)}
+        for layer in map(self.layer, range(self.num_layers)):
+            if layer.is_moe and stated and layer.num_experts not in stated.values():
+                name, count = next(iter(stated.items()))
+                raise WrongShape(
+                    f"Layer {layer.index} has {layer.num_experts} experts, and the configuration states {count} "
+                    f"({name}); use the published file, or pass the field: config={{...}}."
+                )
 
     def layer(self, index: int) -> Layer:
         family = self.family

@@ -412,6 +412,12 @@ def test_an_architecture_without_code_opens_for_static_analyses(tmp_path):
         dynamic.run(model, [[1, 2, 3]], dynamic.ExpertLoad())
 
 
+def test_a_number_of_experts_that_no_layer_has_is_refused(tmp_path):
+    other = {**META, "expert_count": 2 * E}
+    with pytest.raises(MoEProbeError, match=rf"has {E} experts, and the configuration states {2 * E} .expert_count"):
+        moe_probe.load(write(tmp_path / "m.gguf", "grok", mixtral_tensors(), other))
+
+
 def test_damage_is_one_sentence(tmp_path):
     path = write(tmp_path / "m.gguf", "llama", mixtral_tensors(), META)
     data = path.read_bytes()
