@@ -10,20 +10,33 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.text import Text
-from matplotlib.ticker import FixedLocator
+from matplotlib.ticker import AutoLocator, FixedLocator
 
 CHARACTERS, ROOM = 15, 0.75  # an inch of text at 8 points; of the size of axes, what a layout leaves
+FEW = 8  # axes of a figure that is laid out before its numbers are fitted
+NARROW = 5.5  # inches of a figure that is rather as wide as a column than as a page
+LINE, SMALLEST = 1.15, 5.0  # of a line, times its letters; points of the smallest letters
 BESIDE, OVER = 0.6, 1.2  # of the figure's width, what has a neighbor; of axes' width, what a title may take
 
 
 def fit_texts(figure: matplotlib.figure.Figure) -> None:
     """Break names of axes and titles, and leave out numbers of ticks; where nothing is laid out, names of y alone."""
-    laid_out = figure.get_layout_engine() is not None
+    engine = figure.get_layout_engine()
+    laid_out = engine is not None
     for axes in figure.axes:
         _fit_name(axes, ROOM if laid_out else 1.0)
-        if laid_out and axes.name != "3d":
+    if engine is None:
+        return
+    level = [axes for axes in figure.axes if axes.name != "3d"]
+    for axes in level:
+        _fit_beside(axes)
+    known = len(figure.axes) <= FEW or figure.get_figwidth() < NARROW
+    if known:
+        engine.execute(figure)  # now axes are as large as they will be; of many, that takes long
+        for axes in level:
             _fit_beside(axes)
-            _fit_numbers(axes)
+    for axes in level:
+        _fit_numbers(axes, 1.0 if known else ROOM)
 
 
 def _fit_name(axes: Axes, part: float) -> None:
@@ -40,27 +53,62 @@ def _fit_beside(axes: Axes) -> None:
             _break(text, text.get_text().split("\n"), OVER * _inches(axes)[0])
 
 
-def _fit_numbers(axes: Axes) -> None:
-    """Leave out numbers of ticks for which there is no room side by side, or one above the other; letters stay."""
-    width, height = (ROOM * side for side in _inches(axes))
+def _fit_numbers(axes: Axes, part: float) -> None:
+    """Leave out numbers of ticks for which that part of the axes has no room; letters stay."""
+    width, height = (part * side for side in _inches(axes))
     if axes.get_aspect() == 1:
         width = height = min(width, height)
     for axis, room, across in ((axes.xaxis, width, True), (axes.yaxis, height, False)):
         if axis.get_scale() == "linear" and isinstance(axis.get_major_locator(), FixedLocator):
             _thin(axis, room, across)
+    if axes.xaxis.get_scale() == "linear" and isinstance(axes.xaxis.get_major_locator(), AutoLocator):
+        _thin_chosen(axes.xaxis, width)
+
+
+def _thin_chosen(axis: Axis, room: float) -> None:
+    """Leave out numbers of x that matplotlib chose, where they do not stand apart."""
+    low, high = sorted(axis.get_view_interval())
+    shown = [text for text in axis.get_majorticklabels() if low <= text.get_position()[0] <= high and text.get_text()]
+    if len(shown) < 2:
+        return
+    places = [float(text.get_position()[0]) for text in shown]
+    taken = _width(max((text.get_text() for text in shown), key=len), shown[0]) / room * (high - low)
+    every = int(np.ceil(taken / (places[1] - places[0]) - 1e-6))
+    if every > 1:
+        start = next((at for at, place in enumerate(places) if not place), 0) % every
+        axis.set_ticks(places[start::every], labels=[text.get_text() for text in shown[start::every]])
+
+
+def _width(label: str, text: Text) -> float:
+    """Inches of a label in the letters of a text, with a gap beside it."""
+    return (len(label) + 0.5) * float(text.get_fontsize()) / 8 / CHARACTERS
 
 
 def _thin(axis: Axis, room: float, across: bool) -> None:
     places, texts = list(axis.get_majorticklocs()), axis.get_majorticklabels()
     labels = [text.get_text() for text in texts]
     level = not any(text.get_rotation() for text in texts)
-    if len(labels) < 2 or not level or not any(label.isdigit() for label in labels):
+    if len(labels) < 2 or not level:
         return
-    size = float(texts[0].get_fontsize())
-    taken = (max(map(len, labels)) + 0.5) * size / 8 / CHARACTERS if across else 1.15 * size / 72
+    if not any(label.isdigit() for label in labels):
+        _shrink(axis, room, across)
+        return
+    taken = _width(max(labels, key=len), texts[0]) if across else LINE * float(texts[0].get_fontsize()) / 72
     kept = _apart(places, labels, taken / room * float(np.ptp(axis.get_view_interval())))
     if len(kept) < len(labels):
         axis.set_ticks([places[at] for at in kept], labels=[labels[at] for at in kept])
+
+
+def _shrink(axis: Axis, room: float, across: bool) -> None:
+    """Smaller names beside rows, down to `SMALLEST` points; if they still do not fit, every second, third, ... one."""
+    places, texts = list(axis.get_majorticklocs()), axis.get_majorticklabels()
+    step = float(np.min(np.abs(np.diff(places)))) / float(np.ptp(axis.get_view_interval()) or 1) * room
+    if across or not step or LINE * float(texts[0].get_fontsize()) / 72 <= step:
+        return
+    axis.set_tick_params(labelsize=max(72 * step / LINE, SMALLEST))
+    every = int(np.ceil(LINE * SMALLEST / 72 / step - 1e-6))
+    if every > 1:
+        axis.set_ticks(places[::every], labels=[text.get_text() for text in texts[::every]])
 
 
 def _apart(places: Sequence[float], labels: Sequence[str], apart: float) -> list[int]:

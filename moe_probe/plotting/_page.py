@@ -15,11 +15,14 @@ from matplotlib.colorbar import Colorbar
 from matplotlib.figure import FigureBase
 
 from moe_probe.errors import NoSuchName, NotFitting
+from moe_probe.plotting._fitting import NARROW
 from moe_probe.plotting._style import COLUMN, LONGEST_LINE, Figure, style
 from moe_probe.signatures import check_number, check_types
 
 TITLE = 0.2  # inches
+FOLDED = 4  # panels that stand two by two in a narrow figure
 NOTE = {"fontsize": 6, "color": "0.35"}
+KEY_LINE, HANDLE = 16, 7  # characters: of an inch of a legend; that a handle and what is left beside it take
 Drawn = Any  # the Figure; where axes were given, those
 
 
@@ -49,6 +52,7 @@ class Page:
     Attributes:
         ds: the result, its names written as `labels` says.
         figure: that is drawn in, once there are panels.
+        narrow: whether the figure is rather as wide as a column than as a page.
     """
 
     figure: Any
@@ -71,7 +75,7 @@ class Page:
     def panels(
         self, rows: int = 1, columns: int = 1, size: tuple[float, float] = (COLUMN, 2.4), **options: Any
     ) -> np.ndarray:
-        """Axes, (rows, columns): new ones, or those given.
+        """Axes, (rows, columns): new ones, or those given; in narrow figures, four in a row stand two by two.
 
         Raises:
             NotFitting: another number of axes was given.
@@ -91,6 +95,8 @@ class Page:
             self.figure = Figure(figsize=self.look.get("figsize") or natural_size, layout="constrained")
         else:
             self.figure.natural_size = natural_size
+        if rows == 1 and columns == FOLDED and self.narrow and "gridspec_kw" not in options:
+            return self.figure.subplots(2, columns // 2, squeeze=False, **options).reshape(rows, columns)
         return self.figure.subplots(rows, columns, squeeze=False, **options)
 
     def panel(self, size: tuple[float, float] = (COLUMN, 2.4), **options: Any) -> Axes:
@@ -116,8 +122,7 @@ class Page:
         """A legend of handles with names, above all panels."""
         if not handles:
             return
-        wide = self._width() * 13  # characters of a line
-        most = columns or max(1, min(len(names), int(wide / (max(map(len, names)) + 6))))
+        most = min(columns or len(names), _beside(names, self._width() * KEY_LINE))
         columns = -(-len(names) // -(-len(names) // most))  # as many in every row
         look: dict[str, Any] = {"frameon": False, "ncols": columns, "title": title}
         if self.given is not None:
@@ -151,9 +156,23 @@ class Page:
         else:
             self.figure.suptitle(text)
 
+    @property
+    def narrow(self) -> bool:
+        """Whether the figure is rather as wide as a column than as a page."""
+        return self._width() < NARROW
+
     def _width(self) -> float:
         root = self.figure.figure if self.given is None else self.given[0].figure
         return float(root.get_figure(root=True).get_figwidth())
+
+
+def _beside(names: Sequence[str], room: float) -> int:
+    """Most columns of a legend, filled one after the other, that fit into so many characters."""
+    for columns in range(len(names), 1, -1):
+        parts = np.array_split(np.array([len(name) for name in names]), columns)
+        if sum(part.max() + HANDLE for part in parts) <= room:
+            return columns
+    return 1
 
 
 def check_look(look: Look) -> None:

@@ -12,20 +12,31 @@ from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.collections import LineCollection
 from matplotlib.colors import Normalize
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
 from moe_probe.plotting._choices import pick_layer
 from moe_probe.plotting._grid import Grid
 from moe_probe.plotting._heatmap import layer_map
 from moe_probe.plotting._page import Drawn, Look, Page
-from moe_probe.plotting._style import COLORMAP, COLUMN, Figure
+from moe_probe.plotting._style import BLUE, COLORMAP, COLUMN, Figure
 
 POINTS = 200  # of a curve at most
+FEW = 16  # experts that have a curve each
+# where they are more: all of them, half of them and their median
+KEY = (
+    ("all experts", Patch(color=BLUE, alpha=0.18, linewidth=0)),
+    ("half of them", Patch(color=BLUE, alpha=0.45, linewidth=0)),
+    ("median", Line2D([], [], color="black", linewidth=1)),
+)
 DIMS = ("layer", "expert")
 
 
 def plot(ds: xr.Dataset, layer: int | None = None, **look: Unpack[Look]) -> Drawn:
     """Neurons of each expert, the most active one first, with the share of tokens that activate them.
+
+    Beyond 16 experts, the span of all of them, of half of them, and their median.
 
     Args:
         ds: result of `dynamic.active_neurons`.
@@ -42,28 +53,37 @@ def plot(ds: xr.Dataset, layer: int | None = None, **look: Unpack[Look]) -> Draw
         axes = page.panel((COLUMN, 2.3))
         colors = _curves(axes, page.ds, layer)
         axes.set(xlabel="share of neurons, most active first", ylabel="share of tokens")
-        page.colorbar(colors, axes, "expert", ticks=MaxNLocator(8, integer=True))
+        if colors is None:
+            page.key([handle for _, handle in KEY], [name for name, _ in KEY])
+        else:
+            page.colorbar(colors, axes, "expert", ticks=MaxNLocator(8, integer=True))
         return page.finish(f"{page.ds.attrs['model']}, layer {layer}")
 
 
-def _curves(axes: Axes, ds: xr.Dataset, layer: Any) -> ScalarMappable:
-    """A curve for each expert, in the color of its place."""
+def _curves(axes: Axes, ds: xr.Dataset, layer: Any) -> ScalarMappable | None:
+    """A curve for each expert, in the color of its place; beyond 16, what lies between those of all and of half."""
     share = np.sort(ds.active_share.sel(layer=layer).values, axis=-1)[:, ::-1]
     at = np.linspace(0, share.shape[1] - 1, min(share.shape[1], POINTS)).round().astype(int)
     x, norm = at / max(share.shape[1] - 1, 1), Normalize(0, max(len(share) - 1, 1))
+    axes.set(xlim=(0, 1), ylim=(0, 1.02), xticks=(0, 0.5, 1), xticklabels=("0", "0.5", "1"))
+    if len(share) > FEW:
+        least, lower, median, upper, most = np.nanquantile(share[:, at], [0, 0.25, 0.5, 0.75, 1], axis=0)
+        axes.fill_between(x, least, most, color=BLUE, alpha=0.18, linewidth=0)
+        axes.fill_between(x, lower, upper, color=BLUE, alpha=0.33, linewidth=0)
+        axes.plot(x, median, color="black", linewidth=1)
+        return None
     curves = np.stack(np.broadcast_arrays(x, share[:, at]), axis=-1)
     colors = matplotlib.colormaps[COLORMAP](norm(np.arange(len(share))))
-    axes.add_collection(LineCollection(list(curves), colors=colors, linewidths=0.8, rasterized=len(share) > 32))
-    axes.set(xlim=(0, 1), ylim=(0, 1.02), xticks=(0, 0.5, 1), xticklabels=("0", "0.5", "1"))
+    axes.add_collection(LineCollection(list(curves), colors=colors, linewidths=0.8))
     return ScalarMappable(norm, COLORMAP)
 
 
 def figures(ds: xr.Dataset) -> Iterator[tuple[str, Figure]]:
     """The mean of every expert, and the curves of all layers: (file stem, figure)."""
     yield "active_neurons", layer_map(Page(ds, {}), ds.expert_share, "share of neurons active")
-    grid = Grid(
-        x="share of neurons, most active first", y="share of tokens", bar="expert", columns=4, aspect=0.7, apart=0.1
-    )
+    colors: dict[str, Any] = {"bar": "expert"} if ds.sizes["expert"] <= FEW else {"legend": KEY}
+    x = "share of neurons, most active first"
+    grid = Grid(x=x, y="share of tokens", columns=4, aspect=0.7, apart=0.1, **colors)
     layers = ds.layer.values
     names = [f"layer {layer}" for layer in layers]
     yield from grid.pages("active_neurons_curves", names, layers, lambda axes, layer: _curves(axes, ds, layer))

@@ -15,7 +15,7 @@ from moe_probe.plotting._style import BLUE, GREEN, ORANGE, PAGE, PURPLE, SKY, Fi
 LOSSES = {"cooperative": BLUE, "competitive": ORANGE, "likelihood": GREEN}
 ENTROPIES = {
     "prior_entropy": (PURPLE, "entropy of scores"),
-    "responsibility_entropy": (SKY, "of responsibilities"),
+    "responsibility_entropy": (SKY, "entropy of responsibilities"),
 }
 DIMS = ("layer", "expert")
 DECADE = 10  # times: losses that differ less have ticks enough without a logarithm

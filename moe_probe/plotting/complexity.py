@@ -12,6 +12,8 @@ from moe_probe.plotting._page import Drawn, Look, Page
 from moe_probe.plotting._style import PAGE, Figure
 
 COLUMNS = ["", "FFN experts", "zero-computation\nexperts", "share of choices\nto FFN experts", "FFN experts\nper token"]
+NARROW = ["", "FFN\nexperts", "zero-cost\nexperts", "share\nto FFN", "FFN per\ntoken"]  # in narrow figures
+WIDTHS = (0.3, 0.175, 0.175, 0.175, 0.175)
 DIMS = ("tau",)
 OVER_LAYERS = (
     "theory",
@@ -47,9 +49,16 @@ def plot(ds: xr.Dataset, **look: Unpack[Look]) -> Drawn:
     with Page(ds, look) as page:
         axes = page.panel((PAGE, 0.55 + 0.24 * len(rows)))
         axes.axis("off")
-        table = axes.table(rows, colLabels=COLUMNS, cellLoc="center", bbox=Bbox.unit(), edges="horizontal")
+        table = axes.table(
+            rows,
+            colLabels=NARROW if page.narrow else COLUMNS,
+            colWidths=WIDTHS,
+            cellLoc="center",
+            bbox=Bbox.unit(),
+            edges="horizontal",
+        )
         table.auto_set_font_size(False)
-        table.set_fontsize(8)
+        table.set_fontsize(7 if page.narrow else 8)
         for column in range(len(COLUMNS)):
             table[0, column].set_height(2 * table[1, column].get_height())
         return page.finish(page.ds.attrs["model"])

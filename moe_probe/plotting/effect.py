@@ -70,7 +70,7 @@ def rerouted(ds: xr.Dataset, **look: Unpack[Look]) -> Drawn:
         for name, color in zip(page.ds.edit.values, OKABE_ITO, strict=False):
             of_edit = values.sel(edit=name)
             axes.plot(ds.layer, of_edit, "o-", markersize=2.5, color=color, label=named(str(name)))
-        axes.set_ylabel("choices changed")
+        axes.set(ylabel="share of choices changed", ylim=(0, max(1.05 * float(np.nan_to_num(values).max()), 0.01)))
         layer_axis(axes, ds.layer, 9)
         page.legend(axes)
         page.note(f"the first {len(OKABE_ITO)} of {ds.sizes['edit']} edits" * (ds.sizes["edit"] > len(OKABE_ITO)))

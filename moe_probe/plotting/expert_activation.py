@@ -45,8 +45,9 @@ def plot(ds: xr.Dataset, **look: Unpack[Look]) -> Drawn:
         all_axes = page.panels(rows, columns, size).ravel()
         image: Any = None
         for axes, label in zip(all_axes, labels, strict=False):
-            image = _map(axes, page.ds.sel(checkpoint=label), float(ds.frequency.max()))
-            axes.set_title(f"{label}: {100 * float(page.ds.sel(checkpoint=label).activation_ratio):.1f} % active")
+            of_model = page.ds.sel(checkpoint=label)
+            image = _map(axes, of_model, float(ds.frequency.max()))
+            axes.set_title(f"{label}: {100 * float(of_model.activation_ratio):.1f}\u00a0%\u00a0active")
         for axes in all_axes[len(labels) :]:
             axes.axis("off")
         page.colorbar(image, all_axes, "selections per token")

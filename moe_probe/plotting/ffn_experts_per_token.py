@@ -26,16 +26,16 @@ OVER_LAYERS = (
     "chance",
     *(f"{by}_{end}" for by in CLASSES for end in ("count", "density", "density_low", "density_high")),
 )
-SHOWN = 40
+EACH = 0.165  # inches of a bar with its name, 40 on the width of a page
 
 
-def plot(ds: xr.Dataset, by: str = "type", shown: int = SHOWN, **look: Unpack[Look]) -> Drawn:
+def plot(ds: xr.Dataset, by: str = "type", shown: int | None = None, **look: Unpack[Look]) -> Drawn:
     """Bars of the mean number of FFN experts, with counts; of the most and the least where there are many.
 
     Args:
         ds: result of `dynamic.ffn_experts_per_token`.
         by: `type`, `word`, `pos`, `piece` or `place`.
-        shown: bars at most.
+        shown: bars at most; by default as many as names stand side by side, 40 on the width of a page.
         look: what every plot takes.
 
     Raises:
@@ -50,11 +50,12 @@ def plot(ds: xr.Dataset, by: str = "type", shown: int = SHOWN, **look: Unpack[Lo
         known = [name for name in CLASSES if f"{name}_density" in ds and ds.sizes[name]]
         raise InputError(f"The result has nothing by {by!r}; it has {', '.join(known)}.")
     count = ds.sizes[by]
-    places = np.arange(count) if count <= shown else np.r_[: shown // 2, count - shown // 2 : count]
-    bars = ds.isel({by: places})
     with Page(ds, look) as page:
         axes = page.panel((PAGE, 2.7))
-        _bars(axes, bars, by)
+        if shown is None:
+            shown = max(2 * round((axes.get_figure(root=True).get_figwidth() - 0.3) / EACH / 2), 2)
+        places = np.arange(count) if count <= shown else np.r_[: shown // 2, count - shown // 2 : count]
+        _bars(axes, ds.isel({by: places}), by)
         chance_line(axes, ds, "chance")
         if count > shown:
             axes.axvline(shown // 2 - 0.5, color="0.6", linewidth=0.8, linestyle=":")

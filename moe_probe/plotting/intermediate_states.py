@@ -65,7 +65,7 @@ def plot(
         if as_published:
             bounds = _published_limits(one.activation, layer, scale)
         maps = [_map(one.activation.sel(layer=layer).isel(token=token), experts, sort) for token in shown]
-        height = min(max(0.11 * maps[0].sizes["expert"], 0.7), 2.0)
+        height = min(max(0.14 * maps[0].sizes["expert"], 0.7), 2.0)
         all_axes = page.panels(len(shown), 1, (PAGE, 0.45 + len(shown) * (height + 0.22)), sharex=True)[:, 0]
         image: Any = None
         for axes, token, values in zip(all_axes, shown, maps, strict=True):

@@ -64,6 +64,7 @@ def plot(
         for axes in all_axes[len(shown) :]:
             axes.set_axis_off()
         page.key(handles, [handle.get_label() for handle in handles])
+        page.note("" if bars else "ρ: rank correlation of norm and score")
         return page.finish(f"{page.ds.attrs['model']}, layer {layer}")
 
 
@@ -81,7 +82,7 @@ def _token(axes: Axes, one: xr.Dataset, token: int, bars: bool, narrow: bool) ->
         return _twin_bars(axes, norm, score, [str(label) for label in one.expert.values], narrow)
     known = np.isfinite(norm) & np.isfinite(score)
     varied = known.sum() > 2 and np.ptp(norm[known]) > 0 and np.ptp(score[known]) > 0
-    rank = f"\nrank correlation {spearmanr(norm[known], score[known])[0]:.2f}" if varied else ""
+    rank = f"\nρ = {spearmanr(norm[known], score[known])[0]:.2f}" if varied else ""
     axes.set_title(title.split("\n")[0] + rank)
     return _points(axes, norm, score, chosen.astype(bool))
 

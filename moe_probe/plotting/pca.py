@@ -62,7 +62,8 @@ def plot(ds: xr.Dataset, layer: int | None = None, colors: Colors | None = None,
         for axes, name in zip(all_axes, ds.projection.values, strict=True):
             part = of_layer.sel(projection=name)
             _points(axes, part, colors=colors)
-            _name_axes(axes, part, three)
+            _name_axes(axes, part, three, shares=not page.narrow)
+            page.note(_shares(part) * page.narrow)
         _explain(page, list(all_axes), of_layer, colors)
         drawn = page.finish(f"{page.ds.attrs['model']}, layer {layer}")
         if three and _own_figure(page):
@@ -72,8 +73,15 @@ def plot(ds: xr.Dataset, layer: int | None = None, colors: Colors | None = None,
         return drawn
 
 
-def _name_axes(axes: Any, part: xr.Dataset, three: bool) -> None:
-    labels = [f"PC{i + 1} ({value:.0%})" for i, value in enumerate(part.explained_variance_ratio.values)]
+def _shares(part: xr.Dataset) -> str:
+    """How much of the variance the components of a projection explain."""
+    shares = ", ".join(f"{100 * value:.0f}" for value in part.explained_variance_ratio.values)
+    return f"{part.projection.item()}: {shares} % of the variance"
+
+
+def _name_axes(axes: Any, part: xr.Dataset, three: bool, shares: bool) -> None:
+    explained = part.explained_variance_ratio.values
+    labels = [f"PC{i + 1}" + f" ({value:.0%})" * shares for i, value in enumerate(explained)]
     axes.set(xlabel=labels[0], ylabel=labels[1])
     axes.set_title(f"{part.projection.item()}{_outlier_note(part)}", y=0.97 if three else None)
     if not three:
@@ -85,8 +93,9 @@ def _name_axes(axes: Any, part: xr.Dataset, three: bool) -> None:
     axes.locator_params(nbins=3)
     axes.set(xticklabels=[], yticklabels=[], zticklabels=[])  # there is no room for both names and numbers
     for axis in (axes.xaxis, axes.yaxis, axes.zaxis):
-        axis.labelpad = -10
-    axes.set_box_aspect(None, zoom=0.8)
+        axis.labelpad = -10 if shares else -14
+        axis.label.set_fontsize(8 if shares else 6)
+    axes.set_box_aspect(None, zoom=0.8 if shares else 0.65)
     axes.set_facecolor("none")  # the axis label of the panel to the left reaches below
 
 

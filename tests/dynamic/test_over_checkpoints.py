@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import moe_probe
-from moe_probe import dynamic, plotting
+from moe_probe import comparisons, dynamic, plotting
 from moe_probe.errors import InputError
 
 TEXTS = ["The bank of the river.", "It can bear light at the bank.", "def f(x): return x + 1"]
@@ -115,6 +115,22 @@ def test_patches_over_steps_stand_beside_each_other():
     assert found.texture_mean.dims == ("step", "texture_group")
     np.testing.assert_array_equal(found.divergence.sel(step="1k"), found.divergence.sel(step="2k"))
     assert len(plotting.plot(found).axes) == 4  # picture, two steps, color bar
+
+
+@pytest.mark.filterwarnings("error::FutureWarning")
+@pytest.mark.parametrize("textured", [False, True])
+def test_patches_of_steps_with_other_layers_stand_beside_each_other(textured):
+    steps = {"mixtral": "ckpt/tiny-mixtral", "mh-moe": "ckpt/tiny-mh-moe"}
+    pictures = [np.random.default_rng(0).random((12, 12))] if textured else None
+    patches = dynamic.PatchDivergence((2, 2), pictures)
+    found = comparisons.patch_divergence_over_steps(steps, [[5, 6, 7, 8]], patches, progress=False)
+    layers = [moe_probe.load(step).moe_layers for step in steps.values()]
+    assert layers[0] != layers[1]
+    assert list(found.layer) == sorted({*layers[0], *layers[1]})
+    only = [layer for layer in layers[0] if layer not in layers[1]]
+    assert found.divergence.sel(step="mh-moe", layer=only).isnull().all()
+    assert found.divergence.sel(step="mixtral").notnull().all()
+    assert found.divergence_mean.notnull().all()
 
 
 def test_what_cannot_be_compared_is_said():

@@ -12,6 +12,7 @@ from moe_probe.plotting._style import DIVERGING
 
 WIDEST, HIGHEST = 6.9, 9.8  # inches of a page's text
 COLORBAR = "<colorbar>"
+LEAST_ROOM, SMALLEST = 0.125, 4.99  # of a figure; points
 
 
 def rendered(figure, dpi=100):
@@ -38,6 +39,8 @@ def check_figure(figure, stem):
     check_filled(pixels, stem)
     check_hatches(figure, stem)
     check_legends(figure, stem)
+    check_room(figure, stem)
+    check_letters(figure, stem)
     check_colors(figure, pixels, stem)
     check_centers(figure, stem)
     check_diagonals(figure, stem)
@@ -101,6 +104,20 @@ def check_legends(figure, stem):
             wide = min(box.x1, other.x1) - max(box.x0, other.x0)
             high = min(box.y1, other.y1) - max(box.y0, other.y0)
             assert wide < 2 or high < 2, f"{stem}: a legend covers axes"
+
+
+def check_room(figure, stem):
+    """Panels have at least an eighth of the figure: names, legends and notes around them do not crowd them out."""
+    panels = [axes.bbox for axes in figure.axes if axes.axison and axes.get_label() != COLORBAR and axes.has_data()]
+    part = sum(box.width * box.height for box in panels) / (figure.bbox.width * figure.bbox.height)
+    assert not panels or part > LEAST_ROOM, f"{stem}: panels have {part:.0%} of the figure"
+
+
+def check_letters(figure, stem):
+    """No text is smaller than 5 points."""
+    for text in figure.findobj(Text):
+        size = text.get_fontsize()
+        assert size >= SMALLEST or not text.get_text().strip(), f"{stem}: {text.get_text()!r} has {size:.1f} points"
 
 
 def maps(figure):

@@ -6,7 +6,7 @@ import gallery
 import numpy as np
 import pytest
 import results_by_hand as by_hand
-from figure_checks import check_figure, maps, rendered
+from figure_checks import check_figure, check_texts, maps, rendered
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.text import Text
@@ -25,6 +25,25 @@ def functions():
         for each, function in inspect.getmembers(module, inspect.isfunction):
             if function.__module__ == module.__name__ and str(inspect.signature(function)).endswith("-> 'Drawn'"):
                 yield name, each
+
+
+def test_names_beside_low_rows_shrink_and_only_then_make_room(examples):
+    ds = gallery.resized(examples["score_agreement"], 128, 48)
+    names = ds.sizes["score"]
+    for height, size, shown in ((4.6, 7, names), (3.2, None, names), (2.2, 5, names // 2)):
+        figure = plotting.plot(ds, figsize=(3.3, height))
+        _, texts = rendered(figure)
+        check_texts(figure, texts, f"{height} in")
+        labels = figure.axes[0].get_yticklabels()
+        assert len(labels) == shown
+        assert 5 <= labels[0].get_fontsize() <= 7
+        assert size is None or labels[0].get_fontsize() == size
+
+
+def test_experts_of_a_narrow_row_have_their_numbers_each(examples):
+    figure = plotting.plot(examples["intermediate_states"])
+    rendered(figure)
+    assert [text.get_text() for text in figure.axes[0].get_yticklabels()] == [str(expert) for expert in range(8)]
 
 
 @pytest.fixture(scope="module")

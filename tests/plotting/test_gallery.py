@@ -6,15 +6,13 @@ from time import process_time
 
 import gallery
 import pytest
-from figure_checks import check_figure, check_legends, check_texts, rendered
+from figure_checks import check_figure, check_legends, check_letters, check_room, check_texts, rendered
 
 from moe_probe import plotting
 from moe_probe.figures import write_figure
 
 MOST = 8  # files that a result of 48 layers of 128 experts is drawn into
 KINDS = plotting.names()
-# whose panels or texts need the width of a page
-PAGE_WIDE = {"complexity", "ffn_experts_per_token", "gate_regression", "output_norms", "pca", "routing_drift"}
 EVERY = list(product([8, 64, 128, 256], [1, 4, 61]))
 # GALLERY=all draws every size, which takes a quarter of an hour; else each number of experts and of layers once
 SIZES = EVERY if os.environ.get("GALLERY") == "all" else [(8, 61), (64, 1), (128, 61), (256, 4)]
@@ -52,12 +50,14 @@ def test_every_kind_is_readable_at_every_size(name, experts, layers, examples):
     check(gallery.resized(examples[name], experts, layers))
 
 
-@pytest.mark.parametrize("name", sorted({*KINDS} - PAGE_WIDE))
+@pytest.mark.parametrize("name", KINDS)
 def test_a_figure_that_is_asked_for_at_a_columns_width_is_readable(name, examples):
     figure = plotting.plot(gallery.resized(examples[name], 64, 4), figsize=(3.3, 2.6))
     _, texts = rendered(figure)
     check_texts(figure, texts, name)
     check_legends(figure, name)
+    check_room(figure, name)
+    check_letters(figure, name)
 
 
 @pytest.mark.thorough

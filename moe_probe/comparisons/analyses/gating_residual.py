@@ -61,7 +61,7 @@ def gating_residual(
     sides: Opened = dict(zip(RESIDUALS, (whole, removed), strict=True))
     scores = RouterScores(bins, limits)
     results = [seen.result(source) for source, (seen,) in observe_each(sides, texts, [scores], options).values()]
-    joined = xr.concat(results, xr.Variable("residual", RESIDUALS))
+    joined = xr.concat(results, xr.Variable("residual", RESIDUALS), data_vars="all", coords="minimal", join="exact")
     about = compared_attrs("gating_residual", {"with": whole}, **scores.parameters())
     return joined.assign_attrs({**results[0].attrs, **about})
 

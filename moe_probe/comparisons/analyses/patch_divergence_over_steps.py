@@ -30,7 +30,8 @@ def patch_divergence_over_steps(
         options: those of `dynamic.run`.
 
     Returns:
-        The Dataset of `patch_divergence` with a first dimension `step` where values differ between checkpoints.
+        The Dataset of `patch_divergence` with a first dimension `step` where values may differ between checkpoints;
+        nan in layers that a checkpoint lacks.
 
     Raises:
         InputError: the checkpoints' tokenizers differ.
@@ -51,7 +52,6 @@ def patch_divergence_over_steps(
         ids = of_documents
         results.append(seen.result(source))
     steps_dim = xr.Variable("step", list(opened))
-    joined = xr.concat(results, steps_dim, data_vars="different", coords="minimal", compat="equals")
-    names = [name for name in results[0] if str(name).startswith(("divergence", "texture_mean"))]
-    joined = joined.assign({n: xr.concat([ds[n] for ds in results], joined.step) for n in names})
+    names = [str(name) for name in results[0] if str(name).startswith(("divergence", "texture_mean"))]
+    joined = xr.concat(results, steps_dim, data_vars=names, coords="minimal", compat="equals", join="outer")
     return joined.assign_attrs(compared_attrs("patch_divergence", opened, **patches.parameters()))
