@@ -52,7 +52,6 @@ class Page:
     Attributes:
         ds: the result, its names written as `labels` says.
         figure: that is drawn in, once there are panels.
-        narrow: whether the figure is rather as wide as a column than as a page.
     """
 
     figure: Any
@@ -122,7 +121,7 @@ class Page:
         """A legend of handles with names, above all panels."""
         if not handles:
             return
-        most = min(columns or len(names), _beside(names, self._width() * KEY_LINE))
+        most = min(columns or len(names), _beside(names, self.width * KEY_LINE))
         columns = -(-len(names) // -(-len(names) // most))  # as many in every row
         look: dict[str, Any] = {"frameon": False, "ncols": columns, "title": title}
         if self.given is not None:
@@ -145,7 +144,7 @@ class Page:
         if text:
             self._write_title(text)
         if self._notes:
-            notes = textwrap.wrap("; ".join(dict.fromkeys(self._notes)), int(self._width() * LONGEST_LINE))
+            notes = textwrap.wrap("; ".join(dict.fromkeys(self._notes)), int(self.width * LONGEST_LINE))
             self.figure.supxlabel("\n".join(notes), **NOTE)
         return self.figure
 
@@ -159,9 +158,11 @@ class Page:
     @property
     def narrow(self) -> bool:
         """Whether the figure is rather as wide as a column than as a page."""
-        return self._width() < NARROW
+        return self.width < NARROW
 
-    def _width(self) -> float:
+    @property
+    def width(self) -> float:
+        """Inches of the whole figure."""
         root = self.figure.figure if self.given is None else self.given[0].figure
         return float(root.get_figure(root=True).get_figwidth())
 

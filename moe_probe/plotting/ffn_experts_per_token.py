@@ -53,7 +53,7 @@ def plot(ds: xr.Dataset, by: str = "type", shown: int | None = None, **look: Unp
     with Page(ds, look) as page:
         axes = page.panel((PAGE, 2.7))
         if shown is None:
-            shown = max(2 * round((axes.get_figure(root=True).get_figwidth() - 0.3) / EACH / 2), 2)
+            shown = max(2 * round((page.width - 0.3) / EACH / 2), 2)
         places = np.arange(count) if count <= shown else np.r_[: shown // 2, count - shown // 2 : count]
         _bars(axes, ds.isel({by: places}), by)
         chance_line(axes, ds, "chance")
