@@ -25,6 +25,7 @@ SCALES: tuple[Scale, ...] = get_args(Scale)
 FARTHEST = 8.0  # times more, or less: beyond that the colors of a ratio stay the same
 TINY = 2.0**-40
 FEW = 16  # experts that stand along y, layers along x
+THIN = 64  # experts; cells of more are about as small as pixels
 MANY, BEYOND = 1000, 0.005  # of so many values, this share lies beyond each color limit
 MOST_BESIDE = 4  # square maps side by side
 NAMED = ("label", "place", "task")  # rows whose labels tell what they are
@@ -257,7 +258,16 @@ def map_panel(axes: Axes, values: xr.DataArray, colors: Mapping[str, Any], blank
         same = np.equal.outer(values[values.dims[0]].values, values[values.dims[1]].values)
         cover = np.dstack([*[np.ones(same.shape)] * 3, same.astype(float)])
         show(axes, cover, aspect=axes.get_aspect())
+        _stroke(axes, same)
     return image
+
+
+def _stroke(axes: Axes, same: np.ndarray) -> None:
+    """A white line over the cells of an expert with itself, where a picture may have fewer pixels than cells."""
+    rows, columns = np.nonzero(same)
+    if len(rows) > THIN and (rows == columns).all():
+        ends = [-0.5, len(rows) - 0.5]
+        axes.plot(ends, ends, color="white", linewidth=1.0, solid_capstyle="butt", scalex=False, scaley=False)
 
 
 def bounded(bounds: tuple[float, float]) -> dict[str, Any]:

@@ -5,6 +5,7 @@ import io
 import numpy as np
 import pytest
 import results_by_hand as by_hand
+from figure_checks import rendered
 from PIL import Image
 
 from moe_probe import plotting
@@ -29,6 +30,16 @@ def test_a_lift_without_chance_is_drawn_around_one(chance):
     image = plotting.plot(ds).axes[0].images[0]
     low, high = image.get_clim()
     assert low * high == pytest.approx(1)
+
+
+@pytest.mark.parametrize("dpi", [100, 150, 300])
+def test_a_blank_diagonal_has_no_gaps_where_cells_are_smaller_than_pixels(dpi):
+    figure = plotting.plot(by_hand.similarity(256, 1), layer=0)
+    pixels, _ = rendered(figure, dpi)
+    axes, at = figure.axes[0], np.linspace(0.5, 254.5, 2000)
+    x, y = axes.transData.transform(np.stack([at, at], 1)).T
+    seen = pixels[(figure.bbox.height - y).astype(int), x.astype(int), :3]
+    assert np.quantile(seen.min(1), 0.05) > 100  # the map's own colors have less of red or of blue
 
 
 @pytest.mark.parametrize("count", [64, 256])
