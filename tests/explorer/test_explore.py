@@ -1,14 +1,21 @@
 """The page's facts equal the trace's, from a model and from a trace."""
 
+import json
+import re
+from pathlib import Path
+
+import matplotlib
 import numpy as np
 import pytest
 import torch
+from matplotlib.colors import to_rgb
 from unpacking import arrays_of, facts_of, routing_of
 
 import moe_probe
 from moe_probe import dynamic, explorer, static
 from moe_probe.errors import InputError, NotComparable, NotFitting
 from moe_probe.intervene import Mask, TopK, Where
+from moe_probe.plotting._style import DIVERGING
 
 TEXTS = ["The bank of the </script> river.", "def area(r):\n    return r ** 2", "12 * 3 = 36"]
 LABELS = ["prose", "code", "arithmetic"]
@@ -141,6 +148,20 @@ def test_a_model_that_chooses_fewer_experts_in_some_tokens_has_a_page():
     assert np.flatnonzero(none).tolist() == list(range(lengths[0], lengths[0] + lengths[1]))
     assert (layers[1][1][none, 1] == 0).all()
     assert arrays_of(page)["0-1-count"].sum() == 2 * sum(lengths) - lengths[1]
+
+
+def test_less_and_more_than_even_have_the_colors_of_the_figures():
+    colors = (Path(explorer.__file__).parent / "page" / "color.js").read_text(encoding="utf-8")
+    stops = re.search(r"DIVERGING = .*?light: (\[.*?\])", colors, re.DOTALL)[1]
+    scale = matplotlib.colormaps[DIVERGING]
+    for color, share in zip(json.loads(stops), np.linspace(0, 1, 7), strict=True):
+        assert np.abs(np.subtract(to_rgb(color), scale(share)[:3])).max() < 0.2
+    dark = json.loads(re.search(r"DIVERGING = .*?dark: (\[.*?\])", colors, re.DOTALL)[1])
+    assert to_rgb(dark[0])[0] > to_rgb(dark[0])[2]
+    assert to_rgb(dark[-1])[0] < to_rgb(dark[-1])[2]
+    style = (Path(explorer.__file__).parent / "page.css").read_text(encoding="utf-8")
+    ramps = [ramp.split(", ") for ramp in re.findall("--ratio: (.*?);", style)]
+    assert [json.loads(stops), dark] == ramps  # of the key below the map
 
 
 def test_a_page_is_saved_whole_and_shows_in_a_notebook(trace, tmp_path):

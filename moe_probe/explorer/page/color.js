@@ -1,9 +1,9 @@
 // at most eight colors that readers with any color vision tell apart (Okabe and Ito); all else is grey, or a scale
 
 const OKABE_ITO = ["#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7", "#999999"];
-const DIVERGING = { // log2 of a ratio from -3 to 3
-  light: ["#3b1a6e", "#6a51a3", "#b6b0d8", "#f7f7f7", "#fdc98a", "#e08214", "#7f3b08"],
-  dark: ["#b9a7ff", "#8a75d6", "#4a4180", "#23262c", "#7a4a12", "#d9822b", "#ffcf8f"],
+const DIVERGING = { // log2 of a ratio from -3 to 3; brown is less and purple more, as in the figures
+  light: ["#7f3b08", "#e08214", "#fdc98a", "#f7f7f7", "#b6b0d8", "#6a51a3", "#3b1a6e"],
+  dark: ["#ffcf8f", "#d9822b", "#7a4a12", "#23262c", "#4a4180", "#8a75d6", "#b9a7ff"],
 };
 const SCALE = { light: ["#f4f7fb", "#b4d2ec", "#5fa4dc"], dark: ["#1d2128", "#1f4468", "#2b6aa8"] };
 const DEAD = "#009E73"; // of experts that are never chosen
