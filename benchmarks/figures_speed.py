@@ -1,4 +1,4 @@
-"""How long figures take at the size of a real model, how many files they are, and how large.
+"""How long figures take at the size of a real model, the slowest one among them; how many files they are, how large.
 
     python benchmarks/figures_speed.py [EXPERTS] [LAYERS] [N_JOBS]
 
@@ -13,7 +13,20 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1] / "docs"))
 import gallery
 
-from moe_probe import figures
+from moe_probe import figures, plotting
+
+
+def single_figures(ds):
+    """Seconds that each figure of a result takes alone, drawn and written, and its name."""
+    drawn = plotting.figures(ds)
+    with tempfile.TemporaryDirectory() as folder:
+        while True:
+            began = time.perf_counter()
+            stem, figure = next(drawn, (None, None))
+            if figure is None:
+                return
+            figures.write_figure(figure, Path(folder) / f"{stem}.pdf")
+            yield time.perf_counter() - began, stem
 
 
 def main():
@@ -29,6 +42,8 @@ def main():
         total += took
         print(f"{name:24} {len(paths):3} files {took / len(paths):5.2f} s a file {took:6.2f} s {size:6.2f} MB")
     print(f"one result after the other: {total:.1f} s")
+    seconds, stem = max(each for ds in results.values() for each in single_figures(ds))
+    print(f"the slowest figure: {stem}, {seconds:.2f} s")
     with tempfile.TemporaryDirectory() as folder:
         began = time.perf_counter()
         paths = figures.draw(list(results.values()), Path(folder), n_jobs=n_jobs)
