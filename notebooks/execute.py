@@ -29,12 +29,15 @@ def execute(path: Path, store: bool) -> float:
 
 
 def settled(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
-    """Without what differs from run to run: times, progress bars and what libraries write to stderr."""
+    """Without what differs from run to run: times, progress bars, where the checkout lies, what goes to stderr."""
     notebook.metadata.pop("widgets", None)
     for cell in notebook.cells:
         cell.metadata.pop("execution", None)
         if cell.cell_type == "code":
             cell.outputs = [output for output in cell.outputs if not passing(output)]
+            for output in cell.outputs:
+                if output.get("name") == "stdout":
+                    output.text = output.text.replace(str(FOLDER.resolve().parent), "..")
     return notebook
 
 

@@ -25,6 +25,12 @@ def test_a_notebook_is_small_and_was_run_to_its_end(path):
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_no_output_says_where_the_checkout_lay(path):
+    texts = [o.get("text", "") for cell in nbformat.read(path, 4).cells for o in cell.get("outputs", [])]
+    assert not [text for text in texts if re.search(r"(^|\s)(/|[A-Z]:).*out/notebooks", text)]
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_no_layer_is_written_into_it(path):
     sources = [cell.source for cell in nbformat.read(path, 4).cells if cell.cell_type == "code"]
     assert not [source for source in sources if HARD_CODED.search(source)]
