@@ -122,15 +122,19 @@ class Site:
 
 @contextmanager
 def substituted(module: nn.Module, parameters: Mapping[str, torch.Tensor]) -> Iterator[None]:
-    """Within, tensors stand in for a module's own parameters of the same names."""
-    registered = module._parameters
-    originals = {name: registered[name] for name in parameters}
+    """Within, tensors stand in for the parameters of the same names of a module and of its parts."""
+    originals = {name: module.get_parameter(name) for name in parameters}
+
+    def register(values: Mapping[str, nn.Parameter]) -> None:
+        for name, value in values.items():
+            path, _, own = name.rpartition(".")
+            module.get_submodule(path)._parameters[own] = value
+
     try:
-        for name, value in parameters.items():
-            registered[name] = nn.Parameter(value, requires_grad=False)
+        register({name: nn.Parameter(value, requires_grad=False) for name, value in parameters.items()})
         yield
     finally:
-        registered.update(originals)
+        register(originals)
 
 
 def find_sites(module: PreTrainedModel, layers: Sequence[int] | None = None) -> dict[int, Site]:

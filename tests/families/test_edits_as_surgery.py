@@ -77,6 +77,20 @@ def with_scaled_outputs(module, layer, expert, factor):
 
 
 @torch.no_grad()
+def with_averaged_experts(module, layer, one, other):
+    changed = copy.deepcopy(module)
+    model = moe_probe.load(changed)
+    for projection in model.layer(layer).projections:
+        pair = [model.expert_weight(layer, str(expert), projection) for expert in (one, other)]
+        mean = (pair[0] + pair[1]) / 2
+        for matrix in pair:
+            matrix.copy_(mean)
+    for bias in expert_biases(changed, layer):
+        bias[[one, other]] = (bias[one] + bias[other]) / 2
+    return changed
+
+
+@torch.no_grad()
 def with_copied_expert(module, layer, expert, by):
     changed = copy.deepcopy(module)
     model = moe_probe.load(changed)
@@ -147,6 +161,7 @@ def pairs(module):
         "zero": ([intervene.Zero(first, [one])], lambda: with_scaled_outputs(module, first, one, 0)),
         "scale": ([intervene.Scale(first, [one], 2.5)], lambda: with_scaled_outputs(module, first, one, 2.5)),
         "replace": ([intervene.Replace(first, one, by=other)], lambda: with_copied_expert(module, first, one, other)),
+        "merge": ([intervene.Merge(first, [[one, other]])], lambda: with_averaged_experts(module, first, one, other)),
         "top_k": ([intervene.TopK(each, 1) for each in layers], lambda: reconfigured(module, TOP_K, 1)),
         "mask": (
             [intervene.Mask(each, list(DROPPED)) for each in layers],
