@@ -87,4 +87,6 @@ def _hook(watch: WatchedSite, owner: object | None) -> list[Any]:
         handles += [module.register_forward_hook(owned(watch.on_beside)) for module in site.beside]
     if site.shared is not None:
         handles.append(site.shared.register_forward_hook(owned(watch.on_shared)))
+    if site.shared_beside is not None:
+        handles.append(site.shared_beside.register_forward_hook(owned(watch.on_shared_beside)))
     return handles

@@ -35,9 +35,12 @@ SKIPPED_AS_FIRST = {"ZayaExperts"}
 
 @dataclass(frozen=True)
 class Site:
-    """One MoE layer of a live module: what it is made of, its block, router, experts and shared experts.
+    """One MoE layer of a live module: what it is made of, its block, router and experts.
 
-    `beside` are the modules that stand beside the block in the decoder layer, such as the norm before it.
+    Attributes:
+        shared: the shared experts in the block, whose output is part of the block's.
+        shared_beside: shared experts that stand beside the block in the decoder layer (Granite).
+        beside: all modules that stand beside the block, such as the norm before it.
     """
 
     layer: Layer
@@ -45,6 +48,7 @@ class Site:
     router: nn.Module
     experts: nn.Module
     shared: nn.Module | None
+    shared_beside: nn.Module | None = None
     beside: tuple[nn.Module, ...] = ()
 
     def all_outputs(self, rows: torch.Tensor) -> torch.Tensor:
@@ -155,15 +159,16 @@ def find_sites(module: PreTrainedModel, layers: Sequence[int] | None = None) -> 
         if name in OUTSIDE or router is None or experts is None:
             reason = OUTSIDE.get(name, "it has no router beside its experts")
             raise FamilyError(f"{module.config.model_type}: the MoE block {name} cannot be watched: {reason}.")
-        shared = architecture.shared_path(path)
-        if shared is not None and not shared.startswith(path + "."):
-            shared = None  # beside the block, not in it
+        shared_path = architecture.shared_path(path)
+        shared = None if shared_path is None else module.get_submodule(shared_path)
+        inside = shared_path is not None and shared_path.startswith(path + ".")
         sites[index] = Site(
             layer=architecture.layer(index),
             block=block,
             router=router,
             experts=experts,
-            shared=None if shared is None else module.get_submodule(shared),
+            shared=shared if inside else None,
+            shared_beside=None if inside else shared,
             beside=tuple(child for child in part(module, path.rpartition(".")[0]).children() if child is not block),
         )
     return sites

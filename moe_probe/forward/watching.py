@@ -229,14 +229,20 @@ class WatchedSite:
         return None if changed is routed and weighted is output else changed.reshape(weighted.shape)
 
     def on_shared(self, args: tuple, output: torch.Tensor) -> torch.Tensor | None:
-        """The shared block has run."""
+        """The shared experts in the block have run."""
         if self.redecider.running:
             return None
+        changed = self.on_shared_beside(args, output)
+        rows = output if changed is None else changed
+        self.parts["shared"] = rows.reshape(-1, rows.shape[-1])
+        return changed
+
+    def on_shared_beside(self, args: tuple, output: torch.Tensor) -> torch.Tensor | None:
+        """Shared experts have run: interventions change their output."""
         rows = changed = output.reshape(-1, output.shape[-1])
         for intervention in sorted(self.interventions(), key=lambda each: each.stage):
             places = acting_places(intervention, self.tokens(), self.only, len(rows), rows)
             changed = intervention.shared(self.site.layer, changed, places)
-        self.parts["shared"] = changed
         return None if changed is rows else changed.reshape(output.shape)
 
     def on_block(self, args: tuple, output: torch.Tensor | Sequence[torch.Tensor] | None) -> None:

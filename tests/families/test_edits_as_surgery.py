@@ -14,6 +14,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 import moe_probe
 from moe_probe import intervene, pruning
 from moe_probe.errors import CannotWatch, NotFitting
+from moe_probe.families import SHARED
 
 UNWATCHED = {"jetmoe", "llama4_text"}  # refused as a whole
 UNDECIDED = {
@@ -73,6 +74,13 @@ def with_scaled_outputs(module, layer, expert, factor):
     for name, bias in changed.named_parameters():
         if name.endswith("down_proj_bias") and f".{layer}." in name:
             bias[expert].mul_(factor)
+    return changed
+
+
+@torch.no_grad()
+def with_scaled_shared(module, layer, factor):
+    changed = copy.deepcopy(module)
+    moe_probe.load(changed).expert_weight(layer, SHARED, "down").mul_(factor)
     return changed
 
 
@@ -157,7 +165,11 @@ def pairs(module):
     one = chosen_expert(module, first)
     other = (one + 2) % EXPERTS
     others = range(EXPERTS, model.layer(first).num_experts)  # without weights, which no count in a configuration counts
-    return {
+    shared = {
+        "zero shared": ([intervene.Zero(first, [SHARED])], lambda: with_scaled_shared(module, first, 0)),
+        "scale shared": ([intervene.Scale(first, [SHARED], 2.5)], lambda: with_scaled_shared(module, first, 2.5)),
+    }
+    return (shared if model.layer(first).num_shared else {}) | {
         "zero": ([intervene.Zero(first, [one])], lambda: with_scaled_outputs(module, first, one, 0)),
         "scale": ([intervene.Scale(first, [one], 2.5)], lambda: with_scaled_outputs(module, first, one, 2.5)),
         "replace": ([intervene.Replace(first, one, by=other)], lambda: with_copied_expert(module, first, one, other)),
