@@ -75,6 +75,6 @@ class Unweighted:
             return None
         rows, index, weights = call.rows[:LEARNED_ROWS], call.index[:LEARNED_ROWS], call.weights[:LEARNED_ROWS]
         outputs = self.site.selected_outputs(rows, index)
-        routed = self.site.experts.forward(rows, index, weights).reshape(rows.shape)
+        routed = self.site.experts.forward(rows, *self.site.callable_with(index, weights)).reshape(rows.shape)
         sums = (in_order_of_choices, in_order_of_experts)
         return next((each for each in sums if torch.equal(each(outputs, weights, index), routed)), None)
