@@ -21,6 +21,7 @@ import typeguard
 from typeguard import CollectionCheckStrategy, TypeCheckError
 
 from moe_probe.errors import NoSuchName, OutOfRange, WrongType
+from moe_probe.progress import quiet
 from moe_probe.shown import brief
 
 P = ParamSpec("P")
@@ -132,12 +133,13 @@ def check_types(function: Callable[..., Any], values: Mapping[str, Any]) -> None
 
 
 def checked(function: Callable[P, Result]) -> Callable[P, Result]:
-    """The function, which refuses arguments of types that it does not take before it begins."""
+    """The function, which refuses arguments of types that it does not take, and shows nothing with `progress=False`."""
 
     @wraps(function)
     def checking(*positional: P.args, **named: P.kwargs) -> Result:
         check_call(function.__name__, function, positional, named)
-        return function(*positional, **named)
+        with quiet(named.get("progress") is False):  # what it calls shows progress by default
+            return function(*positional, **named)
 
     return checking
 

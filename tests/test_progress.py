@@ -5,8 +5,9 @@ import logging
 import pytest
 from test_cli import run
 
-from moe_probe import static
+from moe_probe import claims, explorer, figures, intervene, static
 from moe_probe.progress import quiet, reporting
+from moe_probe.report import report
 
 
 @pytest.fixture
@@ -45,3 +46,21 @@ def test_work_is_logged_shown_or_not(caplog):
     begun, ended = (record.getMessage() for record in caplog.records)
     assert begun == "layers\\x1b: 3 to do"
     assert ended.startswith("layers\\x1b: done in ")
+
+
+@pytest.mark.parametrize(
+    "work",
+    [
+        lambda texts, folder: explorer.explore("ckpt/tiny-mixtral", texts, progress=False),
+        lambda texts, folder: claims.test("ckpt/tiny-mixtral", texts, progress=False),
+        lambda texts, folder: report("ckpt/tiny-mixtral", texts, progress=False),
+        lambda texts, folder: intervene.claims("ckpt/tiny-mixtral", texts, layers=[1], progress=False),
+        lambda texts, folder: figures.reproduce(
+            "look-into-moes", "ckpt/tiny-mixtral", folder, texts, layers=[1], progress=False
+        ),
+    ],
+    ids=["explore", "claims", "report", "tested claims", "reproduce"],
+)
+def test_work_of_many_parts_shows_nothing_of_them_when_told_not_to(work, tmp_path, capfd, terminal, unrendered):
+    work(["The river bank is near.", "A program runs."] * 3, tmp_path / "out")
+    assert capfd.readouterr().err == ""

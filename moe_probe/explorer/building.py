@@ -22,7 +22,7 @@ from moe_probe.files import whole_file
 from moe_probe.model import MoEModel, Openable
 from moe_probe.options import DIGITS, EXPLORE_OPTIONS, PAGE_BYTES, TEXT_OPTIONS, RunOptions, completed
 from moe_probe.routing import Source
-from moe_probe.signatures import check_number, value_shown
+from moe_probe.signatures import check_number, checked, value_shown
 from moe_probe.texts.reading import Texts
 from moe_probe.texts.tokenizing import token_strings
 from moe_probe.traces.reading import Trace
@@ -59,6 +59,7 @@ class Explorer:
         return f'<iframe title="explorer of {html.escape(self.name)}" srcdoc="{escaped}" style="{style}"></iframe>'
 
 
+@checked
 def explore(
     source: Openable | Trace | Sources,
     texts: Texts | None = None,

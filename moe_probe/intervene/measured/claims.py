@@ -19,12 +19,14 @@ from moe_probe.intervene.zero import Zero
 from moe_probe.model import MoEModel, Openable, load
 from moe_probe.options import ABLATE_OPTIONS, RunOptions, completed
 from moe_probe.routing import Intervention
+from moe_probe.signatures import checked
 from moe_probe.static.analyses.similarity import similarity
 from moe_probe.texts.reading import Texts
 
 REPLACED = 2  # most similar, and least similar, pairs of each layer
 
 
+@checked
 def claims(
     model: Openable,
     texts: Texts,

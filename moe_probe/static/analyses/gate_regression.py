@@ -96,7 +96,9 @@ def gate_regression(
     labels = experts.expert.values.tolist()
     if len(labels) < 3:
         raise NotFitting(f"{model.name} has {len(labels)} experts with weights; a regression needs at least 3.")
-    gates = gate_similarity(model, layers=experts.layer.values.tolist()).sel(expert=labels, other=labels)
+    gates = gate_similarity(model, layers=experts.layer.values.tolist(), progress=progress).sel(
+        expert=labels, other=labels
+    )
     rows, columns = np.tril_indices(len(labels), -1)
     x, y = experts.cosine.values[..., rows, columns], gates.cosine.values[..., rows, columns]
     coords = {

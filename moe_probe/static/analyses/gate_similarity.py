@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -10,6 +10,7 @@ import xarray as xr
 
 from moe_probe.errors import NotFinite, NotFitting
 from moe_probe.model import MoEModel, Openable, load
+from moe_probe.progress import reporting
 from moe_probe.results import dataset, provenance, variable
 from moe_probe.signatures import checked
 from moe_probe.static.geometry import Geometry
@@ -18,7 +19,7 @@ TITLE = "Similarity of gate embeddings"
 
 
 @checked
-def gate_similarity(model: Openable, *, layers: Sequence[int] | int | None = None) -> xr.Dataset:
+def gate_similarity(model: Openable, *, layers: Sequence[int] | int | None = None, progress: bool = True) -> xr.Dataset:
     """Cosine of every pair of gate embeddings (rows of the router's weight), layer by layer.
 
     Formula:
@@ -38,6 +39,7 @@ def gate_similarity(model: Openable, *, layers: Sequence[int] | int | None = Non
     Args:
         model: a checkpoint folder, a hub id, a live transformers model or a `MoEModel`.
         layers: MoE layers; all by default.
+        progress: whether progress is shown.
 
     Returns:
         Dataset with `cosine` (layer, expert, other), float64, of routed experts of every kind; NaN for a gate embedding
@@ -54,7 +56,7 @@ def gate_similarity(model: Openable, *, layers: Sequence[int] | int | None = Non
     """
     model = load(model)
     chosen = model.select_layers(layers)
-    values = np.stack([_cosines(weight) for weight in router_matrices(model, chosen)])
+    values = np.stack([_cosines(weight) for weight in router_matrices(model, chosen, progress)])
     labels = [str(e) for e in range(values.shape[-1])]
     reason = "a gate embedding of zeros has no direction"
     similarity = variable(("layer", "expert", "other"), values, "cosine of gate embeddings", undefined=reason)
@@ -62,8 +64,8 @@ def gate_similarity(model: Openable, *, layers: Sequence[int] | int | None = Non
     return dataset({"cosine": similarity}, provenance("gate_similarity", model), coords)
 
 
-def router_matrices(model: MoEModel, layers: Sequence[int]) -> list[torch.Tensor]:
-    """The gate embeddings of each layer in float64, (E, d).
+def router_matrices(model: MoEModel, layers: Sequence[int], progress: bool) -> Iterator[torch.Tensor]:
+    """The gate embeddings of each layer in float64, (E, d), read one after the other.
 
     Raises:
         NotFinite: they hold NaN or infinity.
@@ -75,7 +77,10 @@ def router_matrices(model: MoEModel, layers: Sequence[int]) -> list[torch.Tensor
             f"The layers of {model.name} that were asked for have {' and '.join(map(str, sorted(counts)))} experts; "
             "pass layers= of one number."
         )
-    return [_router_matrix(model, layer) for layer in layers]
+    with reporting("Routers", len(layers), progress) as advance:
+        for layer in layers:
+            yield _router_matrix(model, layer)
+            advance()
 
 
 def _router_matrix(model: MoEModel, layer: int) -> torch.Tensor:

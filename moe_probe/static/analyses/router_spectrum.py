@@ -16,7 +16,7 @@ TITLE = "Spectrum of the routers"
 
 
 @checked
-def router_spectrum(model: Openable, *, layers: Sequence[int] | int | None = None) -> xr.Dataset:
+def router_spectrum(model: Openable, *, layers: Sequence[int] | int | None = None, progress: bool = True) -> xr.Dataset:
     """Singular values and effective rank of each router's weight.
 
     The effective rank is E where all directions weigh the same, 1 where all gate embeddings are parallel.
@@ -39,6 +39,7 @@ def router_spectrum(model: Openable, *, layers: Sequence[int] | int | None = Non
     Args:
         model: a checkpoint folder, a hub id, a live transformers model or a `MoEModel`.
         layers: MoE layers; all by default.
+        progress: whether progress is shown.
 
     Returns:
         Dataset with `singular_value` (layer, index), descending, and `effective_rank` (layer), float64; the rank is NaN
@@ -54,7 +55,7 @@ def router_spectrum(model: Openable, *, layers: Sequence[int] | int | None = Non
     """
     model = load(model)
     chosen = model.select_layers(layers)
-    values = torch.stack([torch.linalg.svdvals(weight) for weight in router_matrices(model, chosen)])
+    values = torch.stack([torch.linalg.svdvals(weight) for weight in router_matrices(model, chosen, progress)])
     entropy = torch.special.entr(values / values.sum(1, keepdim=True)).sum(1)
     reason = "a router of zeros has no directions"
     variables = {
