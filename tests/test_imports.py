@@ -26,7 +26,7 @@ ALLOWED = {
     "shown": set(),
     "files": {"errors", "shown"},
     "checked": {"errors", "shown", "files"},
-    "signatures": {"errors", "shown"},
+    "signatures": {"errors", "progress", "shown"},
     "progress": {"shown"},
     "parallel": {"errors", "progress", "signatures"},
     "registry": {"errors"},
