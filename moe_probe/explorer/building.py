@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Unpack, get_args
+from typing import Any, Literal, Unpack
 
 import xarray as xr
 
@@ -13,7 +13,7 @@ from moe_probe import static
 from moe_probe.comparisons.side_by_side import Opened, Sources, observe_each, open_sources
 from moe_probe.dynamic.analysis import Analysis
 from moe_probe.dynamic.sources import opened_source
-from moe_probe.errors import NoSuchName, NotComparable, NotFitting, OutOfRange, WrongType
+from moe_probe.errors import NotComparable, NotFitting, OutOfRange
 from moe_probe.explorer.packing import MOST_DIGITS, pack
 from moe_probe.explorer.page import Subject, page_html
 from moe_probe.explorer.recorded import Routing
@@ -22,13 +22,12 @@ from moe_probe.files import whole_file
 from moe_probe.model import MoEModel, Openable
 from moe_probe.options import DIGITS, EXPLORE_OPTIONS, PAGE_BYTES, TEXT_OPTIONS, RunOptions, completed
 from moe_probe.routing import Source
-from moe_probe.signatures import check_number, checked, value_shown
+from moe_probe.signatures import check_number, checked
 from moe_probe.texts.reading import Texts
 from moe_probe.texts.tokenizing import token_strings
 from moe_probe.traces.reading import Trace
 
 Similar = Literal["neuron_mean", "matrix", "gate"]
-SIMILAR: tuple[str, ...] = get_args(Similar)
 MODELS = 2  # side by side
 
 
@@ -103,7 +102,7 @@ def explore(
         >>> page = explorer.explore("ckpt/tiny-mixtral", ["A short text."], progress=False)
         >>> page.save("page.html")  # doctest: +SKIP
     """
-    _check(similar, vocabulary, max_bytes)
+    _check(similar, max_bytes)
     check_number("digits", digits, 1, MOST_DIGITS)
     if runners_up is not None:
         check_number("runners_up", runners_up, 0)
@@ -124,21 +123,10 @@ def explore(
     return _explorer(subjects, digits, max_bytes)
 
 
-def _check(similar: object, vocabulary: object, max_bytes: object) -> None:
-    if isinstance(similar, str) and similar not in SIMILAR:
-        raise NoSuchName.among("measure of similar experts", similar, SIMILAR)
-    if not isinstance(similar, str | xr.Dataset | None):
-        raise WrongType(
-            f"similar is a {type(similar).__name__}; pass one of {', '.join(SIMILAR)}, a result of static.similarity "
-            "or static.gate_similarity, or None."
-        )
+def _check(similar: object, max_bytes: int) -> None:
     if isinstance(similar, xr.Dataset) and "cosine" not in similar:
         name = similar.attrs.get("analysis")
         raise NotFitting(f"similar is a result of {name} without cosines; pass one of similarity or gate_similarity.")
-    if not isinstance(vocabulary, bool):
-        raise WrongType(f"vocabulary is {value_shown(vocabulary)}; pass True or False.")
-    if not isinstance(max_bytes, int) or isinstance(max_bytes, bool):
-        raise WrongType(f"max_bytes={max_bytes!r} is not a whole number of bytes; the default is {PAGE_BYTES:,}.")
     if max_bytes < 1:
         raise OutOfRange(f"max_bytes={max_bytes} leaves no page; pass a size above 0, such as {PAGE_BYTES:,}.")
 

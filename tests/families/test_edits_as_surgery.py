@@ -23,7 +23,7 @@ UNDECIDED = {
     "deepseek_v4": ["mask", "only", "top_k"],  # its first layers choose by a table of tokens
 }
 UNCUT = {"deepseek_v4", "inkling_text", "longcat_flash", "zaya"}
-QUICK = {"mixtral", "gpt_oss", "deepseek_v3", "longcat_flash", "zaya", "nemotron_h"}
+QUICK = {"mixtral", "zaya", "longcat_flash"}
 WATCHED = [
     each if each in QUICK else pytest.param(each, marks=pytest.mark.thorough)
     for each in PRESENT

@@ -80,6 +80,7 @@ def test_axes_that_are_given_are_drawn_on_and_come_back(name, examples):
         plotting.plot(ds, axes=Figure().subplots(1, count + 1))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", KINDS)
 def test_size_and_title_are_those_asked_for(name, examples):
     figure = plotting.plot(examples[name], figsize=(5, 4.5), title="What is seen")
@@ -172,6 +173,7 @@ def test_models_side_by_side_have_one_scale():
     assert limits[:3] == limits[3:]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", KINDS)
 def test_every_kind_can_be_compared(name, examples):
     of_sizes = {"Mixtral": gallery.resized(examples[name], 8, 4), "OLMoE": gallery.resized(examples[name], 64, 16, 1)}
@@ -198,7 +200,7 @@ def pixels_of(ds):
 WITH_INTERVALS = [by_hand.expert_load, by_hand.coactivation, by_hand.task_load, by_hand.router_saturation]
 
 
-@pytest.mark.parametrize("layers", [1, 4])
+@pytest.mark.parametrize("layers", [1, pytest.param(4, marks=pytest.mark.thorough)])
 @pytest.mark.parametrize("make", [*WITH_INTERVALS, by_hand.token_specialization])
 def test_intervals_are_seen_wherever_their_variable_is(make, layers):
     ds = make(layers=layers)
@@ -233,6 +235,7 @@ def by_layer(name, examples):
     return "layer" in examples[name].dims
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", KINDS)
 def test_one_layer_without_its_dimension_is_drawn_as_with_it(name, examples):
     ds = examples[name]

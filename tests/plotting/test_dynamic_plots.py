@@ -50,6 +50,7 @@ def assert_all_text_is_inside(stem, figure):
     assert tight.y1 < box.y1 + 0.05, stem
 
 
+@pytest.mark.thorough
 def test_every_figure_has_all_its_text_inside(results):
     stems = []
     for dataset in results:
@@ -61,6 +62,7 @@ def test_every_figure_has_all_its_text_inside(results):
     assert len(stems) == len(set(stems))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("experts", [8, 64, 256])
 @pytest.mark.parametrize("analysis", [*PLAIN, *WIDE])
 def test_labels_do_not_overlap_for_few_and_many_experts(analysis, experts):
