@@ -187,7 +187,8 @@ class LayerwisePass:
         batch: its documents.
         spills: whether what enters layers waits on disk.
         entered: what entered each layer.
-        left: what left the layer that ran last: hidden states (documents, places, d), and what it gives beside.
+        left: what left the layer that ran last: hidden states (documents, places, d), of the last layer alone, and
+            what it gives beside.
         slopes: derivatives of the loss to what leaves the layer before, by the place in its output.
         carried_slopes: the same of the router logits that it carries to the next one.
     """
@@ -214,9 +215,10 @@ class LayerwisePass:
         }
         self.entered[index] = Entered(args[1:], others, stored, logits, places)
 
-    def leave(self, output: Any) -> None:
-        """Keep what leaves a layer."""
-        self.left = output if isinstance(output, tuple) else (output,)
+    def leave(self, output: Any, last: bool) -> None:
+        """Keep what leaves a layer; hidden states, which wait with the pass, of the last one alone."""
+        hidden, *beside = output if isinstance(output, tuple) else (output,)
+        self.left = (hidden if last else None, *beside)
 
     def step_back(self, index: int, layer: nn.Module) -> None:
         """Run a layer again, and go back through it."""
@@ -263,7 +265,7 @@ def keeping(layers: nn.ModuleList, passes: Sequence[LayerwisePass], pace: Differ
 
     def leave(module: nn.Module, args: tuple, output: Any) -> None:
         if OWNER.get() is pace.forth:
-            pace.running.leave(output)
+            pace.running.leave(output, last=module is layers[-1])
 
     handles = [
         layer.register_forward_pre_hook(partial(enter, index), with_kwargs=True) for index, layer in enumerate(layers)

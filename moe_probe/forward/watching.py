@@ -121,9 +121,9 @@ class WatchedSite:
     def before_experts(self, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
         """The experts are called: the interventions' choices take the place of the router's."""
         rows, index, weights = expert_call(args, kwargs)
-        index = self.site.chosen_experts(index, weights)
         if self.redecider.running:
             raise Decided(index.long(), weights)
+        index = self.site.chosen_experts(index, weights)
         self.end_deciding()
         if "router" not in self.parts:
             raise unwatchable(self.site, "ran without calling its router")
@@ -232,18 +232,22 @@ class WatchedSite:
         """The shared experts in the block have run."""
         if self.redecider.running:
             return None
-        changed = self.on_shared_beside(args, output)
-        rows = output if changed is None else changed
-        self.parts["shared"] = rows.reshape(-1, rows.shape[-1])
-        return changed
+        changed = self.shared_changed(output)
+        self.parts["shared"] = changed.reshape(-1, changed.shape[-1])
+        return None if changed is output else changed
 
     def on_shared_beside(self, args: tuple, output: torch.Tensor) -> torch.Tensor | None:
-        """Shared experts have run: interventions change their output."""
+        """The shared experts beside the block have run."""
+        changed = self.shared_changed(output)
+        return None if changed is output else changed
+
+    def shared_changed(self, output: torch.Tensor) -> torch.Tensor:
+        """The output of shared experts as interventions change it."""
         rows = changed = output.reshape(-1, output.shape[-1])
         for intervention in sorted(self.interventions(), key=lambda each: each.stage):
             places = acting_places(intervention, self.tokens(), self.only, len(rows), rows)
             changed = intervention.shared(self.site.layer, changed, places)
-        return None if changed is rows else changed.reshape(output.shape)
+        return output if changed is rows else changed.reshape(output.shape)
 
     def on_block(self, args: tuple, output: torch.Tensor | Sequence[torch.Tensor] | None) -> None:
         """The call of the block ends; without output where an error ended it."""

@@ -75,5 +75,8 @@ class Mean(OnExperts):
             return output
         mean = self._seen(layer.index).shared
         if mean is None:
-            raise NotFitting(f"The recorded run has no mean of the shared block of layer {layer.index}; {MAKING}.")
+            raise NotFitting(
+                f"The shared experts of layer {layer.index} stand beside the MoE block, where their outputs are not "
+                "recorded and have no mean; zero or scale them instead."
+            )
         return torch.where(places[:, None], mean.to(output), output)

@@ -12,7 +12,7 @@ from tiny_configs import EXPERTS
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 import moe_probe
-from moe_probe import intervene, pruning
+from moe_probe import dynamic, intervene, pruning
 from moe_probe.errors import CannotWatch, NotFitting
 from moe_probe.families import SHARED
 
@@ -279,3 +279,24 @@ def test_a_router_that_cannot_choose_anew_leaves_scores_of_deletion_undefined():
     assert ds.value.sel(score="reap").notnull().any()
     with pytest.raises(CannotWatch, match="masked was chosen all the same"):
         pruning.naee(tiny_model("deepseek_v4"), DOCUMENTS, 2, progress=False)
+
+
+def test_shared_experts_beside_the_block_have_no_recorded_mean():
+    model = moe_probe.load(tiny_model("granitemoeshared"))
+    edits = {"mean": [intervene.Mean(model.moe_layers[0], [SHARED])]}
+    with pytest.raises(NotFitting, match="beside the MoE block"):
+        intervene.effect(model, DOCUMENTS, edits, progress=False)
+
+
+@pytest.mark.parametrize("model_type", WATCHED)
+def test_what_is_recorded_is_the_same_layer_by_layer(model_type, tmp_path):
+    tiny_model(model_type).save_pretrained(tmp_path)
+    model = moe_probe.load(tmp_path)
+    here, there = (
+        dynamic.record(model, DOCUMENTS, outputs="selected", execution=each, batch_tokens=30, progress=False)
+        for each in ("resident", "layerwise")
+    )
+    np.testing.assert_array_equal(there.topk_expert, here.topk_expert)
+    for name in ("router_logits", "score", "selection", "topk_weight", "selected_output", "block_output"):
+        largest = float(np.abs(here[name].where(np.isfinite(here[name]))).max())
+        np.testing.assert_allclose(there[name], here[name], rtol=0, atol=1e-4 * largest, err_msg=name)

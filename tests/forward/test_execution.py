@@ -12,6 +12,8 @@ from transformers import MixtralConfig, MixtralForCausalLM
 import moe_probe
 from moe_probe import dynamic
 from moe_probe.errors import NotFinite, NotFitting
+from moe_probe.forward.differentiating import LayerwisePass
+from moe_probe.texts.corpus import Batch
 
 IDS = [[5, 6, 7, 8], [9, 10], [11, 12, 13, 14, 15, 16]]
 
@@ -119,3 +121,14 @@ def test_layer_by_layer_runs_on_one_device():
     model = moe_probe.load("ckpt/tiny-mixtral", device="auto")
     with pytest.raises(NotFitting, match="one device, not 'auto'"):
         dynamic.gate_choices(model, IDS, execution="layerwise", progress=False)
+
+
+def test_of_what_leaves_a_layer_hidden_states_are_not_kept_beside_the_pass():
+    """They wait with the pass, on disk where they are many."""
+    running = LayerwisePass(Batch(()), spills=True)
+    hidden, beside = torch.zeros(1, 2, 3), torch.ones(2)
+    running.leave((hidden, beside), last=False)
+    assert running.left[0] is None
+    assert running.left[1] is beside
+    running.leave(hidden, last=True)
+    assert running.left[0] is hidden

@@ -24,6 +24,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
+from typing import Any
 
 import xarray as xr
 from matplotlib.figure import Figure
@@ -55,29 +56,27 @@ def single_layers(ds: xr.Dataset, results: Mapping[str, xr.Dataset]) -> Figures:
     return iter(())
 
 
-def both_scales(ds: xr.Dataset, results: Mapping[str, xr.Dataset], layers: Sequence[int]) -> Figures:
+def both_scales(ds: xr.Dataset, layers: Sequence[int], stem: str, **look: Any) -> Figures:
     """A layer's panels in a row, with the diagonal, in colors of their own and in those of all layers."""
     for layer in layers:
         for scale in SCALES:
-            stem = f"{result_stem(ds)}_layer{layer}_scale-{scale}"
-            yield stem, named(plotting.plot(ds, layer=layer, scale=scale, diagonal=True), layer)
+            figure = plotting.plot(ds, layer=layer, scale=scale, diagonal=True, **look)
+            yield f"{stem}_layer{layer}_scale-{scale}", named(figure, layer)
+
+
+def maps(ds: xr.Dataset, results: Mapping[str, xr.Dataset], layers: Sequence[int]) -> Figures:
+    """Maps of a result alone."""
+    return both_scales(ds, layers, result_stem(ds))
 
 
 def outputs_of_tokens(ds: xr.Dataset, results: Mapping[str, xr.Dataset], layers: Sequence[int]) -> Figures:
-    """Three tokens in a row, in both scales."""
-    for layer in layers:
-        for scale in SCALES:
-            figure = plotting.plot(ds, layer=layer, scale=scale, tokens=first_tokens(ds), diagonal=True)
-            yield f"output_similarity_tokens_layer{layer}_scale-{scale}", named(figure, layer)
+    """Three tokens in a row."""
+    return both_scales(ds, layers, "output_similarity_tokens", tokens=first_tokens(ds))
 
 
 def outputs_beside_weights(ds: xr.Dataset, results: Mapping[str, xr.Dataset], layers: Sequence[int]) -> Figures:
     """The mean of the outputs, and the matrices in colors of their own."""
-    beside = results.get("similarity_matrix")
-    for layer in layers:
-        for scale in SCALES:
-            figure = plotting.plot(ds, layer=layer, scale=scale, beside=beside, diagonal=True)
-            yield f"{result_stem(ds)}_layer{layer}_scale-{scale}", named(figure, layer)
+    return both_scales(ds, layers, result_stem(ds), beside=results.get("similarity_matrix"))
 
 
 def gate_maps(ds: xr.Dataset, results: Mapping[str, xr.Dataset]) -> Figures:
@@ -88,11 +87,7 @@ def gate_maps(ds: xr.Dataset, results: Mapping[str, xr.Dataset]) -> Figures:
 
 def gates_beside_experts(ds: xr.Dataset, results: Mapping[str, xr.Dataset], layers: Sequence[int]) -> Figures:
     """Gate embeddings beside the mean neurons of the experts, on one scale."""
-    beside = results.get("similarity_neuron_mean")
-    for layer in layers:
-        for scale in SCALES:
-            figure = plotting.plot(ds, layer=layer, scale=scale, beside=beside, diagonal=True)
-            yield f"gate_similarity_layer{layer}_scale-{scale}", named(figure, layer)
+    return both_scales(ds, layers, "gate_similarity", beside=results.get("similarity_neuron_mean"))
 
 
 def components(ds: xr.Dataset, results: Mapping[str, xr.Dataset], layers: Sequence[int]) -> Figures:
@@ -140,7 +135,7 @@ def similarity(level: str, with_shared: bool) -> Recipe:
             level
         ],
         name=f"similarity_{level}",
-        layers=both_scales,
+        layers=maps,
         compute=lambda subject: static.similarity(
             subject.model,
             level,

@@ -12,8 +12,8 @@ import xarray as xr
 from moe_probe.dynamic.sources import open_source
 from moe_probe.errors import NotFitting, WrongType
 from moe_probe.forward.reference import record_reference
-from moe_probe.forward.resuming import Variant
 from moe_probe.forward.running import Running
+from moe_probe.forward.sharing import Variant
 from moe_probe.intervene.measured.controls import Interventions, controls_of
 from moe_probe.intervene.measured.intervals import check_draws, pooled, with_ends
 from moe_probe.intervene.measured.measures import Measures

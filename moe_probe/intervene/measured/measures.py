@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from moe_probe.forward.ran import of_documents
-from moe_probe.forward.resuming import Expected, Tail
+from moe_probe.forward.sharing import Expected, Tail
 from moe_probe.texts.corpus import Batch
 
 CACHED_VALUES = 1 << 17  # of logits that are looked at together

@@ -17,8 +17,9 @@ from moe_probe.dynamic.driver import require_finite
 from moe_probe.dynamic.saved_states import SavedStates
 from moe_probe.errors import NothingToRead
 from moe_probe.files import owned_folder
-from moe_probe.forward.resuming import Base, Expected, Resuming, Run, Tail, Variant
+from moe_probe.forward.resuming import Resuming
 from moe_probe.forward.running import SPILL_BYTES, Running
+from moe_probe.forward.sharing import Base, Expected, Run, Tail, Variant
 from moe_probe.forward.spill import Spill
 from moe_probe.intervene.choosing import OnExperts
 from moe_probe.intervene.measured.measures import Measures, measured, next_losses
