@@ -44,8 +44,8 @@ class Deferred(Mapping[str, Any]):
         }
 
     def __getitem__(self, name: str) -> Any:
-        module, own = self._places[name]
-        return getattr(import_module(module), own)
+        module, attribute = self._places[name]
+        return getattr(import_module(module), attribute)
 
     def __contains__(self, name: object) -> bool:
         return name in self._places

@@ -404,8 +404,8 @@ class Permuted(LazyTensor):
 
     def _select(self, dim: int, index: int) -> LazyTensor:
         at = self.dims[dim]
-        rest = tuple(d - (d > at) for d in self.dims if d != at)
-        return Permuted(self.base.select(at, index), rest)
+        dims = tuple(d - (d > at) for d in self.dims if d != at)
+        return Permuted(self.base.select(at, index), dims)
 
     def _narrow(self, dim: int, start: int, length: int) -> LazyTensor:
         return Permuted(self.base.narrow(self.dims[dim], start, length), self.dims)

@@ -94,7 +94,7 @@ def _tensor(storage: Storage, offset: int, shape: Sequence[int], strides: Sequen
 
 def _typed(
     storage: Storage, offset: int, shape: Sequence[int], strides: Sequence[int], _: bool, hooks: object, kind: str,
-    *more: object,
+    *_metadata: object,
 ) -> TensorHeader:  # fmt: skip
     return _inside(storage, kind, offset, shape, strides)
 

@@ -86,18 +86,18 @@ def takes(*names: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """
 
     def extended(command: Callable[..., None]) -> Callable[..., None]:
-        own = list(inspect.signature(command, eval_str=True).parameters.values())
+        parameters = list(inspect.signature(command, eval_str=True).parameters.values())
 
         @wraps(command)
-        def running(*given: Any, **options: Any) -> None:
+        def running(*args: Any, **options: Any) -> None:
             drawing_of(options)  # a slip is refused before anything is computed
             with quiet(options.get("progress") is False):
-                command(*given, **options)
+                command(*args, **options)
 
         added = [_parameter(name) for name in names]
-        kept = [each for each in own if each.kind is not each.VAR_KEYWORD]
-        running.__signature__ = inspect.Signature([*kept, *added])  # pyright: ignore[reportAttributeAccessIssue]
-        running.__annotations__ = {each.name: each.annotation for each in (*kept, *added)}
+        passed_on = [each for each in parameters if each.kind is not each.VAR_KEYWORD]
+        running.__signature__ = inspect.Signature([*passed_on, *added])  # pyright: ignore[reportAttributeAccessIssue]
+        running.__annotations__ = {each.name: each.annotation for each in (*passed_on, *added)}
         return running
 
     return extended
@@ -119,13 +119,13 @@ def of_run(options: Mapping[str, Any], names: Iterable[str] = tuple(DEFAULTS)) -
     Raises:
         InputError: a list of layers is none.
     """
-    found = {name: options[name] for name in names if name in options}
-    if isinstance(found.get("layers"), str):
-        found["layers"] = parse_layers(found["layers"])
-    if isinstance(found.get("baseline"), str):
+    asked = {name: options[name] for name in names if name in options}
+    if isinstance(asked.get("layers"), str):
+        asked["layers"] = parse_layers(asked["layers"])
+    if isinstance(asked.get("baseline"), str):
         how = {name: options[name] for name in ("device", "dtype") if name in options}
-        found["baseline"] = open_model(found["baseline"], how)
-    return found
+        asked["baseline"] = open_model(asked["baseline"], how)
+    return asked
 
 
 def drawing_of(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -208,14 +208,14 @@ def parse_intervention(text: str) -> tuple[str, dict[str, Any]]:
     Raises:
         InputError: the text is not of that form.
     """
-    kind, dot, rest = text.partition(".")
-    found = {}
-    for part in ARGUMENT.split(rest) if dot else ():
+    kind, dot, spelled = text.partition(".")
+    arguments = {}
+    for part in ARGUMENT.split(spelled) if dot else ():
         key, equals, value = part.partition("=")
         if not (equals and key and kind):
             raise InputError(f"{text!r} is no intervention; write it like mask.layer=3,experts=1+2.")
-        found[key] = parsed(value)
-    return kind, found
+        arguments[key] = parsed(value)
+    return kind, arguments
 
 
 def parsed(value: str) -> Any:
@@ -272,14 +272,14 @@ def parse_options(texts: Sequence[str] | None) -> dict[str, dict[str, Any]]:
     Raises:
         InputError: a text is not of that form.
     """
-    found: dict[str, dict[str, Any]] = {}
+    arguments: dict[str, dict[str, Any]] = {}
     for text in texts or ():
         name, equals, value = text.partition("=")
         analysis, dot, key = name.partition(".")
         if not (equals and dot and key):
             raise InputError(f"{text!r} is no option; write it like expert_capacity.factors=[1,1.25].")
-        found.setdefault(analysis, {})[key] = parsed(value)
-    return found
+        arguments.setdefault(analysis, {})[key] = parsed(value)
+    return arguments
 
 
 def check_names(options: Mapping[str, Any], known: Iterable[str], kind: str) -> None:

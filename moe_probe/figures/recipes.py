@@ -85,8 +85,8 @@ class Recipe:
 
     def number(self, stem: str) -> str:
         """The number in the paper of one of its figures."""
-        own = NUMBER.match(stem)
-        return f"{own[1]} {own[2]}" if own else self.figure
+        match = NUMBER.match(stem)
+        return f"{match[1]} {match[2]}" if match else self.figure
 
     def stem(self, figure: str) -> str:
         """File stem of one of its figures."""

@@ -240,8 +240,8 @@ class LayerwisePass:
             if slope is not None
         ]
         torch.autograd.backward([of for of, _ in pairs], [slope for _, slope in pairs])
-        found = {0: hidden, **{place: beside[name] for name, place in entered.places.items()}}
-        self.slopes = {place: value.grad for place, value in found.items() if value.grad is not None}
+        entering = {0: hidden, **{place: beside[name] for name, place in entered.places.items()}}
+        self.slopes = {place: value.grad for place, value in entering.items() if value.grad is not None}
         self.carried_slopes = [None if each is None else each.grad for each in carried]
 
 

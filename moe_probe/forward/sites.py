@@ -131,8 +131,8 @@ def substituted(module: nn.Module, parameters: Mapping[str, torch.Tensor]) -> It
 
     def register(values: Mapping[str, nn.Parameter]) -> None:
         for name, value in values.items():
-            path, _, own = name.rpartition(".")
-            module.get_submodule(path)._parameters[own] = value
+            path, _, leaf = name.rpartition(".")
+            module.get_submodule(path)._parameters[leaf] = value
 
     try:
         register({name: nn.Parameter(value, requires_grad=False) for name, value in parameters.items()})

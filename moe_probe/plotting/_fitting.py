@@ -94,9 +94,9 @@ def _thin(axis: Axis, room: float, across: bool) -> None:
         _shrink(axis, room, across)
         return
     taken = _width(max(labels, key=len), texts[0]) if across else LINE * float(texts[0].get_fontsize()) / 72
-    kept = _apart(places, labels, taken / room * float(np.ptp(axis.get_view_interval())))
-    if len(kept) < len(labels):
-        axis.set_ticks([places[at] for at in kept], labels=[labels[at] for at in kept])
+    readable = _apart(places, labels, taken / room * float(np.ptp(axis.get_view_interval())))
+    if len(readable) < len(labels):
+        axis.set_ticks([places[at] for at in readable], labels=[labels[at] for at in readable])
 
 
 def _shrink(axis: Axis, room: float, across: bool) -> None:

@@ -83,8 +83,8 @@ class Search:
         return list(combinations(range(self.source.layers[layer].num_experts), self.remove))
 
     def _one_more(self, layer: int, gone: tuple[int, ...]) -> list[tuple[int, ...]]:
-        rest = set(range(self.source.layers[layer].num_experts)) - set(gone)
-        return [tuple(sorted((*gone, expert))) for expert in sorted(rest)]
+        left = set(range(self.source.layers[layer].num_experts)) - set(gone)
+        return [tuple(sorted((*gone, expert))) for expert in sorted(left)]
 
     def _best(self, sets: Sets) -> dict[int, tuple[tuple[int, ...], float]]:
         layers = {layer: self.source.layers[layer] for layer in sets}

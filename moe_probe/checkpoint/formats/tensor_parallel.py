@@ -36,7 +36,7 @@ def joined(parts: Mapping[str, Mapping[str, LazyTensor]]) -> dict[str, LazyTenso
     for name in sorted(parts):
         for key, tensor in parts[name].items():
             pieces.setdefault(key, []).append((name, tensor))
-    return {key: _matrix(key, found, ranks) for key, found in pieces.items()}
+    return {key: _matrix(key, of_key, ranks) for key, of_key in pieces.items()}
 
 
 def _complete(names: Iterable[str]) -> int:
@@ -63,18 +63,18 @@ def _parts(name: str) -> tuple[str, int, str]:
     return match[1], int(match[2]), match[3]
 
 
-def _matrix(key: str, found: list[tuple[str, LazyTensor]], ranks: int) -> LazyTensor:
-    names = [name for name, _ in found]
+def _matrix(key: str, pieces: list[tuple[str, LazyTensor]], ranks: int) -> LazyTensor:
+    names = [name for name, _ in pieces]
     numbers = {_parts(name)[1] for name in names}
-    if len(found) == 1 and _parts(names[0])[2] == COMMON:
-        return found[0][1]
-    shapes = {tuple(tensor.shape) for _, tensor in found}
-    if len(found) != ranks or len(numbers) != 1 or len(shapes) != 1:
+    if len(pieces) == 1 and _parts(names[0])[2] == COMMON:
+        return pieces[0][1]
+    shapes = {tuple(tensor.shape) for _, tensor in pieces}
+    if len(pieces) != ranks or len(numbers) != 1 or len(shapes) != 1:
         raise DamagedFile(
             f"{key!r} is in {', '.join(names[:3])} with the shapes {sorted(shapes)}, expected one part of each of "
             f"{ranks} ranks; download the files again."
         )
-    return Concatenated([tensor for _, tensor in found], 1 if BY_INPUTS.search(key) else 0)
+    return Concatenated([tensor for _, tensor in pieces], 1 if BY_INPUTS.search(key) else 0)
 
 
 @dataclass(frozen=True)

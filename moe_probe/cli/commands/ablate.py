@@ -40,9 +40,9 @@ def command(
 
     model, asked = open_model(ckpt, options), of_run(options, ABLATE_OPTIONS)
     chosen: Any = {"how": how, "experts": parse_layers(experts), "direct": direct}
-    found = [intervene.ablate(model, texts, **chosen, bootstrap=bootstrap, **asked)]
+    results = [intervene.ablate(model, texts, **chosen, bootstrap=bootstrap, **asked)]
     if attribution:
-        own = {name: value for name, value in asked.items() if name in ATTRIBUTION_OPTIONS}
-        estimate = intervene.attribution(model, texts, bootstrap=bootstrap, **own)
-        found += [estimate, intervene.agreement(found[0], estimate)]
-    write(found, out, drawing_of(options), table=table)
+        options_too = {name: value for name, value in asked.items() if name in ATTRIBUTION_OPTIONS}
+        estimate = intervene.attribution(model, texts, bootstrap=bootstrap, **options_too)
+        results += [estimate, intervene.agreement(results[0], estimate)]
+    write(results, out, drawing_of(options), table=table)

@@ -36,8 +36,10 @@ def command(
     """Test what papers observe of Mixture-of-Experts models: effect sizes, intervals, q-values and verdicts."""
     from moe_probe import claims
 
-    found = claims.test(open_model(ckpt, options), texts, claim or "all", **of_run(options, REPORT_OPTIONS))
-    for name, verdict, why in zip(found.claim.values, found.claim_verdict.values, found.claim_why.values, strict=True):
+    verdicts = claims.test(open_model(ckpt, options), texts, claim or "all", **of_run(options, REPORT_OPTIONS))
+    for name, verdict, why in zip(
+        verdicts.claim.values, verdicts.claim_verdict.values, verdicts.claim_why.values, strict=True
+    ):
         console.print(printable(f"{name}: {verdict} ({why})"))
-    page = claims.page(found, out, **drawing_of(options))
+    page = claims.page(verdicts, out, **drawing_of(options))
     console.print(f"Wrote {page}, claims.nc, and tables (CSV) and figures beside it")

@@ -81,13 +81,13 @@ def unasked(sources: int) -> list[str]:
     """Comparisons of so many sources that are made when none is asked for."""
     from moe_probe import comparisons
 
-    found = []
+    names = []
     for name, function in comparisons.names().items():
         module = import_module(f"{comparisons.__name__}.analyses.{name}") if in_package(function) else function
         least, most = getattr(module, "SOURCES", (2, None))
         if getattr(module, "UNASKED", False) and least <= sources and (most is None or sources <= most):
-            found.append(name)
-    return found
+            names.append(name)
+    return names
 
 
 def in_package(function: Any) -> bool:
@@ -96,7 +96,7 @@ def in_package(function: Any) -> bool:
 
 
 def comparison(
-    name: str, sources: Opened, texts: str | None, own: Mapping[str, Any], rest: Mapping[str, Any]
+    name: str, sources: Opened, texts: str | None, arguments: Mapping[str, Any], run_options: Mapping[str, Any]
 ) -> xr.Dataset:
     """One comparison of models or traces by label.
 
@@ -109,14 +109,14 @@ def comparison(
     takes_names = inspect.signature(function).parameters
     positional = [each for each in takes_names if takes_names[each].kind is inspect.Parameter.POSITIONAL_OR_KEYWORD]
     of_run_too = any(each.kind is inspect.Parameter.VAR_KEYWORD for each in takes_names.values())
-    asked = {key: value for key, value in rest.items() if of_run_too or key in takes_names}
+    asked = {key: value for key, value in run_options.items() if of_run_too or key in takes_names}
     if "before" in takes_names:
         if len(sources) != 2:
             raise NotComparable(f"{name} compares two checkpoints; there are {len(sources)}.")
         sides = [{label: source} for label, source in sources.items()]
-        given = sides if of_run_too else list(sources.values())
+        passed = sides if of_run_too else list(sources.values())
     else:
-        given = [sources]
+        passed = [sources]
     if "texts" in positional:
-        given = [*given, texts]
-    return function(*given, **own, **asked)
+        passed = [*passed, texts]
+    return function(*passed, **arguments, **asked)

@@ -83,9 +83,9 @@ def with_defaults(
     """Arguments of every analysis: a baseline takes part where one is given, files go below `out`."""
     from moe_probe import dynamic
 
-    found = {}
+    arguments = {}
     for name, analysis in dynamic.names().items():
         takes_fields = {field.name for field in fields(analysis)}
         defaults: dict[str, Any] = {"baseline": options["baseline"] is not None, "path": str(out / "trace")}
-        found[name] = {k: v for k, v in defaults.items() if k in takes_fields} | dict(given.get(name, {}))
-    return found
+        arguments[name] = {k: v for k, v in defaults.items() if k in takes_fields} | dict(given.get(name, {}))
+    return arguments

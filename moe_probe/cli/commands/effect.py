@@ -49,8 +49,8 @@ def edits_of(texts: list[str] | None) -> dict[str, list[Any]]:
     """Interventions by the name of their edit; those without one are named by what they do."""
     named: dict[str, list[str]] = {}
     for text in texts or ():
-        name, colon, rest = text.partition(":")
+        name, colon, spelled = text.partition(":")
         alone = colon and name.isidentifier()
-        named.setdefault(name if alone else "", []).append(rest if alone else text)
-    found = {name: interventions_of(own) for name, own in named.items()}
-    return {name or ", ".join(map(repr, own)): own for name, own in found.items()}
+        named.setdefault(name if alone else "", []).append(spelled if alone else text)
+    edits = {name: interventions_of(spelled) for name, spelled in named.items()}
+    return {name or ", ".join(map(repr, edit)): edit for name, edit in edits.items()}

@@ -28,9 +28,9 @@ def command(
     from moe_probe.results import load_result
 
     n_jobs = completed(of_run(options, ["n_jobs"]), ["n_jobs"], "figures")["n_jobs"]
-    found = sorted(results.glob("*.nc"))
-    if not found:
+    files = sorted(results.glob("*.nc"))
+    if not files:
         raise NothingToRead(f"{results} holds no results (*.nc); make some with `moe-probe static` or `dynamic`.")
-    drawable = (dataset for dataset in map(load_result, found) if dataset.attrs["analysis"] in plotting.names())
+    drawable = (dataset for dataset in map(load_result, files) if dataset.attrs["analysis"] in plotting.names())
     counts = [len(draw(dataset, results, n_jobs, **drawing_of(options))) for dataset in drawable]
     console.print(f"Drew {sum(counts)} figures of {len(counts)} results in {results}")

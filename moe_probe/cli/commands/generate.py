@@ -45,5 +45,5 @@ def command(
     check_names(given, dynamic.names(), "analysis")
     analyses = make_analyses(analysis, with_defaults(given, {"baseline": None}, out))
     asked = of_run(options, WRITING_OPTIONS)
-    found = dynamic.generate(open_model(ckpt, options), texts, analyses, max_new_tokens=max_new_tokens, **asked)
-    write(found.values(), out, drawing_of(options), table=table)
+    results = dynamic.generate(open_model(ckpt, options), texts, analyses, max_new_tokens=max_new_tokens, **asked)
+    write(results.values(), out, drawing_of(options), table=table)

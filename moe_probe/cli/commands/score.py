@@ -68,21 +68,21 @@ def command(
     if texts is None:
         if evaluate is not None:
             raise NotFitting("--evaluate judges scores of --texts, which are not given; pass both, or --texts alone.")
-        found = pruning.scores(model, None, several, base=before, **asked)
-        write([found], out, drawing, table=table)
-        write_plan(model, found, wanted, per, out)
+        scores = pruning.scores(model, None, several, base=before, **asked)
+        write([scores], out, drawing, table=table)
+        write_plan(model, scores, wanted, per, out)
         return
     calibration, held_out = two_corpora(model, texts, evaluate, reading, truth)
-    found = pruning.scores(model, calibration, several, base=before, **asked)
-    write([found], out, drawing, table=table)
-    write_plan(model, found, wanted, per, out)
+    scores = pruning.scores(model, calibration, several, base=before, **asked)
+    write([scores], out, drawing, table=table)
+    write_plan(model, scores, wanted, per, out)
     if held_out is None:
         return
     ablation = intervene.ablate(model, held_out, "mask", by_unit=True, bootstrap=bootstrap, **asked)
-    agreement = pruning.agreement(found, ablation, bootstrap=bootstrap)
+    agreement = pruning.agreement(scores, ablation, bootstrap=bootstrap)
     how: Any = {"per": per, "random": random, "bootstrap": bootstrap}
     of_curve = {name: value for name, value in asked.items() if name != "layers"}
-    curve = pruning.curve(model, found, held_out, shares, **how, **of_curve)
+    curve = pruning.curve(model, scores, held_out, shares, **how, **of_curve)
     write([ablation, agreement, curve], out, drawing, table=table)
     console.print(worth_table(agreement, curve))
 

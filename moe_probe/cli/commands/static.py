@@ -58,8 +58,8 @@ def command(
             function = static.names()[name]
             arguments = {**asked, "level": at_level}
             known = inspect.signature(function).parameters
-            own = {key: value for key, value in arguments.items() if key in known}
-            yield function(model, **own, **given.get(name, {}))
+            common = {key: value for key, value in arguments.items() if key in known}
+            yield function(model, **common, **given.get(name, {}))
 
     write(results(), out, drawing_of(options), asked["n_jobs"], table)
 

@@ -10,6 +10,6 @@ def half_by_half(tensor: LazyTensor, heads: int) -> LazyTensor:
 
     Row 2 i + j of a head of size s becomes row j s / 2 + i.
     """
-    rows, *rest = tensor.shape
-    pairs = tensor.reshape(heads, rows // heads // 2, 2, *rest)
-    return pairs.transpose(1, 2).reshape(rows, *rest)
+    rows, *columns = tensor.shape
+    pairs = tensor.reshape(heads, rows // heads // 2, 2, *columns)
+    return pairs.transpose(1, 2).reshape(rows, *columns)

@@ -74,9 +74,9 @@ def _stacks(block: str, parts: Mapping[str, Mapping[int, LazyTensor]], alternati
     listed = {projection: _in_order(block, projection, experts) for projection, experts in parts.items()}
     lengths = {len(experts) for experts in listed.values()}
     if listed.keys() not in ({"gate_up", "down"}, {"gate", "up", "down"}) or len(lengths) > 1:
-        found = ", ".join(f"{len(experts)} of {projection}" for projection, experts in listed.items())
+        counts = ", ".join(f"{len(experts)} of {projection}" for projection, experts in listed.items())
         raise MissingWeight(
-            f"{block!r} has {found}, expected as many matrices of gate, up and down; the download is incomplete."
+            f"{block!r} has {counts}, expected as many matrices of gate, up and down; the download is incomplete."
         )
     if "gate_up" not in listed:
         pairs = zip(listed.pop("gate"), listed.pop("up"), strict=True)

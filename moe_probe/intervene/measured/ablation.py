@@ -195,7 +195,7 @@ class Grid:
 def _result(collected: PerBlock, unedited: BaseRun, grid: Grid, corpus: Corpus, draws: int) -> dict[str, xr.DataArray]:
     predicted, tokens = _counts(corpus, collected)
     change, positions = collected.values["loss_change"], tokens.sum()
-    kept = 1 - collected.values["changed"].sum((0, 1)) / positions
+    same_choice = 1 - collected.values["changed"].sum((0, 1)) / positions
     over_all = [grid.of(values) for values in pooled(change.sum(1), predicted.sum(1), draws)]
     control = _control(over_all[0], unedited, grid.layers, grid.experts)
     variables = {
@@ -203,7 +203,7 @@ def _result(collected: PerBlock, unedited: BaseRun, grid: Grid, corpus: Corpus, 
         "kl": variable(
             DIMS, grid.of(collected.values["kl"].sum((0, 1)) / positions), "KL from the unedited run", "nats"
         ),
-        "top1": variable(DIMS, grid.of(kept), "next token kept"),
+        "top1": variable(DIMS, grid.of(same_choice), "next token kept"),
         **with_ends("loss_change", DIMS, over_all, CHANGE),
         "chosen": variable(DIMS[1:], _counts_of(unedited, grid), "choices in the unedited run", "choices"),
         "control_loss_change": variable(DIMS, control, CONTROL, "nats"),

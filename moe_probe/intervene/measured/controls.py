@@ -71,8 +71,8 @@ def _control(model: MoEModel, edits: Interventions, counts: Mapping[int, np.ndar
 def _exchanged(model: MoEModel, edit: Any, counts: Mapping[int, np.ndarray]) -> Intervention | None:
     layer = model.layer(edit.layer)
     others = exchanged(routed(edit.experts, layer), counts[edit.layer], layer.expert_kinds, {getattr(edit, "by", None)})
-    kept = tuple(each for each in edit.named if not isinstance(each, int))  # the shared block
-    return None if others is None else replace(edit, experts=(*others, *kept))
+    shared = tuple(each for each in edit.named if not isinstance(each, int))  # the shared block
+    return None if others is None else replace(edit, experts=(*others, *shared))
 
 
 def exchanged(
