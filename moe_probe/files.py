@@ -18,9 +18,6 @@ from functools import cache
 from pathlib import Path
 from types import FrameType
 
-import psutil
-from filelock import FileLock, Timeout
-
 from moe_probe.errors import AlreadyThere, InputError, MachineError, MoEProbeError, OutOfRange, WrongType
 from moe_probe.shown import brief
 
@@ -237,6 +234,8 @@ def _beginning(name: str, size: int = NAME_BYTES) -> str:
 
 def sweep(folder: Path) -> None:
     """Delete partial files and folders in a folder whose writers were killed on this machine."""
+    import psutil
+
     with suppress(OSError), os.scandir(folder) as entries:
         partials = [(entry.path, match) for entry in entries if (match := PARTIAL.search(entry.name))]
         for path, match in partials:
@@ -259,6 +258,8 @@ def owned_folder(path: str | Path) -> Iterator[Path]:
         ...     folder.is_dir()
         True
     """
+    from filelock import FileLock, Timeout
+
     folder, holder = make_folder(path), (os.getpid(), threading.get_ident())
     with _GUARD:
         nested = _HELD.get(folder) == holder

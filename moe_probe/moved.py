@@ -6,11 +6,12 @@ import sys
 import warnings
 from collections.abc import Sequence
 from importlib import import_module
-from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
-from importlib.util import spec_from_loader
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
+
+if TYPE_CHECKING:
+    from importlib.abc import Loader
 
 PACKAGE = "moe_probe."
 MODULES = {
@@ -81,14 +82,14 @@ class Alias(ModuleType):
         return getattr(self, self.__name__.rpartition(".")[2])(*arguments, **options)
 
 
-class Moved(MetaPathFinder, Loader):
+class Moved:
     """Finds modules under their old names."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
         """A spec for a name that has moved; None for any other."""
-        return spec_from_loader(fullname, self) if fullname.removeprefix(PACKAGE) in MODULES else None
+        return ModuleSpec(fullname, cast("Loader", self)) if fullname.removeprefix(PACKAGE) in MODULES else None
 
     def create_module(self, spec: ModuleSpec) -> ModuleType:
         """An alias of the module under its new name."""

@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[1]
 COMMANDS = ROOT / "moe_probe" / "cli" / "commands"
 
 HEAVY = {"torch", "transformers", "pandas", "xarray", "matplotlib", "scipy", "sklearn", "pyarrow", "h5py"}
-NOT_AT_ALL = HEAVY | {"numpy", "typeguard", "joblib", "jinja2"}
+NOT_AT_ALL = HEAVY | {"numpy", "typeguard", "joblib", "jinja2", "filelock", "psutil"}
 
 
 def imported(code, **environment):

@@ -9,7 +9,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
 from importlib import import_module
-from importlib.metadata import version as version_of
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -107,6 +106,8 @@ app = typer.Typer(cls=Group, no_args_is_help=True, rich_markup_mode="markdown", 
 
 def _print_version(asked: bool) -> None:
     if asked:
+        from importlib.metadata import version as version_of
+
         typer.echo(f"moe-probe {version_of('moe-probe')}")
         raise typer.Exit
 

@@ -6,6 +6,7 @@ from time import process_time
 
 import gallery
 import pytest
+from budget import seconds_here
 from figure_checks import check_figure, check_legends, check_letters, check_room, check_texts, rendered
 
 from moe_probe import plotting
@@ -70,7 +71,8 @@ def test_a_page_of_small_multiples_takes_at_most_three_seconds(name, examples, t
         if figure is None:
             break
         write_figure(figure, tmp_path / f"{number}.pdf")
-        assert process_time() - began < 3, stem
+        took = process_time() - began
+        assert took < 3 or took < seconds_here(3), stem
 
 
 @pytest.mark.thorough
