@@ -32,6 +32,9 @@ class Score(ABC):
     units: ClassVar[str] = "1"
 
 
+OF_ROWS = ("norms", "turned")  # what `Seen` computes of each row and hands on to a part
+
+
 class Seen:
     """A batch of a MoE layer, with what several scores take of it computed once.
 
@@ -81,6 +84,20 @@ class Seen:
     def weights(self) -> torch.Tensor:
         """Applied weights, (n, k), float64."""
         return self.batch.top_k_weights.double()
+
+    @cached_property
+    def turned(self) -> torch.Tensor:
+        """1 - cosine of the residual stream before and after the routed experts, at least 0, (n,), float64."""
+        before = self.batch.residual.double()
+        after = before + self.batch.routed_output.double()
+        return (1 - torch.cosine_similarity(before, after, dim=-1)).clamp(min=0)
+
+    def part(self, tokens: np.ndarray) -> Seen:
+        """The batch of some of its tokens alone, a mask (tokens,), with what was computed of each row."""
+        part = Seen(self.batch.part(tokens))
+        rows = torch.from_numpy(np.repeat(tokens, self.batch.layer.subtokens))
+        vars(part).update({name: value[rows] for name, value in vars(self).items() if name in OF_ROWS})
+        return part
 
     def by_expert(self, values: torch.Tensor, index: torch.Tensor | None = None) -> torch.Tensor:
         """Sums over the rows of values of chosen experts, (n, k[, w]) to (E[, w]), float64."""

@@ -229,7 +229,7 @@ def domains(seen: Seen) -> list[tuple[str, Seen]]:
     distinct = np.unique(labels).tolist()
     if len(distinct) == 1:
         return [(distinct[0], seen)]
-    return [(label, Seen(seen.batch.part(labels == label))) for label in distinct]
+    return [(label, seen.part(labels == label)) for label in distinct]
 
 
 def of_weights(

@@ -24,6 +24,4 @@ class EasyEP(OnePass):
         batch = seen.batch
         if not batch.holds("residual") or batch.residual.shape != batch.routed_output.shape:
             return None
-        before = batch.residual.double()
-        turned = 1 - torch.cosine_similarity(before, before + batch.routed_output.double(), dim=-1)
-        return seen.by_expert(seen.weights * seen.norms * turned.clamp(min=0)[:, None])
+        return seen.by_expert(seen.weights * seen.norms * seen.turned[:, None])
