@@ -31,17 +31,15 @@ VARIED = (*LAYERS, "expert", "pair", "point")
 SPECIAL = ("S", "F")  # the shared block and the dense FFN, which stay one each
 
 
-@cache
 def examples() -> Mapping[str, xr.Dataset]:
-    """The result that the docstring of each plot draws, by the name of its analysis."""
-    found: dict[str, xr.Dataset] = {}
-    for name in plotting.names():
-        found[name] = _drawn(inspect.getdoc(plotting.PLOTS[name].plot) or "")
-    return found
+    """The example of each analysis by its name."""
+    return {name: example(name) for name in plotting.names()}
 
 
-def _drawn(docstring: str) -> xr.Dataset:
-    """The last Dataset that the examples of a docstring pass to `plotting.plot`."""
+@cache
+def example(name: str) -> xr.Dataset:
+    """The result that the docstring of an analysis' plot draws: the last one that it passes to `plotting.plot`."""
+    docstring = inspect.getdoc(plotting.PLOTS[name].plot) or ""
     drawn: list[xr.Dataset] = []
     code = "".join(example.source for example in doctest.DocTestParser().get_examples(docstring))
     with (

@@ -55,8 +55,11 @@ def test_work_is_logged_shown_or_not(caplog):
         lambda texts, folder: claims.test("ckpt/tiny-mixtral", texts, progress=False),
         lambda texts, folder: report("ckpt/tiny-mixtral", texts, progress=False),
         lambda texts, folder: intervene.claims("ckpt/tiny-mixtral", texts, layers=[1], progress=False),
-        lambda texts, folder: figures.reproduce(
-            "look-into-moes", "ckpt/tiny-mixtral", folder, texts, layers=[1], progress=False
+        pytest.param(
+            lambda texts, folder: figures.reproduce(
+                "look-into-moes", "ckpt/tiny-mixtral", folder, texts, layers=[1], progress=False
+            ),
+            marks=pytest.mark.thorough,
         ),
     ],
     ids=["explore", "claims", "report", "tested claims", "reproduce"],

@@ -69,6 +69,7 @@ def test_the_wheel_is_small_and_has_what_the_demo_needs(wheel):
     assert not [name for name in names if name.startswith("tests") or name.endswith("train_tiny.py")]
 
 
+@pytest.mark.thorough
 def test_the_source_release_is_small_and_makes_the_same_wheel(source_release, wheel, tmp_path):
     assert source_release.stat().st_size < MOST_BYTES + MOST_CODE_BYTES
     command = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", tmp_path, source_release]

@@ -252,7 +252,7 @@ def test_subtokens_are_rows_of_their_token():
     assert float(places.repetition.sel(choice="any")) == 0.5
 
 
-@pytest.mark.parametrize("subtokens", [1, 2])
+@pytest.mark.parametrize("subtokens", [1, pytest.param(2, marks=pytest.mark.thorough)])
 @pytest.mark.parametrize("maker", MAKERS)
 @settings(max_examples=30)
 @given(order=st.permutations(range(len(DOCUMENTS))), cut=st.integers(1, 2), seed=st.integers(0, 9))

@@ -27,8 +27,8 @@ def functions():
                 yield name, each
 
 
-def test_names_beside_low_rows_shrink_and_only_then_make_room(examples):
-    ds = gallery.resized(examples["score_agreement"], 128, 48)
+def test_names_beside_low_rows_shrink_and_only_then_make_room():
+    ds = gallery.resized(gallery.example("score_agreement"), 128, 48)
     names = ds.sizes["score"]
     for height, size, shown in ((4.6, 7, names), (3.2, None, names), (2.2, 5, names // 2)):
         figure = plotting.plot(ds, figsize=(3.3, height))
@@ -40,15 +40,10 @@ def test_names_beside_low_rows_shrink_and_only_then_make_room(examples):
         assert size is None or labels[0].get_fontsize() == size
 
 
-def test_experts_of_a_narrow_row_have_their_numbers_each(examples):
-    figure = plotting.plot(examples["intermediate_states"])
+def test_experts_of_a_narrow_row_have_their_numbers_each():
+    figure = plotting.plot(gallery.example("intermediate_states"))
     rendered(figure)
     assert [text.get_text() for text in figure.axes[0].get_yticklabels()] == [str(expert) for expert in range(8)]
-
-
-@pytest.fixture(scope="module")
-def examples():
-    return gallery.examples()
 
 
 @pytest.mark.parametrize(("name", "function"), functions())
@@ -64,8 +59,8 @@ def panels(figure):
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_axes_that_are_given_are_drawn_on_and_come_back(name, examples):
-    ds = examples[name]
+def test_axes_that_are_given_are_drawn_on_and_come_back(name):
+    ds = gallery.example(name)
     count = len(panels(plotting.plot(ds)))
     kind = {"subplot_kw": {"projection": "3d"}} if name == "pca" else {}
     figure = Figure(figsize=(9, 9))
@@ -82,16 +77,16 @@ def test_axes_that_are_given_are_drawn_on_and_come_back(name, examples):
 
 @pytest.mark.thorough
 @pytest.mark.parametrize("name", KINDS)
-def test_size_and_title_are_those_asked_for(name, examples):
-    figure = plotting.plot(examples[name], figsize=(5, 4.5), title="What is seen")
+def test_size_and_title_are_those_asked_for(name):
+    figure = plotting.plot(gallery.example(name), figsize=(5, 4.5), title="What is seen")
     np.testing.assert_allclose(figure.get_size_inches(), (5, 4.5))
     written = [text for text, _ in rendered(figure)[1]]
     assert "What is seen" in written
-    plain = [text for text, _ in rendered(plotting.plot(examples[name]))[1]]
+    plain = [text for text, _ in rendered(plotting.plot(gallery.example(name)))[1]]
     assert "What is seen" not in plain
-    model = str(examples[name].attrs["model"])
+    model = str(gallery.example(name).attrs["model"])
     assert not any(model == text for text in plain)  # papers have captions
-    check_figure(plotting.plot(examples[name], title=True), name)
+    check_figure(plotting.plot(gallery.example(name), title=True), name)
 
 
 def test_names_are_written_as_asked():
@@ -175,8 +170,11 @@ def test_models_side_by_side_have_one_scale():
 
 @pytest.mark.thorough
 @pytest.mark.parametrize("name", KINDS)
-def test_every_kind_can_be_compared(name, examples):
-    of_sizes = {"Mixtral": gallery.resized(examples[name], 8, 4), "OLMoE": gallery.resized(examples[name], 64, 16, 1)}
+def test_every_kind_can_be_compared(name):
+    of_sizes = {
+        "Mixtral": gallery.resized(gallery.example(name), 8, 4),
+        "OLMoE": gallery.resized(gallery.example(name), 64, 16, 1),
+    }
     check_figure(plotting.compare(of_sizes), name)
 
 
@@ -200,7 +198,8 @@ def pixels_of(ds):
 WITH_INTERVALS = [by_hand.expert_load, by_hand.coactivation, by_hand.task_load, by_hand.router_saturation]
 
 
-@pytest.mark.parametrize("layers", [1, pytest.param(4, marks=pytest.mark.thorough)])
+@pytest.mark.thorough
+@pytest.mark.parametrize("layers", [1, 4])
 @pytest.mark.parametrize("make", [*WITH_INTERVALS, by_hand.token_specialization])
 def test_intervals_are_seen_wherever_their_variable_is(make, layers):
     ds = make(layers=layers)
@@ -231,15 +230,15 @@ def test_ticks_stand_at_layers_that_there_are():
     assert ticks == list(range(0, 128, 16))
 
 
-def by_layer(name, examples):
-    return "layer" in examples[name].dims
+def by_layer(name):
+    return "layer" in gallery.example(name).dims
 
 
 @pytest.mark.thorough
 @pytest.mark.parametrize("name", KINDS)
-def test_one_layer_without_its_dimension_is_drawn_as_with_it(name, examples):
-    ds = examples[name]
-    if not by_layer(name, examples):
+def test_one_layer_without_its_dimension_is_drawn_as_with_it(name):
+    ds = gallery.example(name)
+    if not by_layer(name):
         pytest.skip("has no layers")
     at = ds.layer.values[-1]
     of_no_layer = {each for each in ds.data_vars if "layer" not in ds[each].dims}
@@ -263,8 +262,8 @@ def data_of(figure):
         yield from (np.ma.filled(np.ma.asarray(image.get_array(), float), np.nan) for image in axes.get_images())
 
 
-def test_models_that_are_compared_are_drawn_once_each(examples, monkeypatch):
-    ds, calls = examples["gate_similarity"], []
+def test_models_that_are_compared_are_drawn_once_each(monkeypatch):
+    ds, calls = gallery.example("gate_similarity"), []
     module = plotting.gate_similarity
     plot = module.plot
     monkeypatch.setattr(module, "plot", lambda ds, layer=None, **look: calls.append(1) or plot(ds, layer, **look))

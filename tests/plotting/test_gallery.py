@@ -19,11 +19,6 @@ EVERY = list(product([8, 64, 128, 256], [1, 4, 61]))
 SIZES = EVERY if os.environ.get("GALLERY") == "all" else [(8, 61), (64, 1), (128, 61), (256, 4)]
 
 
-@pytest.fixture(scope="module")
-def examples():
-    return gallery.examples()
-
-
 def check(ds):
     stems = []
     for stem, figure in plotting.figures(ds):
@@ -35,25 +30,26 @@ def check(ds):
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_every_kind_has_an_example_that_is_drawn_as_it_is(name, examples):
-    check(examples[name])
+def test_every_kind_has_an_example_that_is_drawn_as_it_is(name):
+    check(gallery.example(name))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", KINDS)
-def test_every_kind_is_readable(name, examples):
-    check(gallery.resized(examples[name], 64, 4))
+def test_every_kind_is_readable(name):
+    check(gallery.resized(gallery.example(name), 64, 4))
 
 
 @pytest.mark.thorough
 @pytest.mark.parametrize(("experts", "layers"), SIZES)
 @pytest.mark.parametrize("name", KINDS)
-def test_every_kind_is_readable_at_every_size(name, experts, layers, examples):
-    check(gallery.resized(examples[name], experts, layers))
+def test_every_kind_is_readable_at_every_size(name, experts, layers):
+    check(gallery.resized(gallery.example(name), experts, layers))
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_a_figure_that_is_asked_for_at_a_columns_width_is_readable(name, examples):
-    figure = plotting.plot(gallery.resized(examples[name], 64, 4), figsize=(3.3, 2.6))
+def test_a_figure_that_is_asked_for_at_a_columns_width_is_readable(name):
+    figure = plotting.plot(gallery.resized(gallery.example(name), 64, 4), figsize=(3.3, 2.6))
     _, texts = rendered(figure)
     check_texts(figure, texts, name)
     check_legends(figure, name)
@@ -63,8 +59,8 @@ def test_a_figure_that_is_asked_for_at_a_columns_width_is_readable(name, example
 
 @pytest.mark.thorough
 @pytest.mark.parametrize("name", KINDS)
-def test_a_page_of_small_multiples_takes_at_most_three_seconds(name, examples, tmp_path):
-    drawn = plotting.figures(gallery.resized(examples[name], 128, 48))
+def test_a_page_of_small_multiples_takes_at_most_three_seconds(name, tmp_path):
+    drawn = plotting.figures(gallery.resized(gallery.example(name), 128, 48))
     for number in count():
         began = process_time()
         stem, figure = next(drawn, (None, None))
@@ -77,6 +73,6 @@ def test_a_page_of_small_multiples_takes_at_most_three_seconds(name, examples, t
 
 @pytest.mark.thorough
 @pytest.mark.parametrize("name", KINDS)
-def test_single_layers_are_readable(name, examples):
-    for stem, figure in plotting.figures(gallery.resized(examples[name], 128, 2), "all"):
+def test_single_layers_are_readable(name):
+    for stem, figure in plotting.figures(gallery.resized(gallery.example(name), 128, 2), "all"):
         check_figure(figure, stem)

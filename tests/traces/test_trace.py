@@ -43,8 +43,11 @@ def run(folder, family="mixtral", norms=False, analyses=(), **options):
     return dynamic.run(model, texts(), [recorder, *analyses], labels=LABELS, progress=False, **options)
 
 
+LONGER = [({"execution": "layerwise"}, 50), ({"norms": True}, 1 << 17)]
+
+
 @pytest.mark.parametrize(
-    ("options", "file_rows"), [({}, 50), ({"execution": "layerwise"}, 50), ({"norms": True}, 1 << 17)]
+    ("options", "file_rows"), [({}, 50), *(pytest.param(*each, marks=pytest.mark.thorough) for each in LONGER)]
 )
 @pytest.mark.parametrize("family", FAMILIES)
 def test_analyses_of_a_trace_equal_those_of_the_model(family, file_rows, options, tmp_path, monkeypatch):
