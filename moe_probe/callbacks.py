@@ -23,24 +23,25 @@ COLD = 0.1  # times the mean load of a layer
 
 @dataclass(eq=False)
 class RoutingCallback(Checked, TrainerCallback):
-    """Runs the model over the same texts again and again while it trains, and logs how it routes.
+    """Runs the model over the same texts at intervals while it trains, and logs how it routes.
 
-    Logged beside the Trainer's own numbers, each over the MoE layers that are looked at:
-    `routing/entropy`, the lowest entropy of the load over ln E; `routing/max_violation`, the largest MaxVio
-    (arXiv 2408.15664); `routing/dead`, experts that no token chooses; `routing/cold`, experts below 0.1 of their
-    layer's mean load; `routing/drift`, the share of tokens whose set of experts is another one than at the start.
+    Logged besides the Trainer's own numbers, each over the observed MoE layers: `routing/entropy`, the lowest entropy
+    of the load divided by ln E; `routing/max_violation`, the largest MaxVio (arXiv 2408.15664); `routing/dead`, the
+    number of experts that no token chooses; `routing/cold`, the number of experts below 0.1 of their layer's mean load;
+    `routing/drift`, the share of tokens whose set of chosen experts differs from that at the start.
 
-    The weights, the mode (training or evaluation) and the random states are afterwards as they were before.
+    The callback restores the mode (training or evaluation) and the random states, and leaves the weights unchanged.
 
     Args:
-        trainer: whose model is looked at, and whose `log` is called.
-        texts: what the model runs on: enough that an even load gives every expert some tokens.
-        every: steps from one look to the next.
+        trainer: the Trainer whose model is observed, and whose `log` is called.
+        texts: strings, lists of token ids, a file of texts, a `datasets` dataset or a table on which the model runs:
+            enough that an even load gives every expert some tokens.
+        every: training steps from one measurement to the next.
         layers: MoE layers; all by default.
-        share: of the training time that looking may take at most, None for no limit; looks that would take more are
-            left out.
-        least_entropy: a warning is given where the entropy of a layer is below.
-        most_drift: a warning is given where the drift is above.
+        share: largest share of the training time that measurements may take, None for no limit; the callback skips
+            those that would take more.
+        least_entropy: the callback warns if the entropy of a layer is lower.
+        most_drift: the callback warns if the drift is higher.
 
     Raises:
         OutOfRange: a number is outside its range.
@@ -71,12 +72,12 @@ class RoutingCallback(Checked, TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Look at the model as it is before the first step."""
+        """Measures the model before the first step."""
         self._start = None
         self._look(state.global_step)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Look at the model every so many steps, where there is time."""
+        """Measures the model every `every` steps, if time allows."""
         affordable = self.share is None or self._cost <= self.share * (time.monotonic() - self._ended)
         if state.global_step % self.every == 0 and affordable:
             self._look(state.global_step)
@@ -90,7 +91,7 @@ class RoutingCallback(Checked, TrainerCallback):
         self._cost = self._ended - began
 
     def measure(self) -> dict[str, float]:
-        """The numbers of the model as it is now, by the names under which they are logged."""
+        """The numbers of the current model, by the names under which they are logged."""
         model = load(self.trainer.accelerator.unwrap_model(self.trainer.model), tokenizer=self._tokenizer())
         analyses = [dynamic.ExpertLoad(bootstrap=0, chance=False), Choices()]
         results = dynamic.run(model, self.texts, analyses, layers=self.layers, progress=False)
@@ -112,13 +113,13 @@ class RoutingCallback(Checked, TrainerCallback):
         entropy, drift = numbers["routing/entropy"], numbers["routing/drift"]
         if entropy < self.least_entropy:
             warnings.warn(
-                f"Step {step}: the entropy of the load is {entropy:.2f} of an even one in a layer, below "
-                f"least_entropy={self.least_entropy}; a stronger balancing loss evens it out.",
+                f"Step {step}: the entropy of a layer's load is {entropy:.2f} of that of an even load, below "
+                f"least_entropy={self.least_entropy}; a stronger balancing loss makes the load more even.",
                 stacklevel=2,
             )
         if drift > self.most_drift:
             warnings.warn(
                 f"Step {step}: {drift:.0%} of the tokens choose other experts than at the start, above "
-                f"most_drift={self.most_drift}; a lower learning rate of the router keeps them.",
+                f"most_drift={self.most_drift}; a lower learning rate of the router reduces the drift.",
                 stacklevel=2,
             )

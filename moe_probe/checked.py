@@ -1,4 +1,4 @@
-"""Files of arrays that say when they were cut off or edited: every byte is verified before anything is read.
+"""Files of arrays that detect truncation and edits: a checksum verifies every byte before anything is used.
 
 The format is NumPy's `.npz`, so that `numpy.load` opens it too; the checksum is the comment of the archive.
 """
@@ -25,10 +25,10 @@ ABOUT = "about"
 
 @dataclass(frozen=True)
 class Arrays:
-    """What `load_arrays` read.
+    """The content that `load_arrays` read.
 
     Attributes:
-        about: what the file says of itself; values that JSON holds.
+        about: description of the file; values that JSON holds.
         arrays: by name.
     """
 
@@ -37,7 +37,7 @@ class Arrays:
 
 
 def digest(values: np.ndarray | bytes | str) -> str:
-    """A checksum of an array's dtype, shape and values, or of bytes, or of text; 32 hexadecimal digits."""
+    """Returns a checksum of an array's dtype, shape and values, or of bytes, or of text; 32 hexadecimal digits."""
     check = hashlib.blake2b(digest_size=16)
     if isinstance(values, np.ndarray):
         check.update(f"{values.dtype.str} {values.shape} ".encode())
@@ -47,7 +47,7 @@ def digest(values: np.ndarray | bytes | str) -> str:
 
 
 def file_digest(path: str | Path) -> str:
-    """A checksum of a file's bytes, read once; 32 hexadecimal digits."""
+    """Returns a checksum of a file's bytes; 32 hexadecimal digits."""
     with Path(path).open("rb") as file:
         return hashlib.file_digest(file, _blake2b).hexdigest()
 
@@ -59,14 +59,14 @@ def _blake2b() -> Any:
 def save_arrays(
     path: str | Path, arrays: Mapping[str, np.ndarray], *, kind: str, schema: int, about: Mapping[str, Any]
 ) -> None:
-    """Write arrays to one file, replaced whole.
+    """Writes arrays to one file, which is replaced as a whole.
 
     Args:
         path: the file.
         arrays: by name; none of Python objects.
-        kind: what the file is, such as "saved progress"; `load_arrays` refuses another kind.
+        kind: the file's kind, such as "saved progress"; `load_arrays` refuses another kind.
         schema: number of the format; `load_arrays` refuses another one.
-        about: what else the file says of itself; values that JSON holds.
+        about: further description of the file; values that JSON holds.
     """
     said = json.dumps({"kind": kind, "schema": schema, **about})
     with whole_file(path) as partial:
@@ -77,22 +77,22 @@ def save_arrays(
 
 
 def load_arrays(path: str | Path, *, kind: str, schema: int, remedy: str) -> Arrays:
-    """What `save_arrays` wrote.
+    """Reads what `save_arrays` wrote.
 
     Args:
         path: the file.
-        kind: what the file has to be.
-        schema: number of the format that it has to have.
-        remedy: how the sentence of an error ends, such as "delete it to start anew".
+        kind: the kind that the file must have.
+        schema: number of the format that it must have.
+        remedy: the end of an error's sentence, such as "delete it to start over".
 
     Raises:
-        NothingToRead: there is no such file.
+        NothingToRead: the file does not exist.
         Damaged: the file is cut off, edited, of another kind or of another format.
     """
     try:
         with Path(path).open("rb") as file:
             if not _is_sealed(file):
-                raise Damaged(f"{brief(path)} is cut off or edited, so it is not the {kind} it was; {remedy}.")
+                raise Damaged(f"{brief(path)} is cut off or edited and no longer valid {kind}; {remedy}.")
             file.seek(0)
             with np.load(file, allow_pickle=False) as archive:
                 content = dict(archive)
@@ -108,15 +108,15 @@ def load_arrays(path: str | Path, *, kind: str, schema: int, remedy: str) -> Arr
 
 
 def seal(content: bytes | memoryview) -> bytes:
-    """What to write after a file's content, so that `unsealed` notices any change; most readers ignore it."""
+    """Returns the seal to append to a file's content; `unsealed` detects changes by it, most readers ignore it."""
     return MARK + hashlib.blake2b(content, digest_size=32).hexdigest().encode()
 
 
 def unsealed(content: bytes) -> bytes:
-    """The content without the seal after it; as it is where it has none.
+    """Returns the content without its seal; the whole content if it has none.
 
     Raises:
-        ValueError: the content is not what was sealed.
+        ValueError: the content changed after it was sealed.
     """
     if content[-SEAL_BYTES:-64] != MARK:
         return content
@@ -126,7 +126,7 @@ def unsealed(content: bytes) -> bytes:
 
 
 def _seal(file: BinaryIO) -> None:
-    """Append the checksum of a zip archive as its comment; the last two bytes of an archive say its length."""
+    """Appends the checksum of a zip archive as its comment; the last two bytes of an archive give its length."""
     file.seek(-2, 2)
     file.write(SEAL_BYTES.to_bytes(2, "little"))
     file.write(MARK + _checksum(file, file.tell()))
@@ -142,7 +142,7 @@ def _is_sealed(file: BinaryIO) -> bool:
 
 
 def _checksum(file: BinaryIO, size: int) -> bytes:
-    """Of the first `size` bytes, 64 hexadecimal digits; the file is left where it was."""
+    """Returns a checksum of the first `size` bytes, 64 hexadecimal digits; the file's position does not change."""
     place, check = file.tell(), hashlib.blake2b(digest_size=32)
     file.seek(0)
     while size > 0 and (block := file.read(min(size, 1 << 20))):

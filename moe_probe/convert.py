@@ -1,4 +1,4 @@
-"""Any checkpoint that moe_probe opens, written as a safetensors folder that transformers' classes load as it is."""
+"""Writes any checkpoint that moe_probe opens as a safetensors folder that transformers' classes load directly."""
 
 from __future__ import annotations
 
@@ -35,28 +35,28 @@ def convert(
     keep_int8: bool = False,
     shard_bytes: int = SHARD_BYTES,
 ) -> Path:
-    """Write a model's parameters under the names of its torch module, experts fused, shard by shard.
+    """Writes a model's parameters under the names of its torch module, experts fused, shard by shard.
 
-    The folder opens with `moe_probe.load`, and with transformers once moe_probe is imported; it gives the same numbers.
-    At most one tensor is held in memory. An interrupted conversion leaves nothing behind.
+    `moe_probe.load` opens the folder, and so does transformers once moe_probe is imported; results are the same.
+    At most one tensor is in memory at a time. An interrupted conversion leaves nothing behind.
 
     Args:
         source: a checkpoint folder, a hub id, a live transformers model or a `MoEModel`.
         destination: a folder that does not exist yet.
         dtype: of the floating-point tensors; as stored by default (the product of int8 and scales is bfloat16).
         keep_int8: leave int8 matrices and their scales as they are, as `X` and `X_scales`, under the published keys:
-            half the size, and only moe_probe reads it.
-        shard_bytes: size of a shard; a single tensor may be larger.
+            half the size, but only moe_probe can read it.
+        shard_bytes: largest size of a shard in bytes; a shard of a single tensor may be larger.
 
     Returns:
-        The folder.
+        The path of the folder.
 
     Raises:
         AlreadyThere: the folder exists.
-        NotFitting: the model is live, or has no int8 to keep.
-        OutOfRange: the size of a shard is none.
-        MachineError: the disk is full, or cannot be written to.
-        WeightError: a tensor is missing or has another shape than the configuration calls for.
+        NotFitting: the model is live, or has no int8 matrices to keep.
+        OutOfRange: `shard_bytes` is below 1.
+        MachineError: the disk is full or not writable.
+        WeightError: a tensor is missing, or its shape differs from the configuration.
 
     Examples:
         >>> convert("ckpt/tiny-mixtral", "/tmp/tiny-mixtral-fused").name  # doctest: +SKIP
@@ -80,13 +80,13 @@ def convert(
 
 
 def _quantized(model: MoEModel) -> dict[str, LazyTensor]:
-    """The published tensors, int8 matrices apart from their scales."""
+    """The published tensors, with int8 matrices and their scales as separate tensors."""
     tensors: dict[str, LazyTensor] = {}
     for key, tensor in model.published.items():
         pair = grouped_int8(tensor)
         tensors |= {key: tensor} if pair is None else {key: pair[0], key + SCALES_SUFFIX: pair[1]}
     if len(tensors) == len(model.published):
-        raise NotFitting(f"{model.name} stores no int8 matrices that could be kept; convert it without keep_int8.")
+        raise NotFitting(f"{model.name} stores no int8 matrices; convert it without keep_int8.")
     return tensors
 
 
@@ -118,9 +118,9 @@ def _save(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
 
 
 def write_shard(path: Path, tensors: Mapping[str, LazyTensor], dtype: torch.dtype | None) -> int:
-    """Write a safetensors file, one tensor after the other; returns the bytes of their values.
+    """Writes a safetensors file, one tensor after the other; returns the total size of their values in bytes.
 
-    The file is written, not mapped: a full disk is an error here, where a mapped file ends the process.
+    The file is written, not memory-mapped: a full disk raises an error here, but would kill a process that maps it.
     """
     header: dict[str, dict] = {"__metadata__": {"format": "pt"}}
     end = 0
@@ -138,7 +138,7 @@ def write_shard(path: Path, tensors: Mapping[str, LazyTensor], dtype: torch.dtyp
 
 
 def shards_of(tensors: Mapping[str, LazyTensor], dtype: torch.dtype | None, shard_bytes: int) -> Iterator[list[str]]:
-    """Names of the tensors of each file, at least one, no more bytes than asked for where there are several."""
+    """Names of the tensors of each file: at least one, and several only as long as they fit into `shard_bytes`."""
     names: list[str] = []
     size = 0
     for name in tensors:
@@ -160,5 +160,5 @@ def _read(tensor: LazyTensor, dtype: torch.dtype | None) -> torch.Tensor:
 
 
 def _main_dtype(tensors: Mapping[str, LazyTensor]) -> torch.dtype:
-    """The dtype of the largest tensor."""
+    """Returns the dtype of the largest tensor."""
     return max(tensors.values(), key=lambda tensor: tensor.numel()).dtype

@@ -1,4 +1,4 @@
-"""What is imported on first use: names that a package offers, and packages that are installed by an extra."""
+"""Imports on first use: names that a package offers, and packages that an extra installs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from moe_probe.errors import MissingPackage
 
 
 class Deferred(Mapping[str, Any]):
-    """What a package imports under `if TYPE_CHECKING:`, for type checkers, by name; imported here on first use.
+    """The names that a package imports under `if TYPE_CHECKING:`; each is imported on first use.
 
     Args:
         package: its `__name__`.
@@ -33,7 +33,7 @@ class Deferred(Mapping[str, Any]):
 
     @cached_property
     def _places(self) -> dict[str, tuple[str, str]]:
-        """Module and name in it, by the name that the package gives it."""
+        """The module of each name, and its name there, by the package's name for it."""
         blocks = (node for node in ast.parse(self.file.read_text("utf-8")).body if isinstance(node, ast.If))
         imports = [node for block in blocks for node in block.body if isinstance(node, ast.ImportFrom)]
         return {
@@ -57,7 +57,7 @@ class Deferred(Mapping[str, Any]):
         return len(self._places)
 
     def attribute(self, name: str) -> Any:
-        """The package's `__getattr__`: one of these names, or a module of the package.
+        """Returns one of these names, or a module of the package; serves as the package's `__getattr__`.
 
         Raises:
             AttributeError: the package has neither.
@@ -76,15 +76,15 @@ class Deferred(Mapping[str, Any]):
 
 @contextmanager
 def needed(package: str, extra: str, what: str) -> Iterator[None]:
-    """Within, a package is imported that an extra of moe_probe installs.
+    """A context in which to import a package that an extra of moe_probe installs.
 
     Args:
-        package: its name.
-        extra: that installs it.
-        what: needs it, several things, as the sentence begins.
+        package: name of the package.
+        extra: the extra that installs it.
+        what: the things that need it, in the plural; the message begins with them.
 
     Raises:
-        MissingPackage: it is not installed.
+        MissingPackage: the package is not installed.
     """
     try:
         yield
@@ -97,7 +97,7 @@ def needed(package: str, extra: str, what: str) -> Iterator[None]:
 
 
 class Late(ModuleType):
-    """A module that is imported when something of it is asked for.
+    """A module that is imported when an attribute of it is first used.
 
     Examples:
         >>> Late("json").dumps([])
@@ -116,7 +116,7 @@ torch: ModuleType = Late("torch")  # in rooms that describe tensors of files wit
 
 
 class Extra(ModuleType):
-    """A module of such a package, imported when something of it is asked for.
+    """A module of a package that an extra installs, imported when an attribute of it is first used.
 
     Examples:
         >>> Extra("json", "trace", "Routing traces").dumps([])

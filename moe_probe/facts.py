@@ -1,4 +1,4 @@
-"""What a model is made of, in words and numbers: its parameters, and the lines that describe it."""
+"""A description of a model in words and numbers: its layers, experts and parameters."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ BUFFERS = ("inv_freq", "masked_bias")  # endings of stored keys
 
 
 class Handle(Protocol):
-    """What is asked of a model here."""
+    """The interface of a model that this module needs."""
 
     name: str
     family: str
@@ -45,12 +45,12 @@ class Handle(Protocol):
 
 
 def total_parameters(model: Handle) -> int:
-    """The parameters of the language model that runs: no towers, no layers that the module does not have."""
+    """Number of parameters of the language model that runs, without towers and layers that the module omits."""
     return model.counts.language
 
 
 def parameter_counts(model: Handle) -> tuple[int, int]:
-    """Parameters inside the routed experts' matrices, and all others (MH-MoE, arXiv 2404.15045, table 11)."""
+    """Numbers of parameters in the routed experts' matrices, and of all others (MH-MoE, arXiv 2404.15045, table 11)."""
     layers = map(model.layer, model.moe_layers)
     inside = sum(
         len(layer.weighted_experts) * len(layer.projections) * layer.intermediate_size * layer.expert_hidden_size
@@ -60,7 +60,7 @@ def parameter_counts(model: Handle) -> tuple[int, int]:
 
 
 def facts(model: Handle) -> list[tuple[str, str]]:
-    """Family, layers, experts, parameters and size on disk of a model: (what, how much)."""
+    """Family, layers, experts, parameters and size on disk of a model, as pairs of a name and a text."""
     lines = [("family", model.family), ("layers", f"{model.num_layers}, hidden size {model.hidden_size}")]
     if model.moe_layers:
         lines += _of_experts(model)
@@ -75,13 +75,13 @@ def facts(model: Handle) -> list[tuple[str, str]]:
 
 
 def numbers(model: Handle) -> dict[str, Any]:
-    """What `facts` says, for programs.
+    """The content of `facts` as strings, numbers and lists, for programs.
 
     Returns:
         Strings, whole numbers and lists: `name`, `family`, `layers`, `hidden_size`, `parameters`, `active_parameters`
-        (at most, where experts without matrices can be chosen), `unused_parameters`, `bytes` (None for a live model),
-        `stored_as`, and of every MoE layer its `layer`, `experts`, `kinds`, `shared_experts`, `intermediate_size`,
-        `top_k` and `subtokens`.
+        (an upper bound if experts without matrices can be chosen), `unused_parameters`, `bytes` (None for a live
+        model), `stored_as`, and for every MoE layer its `layer`, `experts`, `kinds`, `shared_experts`,
+        `intermediate_size`, `top_k` and `subtokens`.
     """
     checkpoint = model.checkpoint
     return {
@@ -110,7 +110,7 @@ def numbers(model: Handle) -> dict[str, Any]:
 
 
 def active_parameters(model: Handle) -> int:
-    """Parameters that a token uses, where it chooses experts with matrices only."""
+    """Number of parameters that a token uses if all of its chosen experts have matrices."""
     active = total_parameters(model)
     for layer in map(model.layer, model.moe_layers):
         expert = len(layer.projections) * layer.intermediate_size * layer.expert_hidden_size
@@ -129,12 +129,12 @@ def _of_experts(model: Handle) -> list[tuple[str, str]]:
     ]
     without = [kind for kind in dict.fromkeys(first.expert_kinds) if kind != "ffn"]
     if without:
-        lines.append(("", f"{', '.join(without)} have no matrices: static analyses of experts leave them out"))
+        lines.append(("", f"{', '.join(without)} have no matrices: static analyses of experts skip them"))
     return lines
 
 
 def _besides(model: Handle) -> str:
-    """Parameters that are none of the language model's that runs."""
+    """Parameters outside of the language model that runs, as the end of a sentence."""
     parts = [f"{number:,} in {name}" for name, number in sorted(model.counts.apart.items())]
     unused = sum(tensor.numel() for key, tensor in model.unused.items() if not key.endswith(BUFFERS))
     return ", ".join([*parts, f"{unused:,} that the module does not use"] if unused else parts)
@@ -146,7 +146,7 @@ def _on_disk(checkpoint: Checkpoint) -> list[tuple[str, str]]:
 
 
 def stored_as(tensors: Mapping[str, LazyTensor]) -> str:
-    """The forms that tensors are stored in, with the bits per weight of those that are packed."""
+    """The storage forms of tensors, with the bits per weight of packed ones."""
     bits: Counter[str] = Counter()
     values: Counter[str] = Counter()
     packed: set[str] = set()
@@ -161,7 +161,7 @@ def stored_as(tensors: Mapping[str, LazyTensor]) -> str:
 
 
 def form_of(tensor: LazyTensor) -> tuple[str, int, bool]:
-    """What a tensor is stored as, in words, its stored bits, and whether it is packed."""
+    """The storage form of a tensor in words, its number of stored bits, and whether it is packed."""
     inner: Any = tensor
     while hasattr(inner, "base") or hasattr(getattr(inner, "source", None), "base"):
         inner = inner.base if hasattr(inner, "base") else inner.source.base
@@ -174,7 +174,7 @@ def form_of(tensor: LazyTensor) -> tuple[str, int, bool]:
 
 
 def ranges(numbers: Sequence[int]) -> str:
-    """`(1, 2, 3, 7)` as `1-3, 7`."""
+    """Returns sorted numbers as ranges: `(1, 2, 3, 7)` becomes `1-3, 7`."""
     runs: list[list[int]] = []
     for number in numbers:
         if runs and number == runs[-1][-1] + 1:

@@ -1,4 +1,4 @@
-"""Files and folders that a run writes: whole or not at all, one writer at a time, nothing of anybody else's touched."""
+"""Writes files and folders completely or not at all, one writer at a time, without touching files of others."""
 
 from __future__ import annotations
 
@@ -45,14 +45,14 @@ _GUARD = threading.Lock()
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM, raised where Ctrl-C would be, so that the same clean-up runs."""
+    """Raised on SIGTERM like KeyboardInterrupt on Ctrl-C, so that the same cleanup runs."""
 
 
 def as_path(path: object) -> Path:
-    """A path that was passed.
+    """Returns a passed path as a `Path`.
 
     Raises:
-        WrongType: it is none.
+        WrongType: the value is not a path.
     """
     if not isinstance(path, str | os.PathLike):
         raise WrongType(f"The path is {path!r}; pass a string or a Path.")
@@ -61,14 +61,14 @@ def as_path(path: object) -> Path:
 
 @contextmanager
 def whole_file(path: str | Path) -> Iterator[Path]:
-    """A temporary path beside `path` to write to; it is renamed at the end, and deleted after an error or Ctrl-C.
+    """Yields a temporary path next to `path`; it is renamed to `path` at the end, and deleted after an error or Ctrl-C.
 
-    Folders that lead to it are made. A link is written through: the file that it points to is replaced, the link stays.
-    What earlier runs of this machine left behind in the folder when they were killed is deleted.
+    Missing parent folders are created. If `path` is a link, the file that it points to is replaced and the link stays.
+    Partial files that killed runs of this machine left in the folder are deleted.
 
     Raises:
-        AlreadyThere: `path` is a folder, a pipe or a device, or leads through a file.
-        MachineError: the disk is full, or cannot be written to.
+        AlreadyThere: `path` is a folder, a pipe or a device, or a parent of it is a file.
+        MachineError: the disk is full or not writable.
 
     Examples:
         >>> with whole_file("out/note.txt") as partial:
@@ -94,13 +94,13 @@ def whole_file(path: str | Path) -> Iterator[Path]:
 
 @contextmanager
 def whole_folder(path: str | Path) -> Iterator[Path]:
-    """A temporary folder beside `path` to write to; it is renamed at the end, and deleted after an error or Ctrl-C.
+    """Yields a temporary folder next to `path`; it is renamed at the end, and deleted after an error or Ctrl-C.
 
-    Folders that lead to it are made. What earlier runs of this machine left behind when they were killed is deleted.
+    Missing parent folders are created. Partial folders that killed runs of this machine left behind are deleted.
 
     Raises:
-        AlreadyThere: there is something at `path`, from the beginning or made by another run meanwhile.
-        MachineError: the disk is full, or cannot be written to.
+        AlreadyThere: `path` exists, from the beginning or because another run made it meanwhile.
+        MachineError: the disk is full or not writable.
     """
     refuse_existing(path)
     target = make_folder(Path(path).parent) / Path(path).name
@@ -121,7 +121,7 @@ def whole_folder(path: str | Path) -> Iterator[Path]:
 
 
 def _failure(path: str | Path, error: BaseException, *ours: Path) -> MoEProbeError | None:
-    """The machine's failure behind an error, whatever library wrapped it; None where there is none."""
+    """The operating system's error behind an error, whichever library wrapped it; None if there is none."""
     link: BaseException | None = error
     while link is not None and not isinstance(link, MoEProbeError):
         if isinstance(link, OSError) and link.errno is not None:
@@ -137,11 +137,11 @@ def _failure(path: str | Path, error: BaseException, *ours: Path) -> MoEProbeErr
 
 
 def refuse_existing(path: str | Path) -> None:
-    """Refuse a path at which there is something.
+    """Raises an error if a path exists.
 
     Raises:
-        AlreadyThere: there is.
-        InputError: the path is none.
+        AlreadyThere: the path exists.
+        InputError: the path is not valid.
     """
     try:
         os.lstat(Path(path).expanduser())
@@ -151,25 +151,25 @@ def refuse_existing(path: str | Path) -> None:
         raise InputError(f"{brief(path)} is not a path ({error}); choose another place.") from error
     except OSError as error:
         raise _unusable(path, error) from error
-    raise AlreadyThere(f"{brief(path)} exists already; give a folder that does not.")
+    raise AlreadyThere(f"{brief(path)} exists already; pass a path that does not.")
 
 
 def _partial(target: Path) -> Path:
-    """Where a file or folder is written until it is whole; no other run has the same."""
+    """The path at which a file or folder is written until it is complete; no other run uses it."""
     return target.with_name(f"{_beginning('.' + target.name)}{_owner()}.{uuid.uuid4().hex[:8]}.partial")
 
 
 def cannot_write(path: str | Path, error: OSError) -> MachineError:
-    """The sentence for a failure of the machine while `path` was written."""
+    """Returns the error for a failure of the operating system while writing `path`."""
     remedy = REMEDIES.get(error.errno or 0, "choose another place")
     return MachineError(f"{brief(path)} cannot be written ({error.strerror or error}); {remedy}.")
 
 
 def make_folder(path: str | Path) -> Path:
-    """A folder and those that lead to it, made if need be; links are followed.
+    """Creates a folder and its parents if they are missing, and returns it; links are followed.
 
     Raises:
-        AlreadyThere: a file is in the way.
+        AlreadyThere: the path, or a parent of it, is a file.
         OutOfRange: the path is longer than the file system takes.
         MachineError: the folder cannot be made.
     """
@@ -186,7 +186,7 @@ def make_folder(path: str | Path) -> Path:
 
 
 def _target(path: Path) -> Path:
-    """The file to replace: `path`, or what it links to."""
+    """The file to replace: `path`, or the file that it links to."""
     folder = make_folder(path.parent)
     try:
         target = (folder / path.name).resolve()
@@ -217,7 +217,7 @@ def _unusable(path: str | Path, error: OSError) -> MoEProbeError:
 
 @cache
 def _host() -> str:
-    """This machine, and which of its worlds of process numbers (containers have their own)."""
+    """This machine and its namespace of process ids (containers have their own)."""
     space = Path("/proc/self/ns/pid")
     world = os.readlink(space) if space.is_symlink() else ""
     return hashlib.blake2b(f"{socket.gethostname()} {world}".encode(), digest_size=4).hexdigest()
@@ -228,12 +228,12 @@ def _owner() -> str:
 
 
 def _beginning(name: str, size: int = NAME_BYTES) -> str:
-    """The first characters of a name, no more than `size` bytes of them."""
+    """The first characters of a name, at most `size` bytes."""
     return os.fsencode(name)[:size].decode(errors="ignore")
 
 
 def sweep(folder: Path) -> None:
-    """Delete partial files and folders in a folder whose writers were killed on this machine."""
+    """Deletes partial files and folders whose writers were killed on this machine."""
     import psutil
 
     with suppress(OSError), os.scandir(folder) as entries:
@@ -245,10 +245,10 @@ def sweep(folder: Path) -> None:
 
 @contextmanager
 def owned_folder(path: str | Path) -> Iterator[Path]:
-    """Hold a folder for writing, and make it if need be; a second writer is refused until this one ends.
+    """Locks a folder for writing, and creates it if it is missing; a second writer is refused until this one ends.
 
-    A process that is killed holds nothing any longer. Within one thread, holding twice is holding once; worker
-    processes write for the one that holds.
+    The lock of a killed process is released. One thread can lock a folder more than once; worker processes write under
+    the lock of the process that started them.
 
     Raises:
         AlreadyThere: another run is writing to the folder.
@@ -288,9 +288,9 @@ def owned_folder(path: str | Path) -> Iterator[Path]:
 
 @contextmanager
 def sigterm_as_interrupt() -> Iterator[None]:
-    """Within, SIGTERM raises `Terminated`, a KeyboardInterrupt: what is half written is deleted, as after Ctrl-C.
+    """A context in which SIGTERM raises `Terminated`, a KeyboardInterrupt, so that partial files are deleted.
 
-    A handler that somebody else installed stays; so does everything outside the main thread.
+    A handler that another program installed stays; outside the main thread nothing changes.
     """
     main = threading.current_thread() is threading.main_thread()
     if not main or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:

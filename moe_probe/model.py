@@ -43,14 +43,15 @@ TOKENIZER_ABOVE = {"grok1": 2}  # folders between the weights and the repository
 
 
 class MoEModel:
-    """A pretrained model: what its layers are made of, and its weights, read when asked for.
+    """A pretrained model: the structure of its layers, and its weights, which are read on first use.
 
-    Made by `load`. A MoE, or a dense model where a baseline is wanted.
+    `load` makes it: from a MoE model, or from a dense model that serves as a baseline.
 
     Attributes:
         name: folder name or hub id.
         family: name of the family, such as `mixtral`; for models that transformers alone describes, the model type.
-        num_layers, hidden_size: of the decoder.
+        num_layers: number of decoder layers, MoE and dense.
+        hidden_size: width d of the decoder's residual stream.
         checkpoint: the files; None for a live model.
     """
 
@@ -82,16 +83,17 @@ class MoEModel:
             self.__dict__["tokenizer"] = tokenizer
 
     def under(self, *interventions: Edit) -> MoEModel:
-        """This model under interventions: another model, with the same weights, name and fingerprint of its own.
+        """Returns this model under interventions: a new model with the same weights, but its own name and fingerprint.
 
-        It goes wherever a model goes: `run`, `generate`, comparisons, workers. The weights are shared, and this model
-        stays as it is.
+        It works wherever a model does: in `run`, `generate`, comparisons and workers. The two models share their
+        weights, and this model stays as it is.
 
         Args:
-            interventions: such as `intervene.Zero(layer=5, experts=[3])`, which act together.
+            interventions: such as `intervene.Zero(layer=5, experts=[3])`; several act together.
 
         Raises:
-            InputError: the model lacks a layer or an expert that they name.
+            WrongType: an argument is not an intervention.
+            InputError: the model lacks a layer or an expert that an intervention names.
 
         Examples:
             >>> from moe_probe.intervene import Zero
@@ -124,7 +126,7 @@ class MoEModel:
 
     @property
     def unedited(self) -> MoEModel:
-        """The same model without the interventions on what its layers do; fields of the configuration stay replaced."""
+        """The same model without the interventions on its layers; changed fields of the configuration stay changed."""
         return self.having([each for each in self.interventions if each.config])
 
     def _with_config(self, changes: Mapping[str, Any]) -> MoEModel:
@@ -136,20 +138,20 @@ class MoEModel:
 
     @cached_property
     def layers(self) -> tuple[Layer, ...]:
-        """Every decoder layer."""
+        """The description of every decoder layer, MoE and dense."""
         return tuple(self._architecture.layer(index) for index in range(self.num_layers))
 
     @cached_property
     def moe_layers(self) -> tuple[int, ...]:
-        """Indices of the layers that route."""
+        """Indices of the MoE layers, ascending."""
         return tuple(layer.index for layer in self.layers if layer.is_moe)
 
     def layer(self, index: int) -> Layer:
-        """What decoder layer `index` is made of.
+        """The description of decoder layer `index`: its experts, widths and top-k.
 
         Raises:
-            OutOfRange: there is no such layer.
-            WrongType: the index is no whole number.
+            OutOfRange: the model has no such layer.
+            WrongType: the index is not a whole number.
         """
         check_types(MoEModel.layer, {"index": index})
         if not 0 <= index < self.num_layers:
@@ -157,20 +159,28 @@ class MoEModel:
         return self.layers[index]
 
     def router_tensor(self, layer: int) -> LazyTensor:
-        """The gate embeddings of a layer, (E, d), unread."""
+        """The router's weight in a layer (the gate embeddings), (E, d), as a lazy tensor that is not read yet."""
         self.layer(layer)
         self.require_unchanged()
         return self._architecture.router(layer)
 
     def router_weight(self, layer: int) -> torch.Tensor:
-        """The gate embeddings of a layer, (E, d), in the stored dtype.
+        """The router's weight in a layer (the gate embeddings), (E, d), in the stored dtype.
 
-        Where the router is a small network, its last layer: see the family's docstring.
+        If the router is a small network, this is the weight of its last layer; the family's page describes the others.
+
+        Raises:
+            InputError: the model has no such layer, or the layer is dense.
+            WeightError: the checkpoint lacks the tensor or stores it in another shape.
+
+        Examples:
+            >>> load("ckpt/tiny-mixtral").router_weight(0).shape
+            torch.Size([8, 64])
         """
         return self.router_tensor(layer).read()
 
     def expert_tensor(self, layer: int, expert: str | int, projection: str) -> LazyTensor:
-        """One matrix of an expert, unread; slices of it read only their own bytes."""
+        """One matrix of an expert as a lazy tensor that is not read yet; a slice of it reads only its own bytes."""
         self.layer(layer)
         return self._architecture.expert(layer, str(expert), projection)
 
@@ -193,17 +203,17 @@ class MoEModel:
         return self.expert_tensor(layer, expert, projection).read()
 
     def select_layers(self, layers: Sequence[int] | int | None) -> tuple[int, ...]:
-        """`layers`, checked to be MoE layers; all of them for None.
+        """Returns `layers` as a tuple once they are known to be MoE layers; all MoE layers for None.
 
         Raises:
             DenseModel: the model is dense.
             OutOfRange: one of them is not a MoE layer.
             NotFitting: one of them is named twice.
-            WrongType: one of them is no number.
+            WrongType: one of them is not a whole number.
         """
         if not self.moe_layers:
             raise DenseModel(
-                f"{self.name} is a dense {self.family} model and has no experts; give a Mixture-of-Experts model "
+                f"{self.name} is a dense {self.family} model and has no experts; pass a Mixture-of-Experts model "
                 "(a dense one can be the baseline)."
             )
         if layers is None:
@@ -215,12 +225,15 @@ class MoEModel:
         wrong = sorted(set(chosen).difference(self.moe_layers))
         if wrong or not chosen:
             asked = ranges(wrong[:20]) + (", ..." if len(wrong) > 20 else "") if wrong else "none"
-            raise OutOfRange(f"{self.name} has the MoE layers {ranges(self.moe_layers)}; asked for {asked}.")
+            raise OutOfRange(
+                f"layers names {asked}, but {self.name} has the MoE layers {ranges(self.moe_layers)}; "
+                "choose some of those."
+            )
         return chosen
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The tokenizer given to `load`, else the one beside the weights (Grok-1: or in its repository, above)."""
+        """The tokenizer passed to `load`, else the one beside the weights (Grok-1: in a folder above them)."""
         if self._tokenizer is not None:
             return open_tokenizer(self._tokenizer)
         if self.checkpoint is None:
@@ -232,7 +245,7 @@ class MoEModel:
         if folder is None:
             raise NothingToRead(
                 f"{self.checkpoint.path} has no tokenizer.json or tokenizer.model; pass one, load(..., tokenizer=...), "
-                "or texts as lists of token ids."
+                "or pass texts as lists of token ids."
             )
         return open_tokenizer(folder)
 
@@ -249,21 +262,21 @@ class MoEModel:
         return module
 
     def require_module(self) -> None:
-        """Refuse a model that cannot run.
+        """Raises an error if the model cannot run.
 
         Raises:
-            CannotWatch: its family is a declaration of where the matrices are, without a torch module.
+            CannotWatch: its family only declares where the matrices are, and has no torch module.
         """
         _ = self._architecture.skeleton
 
     @property
     def published(self) -> Mapping[str, LazyTensor]:
-        """Every tensor by the key that the torch module's conversion starts from, unread."""
+        """Every stored tensor, unread, by the key from which the conversion to the torch module starts."""
         return self._architecture.published
 
     @cached_property
     def counts(self) -> Counts:
-        """Parameters of the language model, and of the module's other parts."""
+        """Numbers of parameters of the language model, and of the module's other parts."""
         return self._architecture.counts
 
     @property
@@ -273,17 +286,17 @@ class MoEModel:
 
     @property
     def tokenizer_source(self) -> Tokenizer | None:
-        """The tokenizer as it was given to `load`."""
+        """The tokenizer as it was passed to `load`."""
         return self._tokenizer
 
     @property
     def stated_dtype(self) -> torch.dtype | None:
-        """The dtype that was given to `load`; None for the default one."""
+        """The dtype that was passed to `load`; None for the default one."""
         return self._dtype
 
     @property
     def device(self) -> Device:
-        """Where `module` goes; None for the CPU."""
+        """The device on which `module` is loaded; None for the CPU."""
         return self._device
 
     @property
@@ -295,15 +308,15 @@ class MoEModel:
 
     @property
     def fingerprint(self) -> str:
-        """Identifies weights, configuration, dtype, device and versions: results with equal ones are comparable.
+        """A hash of weights, configuration, dtype, device and versions: results with equal fingerprints are comparable.
 
-        Weights are told apart by content: files by a part of their bytes, see `checkpoint.identity`, live models by all
-        values. A file that is written to and a weight that is changed in memory give another fingerprint.
+        The content of the weights counts: a sample of the bytes of each file (see `checkpoint.identity`), all values of
+        a live model. Writing to a file, or changing a weight in memory, changes the fingerprint.
         """
         return digest(self.identity_facts())
 
     def identity_facts(self) -> dict[str, Any]:
-        """What `fingerprint` is a hash of."""
+        """The facts that `fingerprint` hashes."""
         return {
             "weights": self._weights_identity(),
             "config": self._config_facts(),
@@ -329,20 +342,20 @@ class MoEModel:
 
     @property
     def changed_in_memory(self) -> bool:
-        """Whether weights that were loaded from files have been changed since."""
+        """Whether weights in memory differ from the files that they were loaded from."""
         if self._weights_of is not None:
             return self._weights_of[0].changed_in_memory
         return self._loaded is not None and "module" in vars(self) and self._loaded[1] != _signatures(self.module)
 
     def require_unchanged(self) -> None:
-        """Refuse a model whose weights in memory are no longer those of its files, where the files are what is read.
+        """Raises an error if weights in memory were changed, for work that reads the files instead.
 
         Raises:
-            NotFitting: they are not.
+            NotFitting: weights in memory differ from those in the files.
         """
         if self.checkpoint is not None and self.changed_in_memory:
             raise NotFitting(
-                f"The weights of {self.name} were changed in memory, but its files are read here; pass the module "
+                f"The weights of {self.name} were changed in memory, but this reads its files; pass the module "
                 "itself: moe_probe.load(model.module)."
             )
 
@@ -362,7 +375,7 @@ class MoEModel:
         device: Device = None,
         dtype: torch.dtype | None = None,
     ) -> MoEModel:
-        """The same model with another tokenizer, or loaded anew to another device or dtype."""
+        """The same model with another tokenizer, or to be loaded again on another device or in another dtype."""
         other = copy.copy(self)
         if tokenizer is not None:
             other._set_tokenizer(tokenizer)
@@ -398,12 +411,12 @@ Openable = MoEModel | PreTrainedModel | nn.Module | str | Path  # what `load` op
 
 
 class Edit(Protocol):
-    """What `under` takes: an intervention (`moe_probe.routing.Intervention`)."""
+    """The interface of an intervention that `under` needs; `moe_probe.routing.Intervention` has all of it."""
 
     config: Mapping[str, Any]
 
     def check(self, model: MoEModel) -> None:
-        """Refuse layers and experts that there are not."""
+        """Raises an error if the model lacks a layer or an expert that the intervention names."""
         ...
 
 
@@ -418,17 +431,17 @@ def _signatures(module: nn.Module) -> list[tuple]:
 
 
 def whole_numbers(layers: Iterable[int] | int) -> tuple[int, ...]:
-    """Layers as a tuple.
+    """Returns one layer, or several, as a tuple of whole numbers.
 
     Raises:
-        WrongType: one of them is no whole number.
+        WrongType: one of them is not a whole number.
     """
     try:
         if isinstance(layers, str | bytes | bool):
             raise TypeError
         return tuple(operator.index(index) for index in (layers if isinstance(layers, Iterable) else [layers]))
     except TypeError:
-        raise WrongType(f"layers={layers!r} are no whole numbers; pass one, such as 3, or a list, [0, 3].") from None
+        raise WrongType(f"layers={layers!r} is not a list of whole numbers; pass one, such as 3, or [0, 3].") from None
 
 
 Source = MoEModel | PreTrainedModel | nn.Module | str | Path  # what `load` opens
@@ -443,21 +456,22 @@ def load(
     revision: str | None = None,
     config: Mapping[str, Any] | None = None,
 ) -> MoEModel:
-    """Open a model at once, without reading its weights.
+    """Opens a model at once, without reading its weights.
 
     Args:
-        source: a folder with a published checkpoint, a hub id (the local cache first), a live transformers model, also
-            one in torch.compile, DataParallel or PEFT, or what `load` returned.
-        tokenizer: used in place of the one beside the weights: an object, a folder or file, or a hub id.
-        device: of `model.module`, as transformers' `device_map`; by default the CPU in float32.
-        dtype: of `model.module`; by default float32 on the CPU, elsewhere the stored dtype, which "auto" also gives.
+        source: a folder with a published checkpoint, a hub id (the local cache is searched first), a live transformers
+            model (also one wrapped by torch.compile, DataParallel or PEFT), or a `MoEModel`.
+        tokenizer: replaces the one beside the weights: an object, a folder or file, or a hub id.
+        device: where `model.module` is loaded, as transformers' `device_map`; the CPU by default.
+        dtype: of `model.module`; by default float32 on the CPU and the stored dtype elsewhere; "auto" is the stored
+            dtype everywhere.
         revision: branch, tag or commit of a hub id.
-        config: fields that replace those of `config.json` or stand in for those that a format does not store.
+        config: fields that replace those of `config.json`, or add those that a format does not store.
 
     Raises:
         CheckpointError: the files are missing, damaged or unsafe.
         FamilyError: the model type is not known.
-        NotFitting: an option that a live model, or a folder, does not have.
+        NotFitting: an option does not apply to a live model, or to a folder.
         WrongType: the source or an option is of a type that is not accepted.
 
     Examples:
@@ -490,7 +504,7 @@ class Options:
 
     def __post_init__(self):
         if self.config is not None and not isinstance(self.config, Mapping):
-            raise WrongType(f"config is a {type(self.config).__name__}, expected a mapping from fields to values.")
+            raise WrongType(f"config is a {type(self.config).__name__}; pass a mapping from fields to values.")
 
 
 def _open_files(source: str | Path, revision: str | None, options: Options) -> MoEModel:
@@ -532,8 +546,8 @@ def _require_same(option: str, asked: object, any_of_them: str, there: torch.dty
     actual = _device_name(there) if isinstance(there, torch.device) else there
     if asked not in (None, any_of_them) and wanted != actual:
         raise NotFitting(
-            f"{option}={asked} differs from that of the live model, {there}; convert it yourself, model.to({asked!r}), "
-            f"or omit {option}=."
+            f"The live model has {option} {there}, but {option}={asked} was passed; convert it yourself, "
+            f"model.to({asked!r}), or omit {option}=."
         )
 
 
@@ -584,14 +598,14 @@ def _open_checkpoint(source: str | Path, revision: str | None, config: Mapping[s
     try:
         return open_hub(str(source), revision, config)
     except MissingFiles as error:
-        cached = "only in part in" if folder is not None else "not in"
+        cached = "incomplete in" if folder is not None else "not in"
         raise MissingFiles(
-            f"{source} is no folder{nearest(path)}, is {cached} the hub's local cache, and {error}"
+            f"{source} is not a folder{nearest(path)}, is {cached} the hub's local cache, and {error}"
         ) from error
 
 
 def _is_hub_id(source: str | Path, path: Path) -> bool:
-    """Whether a text is a hub id: `owner/name`, where no such path and no folder `owner` is here."""
+    """Whether a string is a hub id: `owner/name`, and neither that path nor a folder `owner` exists."""
     named = isinstance(source, str) and source.count("/") == 1 and not source.startswith((".", "~", "/"))
     return named and not path.exists() and not path.parent.is_dir()
 
@@ -600,14 +614,14 @@ def _require_folder(path: Path) -> None:
     if path.is_dir() or opens_alone(path):
         return
     if path.is_file():
-        raise MissingFiles(f"{path} is a file, not a folder; give its folder, {path.parent}.")
+        raise MissingFiles(f"{path} is a file, not a folder; pass its folder, {path.parent}.")
     if present(path.parent, "config.json"):
-        raise MissingFiles(f"{path} does not exist; give the folder of the checkpoint, {path.parent}.")
-    raise MissingFiles(f"{path} is not a folder{nearest(path)}; give the folder that holds the checkpoint's files.")
+        raise MissingFiles(f"{path} does not exist; pass the folder of the checkpoint, {path.parent}.")
+    raise MissingFiles(f"{path} is not a folder{nearest(path)}; pass the folder that holds the checkpoint's files.")
 
 
 def nearest(path: Path) -> str:
-    """The folder with the most similar name beside a path that does not exist, as the end of a sentence."""
+    """A hint at the folder whose name is most similar to that of a missing path; empty if there is none."""
     try:
         names = [place.name for place in path.parent.iterdir() if place.is_dir()]
     except OSError:

@@ -1,4 +1,4 @@
-"""Modules under the names that they had in version 0.1: each import says where the module is now."""
+"""Modules under their names of version 0.1: importing one warns where the module is now."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ MODULES = {
 
 
 class Alias(ModuleType):
-    """A module under its old name; where a function of the package bears that name too, it can be called like it."""
+    """A module under its old name; it can be called if a function of the package has that name too."""
 
     def __init__(self, name: str, module: ModuleType):
         super().__init__(name, module.__doc__)
@@ -83,7 +83,7 @@ class Alias(ModuleType):
 
 
 class Moved:
-    """Finds modules under their old names."""
+    """Finds modules by their old names."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
@@ -98,10 +98,10 @@ class Moved:
         return Alias(spec.name, import_module(new))
 
     def exec_module(self, module: ModuleType) -> None:
-        """Nothing: the module has run under its new name."""
+        """Does nothing: the module ran under its new name."""
 
 
 def install() -> None:
-    """Let old names be found from now on."""
+    """Makes old names importable."""
     if not any(isinstance(finder, Moved) for finder in sys.meta_path):
         sys.meta_path.append(Moved())

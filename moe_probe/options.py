@@ -1,4 +1,4 @@
-"""Everything that can be asked of a run: names, types, defaults and help, once for Python and the command line."""
+"""The options of a run: names, types, defaults and help, defined once for Python and the command line."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ class TextOptions(TypedDict, total=False):
 
     Attributes:
         labels: a label per document (domain, task), or the name of the column that holds it.
-        unit: what intervals and chance levels draw anew as one: a cluster per document (its source, author or book), or
-            the name of the column that holds it; each document by default.
+        unit: what intervals and chance levels resample as a whole: a cluster per document (its source, author or book),
+            or the name of the column that holds it; each document by default.
         column: the column that holds the text.
         split: of a dataset that has several.
-        max_length: tokens per document at most; the model's maximum by default.
-        add_special_tokens: whether the tokenizer adds its special tokens; by default where the text has none yet.
+        max_length: most tokens per document; the model's maximum by default.
+        add_special_tokens: whether the tokenizer adds its special tokens; by default if the text has none yet.
     """
 
     labels: Sequence[str] | str | None
@@ -36,14 +36,14 @@ class TextOptions(TypedDict, total=False):
 
 
 class ObserveOptions(TypedDict, total=False):
-    """How a source is observed, whatever it is.
+    """How analyses observe a source of any kind.
 
     Attributes:
         layers: MoE layers; all by default. Layers after the last one are not run.
-        checkpoint_dir: where progress is saved; an interrupted pass resumes from there.
-        n_jobs: the work is split over so many workers (through joblib: `joblib.parallel_config(backend=...)` spreads it
-            over a Ray or Dask cluster).
-        progress: whether progress is shown.
+        checkpoint_dir: folder in which progress is saved; an interrupted pass resumes from there.
+        n_jobs: number of workers (through joblib: `joblib.parallel_config(backend=...)` spreads the work over a Ray or
+            Dask cluster).
+        progress: whether to show progress.
     """
 
     layers: Sequence[int] | int | None
@@ -57,9 +57,9 @@ class RunOptions(TextOptions, ObserveOptions, total=False):
 
     Attributes:
         baseline: a dense model with the same token ids, for analyses that compare with one.
-        batch_tokens: places per batch, padding included.
-        execution: `resident` (the module in memory), `layerwise` (every layer read from the published files once, for
-            the whole corpus), or `auto`: resident where the model fits into free memory.
+        batch_tokens: most tokens per batch, padding included.
+        execution: `resident` (the whole module in memory), `layerwise` (one layer in memory at a time, read from the
+            published files once for the whole corpus), or `auto`: resident if the model fits into free memory.
     """
 
     baseline: Any
@@ -99,14 +99,14 @@ TYPES: Final[Mapping[str, str]] = {
 }
 HELP: Final[Mapping[str, str]] = {
     "labels": "The column of document labels.",
-    "unit": "The column of what intervals draw anew as one, such as a source. Default: each document.",
+    "unit": "The column of clusters that intervals resample as a whole, such as sources. Default: each document.",
     "column": "The column of the text.",
     "split": "The split of a dataset that has several.",
-    "max_length": "Tokens per document at most. Default: the model's maximum.",
-    "add_special_tokens": "Whether the tokenizer adds its special tokens. Default: where the text has none yet.",
+    "max_length": "Most tokens per document. Default: the model's maximum.",
+    "add_special_tokens": "Whether the tokenizer adds its special tokens. Default: if the text has none yet.",
     "layers": "MoE layers, such as 0,5,10-15. Default: all.",
     "baseline": "A dense model to compare with.",
-    "batch_tokens": "Places per batch, padding included.",
+    "batch_tokens": "Most tokens per batch, padding included.",
     "execution": "resident, layerwise (one layer at a time, for large models), or auto.",
     "checkpoint_dir": "Save progress here, and resume from it.",
     "n_jobs": "Number of workers.",
@@ -138,15 +138,15 @@ READ_ELSEWHERE: Final = ("labels", "unit", "layers", "baseline")  # with the tex
 def completed(
     given: Mapping[str, Any], takes: Iterable[str] = tuple(DEFAULTS), function: str = "run"
 ) -> dict[str, Any]:
-    """The options with their defaults.
+    """Returns the options, completed with their defaults.
 
     Args:
-        given: as they were passed.
+        given: the options that were passed, by name.
         takes: names of those that can be passed.
-        function: that takes them.
+        function: name of the function that takes them, for errors.
 
     Raises:
-        NoSuchName: an option is not among them; the sentence has the nearest name.
+        NoSuchName: an option is not among them; the message has the nearest name.
         OutOfRange: a number is outside its range.
         WrongType: a value is of another type.
     """
@@ -161,10 +161,12 @@ def completed(
 
 
 def check_value(name: str, value: Any) -> None:
-    """Refuse an option's value that is of another type or out of range.
+    """Raises an error if an option's value is of another type or out of range.
 
     Raises:
-        OutOfRange, WrongType, NoSuchName: it is.
+        OutOfRange: the number is out of range.
+        WrongType: the value is of another type.
+        NoSuchName: the name is not one of those that the option takes.
     """
     if name == "n_jobs":
         check_jobs(value)
@@ -177,21 +179,21 @@ def check_value(name: str, value: Any) -> None:
 
 
 def construct(name: str, kind: Callable[..., Made], given: Mapping[str, Any]) -> Made:
-    """What `kind` makes of arguments given by name.
+    """Calls `kind` with arguments by name, and returns what it makes.
 
     Raises:
-        NoSuchName: it takes no such argument.
-        WrongType: it needs one that is not given, or takes one as another type.
+        NoSuchName: `kind` has no such argument.
+        WrongType: an argument is missing, or of another type.
     """
     check_call(name, kind, (), given)
     return kind(**given)
 
 
 def check_arguments(name: str, function: Callable[..., Any], given: Iterable[str], besides: Iterable[str] = ()) -> None:
-    """Refuse what a function does not take, `besides` counting as not taken.
+    """Raises an error if a function does not take an argument, or if `besides` names it.
 
     Raises:
-        NoSuchName: one of the arguments is not known; the sentence lists those that are.
+        NoSuchName: an argument is not known; the message lists those that are.
     """
     takes = [key for key in inspect.signature(function).parameters if key not in besides]
     for key in given:
@@ -200,7 +202,7 @@ def check_arguments(name: str, function: Callable[..., Any], given: Iterable[str
 
 
 def signature_of(names: Iterable[str]) -> list[inspect.Parameter]:
-    """Keyword parameters of these options, with types and defaults, for a function's `__signature__`."""
+    """Returns these options as keyword parameters, with types and defaults, for a function's `__signature__`."""
     defaults: Mapping[str, Any] = DEFAULTS
     return [
         inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=defaults[name], annotation=TYPES[name])

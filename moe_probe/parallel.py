@@ -22,16 +22,16 @@ Result = TypeVar("Result")
 def map_items(
     function: Callable[[Item], Result], items: Iterable[Item], n_jobs: int, description: str, progress: bool = True
 ) -> Sequence[Result]:
-    """`[function(item) for item in items]`, in order, `n_jobs` at a time.
+    """Returns `[function(item) for item in items]`, in order, computed by `n_jobs` workers.
 
-    Work goes through joblib: `joblib.parallel_config(backend=...)` around the call spreads it over a Ray or Dask
-    cluster. With one job, an error comes out as it is.
+    The work goes through joblib: `joblib.parallel_config(backend=...)` around the call spreads it over a Ray or Dask
+    cluster. With one worker, errors are raised unchanged.
 
     Raises:
         OutOfRange: `n_jobs` is 0.
         InputError: something cannot be sent to another process.
         MachineError: a worker died or failed.
-        MoEProbeError: the function's own, unchanged.
+        MoEProbeError: an error that the function itself raised, unchanged.
     """
     check_jobs(n_jobs)
     tasks = list(items)
@@ -48,7 +48,7 @@ def map_items(
 
 @contextmanager
 def _said(description: str, several: bool) -> Iterator[None]:
-    """Turn what goes wrong between processes into one sentence."""
+    """Turns failures of worker processes into errors of one sentence."""
     try:
         yield
     except MoEProbeError:
@@ -68,8 +68,8 @@ def _said(description: str, several: bool) -> Iterator[None]:
         if _cannot_be_sent(error):
             cause = str(error.__cause__ or error).strip('\n" ').splitlines()[-1]
             raise InputError(
-                f"{description}: what is to be done cannot be sent to worker processes ({cause}); use n_jobs=1, or "
-                "leave out locks, open files and functions defined inside others."
+                f"{description}: the work cannot be sent to worker processes ({cause}); use n_jobs=1, or "
+                "pass no locks, open files or functions defined inside others."
             ) from error
         raise MachineError(f"{description}: a worker failed ({reason}); use n_jobs=1 to see where.") from error
 

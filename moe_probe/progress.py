@@ -1,6 +1,6 @@
-"""Progress of long work: a bar on a terminal and in a notebook, a line from time to time in a file; and in the log.
+"""Progress of long work: a bar on a terminal and in a notebook, occasional lines in a file, and log messages.
 
-Begin and end of every piece of work go to `logging.getLogger("moe_probe")` at level INFO, shown or not.
+The start and end of all work go to `logging.getLogger("moe_probe")` at level INFO, whether progress is shown or not.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _QUIET: ContextVar[bool] = ContextVar("quiet", default=False)
 
 @contextmanager
 def quiet(asked: bool = True) -> Iterator[None]:
-    """Within, where it is asked for, no progress is shown, whatever the work."""
+    """A context in which no progress is shown, if `asked`."""
     token = _QUIET.set(asked or _QUIET.get())
     try:
         yield
@@ -35,12 +35,12 @@ def quiet(asked: bool = True) -> Iterator[None]:
 
 @contextmanager
 def reporting(description: str, total: int, show: bool = True) -> Iterator[Callable[[], None]]:
-    """Within, progress is shown on stderr, and logged; gives what advances it by one.
+    """A context that shows progress on stderr and logs it; yields a function that advances it by one step.
 
     Args:
         description: of the work, or of what is counted.
         total: number of steps.
-        show: whether anything is shown.
+        show: whether to show progress.
 
     Examples:
         >>> with reporting("layers", 2, show=False) as advance:
@@ -74,7 +74,7 @@ def _shown(description: str, total: int, show: bool) -> Iterator[Callable[[], No
 
 
 class _Lines:
-    """Progress in a file: how much is done, and about how long the rest takes, every half minute."""
+    """Progress in a file: every half minute, a line with the steps done and an estimate of the time left."""
 
     def __init__(self, description: str, total: int, console: Console):
         self.description, self.total, self.console = printable(description), total, console

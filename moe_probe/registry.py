@@ -1,4 +1,4 @@
-"""Members of one kind, found by name: files of a folder, and entry points of other packages."""
+"""Finds members of one kind by name: files of a folder, and entry points of other packages."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Member = TypeVar("Member")
 
 
 class Registry(Mapping[str, Member]):
-    """What a package holds of one kind, by name; a module is imported when its member is asked for.
+    """The members of one kind, by name; a module is imported when its member is first used.
 
     Each module of the package is one member, named like its file. Other packages add members through the entry point
     group `moe_probe.<group>`: an entry point's name is the member's, its value a module, or the member itself.
@@ -28,7 +28,7 @@ class Registry(Mapping[str, Member]):
         group: the kind, as in `moe_probe.<group>`.
         kind: what a member is called in errors.
         pick: takes the member out of its module; by default the module is the member.
-        besides: modules of the package that are none; those that begin with `_` never are.
+        besides: modules of the package that are not members; those that begin with `_` never are.
 
     Examples:
         >>> from moe_probe.registry import Registry
@@ -63,7 +63,7 @@ class Registry(Mapping[str, Member]):
         """The member called `name`.
 
         Raises:
-            NoSuchName: there is none; the sentence lists those that there are.
+            NoSuchName: there is none; the message lists those that there are.
         """
         if name not in self._places:
             raise NoSuchName.among(self.kind, name, self)
@@ -74,7 +74,7 @@ class Registry(Mapping[str, Member]):
         return self._picked[name]
 
     def source(self, name: str) -> ast.Module | None:
-        """The syntax of a member's file, which is not imported; None for a member of another package."""
+        """The syntax tree of a member's file, without importing it; None for a member of another package."""
         if not isinstance(self._places[name], str):
             return None
         places = (Path(folder) / name for folder in import_module(self.package).__path__)
@@ -82,12 +82,12 @@ class Registry(Mapping[str, Member]):
         return ast.parse(next(file for file in files if file.is_file()).read_text("utf-8"))
 
     def stated(self, name: str, word: str, default: Any = None) -> Any:
-        """What a member's file states as a literal, `word = 1` or `Kind(word=1)`, without importing it.
+        """The value that a member's file sets as a literal, `word = 1` or `Kind(word=1)`, without importing it.
 
         Args:
             name: of the member.
-            word: attribute of the member, of its class, or argument that it is made with.
-            default: where it states nothing.
+            word: name of an attribute of the member or its class, or of an argument in the call that makes it.
+            default: returned if the file sets none.
         """
         source = self.source(name)
         if source is None:

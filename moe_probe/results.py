@@ -1,4 +1,4 @@
-"""Results: labeled datasets with their provenance, saved and loaded whole."""
+"""Results: labeled datasets with provenance; saving and loading keeps everything."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ SELECTED = "labels are strings: sel({name}='5'); 'S' is the shared block, 'F' th
 
 
 class Provenance(TypedDict):
-    """What every result says of itself in its `attrs`, besides what its analysis adds.
+    """The `attrs` that every result has; its analysis may add others.
 
-    `schema` is the number of the format of results; `parameters` and `versions` are JSON.
+    `schema` is the number of the result format; `parameters` and `versions` are JSON.
     """
 
     analysis: str
@@ -44,7 +44,7 @@ class Provenance(TypedDict):
 
 
 class Results(dict[str, xr.Dataset]):
-    """Results by the name of their analysis; in a notebook, a table of what each holds.
+    """Results by the name of their analysis; a notebook shows them as a table of variables and sizes.
 
     Examples:
         >>> "alone" in Results(alone=xr.Dataset())._repr_html_()
@@ -62,11 +62,12 @@ def _sizes(ds: xr.Dataset) -> str:
 
 
 def provenance(analysis: str, model: Any, **parameters: Any) -> dict[str, Any]:
-    """The `attrs` of a result: analysis, model, parameters (those that are set, as JSON) and library versions.
+    """Returns the `attrs` of a result: analysis, model, parameters that are not None (as JSON), and library versions.
 
     Args:
         analysis: name of the function that computes the result.
-        model: a `MoEModel`.
+        model: the analyzed model.
+        parameters: those of the analysis, by name.
     """
     stated = {name: value for name, value in parameters.items() if value is not None}
     about = Provenance(
@@ -89,14 +90,14 @@ def _versions() -> str:
 def variable(
     dims: Sequence[str], values: Any, long_name: str, units: str = "1", undefined: str | None = None
 ) -> xr.DataArray:
-    """A labeled variable of a result.
+    """Returns a labeled variable of a result.
 
     Args:
         dims: names of the dimensions.
-        values: an array of any dtype; NaN (-1 in whole numbers) is an undefined value.
-        long_name: what it is, as an axis of a figure says it.
+        values: an array of any dtype; NaN (-1 among whole numbers) marks an undefined value.
+        long_name: the label of the axis in a figure.
         units: of the values; `1` for a plain number.
-        undefined: why a value is undefined; kept where one is.
+        undefined: why values can be undefined; recorded only if one is.
     """
     values = np.asarray(values)
     attrs = {"long_name": long_name, "units": units}
@@ -109,7 +110,7 @@ def variable(
 def dataset(
     variables: Mapping[str, xr.DataArray], about: Mapping[str, Any], coords: Mapping[str, Any] | None = None
 ) -> xr.Dataset:
-    """A result of `variables`, each with `long_name` and `units` in its attrs ("" where it has no unit).
+    """Returns a result of `variables`, each with `long_name` and `units` in its attrs ("" if it has no unit).
 
     Args:
         variables: by name; their coordinates become those of the result.
@@ -117,7 +118,7 @@ def dataset(
         coords: further coordinates, as `xr.Dataset` takes them; those of dimensions that no variable has are omitted.
 
     Raises:
-        ValueError: a name is one that `xr.Dataset` hides, or a variable does not say what it is.
+        ValueError: `xr.Dataset` has an attribute of a variable's name, or a variable lacks `long_name` or `units`.
     """
     for name, values in variables.items():
         if hasattr(xr.Dataset, name):
@@ -135,7 +136,7 @@ def dataset(
 
 
 def _with_labels_told(result: xr.Dataset) -> xr.Dataset:
-    """The result; the coordinates of its experts say that their labels are strings."""
+    """Returns the result with a note on the coordinates of its experts that their labels are strings."""
     for name, whose in EXPERTS.items():
         if name in result.coords and result[name].dtype.kind in "OUT":
             told = {"long_name": f"label of {whose}, a string", "comment": SELECTED.format(name=name)}
@@ -145,14 +146,14 @@ def _with_labels_told(result: xr.Dataset) -> xr.Dataset:
 
 @checked
 def save(dataset: xr.Dataset, path: str | Path) -> Path:
-    """Write a result as netCDF; the file appears under its name only when it is complete.
+    """Writes a result as netCDF; the file appears under its name only when it is complete.
 
     Returns:
-        The path.
+        The path of the file.
 
     Raises:
         AlreadyThere: the path is a folder, a pipe or a device.
-        MachineError: the disk is full, or cannot be written to.
+        MachineError: the disk is full or not writable.
     """
     path = as_path(path)
     content = _storable(dataset).to_netcdf(engine="h5netcdf")  # in memory: HDF5 does not survive a full disk
@@ -164,11 +165,11 @@ def save(dataset: xr.Dataset, path: str | Path) -> Path:
 
 @checked
 def load_result(path: str | Path) -> xr.Dataset:
-    """Read a result that `save` wrote, into memory.
+    """Reads a result that `save` wrote, into memory.
 
     Raises:
-        NothingToRead: there is no such file.
-        Damaged: the file is no result of moe_probe, or is cut off, edited, or of another format.
+        NothingToRead: the file does not exist.
+        Damaged: the file is not a result of moe_probe, or was cut off, edited, or written in another format.
     """
     path = as_path(path)
     if not Path(path).is_file():
@@ -199,7 +200,7 @@ def load_result(path: str | Path) -> xr.Dataset:
 
 
 def _storable(dataset: xr.Dataset) -> xr.Dataset:
-    """A copy that netCDF keeps to the letter, with a checksum of its content among its attrs."""
+    """A copy that netCDF stores without change, with a checksum of its content among its attrs."""
     stored = dataset.copy(deep=False)
     stored.attrs = {"schema": SCHEMA, **stored.attrs}
     for name, variable in dataset.variables.items():
@@ -210,7 +211,7 @@ def _storable(dataset: xr.Dataset) -> xr.Dataset:
 
 
 def _plain(dataset: xr.Dataset) -> xr.Dataset:
-    """What was saved, of what was read."""
+    """The dataset that was saved, restored from the one that was read."""
     dataset.attrs.pop(DIGEST, None)
     for name, variable in list(dataset.variables.items()):
         if ESCAPED in variable.attrs:
@@ -227,7 +228,7 @@ def _mapped(variable: xr.Variable, function: Any, attrs: Mapping[str, Any]) -> x
 
 
 def _unstorable(text: Any) -> bool:
-    """Whether netCDF would cut a text off (NUL) or refuse it (lone surrogates)."""
+    """Whether netCDF would truncate a text (NUL) or refuse it (lone surrogates)."""
     return isinstance(text, str) and ("\0" in text or any("\ud800" <= c <= "\udfff" for c in text))
 
 

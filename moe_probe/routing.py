@@ -1,4 +1,4 @@
-"""The words of all that follows: what is seen of a MoE layer at work, where it is seen, and what may change it."""
+"""The shared vocabulary: what a running MoE layer gives, the sources that give it, and interventions that change it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from moe_probe.texts.corpus import Corpus, Tokens
 
 
 class Need(StrEnum):
-    """What an analysis asks of a source."""
+    """What an analysis can require of a source."""
 
     CHOICES = "choices"
     WEIGHTS = "weights"
@@ -45,7 +45,7 @@ CHUNKED = frozenset({Need.OUTPUTS, Need.ACTIVATIONS})
 
 
 class Experts(Protocol):
-    """The experts of one layer, run by the model's own code on rows (n, w)."""
+    """The experts of one layer, which the model's own code runs on rows (n, w)."""
 
     def all_outputs(self, rows: torch.Tensor) -> torch.Tensor:
         """Unweighted outputs of all experts, (E, n, w)."""
@@ -61,7 +61,7 @@ class Experts(Protocol):
 
 
 class Held:
-    """A tensor field that a source may not hold; reading it then says so."""
+    """A tensor field that a source may lack; reading it then raises `NotFitting`."""
 
     def __set_name__(self, owner: type, name: str) -> None:
         self.name = name
@@ -77,7 +77,7 @@ class Held:
             return None
         value = vars(instance)[self.name]
         if value is None:
-            raise NotFitting(f"These batches hold no {self.name}; name the need for it in the analysis's `needs`.")
+            raise NotFitting(f"These batches hold no {self.name}; add the need for it to the analysis's `needs`.")
         return value
 
     def __set__(self, instance: object, value: torch.Tensor | None) -> None:
@@ -101,20 +101,21 @@ PER_EXPERT = ("outputs", "activations", "without_index", "without_weights")
 
 @dataclass(frozen=True)
 class LayerBatch:
-    """What some tokens do in one MoE layer: n rows, a row per token, or per sub-token, token by token (MH-MoE).
+    """The routing of some tokens in one MoE layer: n rows, one per token, or one per sub-token of each token (MH-MoE).
 
-    Fields that the source does not hold raise `NotFitting` when they are read; `holds` tells.
+    Reading a field that the source does not hold raises `NotFitting`; `holds` says which fields are there. E is the
+    number of experts, k that of chosen ones, d the hidden size, w the width of an expert's input, ff its neurons.
 
     Attributes:
-        layer: what the layer is made of.
+        layer: description of the layer.
         tokens: the n / `layer.subtokens` tokens.
         top_k_index: chosen experts, (n, k), int64.
-        top_k_weights: what multiplies their outputs, (n, k), float32.
+        top_k_weights: applied weights, which multiply their outputs, (n, k), float32.
         router_logits: raw, (n, E), float32.
         scores: the affinity, a function of the logits such as softmax or sigmoid, (n, E), float32.
-        selection: what top-k ranks, (n, E), float32: the affinity with the correction bias added, -inf for the experts
-            of excluded groups; equal to `scores` where the router ranks those.
-        expert_input: (n, w), w the width of an expert's input, in the compute dtype.
+        selection: the score that top-k ranks, (n, E), float32: the affinity plus the correction bias, -inf for the
+            experts of excluded groups; equal to `scores` if the router ranks those.
+        expert_input: input of the experts, (n, w), in the compute dtype.
         routed_output: the weighted sum, (n, w).
         block_output: of the whole MoE block, with the shared experts' part, (tokens, d).
         selected_outputs: unweighted outputs of the chosen experts, (n, k, w).
@@ -123,14 +124,15 @@ class LayerBatch:
         shared_output: of the shared block, (tokens, d).
         baseline_output: of the dense model's FFN, (tokens, d).
         baseline_activation: act(gate projection) of the dense model's FFN, (tokens, ff).
-        residual: the residual stream before the norm that the block follows, (tokens, d); not held where no module
-            beside the block gives its input.
-        without_index, without_weights: what the router would choose, and apply, if experts were deleted, for each of S
-            sets (by default each of the E experts alone), (S, n, k); not held where none can be spared.
-        before: experts that the same rows chose in the MoE layer before, (n, k), int64.
-        layer_before: that layer's index; None where it is not known.
-        score_kind: the name of the affinity's function, "(assumed)" added where nothing could confirm it.
-        experts: computes what the forward pass did not; None for a trace.
+        residual: the residual stream before the norm in front of the block, (tokens, d); not held if no module of its
+            own gives the block's input.
+        without_index: experts that the router would choose if some were deleted, for each of S sets (by default each
+            of the E experts alone), (S, n, k), int64; not held if no expert can be spared.
+        without_weights: the weights that it would apply to them, (S, n, k), float32.
+        before: experts that the same rows chose in the previous MoE layer, (n, k), int64.
+        layer_before: that layer's index; None if it is not known.
+        score_kind: the name of the affinity's function, followed by "(assumed)" if nothing could confirm it.
+        experts: computes outputs that the forward pass did not; None for a trace.
     """
 
     layer: Layer
@@ -158,15 +160,15 @@ class LayerBatch:
     experts: Experts | None = field(default=None, repr=False)
 
     def holds(self, name: str) -> bool:
-        """Whether the field is there."""
+        """Whether the batch holds the field `name`."""
         return vars(self)[name] is not None
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """The tensors that are there, by name."""
+        """The tensors that the batch holds, by name."""
         return {name: value for name, value in vars(self).items() if isinstance(value, torch.Tensor)}
 
     def part(self, tokens: slice | np.ndarray) -> Self:
-        """The batch of some of its tokens alone, a slice or a mask (tokens,)."""
+        """The batch reduced to some of its tokens, given as a slice or a mask (tokens,)."""
         parts = self.layer.subtokens
         if isinstance(tokens, slice):
             start, stop, _ = tokens.indices(len(self.tokens))
@@ -180,7 +182,7 @@ class LayerBatch:
         return self.having(tokens=self.tokens[tokens], **cut)
 
     def completed(self, needs: frozenset[Need]) -> Self:
-        """The batch with the outputs that `needs` names, run by the model's own experts."""
+        """The batch with the outputs that `needs` names, which the model's own experts compute."""
         experts = self.experts
         if experts is None:
             return self
@@ -195,11 +197,11 @@ class LayerBatch:
         return self.having(**computed)
 
     def with_before(self, layer: int, chosen: torch.Tensor) -> Self:
-        """The batch with what its rows chose in the MoE layer before."""
+        """The batch with its rows' choices in the previous MoE layer."""
         return self.having(layer_before=layer, before=chosen)
 
     def having(self, **changes: Any) -> Self:
-        """The batch with other fields."""
+        """The batch with some fields replaced."""
         return type(self)(**{each.name: vars(self)[each.name] for each in fields(self)} | changes)
 
     @property
@@ -218,11 +220,11 @@ class LayerBatch:
 
     @property
     def ranked_by(self) -> torch.Tensor:
-        """What orders the choices, (n, k): the selection score, or the applied weight where no score is held."""
+        """The values that order the choices, (n, k): selection scores, or applied weights if no scores are held."""
         return self.selection.gather(1, self.top_k_index) if self.holds("selection") else self.top_k_weights
 
     def ranked(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Chosen experts and their applied weights, (n, k), the largest selection score first."""
+        """Chosen experts and their applied weights, (n, k), in descending order of selection score."""
         order = self.ranked_by.argsort(dim=1, descending=True, stable=True)
         return self.top_k_index.gather(1, order), self.top_k_weights.gather(1, order)
 
@@ -243,10 +245,10 @@ class LayerBatch:
 
 
 class LayerBefore:
-    """Remembers what tokens chose in one MoE layer until the next one.
+    """Keeps the choices of tokens in one MoE layer until the next MoE layer.
 
     Args:
-        moe_layers: of the model, ascending: a layer that was not seen leaves the next one without a layer before.
+        moe_layers: of the model, ascending: after a layer that was not seen, the next one has no previous layer.
     """
 
     def __init__(self, moe_layers: Sequence[int]) -> None:
@@ -254,7 +256,7 @@ class LayerBefore:
         self.known: dict[tuple[int, int], tuple[int, torch.Tensor]] = {}
 
     def attach(self, batch: LayerBatch) -> LayerBatch:
-        """The batch with the choices of the layer before, where the same tokens were seen there."""
+        """The batch with the choices of the previous layer, if the same tokens were seen there."""
         key, index = (int(batch.tokens.document[0]), len(batch.tokens)), batch.layer.index
         if any(layer > index for layer, _ in self.known.values()):
             self.known.clear()  # the next batch of a resident pass
@@ -277,14 +279,14 @@ class LogitBatch:
 
 
 class Source(ABC):
-    """Where batches come from: a model that runs or writes, or a recorded trace.
+    """Where batches come from: a model that runs or generates, or a recorded trace.
 
     Attributes:
-        layers: the MoE layers that it tells of, by index.
-        holds: what it can be asked for.
-        corpus: the documents; of a model that writes, complete after the last step.
-        vocab_size: of the model's output; 0 where there is none.
-        kind: what it is, in errors.
+        layers: the MoE layers that it gives, by index.
+        holds: the needs that it can meet.
+        corpus: the documents; complete only after the last step if the model generates.
+        vocab_size: of the model's output; 0 if it gives none.
+        kind: its name in errors.
     """
 
     layers: Mapping[int, Layer]
@@ -296,27 +298,27 @@ class Source(ABC):
     @property
     @abstractmethod
     def name(self) -> str:
-        """Of the model, in results."""
+        """The model's name in results."""
 
     @property
     @abstractmethod
     def family(self) -> str:
-        """Of the model."""
+        """The model's family."""
 
     @property
     @abstractmethod
     def fingerprint(self) -> str:
-        """Identifies checkpoint, configuration, interventions and dtype; results are kept by it."""
+        """A hash of checkpoint, configuration, interventions and dtype, which results record."""
 
     @property
     def moe_layers(self) -> tuple[int, ...]:
-        """MoE layers of the model, whichever it tells of; by default those that it tells of."""
+        """All MoE layers of the model, whichever of them the source gives; by default those that it gives."""
         return tuple(sorted(self.layers))
 
     @property
     @abstractmethod
     def num_batches(self) -> int:
-        """Layer batches in all, for progress."""
+        """Total number of layer batches, for progress."""
 
     @abstractmethod
     def split(self, parts: int) -> Sequence[Self]:
@@ -324,39 +326,39 @@ class Source(ABC):
 
     @abstractmethod
     def steps(self, needs: frozenset[Need], done: int = 0) -> Generator[Iterable[LayerBatch | LogitBatch]]:
-        """The batches, step by step, but for the first `done` steps; a pass can be resumed after any step."""
+        """Yields the batches, step by step, after skipping `done` steps; a pass can resume after any step."""
 
     def state(self) -> dict[str, np.ndarray]:
-        """What it must remember, beside `done`, to be resumed."""
+        """The arrays that, besides `done`, it needs to resume."""
         return {}
 
     def restore(self, state: dict[str, np.ndarray]) -> None:  # noqa: B027 - most remember nothing
-        """Take back what `state` gave."""
+        """Restores what `state` returned."""
 
     def absorb(self, parts: Sequence[Any]) -> None:  # noqa: B027
-        """Take in what the parts of a split have learned."""
+        """Takes over what the parts of a split have learned."""
 
     def identity(self) -> dict[str, Any]:
-        """What a saved pass over it must agree in, beside the corpus."""
+        """What, besides the corpus, must be equal for a saved pass over it to resume."""
         return {"fingerprint": self.fingerprint, "layers": list(self.layers)}
 
     @property
     def first_layer(self) -> Layer:
-        """The first of its layers."""
+        """The first of the MoE layers that it gives."""
         return next(iter(self.layers.values()))
 
 
 class Call(Protocol):
-    """What reaches the experts of one layer; an intervention gives another one back.
+    """The arguments of one call of a layer's experts; an intervention returns changed ones.
 
     Attributes:
-        layer: what the layer is made of.
-        tokens: the tokens, those of padding too.
+        layer: description of the layer.
+        tokens: the tokens, including those of padding.
         rows: the experts' input, (n, w).
         logits: raw router logits, (n, E).
         index: chosen experts, (n, k).
-        weights: what multiplies their outputs, (n, k).
-        memory: what interventions keep from call to call of the layer, while the model is watched.
+        weights: applied weights, which multiply their outputs, (n, k).
+        memory: what interventions keep from one call of the layer to the next while the model is watched.
     """
 
     layer: Layer
@@ -372,7 +374,7 @@ class Call(Protocol):
         ...
 
     def reselect(self, bias: torch.Tensor) -> Call:
-        """The router's own choice with `bias`, (E,) or (n, E), on its logits; -inf masks an expert."""
+        """The router's own choice after adding `bias`, (E,) or (n, E), to its logits; -inf masks an expert."""
         ...
 
     def outputs(self) -> torch.Tensor:
@@ -386,15 +388,15 @@ class Call(Protocol):
     def run_experts(
         self, rows: torch.Tensor, index: torch.Tensor, parameters: Mapping[str, torch.Tensor] | None = None
     ) -> torch.Tensor:
-        """Unweighted outputs (m, w) of one expert (m,) for each of some rows (m, w).
+        """Unweighted outputs (m, w) of one expert per row, given by `index` (m,), for rows (m, w).
 
-        `parameters` stand in for those of the experts module of the same names.
+        `parameters` replace those of the same names in the experts module.
         """
         ...
 
     @property
     def layout(self) -> Any:
-        """Where projections lie in those parameters (`families.experts_layout`)."""
+        """Where each projection is in the experts module's parameters (`families.experts_layout`)."""
         ...
 
     def expert_parameters(self) -> Mapping[str, torch.Tensor]:
@@ -402,60 +404,60 @@ class Call(Protocol):
         ...
 
     def rows_of(self, intervention: Intervention) -> torch.Tensor:
-        """Rows in which an intervention acts, (n,) bool: those of the tokens of its `where`."""
+        """Rows in which an intervention acts, (n,) bool: those of the tokens that its `where` selects."""
         ...
 
 
 class Request(Protocol):
-    """What the interventions of a layer ask of its router, all together; their order does not matter."""
+    """The requests of all interventions on a layer to its router; their order does not matter."""
 
     def add_bias(self, bias: torch.Tensor, rows: torch.Tensor) -> None:
-        """Add `bias` (E,) to the logits of some rows (n,) bool."""
+        """Adds `bias` (E,) to the logits of some rows (n,) bool."""
         ...
 
     def mask(self, experts: torch.Tensor, rows: torch.Tensor) -> None:
-        """Take experts (E,) bool out of the choice of some rows."""
+        """Excludes experts (E,) bool from the choice in some rows."""
         ...
 
     def steer(self, promote: torch.Tensor, demote: torch.Tensor, rows: torch.Tensor) -> None:
-        """Put the logits of experts (E,) bool just above the largest, and below the least, of some rows."""
+        """Moves the logits of experts (E,) bool just above the largest, or just below the least, of some rows."""
         ...
 
     def set_top_k(self, top_k: int, rows: torch.Tensor) -> None:
-        """Choose another number of experts in some rows."""
+        """Changes the number of experts that some rows choose."""
         ...
 
     def rank(self, scores: torch.Tensor, rows: torch.Tensor) -> None:
-        """Choose the experts with the largest scores (n, E) in some rows; weights follow by the router's own rule."""
+        """Chooses the experts with the largest scores (n, E) in some rows; the router's own rule weights them."""
         ...
 
 
 class Changes(Protocol):
-    """What the interventions of a layer do to its experts' outputs, choice by choice."""
+    """The changes that the interventions of a layer make to its experts' outputs, choice by choice."""
 
     def of_experts(self, experts: Sequence[int], rows: torch.Tensor) -> torch.Tensor:
-        """The choices (n, k) bool of some experts in some rows."""
+        """A mask (n, k) bool of the choices of some experts in some rows."""
         ...
 
     def replace(self, choices: torch.Tensor, values: torch.Tensor) -> None:
-        """Put unweighted outputs (m, w) in place of those of m choices (n, k) bool, in their order."""
+        """Replaces the unweighted outputs of m choices, given as a mask (n, k), by `values` (m, w), in their order."""
         ...
 
     def add(self, choices: torch.Tensor, values: torch.Tensor) -> None:
-        """Add to the unweighted outputs of m choices."""
+        """Adds `values` (m, w) to the unweighted outputs of m choices, given as a mask (n, k)."""
         ...
 
 
 class Intervention(Checked):
-    """Changes what MoE layers do; a frozen dataclass, so that its fields are its provenance.
+    """Changes what MoE layers compute; a frozen dataclass, whose fields are its provenance.
 
-    Interventions on one layer act together, stage by stage, and so in no order: `decide` (all requests to the router
-    are granted at once), `route` (by `stage`), `change`, `output`.
+    Interventions on one layer act together, stage by stage, so that their order does not matter: `decide` (the router
+    grants all requests at once), `route` (in order of `stage`), `change`, `output`.
 
     Attributes:
         config: fields of the model's configuration that it replaces.
         decides: whether it asks the router for another decision.
-        stage: when its `route` comes, among those of the same layer.
+        stage: order of its `route` among those of the same layer.
     """
 
     config: Mapping[str, Any] = MappingProxyType({})
@@ -464,52 +466,52 @@ class Intervention(Checked):
 
     @classmethod
     def example(cls) -> Self:
-        """One with small parameters, for tests and documentation."""
+        """Returns an instance with small parameters, for tests and documentation."""
         return cls()
 
     def layers(self) -> frozenset[int]:
-        """MoE layers in which it acts: that of its field `layer`, if it has one."""
+        """MoE layers in which it acts: by default that of its field `layer`."""
         layer: int | None = getattr(self, "layer", None)
         return frozenset() if layer is None else frozenset({layer})
 
     def acts_in(self, moe_layers: Collection[int]) -> frozenset[int]:
-        """Those of the MoE layers in which it acts."""
+        """The MoE layers, of those given, in which it acts."""
         return self.layers().intersection(moe_layers)
 
     def claims(self, layer: int) -> frozenset[str]:
-        """What it alone can set in a layer; two interventions that claim the same are refused."""
+        """The things that only one intervention can set in a layer; two interventions that claim one are refused."""
         return frozenset()
 
     def check(self, model: MoEModel) -> None:
-        """Refuse layers and experts that there are not, and what the interventions that the model has exclude.
+        """Raises an error if the intervention does not fit the model.
 
         Raises:
-            InputError: the model has no such layer or expert, or an intervention that sets the same.
+            InputError: the model lacks the layer or expert, or already has an intervention that sets the same.
         """
 
     @property
     def needs(self) -> frozenset[Need]:
-        """What it must know of the unedited run on the same texts, before it can act."""
+        """What it must know of the unedited run on the same texts before it can act."""
         return frozenset()
 
     def told(self, reference: Any) -> Self:
-        """The intervention that knows the unedited run (`forward.reference.Reference`)."""
+        """Returns the intervention with its knowledge of the unedited run (a `forward.reference.Reference`)."""
         return self
 
     def decide(self, call: Call, request: Request) -> None:
-        """Ask the router for another decision."""
+        """Asks the router for another decision."""
 
     def route(self, call: Call) -> Call:
-        """Change the choice before the experts run."""
+        """Returns the call with other choices or weights, before the experts run."""
         return call
 
     def change(self, call: Call, changes: Changes) -> None:
-        """Change what chosen experts give."""
+        """Changes the outputs of chosen experts."""
 
     def output(self, call: Call, routed: torch.Tensor) -> torch.Tensor:
-        """Change the weighted sum (n, w) after the experts have run."""
+        """Returns the changed weighted sum (n, w), after the experts have run."""
         return routed
 
     def shared(self, layer: Layer, output: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
-        """Change the output (tokens, d) of a layer's shared block in some tokens (tokens,) bool."""
+        """Returns the changed output (tokens, d) of a layer's shared block; `places` (tokens,) bool selects tokens."""
         return output

@@ -1,7 +1,7 @@
-"""Foreign text made fit to be shown: names, labels, tokens and errors that others wrote.
+"""Escapes foreign text for display: names, labels, tokens and errors that others wrote.
 
-A terminal obeys control characters, rich reads brackets as markup, a spreadsheet runs what begins with `=`, and a file
-system takes `/` for a folder. Nothing in this room changes what a result holds, only how it appears.
+A terminal obeys control characters, rich reads brackets as markup, a spreadsheet runs cells that begin with `=`, and a
+file system splits names at `/`. Nothing here changes the content of a result, only its display.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ LONGEST_NAME = 120  # bytes; file systems take 255, and suffixes follow
 
 
 def printable(text: object, keep: str = "") -> str:
-    r"""The text with control characters, escapes and changes of direction written out.
+    r"""Returns the text with control characters, escapes and changes of direction written out.
 
     Args:
-        text: what to show; its `str()`.
+        text: anything; its `str()` is shown.
         keep: characters to leave as they are, such as a newline.
 
     Examples:
@@ -40,7 +40,7 @@ def printable(text: object, keep: str = "") -> str:
 
 
 def brief(text: object, most: int = 300) -> str:
-    """The printable text as a sentence shows it: on one line, its middle left out where it is long.
+    """Returns the printable text for use in a sentence: on one line, without its middle if it is long.
 
     Examples:
         >>> brief("x" * 50, most=20)
@@ -52,7 +52,7 @@ def brief(text: object, most: int = 300) -> str:
 
 
 def html_table(caption: object, rows: Iterable[tuple[object, object]]) -> str:
-    """A table of two columns for notebooks: what, and how much. Nothing in it is read as markup.
+    """Returns an HTML table of two columns, names and values, for notebooks; markup in them is escaped.
 
     Examples:
         >>> html_table("<b>", [("layers", 4)])
@@ -79,7 +79,7 @@ def _escaped(character: str) -> str:
 
 
 def csv_cell(text: object) -> str:
-    """The text for a cell of CSV, which a spreadsheet must not run as a formula.
+    """Returns the text for a CSV cell, escaped so that a spreadsheet does not run it as a formula.
 
     Examples:
         >>> csv_cell("=1+1"), csv_cell("prose")
@@ -90,9 +90,9 @@ def csv_cell(text: object) -> str:
 
 
 def file_name(text: object) -> str:
-    """The text as the name of one file or folder; names that differ stay different.
+    """Returns the text as the name of one file or folder; different texts give different names.
 
-    What leads elsewhere or cannot stand in a name is written as `%` and its code; long names end in a digest.
+    Characters that a name cannot have, or that lead elsewhere, become `%` and their code; long names end in a digest.
 
     Examples:
         >>> file_name("tiny-mixtral"), file_name("../up"), file_name("")
@@ -109,7 +109,7 @@ def file_name(text: object) -> str:
 
 
 def in_markup(text: object) -> str:
-    """The printable text where rich reads markup whatever its console says, as in the descriptions of progress bars.
+    """Returns the printable text, escaped for places where rich always reads markup, such as progress bars.
 
     Examples:
         >>> in_markup("Converting m[red]")
@@ -119,11 +119,11 @@ def in_markup(text: object) -> str:
 
 
 class PlainConsole(Console):
-    """A rich console to which every string is plain text: no markup, no escapes, also in tables and their titles."""
+    """A rich console that treats every string as plain text: no markup, no escapes, also in tables and their titles."""
 
     def __init__(self, **options: Any):
         super().__init__(markup=False, emoji=False, highlight=False, **options)
 
     def render_str(self, text: str, **options: Any) -> Text:
-        """As rich's, of the printable text."""
+        """Renders the printable text, as rich's own method."""
         return super().render_str(printable(text, keep="\n"), **options)

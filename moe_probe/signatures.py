@@ -1,7 +1,7 @@
-"""Arguments of public functions: taken, or refused in one sentence before any work.
+"""Checks of the arguments of public functions, which raise an error in one sentence before any work.
 
-What an argument may be is said once, by its annotation: `check_types` refuses every value that is not of it. Ranges are
-refused by `check_number`.
+The annotation alone says what an argument may be: `check_types` refuses every value of another type, `check_number`
+every number out of range.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ LONGEST = 80  # characters of a value in a sentence
 
 
 def check_number(name: str, value: Any, least: float, most: float | None = None, whole: bool = True) -> None:
-    """Refuse a number outside its range.
+    """Raises an error if a number is outside its range.
 
     Raises:
-        WrongType: it is no number, or no whole one.
-        OutOfRange: it is below `least` or above `most`, or is not finite.
+        WrongType: the value is not a number, or not a whole one.
+        OutOfRange: the number is below `least`, above `most`, or not finite.
     """
     if not _is_number(value) or (whole and not _is_whole(value)):
         raise WrongType(f"{name} is {value_shown(value)}; pass a {'whole ' if whole else ''}number.")
@@ -54,11 +54,11 @@ def check_number(name: str, value: Any, least: float, most: float | None = None,
 
 
 def check_jobs(n_jobs: object) -> None:
-    """Refuse a number of workers that is none.
+    """Raises an error if `n_jobs` is not a number of workers.
 
     Raises:
-        WrongType: it is no whole number.
-        OutOfRange: it is 0, or less than any machine has cores.
+        WrongType: the value is not a whole number.
+        OutOfRange: the number is 0, or more negative than any number of cores.
     """
     check_number("n_jobs", n_jobs, -(1 << 15), 1 << 15)
     if n_jobs == 0:
@@ -66,11 +66,11 @@ def check_jobs(n_jobs: object) -> None:
 
 
 def check_choice(kind: str, given: object, names: Iterable[str]) -> None:
-    """Refuse a name that is not among those that there are.
+    """Raises an error if a name is not one of `names`.
 
     Raises:
-        WrongType: it is no string.
-        NoSuchName: it is not among them.
+        WrongType: the value is not a string.
+        NoSuchName: the name is not one of them.
     """
     known = list(names)
     if not isinstance(given, str):
@@ -80,17 +80,17 @@ def check_choice(kind: str, given: object, names: Iterable[str]) -> None:
 
 
 def check_call(name: str, function: Callable[..., Any], positional: Sequence[Any], named: Mapping[str, Any]) -> None:
-    """Refuse arguments that a function does not take, lacks, or takes as another type.
+    """Raises an error if arguments are unknown, missing, or of another type than a function takes.
 
     Args:
-        name: of the function, as the sentence has it.
-        function: that is called; what it takes is read from its signature.
-        positional: arguments by place.
+        name: of the function, for the message.
+        function: the called function; its signature says what it takes.
+        positional: arguments by position.
         named: arguments by name.
 
     Raises:
         NoSuchName: an argument has a name that the function does not take.
-        WrongType: an argument is missing, is one too many, or is of another type.
+        WrongType: an argument is missing, superfluous, or of another type.
     """
     parameters = inspect.signature(function).parameters
     if not any(each.kind is each.VAR_KEYWORD for each in parameters.values()):
@@ -112,15 +112,15 @@ def check_call(name: str, function: Callable[..., Any], positional: Sequence[Any
 
 
 def check_types(function: Callable[..., Any], values: Mapping[str, Any]) -> None:
-    """Refuse values that are not of the type of their parameter.
+    """Raises an error if a value is not of the type of its parameter.
 
     Args:
-        function: or a dataclass; annotations of its parameters say what they take.
+        function: a function or a dataclass; the annotations of its parameters say what they take.
         values: by parameter.
 
     Raises:
         WrongType: a value is of another type.
-        NoSuchName: a name is not one of those that a `Literal` lists.
+        NoSuchName: a name is not among those of the annotation's `Literal`.
     """
     hints = _hints(function)
     for name, value in values.items():
@@ -133,7 +133,7 @@ def check_types(function: Callable[..., Any], values: Mapping[str, Any]) -> None
 
 
 def checked(function: Callable[P, Result]) -> Callable[P, Result]:
-    """The function, which refuses arguments of types that it does not take, and shows nothing with `progress=False`."""
+    """Wraps a function so that it checks the types of its arguments, and shows no progress with `progress=False`."""
 
     @wraps(function)
     def checking(*positional: P.args, **named: P.kwargs) -> Result:
@@ -145,7 +145,7 @@ def checked(function: Callable[P, Result]) -> Callable[P, Result]:
 
 
 class Checked:
-    """A class whose instances are made of the arguments that its fields take, or not at all."""
+    """A metaclass that checks the types of the arguments with which instances are made."""
 
     def __new__(cls, *positional: object, **named: object) -> Self:
         check_call(cls.__name__, cls, positional, named)
@@ -160,7 +160,7 @@ def _blank(kind: type) -> Any:
 
 
 def value_shown(value: object) -> str:
-    """A value as a sentence shows it: short, on one line; by its type where it has no short text of its own.
+    """Returns a value as an error shows it: short and on one line, or its type if it has no short text.
 
     Examples:
         >>> value_shown("x" * 200)[:5], value_shown(object()), value_shown({})
@@ -177,7 +177,7 @@ def value_shown(value: object) -> str:
 
 @cache
 def _hints(function: Callable[..., Any]) -> Mapping[str, Any]:
-    """Types by parameter; none where one of them cannot be found."""
+    """Types by parameter; empty if one of them cannot be resolved."""
     try:
         return typing.get_type_hints(function)
     except (NameError, TypeError, AttributeError):  # annotations of others' analyses may name anything
@@ -199,7 +199,7 @@ def _is_whole(value: Any) -> bool:
 
 
 def _fits(value: Any, hint: Any) -> bool:
-    """Whether a value is of a type; numbers and arrays of numpy count as Python's, True and False as no numbers."""
+    """Whether a value is of a type; NumPy's numbers and arrays count as Python's, but True and False not as numbers."""
     if isinstance(value, bool | np.bool_) and bool not in _leaves(hint) and hint is not Any:
         return False
     listed = getattr(value, "tolist", None)
@@ -223,7 +223,7 @@ def _names(hint: Any) -> list[str]:
 
 
 def _nouns(hint: Any) -> list[str]:
-    """What a type takes, in words."""
+    """The values that a type takes, in words."""
     origin, parts = get_origin(hint), get_args(hint)
     if origin in (Union, UnionType):
         return [noun for part in parts for noun in _nouns(part)]

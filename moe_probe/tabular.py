@@ -20,14 +20,14 @@ SUFFIXES: Mapping[str, str] = {"csv": ".csv", "json": ".json", "latex": ".tex"}
 
 @checked
 def tables(ds: xr.Dataset) -> dict[str, pd.DataFrame]:
-    """A result as tables: variables of the same dimensions side by side, a row for each point of the dimensions.
+    """Returns a result as tables: one for all variables of the same dimensions, a row for each point of these.
 
     Args:
         ds: result of any analysis.
 
     Returns:
-        By the dimensions, joined by `-`, such as `layer-expert`; `all` for numbers without dimensions. Columns are the
-        dimensions, what else is known of them (such as an expert's kind), and the variables.
+        DataFrames by their dimensions, joined by `-`, such as `layer-expert`; `all` for numbers without dimensions.
+        Columns are the dimensions, further coordinates along them (such as an expert's kind), and the variables.
 
     Examples:
         >>> from moe_probe import dynamic
@@ -53,7 +53,7 @@ def _table(part: xr.Dataset, dims: tuple[str, ...]) -> pd.DataFrame:
 
 @checked
 def write_tables(ds: xr.Dataset, stem: str | Path, format: Format = "csv") -> list[Path]:
-    """Write every table of a result to `<stem>.<dimensions>.<suffix>`.
+    """Writes every table of a result to `<stem>.<dimensions>.<suffix>`.
 
     Args:
         ds: result of any analysis.
@@ -62,7 +62,7 @@ def write_tables(ds: xr.Dataset, stem: str | Path, format: Format = "csv") -> li
 
     Raises:
         NoSuchName: there is no such format.
-        MachineError: the disk is full, or cannot be written to.
+        MachineError: the disk is full or not writable.
     """
     if format not in SUFFIXES:
         raise NoSuchName.among("format of tables", format, get_args(Format))

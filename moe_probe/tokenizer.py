@@ -1,4 +1,4 @@
-"""The tokenizer of a checkpoint: beside the weights, or where its publisher keeps it."""
+"""The tokenizer of a checkpoint: next to the weights, or wherever its publisher stores it."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ READ = {".json", ".jinja", ".model", ".txt", ".bpe", ".vocab", ".tiktoken", ".sp
 
 
 def tokenizer_folder(path: str | Path, above: int = 0) -> Path | None:
-    """The first of `path` and so many folders above it that holds a tokenizer; None if there is none."""
+    """The first of `path` and `above` folders above it that holds a tokenizer; None if none does."""
     folder = Path(path).expanduser().absolute()
     places = [folder, *folder.parents][: above + 1]
     return next((place for place in places if any(present(place, name) for name in FILES)), None)
 
 
 def check_tokenizer(tokenizer: Tokenizer | None) -> Tokenizer | None:
-    """`tokenizer`, if it can be one.
+    """Returns `tokenizer` if its type is one that a tokenizer can have.
 
     Raises:
         WrongType: the value is of another type.
@@ -31,18 +31,17 @@ def check_tokenizer(tokenizer: Tokenizer | None) -> Tokenizer | None:
     if tokenizer is None or isinstance(tokenizer, PreTrainedTokenizerBase | str | Path):
         return tokenizer
     raise WrongType(
-        f"tokenizer is a {type(tokenizer).__name__}, expected a tokenizer of transformers, a folder, a file "
-        "or a hub id."
+        f"tokenizer is a {type(tokenizer).__name__}; pass a tokenizer of transformers, a folder, a file or a hub id."
     )
 
 
 def open_tokenizer(source: str | Path | PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
-    """A tokenizer from a folder, a `tokenizer.json` or `tokenizer.model` file, or a hub id.
+    """Opens a tokenizer from a folder, a `tokenizer.json` or `tokenizer.model` file, or a hub id.
 
-    A `tokenizer.model` that stands alone is run by sentencepiece itself, without special tokens.
+    If there is only a `tokenizer.model`, sentencepiece itself runs it, without special tokens.
 
     Raises:
-        UnsafeFile: a file of the tokenizer lies outside the folder.
+        UnsafeFile: a file of the tokenizer is outside the folder.
         NothingToRead: there is no tokenizer, or it cannot be opened.
     """
     if isinstance(source, PreTrainedTokenizerBase):
@@ -64,10 +63,10 @@ def open_tokenizer(source: str | Path | PreTrainedTokenizerBase) -> PreTrainedTo
 
 
 def check_files(folder: Path) -> None:
-    """Refuse links that lead out of the folder, and files that are not regular.
+    """Raises an error if a link leads out of the folder, or a file is not a regular one.
 
     Raises:
-        UnsafeFile: naming the first such file.
+        UnsafeFile: there is such a link or file; the message names the first.
     """
     for place in sorted(folder.iterdir()):
         if place.suffix in READ and (place.name in FILES or not place.is_dir()):

@@ -224,7 +224,7 @@ def test_a_folder_appears_when_it_is_complete_and_never_over_another(tmp_path):
     write_folder(tmp_path / "deep" / "one")
     assert [path.name for path in (tmp_path / "deep").iterdir()] == ["one"]
     assert not dead.exists()
-    with pytest.raises(AlreadyThere, match="exists already; give a folder that does not"):
+    with pytest.raises(AlreadyThere, match="exists already; pass a path that does not"):
         write_folder(tmp_path / "deep" / "one")
 
     def overtaken():

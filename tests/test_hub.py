@@ -133,5 +133,6 @@ def test_a_hub_that_cannot_be_reached_is_one_sentence(tmp_path, monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")  # where nobody listens
-    with pytest.raises(MissingFiles, match=r"someone/tiny is no folder, .* fetching someone/tiny from the hub failed"):
+    sentence = r"someone/tiny is not a folder, .* fetching someone/tiny from the hub failed"
+    with pytest.raises(MissingFiles, match=sentence):
         moe_probe.load(NAME)

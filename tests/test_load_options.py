@@ -98,8 +98,8 @@ def test_wrong_sources_are_refused(source):
 @pytest.mark.parametrize(
     ("source", "words"),
     [
-        ("ckpt/tiny-mixtral/config.json", "give its folder, ckpt/tiny-mixtral"),
-        ("ckpt/tiny-mixtral/model.safetensors", "give the folder of the checkpoint, ckpt/tiny-mixtral"),
+        ("ckpt/tiny-mixtral/config.json", "pass its folder, ckpt/tiny-mixtral"),
+        ("ckpt/tiny-mixtral/model.safetensors", "pass the folder of the checkpoint, ckpt/tiny-mixtral"),
         ("ckpt", "subfolders tiny-deepseek-moe"),
         ("./ckpt/tiny-mixtrall", "did you mean ckpt/tiny-mixtral"),
     ],

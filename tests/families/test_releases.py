@@ -798,7 +798,7 @@ def test_folders_that_hold_something_else_say_what_to_give(tmp_path):
         write(tmp_path / f"checkpoint-{step}", mixtral(), MIXTRAL)
     with pytest.raises(CheckpointError, match=r"trainer's output: give .*checkpoint-1000"):
         moe_probe.load(tmp_path)
-    with pytest.raises(CheckpointError, match="give its folder"):
+    with pytest.raises(CheckpointError, match="pass its folder"):
         moe_probe.load(tmp_path / "checkpoint-500" / "model.safetensors")
 
 

@@ -1,4 +1,4 @@
-"""What intervals draw anew as one: documents by content, or named clusters."""
+"""What intervals resample as a whole: documents by content, or named clusters."""
 
 import numpy as np
 import pytest

@@ -1,0 +1,17 @@
+"""Budgets of time that mean the same on a slow machine, or a busy one."""
+
+import time
+from statistics import median
+
+STANDARD = 0.05  # seconds of the processor that the piece of work takes where a budget means seconds
+
+
+def seconds_here(budget):
+    """How many seconds of this processor, as fast as it is now, are `budget` seconds of a usual one."""
+    return budget * max(median(_piece_of_work() for _ in range(5)) / STANDARD, 1)
+
+
+def _piece_of_work():
+    began = time.process_time()
+    sum(number * number for number in range(1_000_000))
+    return time.process_time() - began
