@@ -1,7 +1,7 @@
-"""Analyses of a model at work: one forward pass over a corpus feeds every analysis asked for.
+"""Analyses of a running model: one forward pass over a corpus feeds every requested analysis.
 
-Every analysis is a class (for `run`, which takes several) and a function of the same name in lower case with
-underscores (for one): `dynamic.run(model, texts, [dynamic.OutputNorms()])`, `dynamic.output_norms(model, texts)`.
+Every analysis is a class, for `run`, which takes several, and a function of the same name in lower case with
+underscores: `dynamic.run(model, texts, [dynamic.OutputNorms()])`, `dynamic.output_norms(model, texts)`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What every dynamic analysis is: parameters as fields, what it keeps as declared states, update, variables."""
+"""The base class of dynamic analyses: fields are parameters, declared states hold what it keeps."""
 
 from __future__ import annotations
 
@@ -25,21 +25,21 @@ Legend = Mapping[str, tuple[str, str]]
 
 @dataclass
 class Analysis(Checked, ABC):
-    """A statistic that grows with batches of tokens and merges with another one of its kind.
+    """A statistic that adds up batches of tokens, and merges with another instance of itself.
 
-    A subclass is a dataclass whose fields are its parameters. It declares what it keeps as class attributes
-    (`moe_probe.statistics.states`), adds to them in `update`, and turns them into variables in `variables`; merging,
-    saving, resuming and provenance follow. Analyses that need no outputs of all experts are given whole documents at a
-    time; the others are given as many tokens as memory allows.
+    A subclass is a dataclass whose fields are its parameters. It declares its states as class attributes
+    (`moe_probe.statistics.states`), adds to them in `update`, and computes its variables from them in `variables`. The
+    base class merges, saves and resumes states, and records provenance. An analysis that needs the outputs of all
+    experts receives as many tokens at a time as memory allows; any other receives whole documents.
 
     Attributes:
-        name: the analysis in results and on the command line: the name of its file.
-        title: what its pages are headed with.
-        needs: what the source must hold, whatever the parameters.
-        unasked: whether the command line runs it when nothing is asked for.
+        name: name of the analysis in results and on the command line, and of its file.
+        title: heading of its pages.
+        needs: what the source must hold, for any parameters.
+        unasked: whether the command line runs it if the user names no analysis.
         legend: long name and unit of each variable.
         special_tokens: whether tokens that stand for no text, such as the beginning of a sequence, are `included` or
-            `omitted`; its results say so.
+            `omitted`; results record it.
 
     Examples:
         >>> from dataclasses import dataclass
@@ -78,55 +78,55 @@ class Analysis(Checked, ABC):
 
     @classmethod
     def example(cls) -> Self:
-        """One with small parameters, for tests and documentation."""
+        """Returns an instance with small parameters, for tests and documentation."""
         return cls()
 
     def needed(self) -> frozenset[Need]:
-        """What the source must hold, with these parameters."""
+        """The needs that the source must meet, with these parameters."""
         return self.needs
 
     def check(self, source: Source) -> None:
-        """Refuse, before any work, what cannot be done.
+        """Raises an error, before any work, if the analysis cannot run on the source.
 
         Raises:
             InputError: the source or its corpus does not fit.
         """
 
     def see(self, batch: LayerBatch) -> None:
-        """Take in some tokens' behavior in one layer, and how their scores came about."""
+        """Updates the states with a batch, and records the function by which its scores were computed."""
         if Need.SCORES in self.needed():
             self.score_kinds.add(batch, batch.score_kind)
         self.update(batch)
 
     @abstractmethod
     def update(self, batch: LayerBatch) -> None:
-        """Take in some tokens' behavior in one layer."""
+        """Updates the states with the routing of some tokens in one layer."""
 
     def update_logits(self, batch: LogitBatch) -> None:
-        """Take in the model's output, where `Need.LOGITS` is needed."""
-        raise NotImplementedError(f"{self.name} needs the model's output, but takes none.")
+        """Updates the states with the model's output for some tokens, if `needs` has `Need.LOGITS`."""
+        raise NotImplementedError(f"{self.name} needs the model's output; define update_logits to receive it.")
 
     @abstractmethod
     def variables(self, source: Source) -> Mapping[str, xr.DataArray]:
-        """What it found: variables by name, (layer, ...)."""
+        """Returns the variables of the result by name, (layer, ...)."""
 
     def coords(self, source: Source) -> Mapping[str, Any]:
-        """Coordinates beside those of the variables; tokens have theirs already."""
+        """Returns further coordinates; those of tokens are added without it."""
         return {}
 
     def notes(self, source: Source) -> Mapping[str, Any]:
-        """Attributes of the result beside its provenance."""
+        """Returns attributes of the result besides its provenance."""
         return {}
 
     def folders(self) -> Sequence[str | Path]:
-        """Folders that it writes to, which no other run may write to meanwhile."""
+        """Returns the folders that the analysis writes to, which are locked during the run."""
         return ()
 
     def settle(self) -> None:
-        """Put into the states what waits outside of them; called before they are merged, saved or sent."""
+        """Moves pending values into the states; called before they are merged, saved or sent."""
 
     def result(self, source: Source) -> xr.Dataset:
-        """The Dataset, with provenance."""
+        """Returns the Dataset, with provenance."""
         self.settle()
         arrays = {
             name: array.assign_attrs(described(self.legend, name)) for name, array in self.variables(source).items()
@@ -137,44 +137,44 @@ class Analysis(Checked, ABC):
         return dataset(arrays, self.attrs(source)).assign_coords(coords)
 
     def tokens(self, source: Source) -> Tokens:
-        """The tokens that the result tells of, by document and position."""
+        """The tokens along the result's `token` dimension, by document and position."""
         tables = (self.state_of(name) for name in self.declared() if isinstance(getattr(type(self), name), TokenTable))
         filled: Kept[Rows] | None = next((table for table in tables if table), None)
         return source.corpus.tokens() if filled is None else TokenTable.tokens(filled)
 
     @classmethod
     def declared(cls) -> list[str]:
-        """Names of its states."""
+        """Names of the declared states."""
         return [name for base in reversed(cls.__mro__) for name, each in vars(base).items() if isinstance(each, State)]
 
     def state_of(self, name: str) -> Kept:
-        """What it keeps under a state."""
+        """The state of a given name."""
         return getattr(self, name)
 
     def fresh(self) -> Self:
-        """A new one with the same parameters, which has seen nothing."""
+        """Returns a new instance with the same parameters and empty states."""
         other = copy.copy(self)
         vars(other)["kept"] = {}
         return other
 
     def merge(self, other: Self) -> None:
-        """Take in what another one saw, of other tokens or other layers."""
+        """Merges the states of another instance, which saw other tokens or other layers."""
         other.settle()
         for name in self.declared():
             self.state_of(name).merge(other.state_of(name))
 
     def state(self) -> dict[str, np.ndarray]:
-        """What it has seen, as arrays without objects, by `state/layer/key/name`."""
+        """Returns the states as arrays without objects, by `state/layer/key/name`."""
         self.settle()
         return {
             f"{name}/{path}": array for name in self.declared() for path, array in self.state_of(name).arrays().items()
         }
 
     def restore(self, state: Mapping[str, np.ndarray]) -> None:
-        """Take back what `state` gave.
+        """Restores the states that `state` returned.
 
         Raises:
-            Damaged: the arrays are not those of its states.
+            Damaged: the arrays do not match the declared states.
         """
         for name in self.declared():
             prefix = f"{name}/"
@@ -182,11 +182,11 @@ class Analysis(Checked, ABC):
             self.state_of(name).restore(arrays)
 
     def parameters(self) -> dict[str, Any]:
-        """What it was asked for, for the result's `attrs`; arrays by their digest."""
+        """Returns the parameters for the result's `attrs`; arrays by their digest."""
         return {each.name: recorded(getattr(self, each.name)) for each in fields(self) if each.init}
 
     def attrs(self, source: Source) -> dict[str, Any]:
-        """Provenance, which texts, and by which function the router's logits became scores."""
+        """Returns provenance, a description of the texts, and the function that computed scores from router logits."""
         corpus = source.corpus
         texts = {"documents": len(corpus.documents), "tokens": corpus.num_tokens, "texts": corpus.fingerprint}
         clustered = any(document.cluster for document in corpus.documents)
@@ -205,7 +205,7 @@ class Analysis(Checked, ABC):
 
 
 def recorded(value: Any) -> Any:
-    """A parameter as results record it."""
+    """Returns a parameter as results record it."""
     if isinstance(value, np.ndarray):
         return f"array {value.shape} {hashlib.sha256(np.ascontiguousarray(value).tobytes()).hexdigest()[:16]}"
     if isinstance(value, Mapping):
@@ -216,7 +216,7 @@ def recorded(value: Any) -> Any:
 
 
 def described(legend: Legend, name: str) -> dict[str, str]:
-    """`long_name` and `units` of a variable; its ends and chance level are told from the variable that they are of."""
+    """Returns `long_name` and `units` of a variable; interval ends and chance levels derive from those of theirs."""
     if name in legend:
         long_name, units = legend[name]
         return {"long_name": long_name, "units": units}
@@ -233,7 +233,7 @@ def expert_labels(experts: int) -> list[str]:
 
 
 def token_coords(tokens: Tokens, corpus: Corpus) -> dict[str, tuple[str, Any]]:
-    """Coordinates along `token`: document, position, token_id, string, and label where documents have some."""
+    """Coordinates along `token`: document, position, token_id, string, and label if documents have labels."""
     coords: dict[str, tuple[str, Any]] = {
         "document": ("token", tokens.document),
         "position": ("token", tokens.position),
@@ -246,7 +246,7 @@ def token_coords(tokens: Tokens, corpus: Corpus) -> dict[str, tuple[str, Any]]:
 
 
 def labeled(variables: Mapping[str, tuple[Sequence[str], Any]], coords: Mapping[str, Any]) -> dict[str, xr.DataArray]:
-    """DataArrays of (dims, values), each with those of the coordinates that lie along its dimensions."""
+    """Returns DataArrays of (dims, values), each with the coordinates along its dimensions."""
     along = {name: value[0] if isinstance(value, tuple) else name for name, value in coords.items()}
     return {
         name: xr.DataArray(values, {c: coords[c] for c, dim in along.items() if dim in dims}, tuple(dims))

@@ -1,4 +1,4 @@
-"""Analyses as they are asked for: instances, classes or names."""
+"""Makes analyses from instances, classes or names."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ Asked = One | Sequence[One]
 
 
 def make_analyses(asked: Asked, options: Mapping[str, Mapping[str, Any]] | None = None) -> list[Analysis]:
-    """Instances of what is asked for.
+    """Returns instances of the requested analyses.
 
     Args:
         asked: instances, classes or names, one or several.
-        options: arguments for those asked for by name or class, by the analysis's name.
+        options: arguments for those requested by name or class, by the analysis's name.
 
     Raises:
         NoSuchName: there is no such analysis, or it takes no such option.
-        WrongType: something else is asked for.
+        WrongType: a request is of another type.
     """
     several = [asked] if isinstance(asked, str | Analysis) or inspect.isclass(asked) else asked
     if isinstance(several, Mapping) or not hasattr(several, "__iter__"):
@@ -33,10 +33,10 @@ def make_analyses(asked: Asked, options: Mapping[str, Mapping[str, Any]] | None 
 
 
 def make_analysis(one: One, options: Mapping[str, Mapping[str, Any]]) -> Analysis:
-    """An instance of an analysis, its class or its name."""
+    """Returns an instance of an analysis, from an instance, its class or its name."""
     if isinstance(one, Analysis):
         return one
     chosen = ANALYSES[one] if isinstance(one, str) else one
     if not (inspect.isclass(chosen) and issubclass(chosen, Analysis)):
-        raise WrongType(f"{one!r} is no analysis; pass one of {', '.join(ANALYSES)}.")
+        raise WrongType(f"{one!r} is not an analysis; pass one of {', '.join(ANALYSES)}.")
     return construct(chosen.name, chosen, options.get(chosen.name, {}))

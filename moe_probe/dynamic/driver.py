@@ -1,4 +1,4 @@
-"""The one driver: a source's batches to analyses, and what they found as Datasets."""
+"""The one driver: it passes a source's batches to analyses, and returns their results as Datasets."""
 
 from __future__ import annotations
 
@@ -28,22 +28,22 @@ MASKABLE = ("router_logits", "selection")  # where -inf says that an expert is m
 
 
 def results(source: Source, analyses: Sequence[Analysis], options: Mapping[str, Any]) -> dict[str, xr.Dataset]:
-    """What fresh analyses find in a source."""
+    """Runs fresh copies of the analyses over a source, and returns their results."""
     with holding(analyses, options):
         seen = observe(source, analyses, options)
         return Results({analysis.name: analysis.result(source) for analysis in seen})
 
 
 def observe(source: Source, analyses: Sequence[Analysis], options: Mapping[str, Any]) -> list[Analysis]:
-    """Fresh analyses that have seen the whole source.
+    """Runs fresh copies of the analyses over a source, and returns these copies.
 
     Args:
         source: where batches come from.
-        analyses: what looks on; they stay as they are.
-        options: `checkpoint_dir`, `n_jobs` and `progress`, as for `run`.
+        analyses: at least one; they stay as they are.
+        options: `checkpoint_dir`, `n_jobs` and `progress` (see `moe_probe.options.ObserveOptions`).
 
     Raises:
-        InputError: the analyses are none, or twins, or do not fit the source.
+        InputError: there is no analysis, one is given twice, or one does not fit the source.
         NotFinite: a value is NaN or infinite.
     """
     fresh = [analysis.fresh() for analysis in analyses]
@@ -54,7 +54,7 @@ def observe(source: Source, analyses: Sequence[Analysis], options: Mapping[str, 
 
 @contextmanager
 def holding(analyses: Sequence[Analysis], options: Mapping[str, Any]) -> Iterator[None]:
-    """Within, no other run writes to the folders that the analyses and the progress are written to."""
+    """A context that locks the folders to which the analyses and the saved progress are written."""
     saved = options.get("checkpoint_dir")
     folders = [*([] if saved is None else [saved]), *(folder for each in analyses for folder in each.folders())]
     with ExitStack() as stack:
@@ -85,10 +85,10 @@ def _observe_parts(source: Source, fresh: Sequence[Analysis], options: Mapping[s
 
 
 def check(source: Source, analyses: Sequence[Analysis]) -> None:
-    """Refuse, before any work, what cannot be done.
+    """Raises an error, before any work, if an analysis cannot run on the source.
 
     Raises:
-        InputError: there is no analysis, one twice, or one that does not fit the source.
+        InputError: there is no analysis, one is given twice, or one does not fit the source.
     """
     if not analyses:
         raise NotFitting("No analysis is given; pass at least one, such as dynamic.GateChoices().")
@@ -109,7 +109,7 @@ def check(source: Source, analyses: Sequence[Analysis]) -> None:
 
 
 def applicable(source: Source, analyses: Sequence[Analysis]) -> list[Analysis]:
-    """Those of the analyses that the source and its corpus have what it takes for."""
+    """The analyses that can run on the source and its corpus."""
     fitting = []
     for analysis in analyses:
         with suppress(InputError):
@@ -146,7 +146,7 @@ def _observe_part(
 
 
 def identity(source: Source, analyses: Sequence[Analysis]) -> dict[str, Any]:
-    """What a pass is of: a saved state resumes only the very same."""
+    """A description of a pass; a saved state resumes only a pass with exactly the same one."""
     return {
         "source": source.identity(),
         "documents": [(document.number, document.ids, document.label) for document in source.corpus.documents],
@@ -155,7 +155,7 @@ def identity(source: Source, analyses: Sequence[Analysis]) -> dict[str, Any]:
 
 
 def hand_on(batch: LayerBatch | LogitBatch, analyses: Sequence[Analysis], needs: frozenset[Need]) -> None:
-    """Give a batch to the analyses: whole, or in chunks to those that need the outputs of all experts."""
+    """Passes a batch to the analyses: whole, or in chunks to those that need the outputs of all experts."""
     if isinstance(batch, LogitBatch):
         require_finite("logits", batch.logits, batch.tokens)
         for analysis in analyses:
@@ -175,7 +175,7 @@ def hand_on(batch: LayerBatch | LogitBatch, analyses: Sequence[Analysis], needs:
 
 
 def chunks(batch: LayerBatch, needs: frozenset[Need]) -> Iterator[LayerBatch]:
-    """The batch's tokens, so many at a time that the outputs of all experts fit into CHUNK_BYTES."""
+    """Splits a batch into chunks of tokens, so that the outputs of all experts for a chunk fit into CHUNK_BYTES."""
     layer = batch.layer
     width = max(layer.hidden_size, layer.intermediate_size * layer.subtokens * (Need.ACTIVATIONS in needs))
     step = max(1, CHUNK_BYTES // (4 * layer.num_experts * width))
@@ -186,7 +186,7 @@ def chunks(batch: LayerBatch, needs: frozenset[Need]) -> Iterator[LayerBatch]:
 
 
 def check_values(batch: LayerBatch, names: Sequence[str] | None = None) -> None:
-    """Refuse a batch with NaN or infinity; -inf among logits says that an expert is masked."""
+    """Raises an error if a batch has NaN or infinity; -inf among logits marks a masked expert and is allowed."""
     layer, held = batch.layer, batch.tensors()
     for name in sorted(held, key=lambda each: each != "router_logits"):
         if name == "top_k_index" or (names is not None and name not in names):
@@ -197,7 +197,7 @@ def check_values(batch: LayerBatch, names: Sequence[str] | None = None) -> None:
 
 
 def unmasked(values: torch.Tensor) -> torch.Tensor:
-    """Values (n, E) with 0 for masked experts, nan where all of them are."""
+    """Values (n, E) with 0 for masked experts, and nan in rows in which all experts are masked."""
     any_left = (values > -torch.inf).any(-1, keepdim=True)
     return values.masked_fill(values == -torch.inf, 0).where(any_left | values.isnan().any(-1, keepdim=True), torch.nan)
 

@@ -1,4 +1,4 @@
-"""What is called: several analyses of a model that runs or writes, or of a trace, and each analysis as a function."""
+"""The public functions: several analyses of a model that runs or generates, or of a trace; each analysis alone."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ def run(
     analyses: Asked = (),
     **options: Unpack[RunOptions],
 ) -> dict[str, xr.Dataset]:
-    """One pass over a corpus, or over a recorded trace, for all analyses.
+    """Runs all analyses in one pass over a corpus, or over a recorded trace.
 
-    Documents are never mixed in attention, padding never reaches an analysis, and the results do not depend on batch
-    size, order of documents, execution or `n_jobs`.
+    Attention never mixes documents, padding never reaches an analysis, and results do not depend on batch size, order
+    of documents, execution or `n_jobs`.
 
     Args:
-        source: a checkpoint folder, a hub id, a model, or a routing trace (its folder, or opened).
+        source: a checkpoint folder, a hub id, a model, or a routing trace (its folder, or a `Trace`).
         texts: strings, lists of token ids, a file of texts, a `datasets` dataset, a table; None for a trace.
-        analyses: instances, classes or names, one or several; only what they need is computed.
-        options: see `moe_probe.options.RunOptions`: `layers`, `labels`, `column`, `split`, `max_length`,
+        analyses: instances, classes or names, one or several; the pass computes only what they need.
+        options: those of `moe_probe.options.RunOptions`: `layers`, `labels`, `column`, `split`, `max_length`,
             `add_special_tokens`, `batch_tokens`, `baseline`, `execution`, `checkpoint_dir`, `n_jobs`, `progress`.
 
     Returns:
@@ -65,30 +65,34 @@ def generate(
     max_new_tokens: int | None = None,
     **options: Any,
 ) -> dict[str, xr.Dataset]:
-    """Analyses of a model that continues prompts, one at a time, with the model's own `generate`.
+    """Runs analyses while the model continues prompts, one at a time, with its own `generate`.
 
-    Every token bears the label `prompt` or `generated`, so that results tell them apart: `GateChoices` and `Record` by
-    the coordinate `label`, `ExpertLoad` by `label_share`. The last generated token is not seen: nothing follows it.
+    Every token has the label `prompt` or `generated`, which separates them in results: as the coordinate `label` of
+    `GateChoices` and `Record`, and in `label_share` of `ExpertLoad`. The last generated token has no routing, because
+    the model never processes it.
 
     Args:
         model: a checkpoint folder, a hub id or a model; it is loaded whole.
-        prompts: as `texts` of `run`.
+        prompts: strings, lists of token ids, a file of texts, a `datasets` dataset, or a table.
         analyses: instances, classes or names: any that need neither a dense baseline nor the model's output.
-        max_new_tokens: per prompt; 32 by default, unless `max_length` or `generation_config` says it.
-        options: `layers`, `column`, `split`, `add_special_tokens`, `checkpoint_dir`, `n_jobs` and `progress` as for
-            `run`; all others are those of transformers' `generate`, such as `do_sample`; greedy by default.
+        max_new_tokens: most generated tokens per prompt; 32 by default, unless `max_length` or `generation_config`
+            sets a limit.
+        options: `layers`, `column`, `split`, `add_special_tokens`, `checkpoint_dir`, `n_jobs` and `progress` of
+            `moe_probe.options.RunOptions`; all others go to transformers' `generate`, such as `do_sample`. Generation
+            is greedy by default.
 
     Returns:
         A Dataset by the analysis's name.
 
     Raises:
-        InputError: several beams or sequences are asked for, or an analysis that needs what generation does not hold.
+        InputError: an option asks for several beams or sequences, or an analysis needs something that generation
+            does not provide.
         FamilyError: the model's MoE layers cannot be watched, or it generates without a cache.
 
     Examples:
         >>> from moe_probe import dynamic
-        >>> found = dynamic.generate("ckpt/tiny-mixtral", ["def f(x):"], [dynamic.GateChoices()], max_new_tokens=4)
-        >>> found["gate_choices"].label.values.tolist()[-3:]
+        >>> results = dynamic.generate("ckpt/tiny-mixtral", ["def f(x):"], [dynamic.GateChoices()], max_new_tokens=4)
+        >>> results["gate_choices"].label.values.tolist()[-3:]
         ['generated', 'generated', 'generated']
     """
     asked, of_generation = writing_options(options, max_new_tokens)
@@ -96,15 +100,18 @@ def generate(
 
 
 def from_trace(trace: Trace | str | Path, analyses: Asked, **options: Unpack[ObserveOptions]) -> dict[str, xr.Dataset]:
-    """What `run` gives, from a recorded routing instead of a model: the same numbers.
+    """Runs analyses over recorded routing instead of a model; the numbers are those of `run`.
 
     Args:
-        trace: opened, or its folder.
-        analyses: those that need routing alone.
-        options: `layers`, `checkpoint_dir`, `n_jobs` and `progress`, as for `run`.
+        trace: a `Trace`, or its folder.
+        analyses: instances, classes or names of analyses that need only routing.
+        options: `layers`, `checkpoint_dir`, `n_jobs` and `progress` (see `moe_probe.options.ObserveOptions`).
+
+    Returns:
+        A Dataset by the analysis's name.
 
     Raises:
-        InputError: an analysis needs what a trace does not hold, or the trace is damaged.
+        InputError: an analysis needs something that a trace does not hold, or the trace is damaged.
 
     Examples:
         >>> from_trace("out/trace", [ExpertLoad(), Coactivation()])  # doctest: +SKIP
@@ -114,7 +121,7 @@ def from_trace(trace: Trace | str | Path, analyses: Asked, **options: Unpack[Obs
 
 @cache
 def function_of(analysis: type[Analysis]) -> Callable[..., xr.Dataset]:
-    """`run` with one analysis: takes the analysis's parameters and the options of `run`, with a true signature."""
+    """Returns a function that runs one analysis, and takes the analysis's parameters and the options of `run`."""
     settings = inspect.signature(analysis).parameters
     parameters = [
         inspect.Parameter("source", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation="Openable | Trace"),

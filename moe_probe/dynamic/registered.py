@@ -1,4 +1,4 @@
-"""The analyses that there are, by name."""
+"""All dynamic analyses, by name."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def analysis_of(module: ModuleType, name: str) -> type[Analysis]:
-    """The analysis that a module is the file of."""
+    """The analysis that a module defines: the one of the given name."""
     from moe_probe.dynamic.analysis import Analysis
 
     classes = (each for each in vars(module).values() if inspect.isclass(each) and issubclass(each, Analysis))
@@ -27,12 +27,12 @@ ANALYSES: Registry[type[Analysis]] = Registry("moe_probe.dynamic.analyses", "dyn
 
 @cache
 def class_names() -> Mapping[str, str]:
-    """The name of each analysis by that of its class."""
+    """Names of the analyses by the names of their classes."""
     return {ANALYSES[name].__name__: name for name in ANALYSES}
 
 
 def names() -> Mapping[str, type[Analysis]]:
-    """Every dynamic analysis by its name, those of other packages too (entry points `moe_probe.dynamic`).
+    """Every dynamic analysis by its name, including those of other packages (entry points `moe_probe.dynamic`).
 
     Examples:
         >>> "expert_load" in names()

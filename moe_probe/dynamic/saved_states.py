@@ -1,4 +1,4 @@
-"""The progress of a pass, saved whole and read back checked."""
+"""Saves the progress of a pass, and restores it after checking it."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ KIND, SCHEMA = "saved progress", 2
 
 
 class Remembering(Protocol):
-    """What has a state: an analysis, or a source."""
+    """Anything with a state: an analysis, or a source."""
 
     def state(self) -> Mapping[str, np.ndarray]:
-        """Its state, as arrays without objects."""
+        """Returns the state as arrays without objects."""
         ...
 
     def restore(self, state: dict[str, np.ndarray]) -> None:
-        """Take back what `state` gave."""
+        """Restores what `state` returned."""
         ...
 
 
 class SavedStates:
-    """The state of a pass in a folder: one file, replaced whole.
+    """The state of a pass in a folder: one file, which is replaced as a whole.
 
     Args:
-        folder: made if need be.
-        identity: what the pass is of; the state of another pass is refused.
+        folder: created if it is missing.
+        identity: description of the pass; the state of a pass with another one is refused.
     """
 
     def __init__(self, folder: str | Path, identity: Mapping[str, Any]):
@@ -44,15 +44,15 @@ class SavedStates:
         self.saved_at = time.monotonic()
 
     def load(self, source: Remembering, analyses: Sequence[Remembering]) -> int:
-        """Give the analyses what they had seen; returns how many steps that was, 0 for a new pass.
+        """Restores the states of the source and the analyses; returns the number of steps done, 0 for a new pass.
 
         Raises:
             NotFitting: the folder holds the state of another pass.
-            Damaged: the file is not what was saved.
+            Damaged: the file was changed or cut off after it was saved.
         """
         if not self.path.exists():
             return 0
-        saved = load_arrays(self.path, kind=KIND, schema=SCHEMA, remedy="delete it to begin anew")
+        saved = load_arrays(self.path, kind=KIND, schema=SCHEMA, remedy="delete it to start over")
         if saved.about.get("key") != self.key:
             raise NotFitting(
                 f"{self.path} belongs to another model, corpus or set of analyses; choose another checkpoint_dir."
@@ -63,14 +63,14 @@ class SavedStates:
         return int(saved.about["done"])
 
     def save(self, source: Remembering, analyses: Sequence[Remembering], done: int) -> None:
-        """Write the states after `done` steps."""
+        """Writes the states after `done` steps."""
         arrays = {f"{n}/{k}": v for n, analysis in enumerate(analyses) for k, v in analysis.state().items()}
         arrays |= {f"source/{name}": value for name, value in source.state().items()}
         save_arrays(self.path, arrays, kind=KIND, schema=SCHEMA, about={"key": self.key, "done": done})
         self.saved_at = time.monotonic()
 
     def save_if_due(self, source: Remembering, analyses: Sequence[Remembering], done: int) -> None:
-        """`save`, if the last time is a while ago."""
+        """Calls `save` if the last save is long enough ago."""
         if time.monotonic() - self.saved_at > SECONDS:
             self.save(source, analyses, done)
 

@@ -1,4 +1,4 @@
-"""Sources of whatever is given: a model that runs or writes, or a recorded trace."""
+"""Opens sources: a model that runs or generates, or a recorded trace."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ MOST_NEW_TOKENS = 1 << 24
 
 
 def open_source(source: Openable | Trace, texts: Texts | None, options: Mapping[str, Any]) -> Source:
-    """A model with its corpus, or a trace, with the layers asked for.
+    """Opens a model with its corpus, or a trace, restricted to the requested layers.
 
     Args:
         source: a checkpoint folder, a hub id, a model, or a trace.
-        texts: what a model runs on; None for a trace, which has its own.
-        options: all of `run`.
+        texts: the texts for a model; None for a trace, which has its own.
+        options: all options of `run`.
 
     Raises:
-        InputError: a model comes without texts, or a trace with some.
+        InputError: there are no texts for a model, or texts for a trace.
     """
     opened = opened_source(source)
     if isinstance(opened, Trace):
@@ -48,17 +48,17 @@ def open_source(source: Openable | Trace, texts: Texts | None, options: Mapping[
 
 
 def opened_source(source: Openable | Trace) -> MoEModel | Trace:
-    """A model, or a trace where it is one."""
+    """Opens a trace if the source is one, else a model."""
     if isinstance(source, Trace):
         return source
     return read_trace(source) if isinstance(source, str | Path) and is_trace(source) else load(source)
 
 
 def running(model: MoEModel, corpus: Corpus, options: Mapping[str, Any]) -> Running:
-    """A model that runs over a corpus.
+    """Returns a source that runs a model over a corpus.
 
     Raises:
-        InputError: layers, options, or tokens of the model's interventions are not there.
+        InputError: layers, options, or tokens of the model's interventions do not exist.
     """
     for edit in model.interventions:
         if (where := getattr(edit, "where", None)) is not None:
@@ -77,7 +77,7 @@ def running(model: MoEModel, corpus: Corpus, options: Mapping[str, Any]) -> Runn
 def open_writing(
     model: Openable, prompts: Texts, options: Mapping[str, Any], of_generation: Mapping[str, Any]
 ) -> Writing:
-    """A model that continues prompts."""
+    """Returns a source in which a model continues prompts."""
     opened = load(model)
     reading = {name: options[name] for name in TEXT_OPTIONS if name in options}
     layers = {index: opened.layer(index) for index in opened.select_layers(options["layers"])}
@@ -87,10 +87,10 @@ def open_writing(
 
 
 def writing_options(options: Mapping[str, Any], max_new_tokens: int | None) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The options of `run` that `generate` takes, completed; and those of transformers' `generate`.
+    """Splits options into those that `generate` shares with `run`, completed, and those of transformers' `generate`.
 
     Raises:
-        InputError: an option of `run` alone is given.
+        InputError: an option is one of `run` that `generate` does not take.
     """
     of_run = {name: value for name, value in options.items() if name in WRITING_OPTIONS}
     of_generation = {name: value for name, value in options.items() if name not in WRITING_OPTIONS}

@@ -359,7 +359,7 @@ def test_what_a_corpus_or_model_lacks_is_said():
         run("ckpt/tiny-mixtral", texts * 2, [dynamic.TaskLoad({"a": 1})], labels=["a", "b"], progress=False)
     with pytest.raises(InputError, match="No token of the corpus is PF"):
         run("ckpt/tiny-mh-moe", texts, [dynamic.SubtokenDivergence(words=["bank"])], progress=False)
-    with pytest.raises(InputError, match="FFN experts only: every token uses 2"):
+    with pytest.raises(InputError, match="only FFN experts, so every token uses 2"):
         run("ckpt/tiny-mixtral", texts, [dynamic.FFNExpertsPerToken()], progress=False)
     with pytest.raises(InputError, match="no gating residual"):
         comparisons.gating_residual("ckpt/tiny-mixtral", texts, progress=False)

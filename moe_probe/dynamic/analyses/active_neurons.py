@@ -1,4 +1,4 @@
-"""How often the neurons of all experts are active: act(gate projection) above a threshold (arXiv 2406.18219)."""
+"""Shares of tokens that activate each neuron of each expert: act(gate projection) above a threshold."""
 
 from __future__ import annotations
 
@@ -14,13 +14,15 @@ from moe_probe.statistics.states import Total
 
 @dataclass
 class ActiveNeurons(Analysis):
-    """The share of tokens for which a neuron of an expert is active: act(gate projection) above a threshold.
+    """Share of tokens for which a neuron of an expert is active: act(gate projection) above a threshold.
+
+    Every expert runs on every token (MH-MoE: sub-token), chosen or not (arXiv 2406.18219).
 
     Args:
-        threshold: above which a neuron counts as active.
+        threshold: a neuron is active if its activation is greater.
 
     The result has `active_share` (layer, expert, neuron), float64, and `expert_share` (layer, expert), its mean over
-    neurons. All experts are looked at on all tokens, chosen or not.
+    neurons.
 
     Examples:
         >>> from moe_probe import dynamic

@@ -1,4 +1,4 @@
-"""The losses of the first mixtures of experts, with what experts say now (Jacobs, Jordan, Nowlan and Hinton 1991)."""
+"""Losses of the first mixtures of experts on the outputs of trained experts (Jacobs, Jordan, Nowlan, Hinton 1991)."""
 
 from __future__ import annotations
 
@@ -20,14 +20,16 @@ UNITS = "residual stream squared"
 class AdaptiveMixtures(Analysis):
     """Cooperative and competitive losses, and responsibilities (Adaptive Mixtures of Local Experts, eq. 1.1, 1.2).
 
-    o_e is an expert's output, p_e its score divided by the sum of scores over all experts, and the target d, post hoc,
-    the block's own routed output. Means over tokens (or sub-tokens), in the residual stream's units squared:
+    o_e is the output of expert e, and p_e its score divided by the sum of scores over all experts. A trained model has
+    no target, so d is the block's own routed output. The result has means over tokens (or sub-tokens), float64:
 
-    `cooperative` |d - sum_e p_e o_e|^2; `competitive` sum_e p_e |d - o_e|^2 (1.1); `likelihood`
-    -log sum_e p_e exp(-|d - o_e|^2 / 2) (1.2), all (layer), float64; `responsibility` (layer, expert), the mean of
-    r_e = p_e exp(-|d - o_e|^2 / 2) / sum_j p_j exp(-|d - o_j|^2 / 2), the posterior of which expert said it;
-    `prior` (layer, expert), the mean of p_e; `responsibility_entropy` and `prior_entropy` (layer), means over tokens
-    divided by ln E: 0 where one expert takes all.
+    - `cooperative` (layer), |d - sum_e p_e o_e|^2, in the residual stream's units squared;
+    - `competitive` (layer), sum_e p_e |d - o_e|^2 (1.1), in the same units;
+    - `likelihood` (layer), -log sum_e p_e exp(-|d - o_e|^2 / 2) (1.2), a negative log likelihood in nats;
+    - `responsibility` (layer, expert), r_e = p_e exp(-|d - o_e|^2 / 2) / sum_j p_j exp(-|d - o_j|^2 / 2), the
+      posterior probability of the expert;
+    - `prior` (layer, expert), p_e;
+    - `responsibility_entropy` and `prior_entropy` (layer), divided by ln E: 0 if one expert has all of the weight.
 
     Examples:
         >>> from moe_probe import dynamic

@@ -1,4 +1,4 @@
-"""Which experts work together: on one token, and from layer to layer (OLMoE, arXiv 2409.02060, section 5.2)."""
+"""Coactivation of experts: on one token, and from layer to layer (OLMoE, arXiv 2409.02060, section 5.2)."""
 
 from __future__ import annotations
 
@@ -22,25 +22,28 @@ BLOCKS = 64  # groups of documents whose tables of pairs are kept
 
 @dataclass
 class Coactivation(Analysis):
-    """Pairs of experts chosen by the same token (or sub-token), and the flow from each MoE layer to the next one.
+    """Pairs of experts that the same token (or sub-token) chooses, and the flow from each MoE layer to the next one.
 
-    All pairs of the k chosen experts count.
+    All pairs of the k chosen experts count. Rows are tokens, or sub-tokens. The result has, float64 unless said
+    otherwise:
 
-    The result has, per layer, `pairs` (layer, expert, other), int64: rows that chose both, on the diagonal those that
-    chose the expert; `conditional`, P(other | expert); `lift`, P(both) / (P(expert) P(other)), 1 if independent;
-    `chance_lift` (layer, expert, other), that of k experts drawn one after the other, each chosen as often as it is,
-    without regard to each other (`moe_probe.statistics.margins`): mostly below 1, since a choice of one is a choice
-    less for the others; and, from the second layer on, `flow` (layer, source, expert): the share of the choices of a
-    row in this layer, given that it chose `source` in the MoE layer before; nan in the first one, and where the layer
-    before is not known or has more experts; `flow_chance` (layer, expert): that share whatever was chosen before.
-    `lift_low` and `lift_high`: 95 % interval over documents, nan for pairs that chance would make fewer than ten times.
+    - `pairs` (layer, expert, other), int64: rows that choose both; on the diagonal, rows that choose the expert;
+    - `conditional` (layer, expert, other): P(other | expert);
+    - `lift` (layer, expert, other): P(both) / (P(expert) P(other)), 1 if independent; with `lift_low` and `lift_high`,
+      its 95 % interval over documents, nan for pairs of which chance predicts fewer than ten;
+    - `chance_lift` (layer, expert, other): the lift if k experts were drawn one after the other, each as often as it
+      is chosen, independently of the others (`moe_probe.statistics.margins`); mostly below 1, because choosing one
+      expert leaves one choice less for the others;
+    - `flow` (layer, source, expert): the share of each expert among the choices of rows that chose `source` in the
+      previous MoE layer; nan in the first MoE layer, and if the previous one is not known or has more experts;
+    - `flow_chance` (layer, expert): the same share whatever was chosen before.
 
     Args:
-        bootstrap: draws of the interval; 0 for none (64 times less memory).
-        chance: whether to give the chance levels.
-        as_published: count what OLMoE's code counts, pairs of neighbors in the top-k list, best score first; for k
-            above 2 that leaves most pairs out. `chance_lift` (layer) is then that of experts that are all chosen
-            alike, E (k - 1) / (k (E - 1)).
+        bootstrap: resamples of the documents for the interval; 0 for none (64 times less memory).
+        chance: whether to compute the chance levels.
+        as_published: count what OLMoE's code counts, pairs of neighbors in the top-k list, highest score first, which
+            omits most pairs if k is above 2. `chance_lift` (layer) is then the lift if all experts were chosen equally
+            often, E (k - 1) / (k (E - 1)).
 
     Examples:
         >>> from moe_probe import dynamic
@@ -61,7 +64,7 @@ class Coactivation(Analysis):
         "conditional": ("P(other | expert)", "1"),
         "lift": ("P(both) / (P(expert) P(other))", "1"),
         "chance_lift": ("lift of experts drawn at random", "1"),
-        "flow": ("share of choices after choosing source in the layer before", "1"),
+        "flow": ("share of choices after choosing source in the previous MoE layer", "1"),
     }
 
     both, rows = PerUnit("expert", "other", most=BLOCKS), PerUnit(most=BLOCKS)
@@ -82,7 +85,7 @@ class Coactivation(Analysis):
         self._follow(batch, selected)
 
     def _follow(self, batch: LayerBatch, selected: torch.Tensor) -> None:
-        """Choices in this layer by what the same row chose in the layer before."""
+        """Counts choices in this layer by the choices of the same row in the previous MoE layer."""
         experts = batch.layer.num_experts
         flow = torch.zeros(experts, experts, dtype=torch.int64)
         if batch.layer_before is not None and len(batch.before) == len(selected) and int(batch.before.max()) < experts:
@@ -112,7 +115,7 @@ class Coactivation(Analysis):
         return variables
 
     def _chance(self, pairs: xr.DataArray) -> xr.DataArray:
-        """Lift of experts that are chosen as often, without regard to each other."""
+        """Lift of experts that are chosen as often, but independently of each other."""
         k, experts = self.k.array, pairs.sizes["expert"]
         if self.as_published:
             return experts * (k - 1) / (k * max(experts - 1, 1))
@@ -127,12 +130,12 @@ class Coactivation(Analysis):
 
 
 def chosen_rows(pairs: xr.DataArray) -> xr.DataArray:
-    """Rows that chose each expert: the diagonal, (layer, expert)."""
+    """Number of rows that chose each expert, the diagonal: (layer, expert)."""
     return pairs.isel(other=0, drop=True).copy(data=np.diagonal(pairs.values, axis1=-2, axis2=-1))
 
 
 def lift(total: Mapping[str, np.ndarray]) -> np.ndarray:
-    """P(both) / (P(expert) P(other)), of counts (..., E, E) among rows (...)."""
+    """Lift P(both) / (P(expert) P(other)) from counts (..., E, E) among rows (...)."""
     count = total["count"].astype(float)
     chosen = np.diagonal(count, axis1=-2, axis2=-1)
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -140,10 +143,9 @@ def lift(total: Mapping[str, np.ndarray]) -> np.ndarray:
 
 
 def lift_interval(count: np.ndarray, rows: np.ndarray, draws: int) -> tuple[np.ndarray, np.ndarray]:
-    """Interval of the lift of pairs (documents, E, E); nan where chance would make fewer than LEAST_PAIRS.
+    """Interval of the lift of pairs (documents, E, E); nan for pairs of which chance predicts fewer than LEAST_PAIRS.
 
-    What is known is told by how often chance would make the pair, and not by how often it is seen: pairs that are seen
-    often by chance alone would be picked otherwise.
+    The predicted and not the observed count decides: the observed one would select pairs that are frequent by chance.
     """
     chosen = np.diagonal(count, axis1=1, axis2=2).astype(float)
     by_chance = chosen[:, :, None] * chosen[:, None, :] / rows[:, None, None]
@@ -153,7 +155,7 @@ def lift_interval(count: np.ndarray, rows: np.ndarray, draws: int) -> tuple[np.n
 
 
 def neighbors(batch: LayerBatch) -> Callable[[Any], torch.Tensor]:
-    """Counts (E, E) of pairs next to each other in the top-k list, both ways round; the diagonal counts choices."""
+    """Counts (E, E) of neighbors in the top-k list, in both directions; the diagonal counts choices."""
     experts = batch.layer.num_experts
     index, _ = batch.ranked()
 

@@ -1,4 +1,4 @@
-"""What zero-computation experts save, in theory and as measured (MoE++, arXiv 2410.07348, table 1)."""
+"""Work that zero-computation experts save, in theory and as measured (MoE++, arXiv 2410.07348, table 1)."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ TAUS = (0.1, 0.25, 0.5, 0.75, 1.0)
 class Complexity(Analysis):
     """Work of the FFN experts relative to a MoE without zero-computation experts.
 
-    With N_FFN and N_ZC experts of either sort, training balances them by tau, so that in theory a token takes the share
-    r = tau N_FFN / (tau N_FFN + N_ZC) of its k choices to FFN experts: O(r T) instead of O(T). tau is a setting of the
-    training that checkpoints do not hold (0.75 for the published model).
+    There are N_FFN experts that compute (FFN) and N_ZC zero-computation experts. Training balances the two kinds by
+    tau, so that in theory the share r = tau N_FFN / (tau N_FFN + N_ZC) of a token's k choices are FFN experts: for T
+    tokens, O(r T) work instead of O(T). Checkpoints do not store tau (0.75 for the published model).
 
-    The result has `theory` (tau), r; `theory_ffn_per_token` (tau), k r; `measured` (layer), the share of choices that
-    go to FFN experts, and `measured_ffn_per_token` (layer); the same over all layers as `measured_mean` and
+    The result has `theory` (tau), r; `theory_ffn_per_token` (tau), k r; `measured` (layer), the share of FFN experts
+    among the choices, and `measured_ffn_per_token` (layer), k times that; their means over layers, `measured_mean` and
     `measured_ffn_per_token_mean`; and N_FFN, N_ZC and k as `ffn_experts`, `zero_computation_experts`, `top_k`.
 
     Args:
-        taus: values of tau.
+        taus: values of tau, positive.
 
     Raises:
-        InputError: tau is not positive, or all experts are FFN experts.
+        InputError: a tau is not positive, or all experts are FFN experts.
 
     Examples:
         >>> from moe_probe import dynamic
@@ -62,7 +62,7 @@ class Complexity(Analysis):
         for layer in source.layers.values():
             if set(layer.expert_kinds) == {"ffn"}:
                 raise NotFitting(
-                    f"Layer {layer.index} has FFN experts only, so there is no work to save; "
+                    f"Layer {layer.index} has only FFN experts, so there is no work to save; "
                     "pass a model with zero-computation experts, such as MoE++."
                 )
 

@@ -1,4 +1,4 @@
-"""What a limit to the tokens per expert would drop, from routing that was recorded without one."""
+"""The choices that a limit on the tokens per expert would drop, from routing without a limit."""
 
 from __future__ import annotations
 
@@ -23,27 +23,31 @@ FACTORS = tuple(np.arange(0.5, 4.01, 0.25).tolist())
 
 @dataclass
 class ExpertCapacity(Analysis):
-    """Choices and tokens dropped against the capacity factor, by order of arrival (GShard, Switch, V-MoE, MH-MoE).
+    """Dropped choices and tokens against the capacity factor, by order of arrival (GShard, Switch, V-MoE, MH-MoE).
 
-    See `moe_probe.statistics.capacity` for the rule and the orders. Rows are tokens, or sub-tokens; a batch is
-    `batch_documents` documents in the order of the corpus.
+    An expert has a limited number of places per batch; choices that arrive later are dropped.
+    `moe_probe.statistics.capacity` defines the limit and the orders of arrival. Rows are tokens, or sub-tokens; a batch
+    is `batch_documents` documents in the order of the corpus. The result has, float64 unless said otherwise:
 
-    The result has, (layer, order, factor), float64: `dropped`, the share of choices without a place (with `overflow`
-    (..., slot) by choice); `fully_dropped`, the share of rows none of whose choices has one; `second_dropped`, the
-    share of second choices lost where they are also kept only with probability min(1, 2 g_2), g_2 = w_2 / (w_1 + w_2)
-    (GShard's random routing, algorithm 1: those that are not kept take a place nevertheless; the expected share); and
-    `capacity` (layer, factor) of the largest batch; `second_keep_probability` (layer), the mean of that probability.
+    - `dropped` (layer, order, factor), the share of choices without a place, and `overflow` (layer, order, factor,
+      slot), the same for each rank of a choice;
+    - `fully_dropped` (layer, order, factor), the share of rows without a place for any choice;
+    - `second_dropped` (layer, order, factor), the expected share of second choices that are lost if the router also
+      keeps them only with probability min(1, 2 g_2), g_2 = w_2 / (w_1 + w_2) (random routing of GShard, arXiv
+      2006.16668, algorithm 1, in which second choices that are not kept still take a place);
+    - `second_keep_probability` (layer), float32, the mean of that probability;
+    - `capacity` (layer, factor), int64, places per expert and group in the largest batch.
 
-    It keeps every choice, 6 bytes each, until the end.
+    The analysis keeps every choice, 6 bytes each, until the end.
 
     Args:
-        factors: capacity factors.
-        orders: of arrival, of `slot`, `token` and `score`.
-        groups: consecutive groups of a batch's rows that have places of their own (GShard's local groups).
+        factors: capacity factors, positive.
+        orders: orders of arrival: any of `slot`, `token` and `score`.
+        groups: number of consecutive groups of a batch's rows with places of their own (GShard's local groups).
         batch_documents: documents per batch; by default the corpus is one batch.
 
     Raises:
-        InputError: there is no such order, or no factor, or one that is not positive.
+        InputError: an order is unknown, orders or factors are empty, or a factor is not positive.
 
     Examples:
         >>> from moe_probe import dynamic

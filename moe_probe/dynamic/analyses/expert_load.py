@@ -22,36 +22,53 @@ from moe_probe.statistics.states import PerUnit, Same, Total
 
 @dataclass
 class ExpertLoad(Analysis):
-    """Selections of every expert, and what the literature makes of them.
+    """Selections of every expert, and the measures of balance and balance losses of the MoE literature.
 
-    With c_e the rows (tokens, or sub-tokens) that select expert e among their k, S rows, N tokens, I_e the sum of
-    applied weights and P_e the mean of the router's scores divided by their sum over experts:
+    c_e is the number of rows (tokens, or sub-tokens) that select expert e among their k choices, S the number of rows,
+    N that of tokens, I_e the sum of applied weights, and P_e the mean of the router's scores divided by their sum over
+    experts. Per expert, the result has (layer, expert), float64 unless said otherwise:
 
-    `selections` c_e, int64, and `first_choices`; `share` c_e / (S k); `frequency` c_e / N (MH-MoE, arXiv 2404.15045,
-    figure 1); `importance` I_e, and `gate_importance`, the same of weights divided by their sum over the k choices
-    (the gates G of Shazeer et al., arXiv 1701.06538, equation 6); `smooth_load` (there equations 8 to 10, for a router
-    without a noise network: sigma 1, noisy logits the logits); `cv2_load`, `cv2_importance`, `cv2_gate_importance`,
-    `cv2_smooth_load` population variance / mean^2 (there section 4); `entropy` of `share` / ln E; `max_violation`
-    max c_e / mean c_e - 1 (MaxVio of arXiv 2408.15664); `activation_ratio` the share of experts with `frequency` above
-    `threshold`; `gshard_loss` (1/E) sum f_e P_e with f_e the share of first choices (arXiv 2006.16668, algorithm 1);
-    `first_choice_loss` E sum f_e P_e (Switch, arXiv 2101.03961, equation 4; MH-MoE's code for any k); `switch_loss`
-    E sum share_e P_e, the same over all k choices, 1 if balanced; `z_loss` the mean of logsumexp(logits)^2 (ST-MoE,
-    arXiv 2202.08906, equation 5). Losses are those of the whole corpus as one batch, without their coefficients.
+    - `selections`, c_e, and `first_choices`, rows whose first choice is the expert, both int64;
+    - `share`, c_e / (S k);
+    - `frequency`, c_e / N (MH-MoE, arXiv 2404.15045, figure 1);
+    - `importance`, I_e, and `gate_importance`, the same of weights divided by their sum over the k choices (the gates
+      G of Shazeer et al., arXiv 1701.06538, equation 6);
+    - `smooth_load` (arXiv 1701.06538, equations 8 to 10, for a router without a noise network: sigma is 1, and the
+      logits are the noisy logits).
 
-    Where documents have labels: `label_share` (layer, label, expert), the share among the tokens of one label, with a
-    95 % interval over documents, `label_share_low` and `_high`, and `label_share_chance` (layer, expert), the share
-    among all labeled tokens: what it would be if labels did not matter. `label_share_p` (layer, label, expert) is the
-    share of dealings of the labels to the documents at random in which the label's share is as far from that,
-    two-sided, and `label_share_q` the same with the false discovery rate controlled over all layers, labels and experts
-    (Benjamini and Hochberg 1995). `share`, `cv2_load`, `entropy` and `max_violation` have 95 % intervals over
-    documents; the last three are above, or below, their balanced value by chance in few tokens, which their intervals
-    take off (jackknife). The coordinate `kind` (expert) holds the experts' kinds.
+    Per layer, the result has (layer), float64:
+
+    - `cv2_load`, `cv2_importance`, `cv2_gate_importance` and `cv2_smooth_load`, population variance / mean^2 over
+      experts (arXiv 1701.06538, section 4);
+    - `entropy`, the entropy of `share` / ln E;
+    - `max_violation`, max c_e / mean c_e - 1 (MaxVio, arXiv 2408.15664);
+    - `activation_ratio`, the share of experts with `frequency` above `threshold`;
+    - `gshard_loss`, (1/E) sum f_e P_e, with f_e the share of first choices (arXiv 2006.16668, algorithm 1);
+    - `first_choice_loss`, E sum f_e P_e (Switch, arXiv 2101.03961, equation 4; MH-MoE's code for any k);
+    - `switch_loss`, E sum share_e P_e, the same over all k choices, 1 if balanced;
+    - `z_loss`, the mean of logsumexp(logits)^2 (ST-MoE, arXiv 2202.08906, equation 5).
+
+    Losses are those of the whole corpus as one batch, without their coefficients. `share`, `cv2_load`, `entropy` and
+    `max_violation` have 95 % intervals over documents, `_low` and `_high`. With few tokens, the last three differ from
+    their balanced value by chance; the jackknife removes this bias from their intervals.
+
+    If documents have labels, the result also has:
+
+    - `label_share` (layer, label, expert), the share among the tokens of one label, with a 95 % interval over
+      documents, `label_share_low` and `label_share_high`;
+    - `label_share_chance` (layer, expert), the share among all labeled tokens: its value if labels did not matter;
+    - `label_share_p` (layer, label, expert), the two-sided p-value of their difference: the share of random
+      permutations of the labels among documents with a difference as large;
+    - `label_share_q` (layer, label, expert), the same with the false discovery rate controlled over all layers, labels
+      and experts (Benjamini and Hochberg 1995).
+
+    The coordinate `kind` (expert) holds the experts' kinds.
 
     Args:
         threshold: selections per token above which an expert counts as active.
         bootstrap: resamples of the documents for the intervals; 0 for none.
-        permutations: dealings of the labels to the documents; 0 for none.
-        chance: whether to give the chance level.
+        permutations: permutations of the labels among documents; 0 for none.
+        chance: whether to compute the chance level.
 
     Examples:
         >>> from moe_probe import dynamic
@@ -133,7 +150,7 @@ class ExpertLoad(Analysis):
         }
 
     def _intervals(self, share: xr.DataArray) -> dict[str, xr.DataArray]:
-        """Intervals over documents of the shares and of how balanced they are."""
+        """Intervals over documents of the shares and of the measures of balance."""
         if not self.bootstrap:
             return {}
         table = np.concatenate(list(PerUnit.tables(self.by_label).values()), axis=1)  # (layers, units, E)
@@ -155,7 +172,7 @@ class ExpertLoad(Analysis):
         return ends_of
 
     def _label_shares(self, like: xr.DataArray) -> dict[str, xr.DataArray]:
-        """Shares among the tokens of each label, with intervals, chance level and tests."""
+        """Shares among the tokens of each label, with intervals, chance level and p-values."""
         tables = labeled_tables(self.by_label) if any(self.by_label.keys) else {}
         if not tables:
             return {}
@@ -205,7 +222,7 @@ BALANCE = {  # by variable: of loads (..., E), and its limits
 
 
 def entropy(share: xr.DataArray) -> xr.DataArray:
-    """Entropy of shares over experts / ln E; 1 where there is one expert."""
+    """Entropy of shares over experts / ln E; 1 if there is only one expert."""
     terms = share.where(share > 0, 1) * np.log(share.where(share > 0, 1))
     experts = share.sizes["expert"]
     return -terms.sum("expert") / np.log(experts) if experts > 1 else xr.ones_like(terms.sum("expert"))

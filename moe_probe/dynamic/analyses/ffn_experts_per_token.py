@@ -1,4 +1,4 @@
-"""How many experts that compute a token uses, where others cost nothing (MoE++, arXiv 2410.07348, figure 5)."""
+"""Number of FFN experts that a token uses besides zero-computation experts (MoE++, arXiv 2410.07348, figure 5)."""
 
 from __future__ import annotations
 
@@ -28,27 +28,32 @@ PIECES = ["whole word", "word piece", "no word"]
 class FFNExpertsPerToken(Analysis):
     """FFN experts among a token's choices, by token, word, part of speech and position.
 
-    n[t,l] counts the chosen experts of kind `ffn` (of all sub-tokens); the density of a class of tokens is the mean of
-    n over its tokens and over the MoE layers.
+    n[t,l] is the number of experts of kind `ffn` that token t (with all of its sub-tokens) chooses in layer l. The
+    density of a class of tokens is the mean of n over its tokens and over the MoE layers. Tokens have these classes:
 
-    The result has `ffn_experts` (layer, token), uint8; `layer_density` (layer); and for the classes `type` (token id),
-    `word` (words, whatever they were split into; without case), `piece` (`whole word`: its only token; `word piece`:
-    one of several; `no word`: punctuation and special tokens), `place` (position in the document 0, 1, 2-3, 4-7, ...)
-    and, with a tagger, `pos`: `<class>_density` (class), float64, and `<class>_count` (class), tokens, in descending
-    order of density for types, words and parts of speech, the types' strings as the coordinate `type_string`. Types and
-    words with fewer than `min_count` occurrences are omitted. `<class>_density_low` and `_high`: 95 % interval over
-    documents, nan for classes that fewer than five have; `chance`: the density of all tokens, which every class has if
-    it does not matter.
+    - `type`: the token id;
+    - `word`: the word, without case, however many tokens it is split into;
+    - `piece`: `whole word` (the only token of a word), `word piece` (one of several) or `no word` (punctuation and
+      special tokens);
+    - `place`: the position in the document, binned as 0, 1, 2-3, 4-7, ...;
+    - `pos`: the part of speech, with a tagger.
+
+    The result has `ffn_experts` (layer, token), uint8; `layer_density` (layer), float64; and for each class
+    `<class>_density` (class), float64, and `<class>_count` (class), its number of tokens. Types, words and parts of
+    speech are in descending order of density; the coordinate `type_string` holds the types' strings. Types and words
+    with fewer than `min_count` occurrences are omitted. `<class>_density_low` and `<class>_density_high` are 95 %
+    intervals over documents, nan for classes that fewer than five documents have. `chance` is the density of all
+    tokens: that of every class if the class did not matter.
 
     Args:
-        min_count: occurrences from which on a token id or word is listed.
+        min_count: fewest occurrences of a listed token id or word.
         tagger: gives each word of a document its part of speech: a callable (list of words to list of tags), a spaCy
             pipeline, or `"textblob"` (extra `pos`): its lexicon, without a download.
         bootstrap: resamples of the documents for the intervals; 0 for none.
-        chance: whether to give the chance level.
+        chance: whether to compute the chance level.
 
     Raises:
-        InputError: all experts are FFN experts, so that every token uses k.
+        InputError: all experts are FFN experts, so that every token uses k of them.
 
     Examples:
         >>> from moe_probe import dynamic
@@ -82,7 +87,7 @@ class FFNExpertsPerToken(Analysis):
         for layer in source.layers.values():
             if set(layer.expert_kinds) == {"ffn"}:
                 raise NotFitting(
-                    f"Layer {layer.index} has FFN experts only: every token uses {layer.top_k}; pass a model with "
+                    f"Layer {layer.index} has only FFN experts, so every token uses {layer.top_k}; pass a model with "
                     "zero-computation experts, such as MoE++."
                 )
 
@@ -108,7 +113,7 @@ class FFNExpertsPerToken(Analysis):
         return variables
 
     def _of_tokens(self, corpus: Corpus) -> dict[str, tuple[np.ndarray, bool]]:
-        """The class that each token is in, and whether rare classes are left out."""
+        """The class of each token, and whether rare classes are omitted."""
         tokens, words_of = corpus.tokens(), [find_words(document) for document in corpus.documents]
         words = np.concatenate([np.append(_normal(w.texts), "")[w.of_token] for w in words_of])
         pieces = np.concatenate([_pieces(w.of_token, w.tokens) for w in words_of])
@@ -145,7 +150,7 @@ class FFNExpertsPerToken(Analysis):
         return names[frequent], columns
 
     def _units(self, source: Source) -> np.ndarray:
-        """The document of each token, (tokens,); a group of documents where there are more than BLOCKS."""
+        """The document of each token, (tokens,); a group of documents if there are more than BLOCKS."""
         _, unit = np.unique(self.tokens(source).unit, return_inverse=True)
         return unit * BLOCKS // max(BLOCKS, unit.max(initial=0) + 1)
 
@@ -155,6 +160,6 @@ def _normal(texts: np.ndarray) -> np.ndarray:
 
 
 def _pieces(of_token: np.ndarray, tokens_of_word: np.ndarray) -> np.ndarray:
-    """Places in PIECES."""
+    """Indices into PIECES, (tokens,)."""
     several = np.append(tokens_of_word, 0)[of_token] > 1
     return np.where(of_token < 0, 2, several.astype(int))

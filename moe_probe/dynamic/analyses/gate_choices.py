@@ -1,4 +1,4 @@
-"""Which experts each token goes to, and how much each counts (arXiv 2406.18219, appendix I)."""
+"""The experts that each token chooses, and their applied weights (arXiv 2406.18219, appendix I)."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from moe_probe.statistics.states import TokenTable
 
 @dataclass
 class GateChoices(Analysis):
-    """The applied weight of every expert, 0 where it was not chosen, token by token.
+    """Applied weight of every expert for each token, 0 if it was not chosen (arXiv 2406.18219, appendix I).
 
-    The result has `weight` (layer, token[, subtoken], expert), float32, with the tokens' strings as coordinate.
+    The result has `weight` (layer, token[, subtoken], expert), float32; the tokens' strings are a coordinate.
 
     Examples:
         >>> from moe_probe import dynamic

@@ -1,4 +1,4 @@
-"""What the neurons of all experts do: act(gate projection) (arXiv 2406.18219, appendix H)."""
+"""Activations of the neurons of all experts: act(gate projection) (arXiv 2406.18219, appendix H)."""
 
 from __future__ import annotations
 
@@ -17,14 +17,16 @@ from moe_probe.statistics.states import TokenTable
 
 @dataclass
 class IntermediateStates(Analysis):
-    """act(gate projection of x) of every expert with weights, before the product with the up projection.
+    """Activation act(gate projection of x) of every expert with matrices, before the product with the up projection.
+
+    Use this for very short texts, and `ActiveNeurons` for a corpus (arXiv 2406.18219, appendix H).
 
     Args:
-        baseline: add the FFN of the dense model, in its own forward pass over the same ids, as `"F"`; it must have as
-            many neurons as an expert.
+        baseline: add the FFN of the dense model, in its own forward pass over the same token ids, as `"F"`; it must
+            have as many neurons as an expert.
 
     The result has `activation` (layer, token[, subtoken], expert, neuron), float32, and `topk_expert` (layer,
-    token[, subtoken], rank), int64, the chosen experts; for very short texts. `ActiveNeurons` is for a corpus.
+    token[, subtoken], rank), int64, the chosen experts.
 
     Examples:
         >>> from moe_probe import dynamic
@@ -51,8 +53,8 @@ class IntermediateStates(Analysis):
         if self.baseline:
             if not batch.holds("baseline_activation") or batch.baseline_activation.shape[-1] != activation.shape[-1]:
                 raise NotFitting(
-                    f"Layer {batch.layer.index}: the baseline's FFN has no {activation.shape[-1]} neurons with an "
-                    "activation module, as an expert has; omit the baseline."
+                    f"Layer {batch.layer.index}: the baseline's FFN lacks {activation.shape[-1]} neurons and an "
+                    "activation module, as the experts do; omit the baseline."
                 )
             activation = torch.cat([activation, batch.baseline_activation[:, None]], dim=1)
         self.activation.add(batch, activation)

@@ -18,14 +18,15 @@ TIED_ROWS = 64  # whose tables of ranks are held at once
 
 @dataclass
 class NormScoreRanks(Analysis):
-    """How often each pair of ranks occurs: experts of a token ranked by the router's score, and by their output's norm.
+    """Counts of pairs of ranks: each token's experts ranked by the router's score, and by the norm of their output.
 
-    Ranks ascend from 1 to E, E is the largest. Equal values share the ranks that they span: each counts as an equal
-    part of a pair at every one of them, which is what ranking them at random would give on average.
+    Rank 1 is the smallest value and rank E the largest. Equal values share the ranks that they span: each counts in
+    equal parts at every one of them, which is the mean of ranking them at random (arXiv 2406.18219, section 5.2).
 
-    The result has `pairs` (layer, score_rank, norm_rank), float64, whole numbers where no values are equal; every row
-    and column of it adds up to the rows seen; `total` (score_rank, norm_rank) over layers; `topk_agreement` (layer),
-    the mean share of the router's top-k that is also among the k largest norms; nan where all experts are chosen.
+    The result has `pairs` (layer, score_rank, norm_rank), float64, whole numbers if no values are equal, whose rows and
+    columns each sum to the number of tokens (or sub-tokens); `total` (score_rank, norm_rank), the sum over layers; and
+    `topk_agreement` (layer), the mean share of the router's top-k that is also among the k largest norms, nan if the
+    router chooses all experts.
 
     Examples:
         >>> from moe_probe import dynamic
@@ -65,14 +66,14 @@ Spans = tuple[torch.Tensor, torch.Tensor]
 
 
 def spans(values: torch.Tensor) -> Spans:
-    """First rank (from 0) that each value shares in its row, and how many ranks it shares, (n, E)."""
+    """First rank (from 0) that each value shares in its row, and the number of ranks it shares, (n, E)."""
     ordered = values.sort(dim=1).values.contiguous()
     first = torch.searchsorted(ordered, values.contiguous())
     return first, torch.searchsorted(ordered, values.contiguous(), right=True) - first
 
 
 def pair_table(one: Spans, other: Spans) -> torch.Tensor:
-    """How often each pair of ranks occurs, (E, E), float64."""
+    """Counts of pairs of ranks, (E, E), float64."""
     experts = one[0].shape[1]
     tied = ((one[1] > 1) | (other[1] > 1)).any(1)
     place = one[0] * experts + other[0]
@@ -83,7 +84,7 @@ def pair_table(one: Spans, other: Spans) -> torch.Tensor:
 
 
 def shares(span: Spans, rows: torch.Tensor) -> torch.Tensor:
-    """The part of each rank that each expert has, (rows, E, ranks), float64."""
+    """Share of each rank that each expert has, (rows, E, ranks), float64."""
     first, count = span[0][rows, :, None], span[1][rows, :, None]
     rank = torch.arange(first.shape[1], device=first.device)
     return ((rank >= first) & (rank < first + count)).double() / count

@@ -1,4 +1,4 @@
-"""How large the experts' outputs are, beside the router's scores (arXiv 2406.18219, section 5.2)."""
+"""Norms of the experts' outputs, and the router's scores (arXiv 2406.18219, section 5.2)."""
 
 from __future__ import annotations
 
@@ -14,10 +14,12 @@ from moe_probe.statistics.states import TokenTable
 
 @dataclass
 class OutputNorms(Analysis):
-    """L2 norm of every expert's unweighted output, and the router's score of every expert, token by token.
+    """L2 norm of every expert's unweighted output, and the router's score of every expert, for each token.
 
-    The result has `norm` and `score` (layer, token[, subtoken], expert), float32, and `chosen`, 1 where the expert is
-    among the top-k. For short texts; `NormScoreRanks` is for a corpus.
+    Use this for short texts, and `NormScoreRanks` for a corpus (arXiv 2406.18219, section 5.2).
+
+    The result has `norm` and `score` (layer, token[, subtoken], expert), float32, and `chosen`, 1 if the expert is
+    among the top-k and 0 otherwise.
 
     Examples:
         >>> from moe_probe import dynamic

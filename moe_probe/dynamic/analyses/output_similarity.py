@@ -1,4 +1,4 @@
-"""How alike the experts' outputs are on the same input (arXiv 2406.18219, section 5.1)."""
+"""Similarity of the experts' outputs for the same input (arXiv 2406.18219, section 5.1)."""
 
 from __future__ import annotations
 
@@ -23,8 +23,9 @@ ROUNDING = 2e-15  # of a sum of products in float64, relative
 class OutputSimilarity(Analysis):
     """Similarity of the unweighted outputs of every two experts, on the input of the ordinary forward pass.
 
-    `cosine` is a.b / (|a| |b|), `angular` is 1 - arccos(cosine) / pi (the paper's long-text experiment; the diagonal
-    is 1 by definition). Averaged over all tokens, each of equal weight, or kept token by token.
+    `cosine` is a.b / (|a| |b|), `angular` is 1 - arccos(cosine) / pi (the long-text experiment of arXiv 2406.18219,
+    section 5.1; the diagonal is 1 by definition). The result averages over all tokens with equal weight, or keeps every
+    token.
 
     Args:
         metric: `cosine` or `angular`.
@@ -32,10 +33,10 @@ class OutputSimilarity(Analysis):
         baseline: add the FFN of the dense model in the same layer, which runs on the same token ids, as `"F"`.
         shared: add the shared block as `"S"`.
 
-    The result has `similarity` (layer, expert, other), float64; token by token (layer, token[, subtoken], expert,
+    The result has `similarity` (layer, expert, other), float64; with `per_token` (layer, token[, subtoken], expert,
     other), float32, and `topk_expert` (layer, token[, subtoken], rank), int64, the chosen experts.
-    The similarity with an expert whose output is zero is undefined: nan token by token; means leave it out, and are nan
-    where no token is left. With sub-tokens `"S"` and `"F"` cannot be compared.
+    The similarity with an expert whose output is zero is undefined: nan for that token. Means skip such tokens, and are
+    nan if no token is left. `"S"` and `"F"` cannot be compared with the experts of sub-tokens (MH-MoE).
 
     Examples:
         >>> from moe_probe import dynamic
@@ -89,7 +90,7 @@ class OutputSimilarity(Analysis):
         return 1 - 2 * torch.arcsin((gap / 2).sqrt()) / torch.pi if self.metric == "angular" else 1 - gap
 
     def _beside(self, batch: LayerBatch) -> list[torch.Tensor]:
-        """Outputs of the shared block and the dense model's FFN, as far as they are asked for."""
+        """Outputs of the shared block and the dense model's FFN, if they were requested."""
         beside = []
         for label, wanted, field in ((SHARED, self.shared, "shared_output"), (DENSE, self.baseline, "baseline_output")):
             if not wanted:
@@ -113,10 +114,10 @@ class OutputSimilarity(Analysis):
 
 
 def cosine_gaps(vectors: torch.Tensor) -> torch.Tensor:
-    """1 - cosine of each pair of vectors (n, R, w) float64, (n, R, R): 0 to 2, 0 for equal ones; nan with zeros.
+    """1 - cosine of each pair of vectors (n, R, w) float64, (n, R, R): 0 to 2, 0 for equal ones; nan with zero vectors.
 
-    Lengths are 1 first, so that no scale loses digits. What remains of near vectors is that of their differences from
-    the first one.
+    Vectors are scaled to length 1 first, so that no scale loses digits. For nearly equal vectors, differences from the
+    first one keep the digits.
     """
     largest = vectors.abs().amax(2, keepdim=True)
     scaled = vectors / largest

@@ -1,4 +1,4 @@
-"""Sub-token divergence as an image: of tokens that are the patches of a picture (MH-MoE, figures 8 and 10)."""
+"""Sub-token divergence of tokens that are the patches of a picture, as a map (MH-MoE, figures 8 and 10)."""
 
 from __future__ import annotations
 
@@ -27,30 +27,35 @@ class PatchDivergence(Analysis):
     """Distinct experts among a patch's sub-tokens, on the patches' grid (MH-MoE, arXiv 2404.15045, figures 8 and 10).
 
     Every document is one picture: `rows * columns` tokens in reading order, after `offset` other tokens (a class token,
-    text) and before whatever follows. Several checkpoints in order:
-    `comparisons.patch_divergence_over_steps`.
+    text); later tokens are ignored. For several checkpoints, use `comparisons.patch_divergence_over_steps`.
 
-    The paper judges by eye where a picture has much texture. The rule here is ours: a patch's energy is the `gradient`
-    energy, the mean squared difference of neighboring gray values (0 to 1), or the `spectrum` energy, the share of
-    the patch's two-dimensional Fourier power (mean removed) at or above `radius` cycles per pixel. Of each picture, the
-    patches above the quantile 1 - `quantile` are of high texture, those below `quantile` of low texture.
+    The paper judges by eye where a picture has much texture. moe_probe uses a rule of its own: a patch's energy is the
+    `gradient` energy, the mean squared difference of neighboring gray values (0 to 1), or the `spectrum` energy, the
+    share of the patch's two-dimensional Fourier power (mean removed) at or above `radius` cycles per pixel. Patches
+    with an energy above the quantile 1 - `quantile` of their picture have high texture, those below `quantile` low
+    texture.
 
     The result has `divergence` (layer, document, row, column), int16, and `divergence_mean` (document, row, column),
-    over layers; with pictures `energy` (document, row, column), `texture` (document, row, column), `high`, `low` or "",
-    `texture_mean` (texture), the mean divergence, with a 95 % bootstrap interval over pictures, `texture_mean_low` and
-    `_high`, and `picture` (document, y, x), gray, 0 to 1, where all pictures have one size.
+    float64, its mean over layers. With pictures, it also has:
+
+    - `energy` (document, row, column), float64;
+    - `texture` (document, row, column): `high`, `low` or "";
+    - `texture_mean` (texture_group), the mean divergence, with a 95 % bootstrap interval over pictures,
+      `texture_mean_low` and `texture_mean_high`;
+    - `picture` (document, y, x), float32, gray values from 0 to 1, if all pictures have one size.
 
     Args:
         grid: rows and columns.
-        pictures: one per document, an array (height, width[, 3]), of bytes or of floats from 0 to 1, or an image file.
+        pictures: one per document: an array (height, width[, 3]) of bytes or of floats from 0 to 1, or an image file.
         offset: tokens before the first patch.
         energy: `gradient` or `spectrum`.
-        radius: of `spectrum`, in cycles per pixel.
-        quantile: share of a picture's patches in each group.
+        radius: lower limit of `spectrum`, in cycles per pixel.
+        quantile: share of a picture's patches in each group, above 0 and up to 0.5.
         bootstrap: resamples of the documents for the intervals; 0 for none.
 
     Raises:
-        InputError: a document's tokens do not fill the grid, pictures are not as many as documents, or too small.
+        InputError: a document's tokens do not fill the grid, there are more or fewer pictures than documents, or a
+            picture is too small.
 
     Examples:
         >>> from moe_probe import dynamic
@@ -109,7 +114,9 @@ class PatchDivergence(Analysis):
                     f"{self.offset} tokens needs {needed}."
                 )
         if self._pictures is not None and len(self._pictures) != len(documents):
-            raise NotFitting(f"There are {len(self._pictures)} pictures for {len(documents)} documents; pass one each.")
+            raise NotFitting(
+                f"There are {len(self._pictures)} pictures for {len(documents)} documents; pass one per document."
+            )
 
     def update(self, batch: LayerBatch) -> None:
         self.divergence.add(batch, distinct(batch.by_token(batch.top_k_index).reshape(len(batch.tokens), -1)))

@@ -1,4 +1,4 @@
-"""Everything that a short text does in every MoE layer, kept: what a notebook reaches for first."""
+"""Full records of short texts: routing, inputs and outputs of every MoE layer."""
 
 from __future__ import annotations
 
@@ -30,19 +30,24 @@ RANKED: Final[Mapping[str, float]] = {"topk_expert": -1, "topk_weight": 0, "sele
 
 @dataclass
 class Record(Analysis):
-    """Router logits, scores, choices, inputs and outputs of every MoE layer, token by token.
+    """Router logits, scores, choices, inputs and outputs of every MoE layer, for each token.
 
-    The result has, float32 unless said otherwise: `router_logits` (raw), `score` and `selection`, what top-k
-    ranks, (layer, token[, subtoken], expert); `topk_expert` (int64) and `topk_weight` (layer, token[, subtoken], rank),
-    in the router's order, expert -1 and weight 0 where a layer chooses fewer than others; `expert_input` and
-    `routed_output` (layer, token[, subtoken], width); `block_output` (layer, token, hidden); with `outputs="selected"`
-    `selected_output` (..., rank, width), with `"all"` `output` (..., expert, width) and `norm` (..., expert), its L2
-    norm: both unweighted; with `logits=True` `logits` (token, vocabulary), the model's output.
+    The result has, float32 unless said otherwise:
+
+    - `router_logits` (layer, token[, subtoken], expert), raw; `score` and `selection`, of the same shape, the
+      router's score and the score that top-k ranks;
+    - `topk_expert`, int64, and `topk_weight` (layer, token[, subtoken], rank), in the router's order; expert -1 and
+      weight 0 fill ranks that a layer does not have;
+    - `expert_input` and `routed_output` (layer, token[, subtoken], width); `block_output` (layer, token, hidden);
+    - with `outputs="selected"`, `selected_output` (layer, token[, subtoken], rank, width), unweighted;
+    - with `outputs="all"`, `output` (layer, token[, subtoken], expert, width), unweighted, and `norm` (layer,
+      token[, subtoken], expert), its L2 norm;
+    - with `logits=True`, `logits` (token, vocabulary), the model's output.
 
     Args:
         outputs: `none`, `selected` (of the chosen experts) or `all`.
-        logits: keep the model's output too; the whole model is run then.
-        max_bytes: what the result may hold.
+        logits: keep the model's output too, which takes a run of the whole model.
+        max_bytes: size limit of the result in bytes.
 
     Raises:
         InputError: the result would be larger.
@@ -84,11 +89,11 @@ class Record(Analysis):
             raise NotFitting(
                 f"record needs {decimal(size)} ({corpus.num_tokens:,} tokens, {len(source.layers)} layers); max_bytes "
                 f"is {decimal(self.max_bytes)}. Use RoutingTrace for routing, NormScoreRanks or OutputSimilarity for "
-                "outputs, or fewer layers."
+                "outputs, or pass fewer layers=."
             )
 
     def size(self, source: Source) -> int:
-        """Bytes that the result holds."""
+        """Size of the result in bytes."""
         values = sum(map(self._values, source.layers.values()))
         return 4 * source.corpus.num_tokens * (values + (source.vocab_size if self.logits else 0))
 
@@ -129,7 +134,7 @@ class Record(Analysis):
 
 
 def pad_ranks(state: Kept[Rows], fill: float) -> None:
-    """Give the tables of all layers as many ranks as the largest has."""
+    """Pads the tables of all layers to the largest number of ranks."""
     axis = -len(state.state.dims)
     most = max((values.shape[axis] for rows in state.values.values() for _, values in rows.parts), default=0)
     for rows in state.values.values():
@@ -137,7 +142,7 @@ def pad_ranks(state: Kept[Rows], fill: float) -> None:
 
 
 def padded(values: np.ndarray, axis: int, most: int, fill: float) -> np.ndarray:
-    """An array with so many places along an axis, those added holding `fill`."""
+    """Returns an array padded with `fill` to length `most` along an axis."""
     missing = [(0, 0)] * values.ndim
     missing[axis] = 0, most - values.shape[axis]
     return np.pad(values, missing, constant_values=fill)

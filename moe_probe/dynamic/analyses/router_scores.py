@@ -1,4 +1,4 @@
-"""How sure the router is: distributions of its highest and second-highest score (MoE++, arXiv 2410.07348, figure 6)."""
+"""Distributions of the router's highest and second-highest score (MoE++, arXiv 2410.07348, figure 6)."""
 
 from __future__ import annotations
 
@@ -24,17 +24,18 @@ MOST_BINS = 1_000_000
 
 @dataclass
 class RouterScores(Analysis):
-    """Histogram, mean, variance and range of the highest and the second-highest score of each row.
+    """Histogram, mean, variance and range of the highest and the second-highest score of each token (or sub-token).
 
-    Scores are the router's over all experts (after softmax or sigmoid, before bias, groups and top-k).
+    Scores are those of the router over all experts, after softmax or sigmoid and before bias, groups and top-k. A large
+    gap between the two means a confident router (MoE++, arXiv 2410.07348, figure 6).
 
     Args:
-        bins: of equal width over `limits`.
+        bins: number of bins of equal width over `limits`.
         limits: ends of the histogram; scores outside count in the first and last bin.
 
-    The result has `histogram` (layer, which, bin), int64, `which` being highest and second; `score_mean`,
-    `score_variance` (population), `minimum`, `maximum` (layer, which), float64; the same over all layers with `pooled_`
-    before; and the bins' left edges as the coordinate `bin`.
+    The result has `histogram` (layer, which, bin), int64, where `which` is highest or second; `score_mean`,
+    `score_variance` (population), `minimum` and `maximum` (layer, which), float64; and the same over all layers, with
+    the prefix `pooled_`. The coordinate `bin` holds the bins' left edges.
 
     Examples:
         >>> from moe_probe import dynamic
@@ -95,7 +96,7 @@ class RouterScores(Analysis):
 def described(
     counts: xr.DataArray, seen: xr.DataArray, least: xr.DataArray, most: xr.DataArray
 ) -> dict[str, xr.DataArray]:
-    """What is said of counts, moments and range, of a layer or of all."""
+    """Variables from counts, moments and range, of one layer or of all."""
     rows, mean, squares = (seen.isel(moment=at) for at in range(3))
     return {
         "histogram": counts,

@@ -1,4 +1,4 @@
-"""Every choice of every token, streamed to Parquet files while the pass runs."""
+"""Streams every choice of every token to Parquet files while the pass runs."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ if TYPE_CHECKING:
 
 @dataclass
 class RoutingTrace(Analysis):
-    """A row per (document, position, subtoken, layer, rank) in a Parquet dataset; memory does not grow with the corpus.
+    """Writes a row per (document, position, subtoken, layer, rank) to a Parquet dataset, in constant memory.
 
     Columns: `document`, `position`, `subtoken`, `token_id`, `label`, `layer`, `rank` (0 is the chosen expert with the
     largest score), `expert`, `kind`, `logit` (raw), `score`, `weight` (applied), `norm` (L2 norm of the expert's
-    unweighted output; null unless asked for), and, on rank 0, `router_logits` and `scores` of all experts.
-    `dynamic.read_trace` opens it; every analysis that needs routing alone can be computed from it, without the model.
+    unweighted output; null unless `norms` is set), and, on rank 0, `router_logits` and `scores` of all experts.
+    `dynamic.read_trace` opens it; analyses that need only routing can run on it, without the model.
 
     Args:
-        path: the folder.
-        norms: record the chosen experts' norms.
-        overwrite: replace a trace that the folder holds, when this one is complete.
+        path: the folder to write.
+        norms: record the norms of the chosen experts' outputs.
+        overwrite: replace a trace that is already in the folder, once the new one is complete.
 
-    The result has `rows` (layer, expert), int64: choices written. The folder counts as a trace only once the pass has
-    come to its end.
+    The result has `rows` (layer, expert), int64, the number of choices written. The folder becomes a trace only when
+    the pass is complete.
 
     Raises:
         InputError: the folder holds a trace already.
@@ -65,7 +65,7 @@ class RoutingTrace(Analysis):
         self.path = str(self.path)
         self._waiting: list[pa.Table] = []
         if (Path(self.path) / CARD).exists() and not self.overwrite:
-            raise AlreadyThere(f"{self.path} holds a trace already; pass overwrite=True, or another folder.")
+            raise AlreadyThere(f"{self.path} holds a trace already; pass overwrite=True or another folder.")
 
     @classmethod
     def example(cls) -> Self:
@@ -100,11 +100,11 @@ class RoutingTrace(Analysis):
         super().restore(state)
         for name in self.written:
             if not (Path(self.path) / name).exists():
-                raise Damaged(f"{self.path} lacks {name}, which the interrupted run had written; begin anew.")
+                raise Damaged(f"{self.path} lacks {name}, which the interrupted run had written; delete its progress.")
 
     @property
     def written(self) -> tuple[str, ...]:
-        """Names of the files."""
+        """Names of the written files."""
         return self.files[ALL_LAYERS] if self.files else ()
 
     def __getstate__(self) -> dict[str, Any]:

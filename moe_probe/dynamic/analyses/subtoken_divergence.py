@@ -1,4 +1,4 @@
-"""How many different experts a token's sub-tokens go to, for words of several meanings and for the rest (MH-MoE)."""
+"""Number of distinct experts of a token's sub-tokens, for words with several meanings and for others (MH-MoE)."""
 
 from __future__ import annotations
 
@@ -33,33 +33,36 @@ GROUPS = ["PF", "non-PF"]
 class SubtokenDivergence(Analysis):
     """Distinct experts among all choices of a token's sub-tokens (MH-MoE, arXiv 2404.15045, section 4.4, figure 7).
 
-    Tokens of polysemous words and false cognates (PF) are compared with the rest; special tokens are omitted. A token
-    that is part of a listed word, or touches a span, is PF.
+    The analysis compares tokens of polysemous words and false cognates (PF) with all others, without special tokens. A
+    token is PF if it is part of a listed word, or overlaps a span.
 
-    A model without sub-tokens chooses k experts for every token, so the same is asked of its top-k sets: how many
-    distinct experts two occurrences of one token id choose together, k to 2k, averaged over the token's other
-    occurrences (ours; nan for an id that occurs once). `attrs["unit"]` says which of the two it is.
+    A model without sub-tokens chooses k experts for every token. For it, moe_probe measures the number of distinct
+    experts, k to 2k, that two occurrences of one token id choose together, averaged over the token's other occurrences
+    (not in the paper; nan for an id that occurs once). `attrs["unit"]` says which of the two was measured.
 
-    The result has, per token, `divergence` (layer, token), float32, `divergence_first` (sub-tokens only: of first
-    choices alone) and `divergence_mean` (token), over layers, with `group` among the coordinates. Of the groups:
-    `group_mean` (group), `layer_mean` (layer, group), `tokens` (group); `difference`, PF minus non-PF, and
-    `layer_difference` (layer); both with `_low` and `_high`, a 95 % interval over word types and documents (over
-    documents alone where spans are given); `u_statistic` and `p_value`, the two-sided rank test of Mann and Whitney
-    over the means of word types (of documents' marked and other tokens, Wilcoxon's signed ranks, where spans are
-    given); `superiority`, the probability that a PF type diverges more than another one; `difference_chance`,
-    `_chance_low` and `_chance_high`: what it is when the mark is dealt out at random among word types (among tokens
-    where spans are given).
+    Per token, the result has `divergence` (layer, token), float32; `divergence_first` (layer, token), of first choices
+    only, for models with sub-tokens; and `divergence_mean` (token), over layers. `group` is a coordinate. For the
+    groups, it has:
+
+    - `group_mean` (group), `layer_mean` (layer, group), and the number of `tokens` (group);
+    - `difference` (), PF minus non-PF, and `layer_difference` (layer), with 95 % intervals, `_low` and `_high`, over
+      word types and documents (over documents only if spans are given);
+    - `u_statistic` and `p_value`, Mann and Whitney's two-sided rank test of the means of word types; if spans are
+      given, Wilcoxon's signed-rank test of each document's PF and other tokens;
+    - `superiority`, the probability that a PF type diverges more than a non-PF type;
+    - `difference_chance`, `difference_chance_low` and `difference_chance_high`: the difference if the PF marks are
+      permuted among word types (among tokens if spans are given).
 
     Args:
         words: PF words, exact forms without case; all lists of the package by default (see `word_list`).
-        spans: (start, end) characters of the documents' texts that are PF, by document number; in place of words, or
-            beside words that are given.
+        spans: (start, end) characters of the documents' texts that are PF, by document number; they replace the default
+            words, and add to `words` if these are given.
         bootstrap: resamples of the documents for the intervals; 0 for none.
-        permutations: draws of the chance level; 0 for none.
+        permutations: permutations of the marks for the chance level; 0 for none.
 
     Raises:
         InputError: the list of words is empty, a span is outside its text, or words or spans are given and a group has
-            no token (nan where the package's lists leave one empty).
+            no token (if the default lists leave a group empty, its values are nan).
 
     Examples:
         >>> from moe_probe import dynamic
@@ -93,10 +96,10 @@ class SubtokenDivergence(Analysis):
 
     def __post_init__(self) -> None:
         if isinstance(self.words, str):
-            raise WrongType(f"words is the text {self.words!r}; pass a list of words.")
+            raise WrongType(f"words is the string {self.words!r}; pass a list of words.")
         if self.words is not None:
             if not len(self.words):
-                raise OutOfRange("words is an empty list; pass some words, or None for the lists of the package.")
+                raise OutOfRange("words is an empty list; pass some words, or None for the package's lists.")
             self.words = sorted(set(self.words))
         if self.spans is not None:
             self.spans = {int(n): [(int(a), int(b)) for a, b in pairs] for n, pairs in self.spans.items()}
@@ -160,7 +163,7 @@ class SubtokenDivergence(Analysis):
     def _compare(
         self, divergence: np.ndarray, groups: np.ndarray, corpus: Corpus
     ) -> dict[str, tuple[tuple[str, ...], np.ndarray]]:
-        """What is said of the two groups (2, tokens) of divergences (layers, tokens)."""
+        """Variables that compare the two groups (2, tokens) of divergences (layers, tokens)."""
         values = np.where(groups.any(0), divergence, 0).T  # (tokens, layers)
         units = [corpus.tokens().unit] if self.spans is not None else [_word_types(corpus), corpus.tokens().unit]
         ways = [_sums(values, groups, unit) for unit in (*units, _cells(units))]
@@ -188,7 +191,7 @@ class SubtokenDivergence(Analysis):
         }
 
     def _permuted(self, values: np.ndarray, groups: np.ndarray, corpus: Corpus) -> np.ndarray:
-        """Differences (permutations, layers + 1) with the mark dealt out at random."""
+        """Differences (permutations, layers + 1) with permuted marks."""
         usable = groups.any(0)
         units = (_word_types if self.spans is None else _in_order_of_content)(corpus)[usable]
         total, count = sums_over(values[usable], units), sums_over(np.ones(usable.sum()), units)
@@ -210,14 +213,14 @@ def _group_means(sums: Mapping[str, np.ndarray]) -> np.ndarray:
 
 
 def _difference(sums: Mapping[str, np.ndarray]) -> np.ndarray:
-    """Of both groups' means: in each layer, and on average as the last one, (..., layers + 1)."""
+    """Difference of the groups' means in each layer, and of the averages over layers as the last, (..., layers + 1)."""
     mean = _group_means(sums)
     by_layer = mean[..., 0, :] - mean[..., 1, :]
     return np.concatenate([by_layer, by_layer.mean(-1, keepdims=True)], axis=-1)
 
 
 def _sums(values: np.ndarray, groups: np.ndarray, unit: np.ndarray) -> dict[str, np.ndarray]:
-    """Divergences (units, group, layers) and tokens (units, group) of each unit, of values (tokens, layers)."""
+    """Sums of divergences (units, group, layers) and of tokens (units, group), from values (tokens, layers)."""
     return {
         "total": sums_over(groups.T[:, :, None] * values[:, None], unit),
         "count": sums_over(groups.T.astype(float), unit),
@@ -236,7 +239,7 @@ def _means(sums: Mapping[str, np.ndarray]) -> np.ndarray:
 
 
 def _by_type(sums: Mapping[str, np.ndarray]) -> dict[str, float]:
-    """Mann and Whitney's test of the word types' means: a type is in one group."""
+    """Mann and Whitney's test of the means of word types, each of which is in one group."""
     marked, others = (column[~np.isnan(column)] for column in _means(sums).T)
     if not len(marked) or not len(others):
         return dict.fromkeys(("u_statistic", "p_value", "superiority"), np.nan)
@@ -260,13 +263,13 @@ def _by_document(sums: Mapping[str, np.ndarray]) -> dict[str, float]:
 
 
 def distinct(index: np.ndarray) -> np.ndarray:
-    """Distinct values of each row, (n, m) to (n,)."""
+    """Number of distinct values in each row, (n, m) to (n,)."""
     ordered = np.sort(index, axis=1)
     return (1 + (ordered[:, 1:] != ordered[:, :-1]).sum(1)).astype(np.int16)
 
 
 def _between_occurrences(index: np.ndarray, token_id: np.ndarray, experts: int) -> np.ndarray:
-    """Mean size of the union of a token's top-k set with those of the same id's other occurrences, (tokens,)."""
+    """Mean size of the union of a token's top-k set with those of the other occurrences of its id, (tokens,)."""
     unique, inverse, count = np.unique(token_id, return_inverse=True, return_counts=True)
     chosen = np.zeros((len(unique), experts), np.int64)
     np.add.at(chosen, (inverse[:, None], index), 1)
@@ -278,7 +281,7 @@ def _between_occurrences(index: np.ndarray, token_id: np.ndarray, experts: int) 
 def _word_types(corpus: Corpus) -> np.ndarray:
     """A number for each word type, the same for all of its tokens; tokens of no word by their ids, below 0.
 
-    Types are numbered in the order of the alphabet, so that the order of documents changes nothing.
+    Types are numbered in alphabetical order, so that the order of documents does not matter.
     """
     words_of = [find_words(document) for document in corpus.documents]
     types_of = [[normal_form(word) for word in words.texts] for words in words_of]

@@ -1,4 +1,4 @@
-"""Which experts each task uses, and how many that compute (MoE++, arXiv 2410.07348, figures 4 and A to E)."""
+"""Experts that each task uses, and how many are FFN experts (MoE++, arXiv 2410.07348, figures 4 and A to E)."""
 
 from __future__ import annotations
 
@@ -30,34 +30,38 @@ Variables = dict[str, tuple[tuple[str, ...], Any]]
 class TaskLoad(Analysis):
     """Load by layer, task (the documents' label) and kind of expert; tokens of a task are pooled.
 
-    p[t,l,e] is the share of expert e in the choices of task t in layer l, K the choices per token (or sub-token). The
-    result has, float64:
+    p[t,l,e] is the share of expert e in the choices of task t in layer l, and k the number of choices per token (or
+    sub-token). The result has, float64:
 
-    `share` (task, layer, expert), p; `ffn_per_token` (task, layer), K times p over the experts of kind `ffn`;
-    `activation` (task, layer, kind), K times p over the kind, and `activation_per_expert`, that divided by the kind's
-    experts; `correlation` (layer, other), Pearson over tasks of `ffn_per_token` (nan where its `undefined` says
-    so), `token_correlation` the same over tokens of their counts of FFN experts, and the means over adjacent layers,
-    `adjacent_correlation`, `adjacent_token_correlation` (the paper claims that they agree); `task_distance` (layer),
-    the mean over pairs of tasks of half the sum over experts of |p_a - p_b|, and `ffn_spread` (layer), the standard
-    deviation over tasks of `ffn_per_token` (the paper claims that both are larger in shallow and last layers), both
-    without what the choice of documents adds (`moe_probe.statistics.by_label.apart`), nan where a task has fewer than
-    five; with accuracies, `zero_accuracy` and `layer_zero_accuracy` (layer), Spearman's correlation of zero experts'
-    activation with accuracy over tasks, and `zero_accuracy_p`, two-sided, among all orders of the tasks (or 10,000 of
-    them).
+    - `share` (task, layer, expert), p, and `share_chance` (layer, expert), the share over all tasks;
+    - `ffn_per_token` (task, layer), k times the sum of p over the experts of kind `ffn`;
+    - `activation` (task, layer, kind), k times the sum of p over the experts of a kind, and `activation_per_expert`,
+      that divided by the number of these experts;
+    - `correlation` (layer, other), Pearson's correlation of `ffn_per_token` over tasks (its attribute `undefined` says
+      why a value is nan), and `token_correlation` (layer, other), that of tokens' counts of FFN experts over tokens;
+    - `adjacent_correlation` and `adjacent_token_correlation`, their means over adjacent layers (the paper claims that
+      adjacent layers agree);
+    - `task_distance` (layer), the mean over pairs of tasks (a, b) of half the sum over experts of |p_a - p_b|, and
+      `ffn_spread` (layer), the standard deviation of `ffn_per_token` over tasks (the paper claims that both are larger
+      in shallow and last layers). Both are corrected for the variation among documents of a task
+      (`moe_probe.statistics.by_label.apart`), and nan if a task has fewer than five documents;
+    - with accuracies, `zero_accuracy` and `layer_zero_accuracy` (layer), Spearman's correlation of the activation of
+      zero experts with accuracy over tasks, and `zero_accuracy_p`, its two-sided p-value from all orders of the tasks
+      (or 10,000 of them).
 
-    `share`, `ffn_per_token`, `task_distance` and `ffn_spread` have 95 % intervals, `_low` and `_high`, over documents
-    drawn within tasks. `task_distance_chance` and its `_low` and `_high`: with the tasks dealt out at random among the
-    documents, and `task_distance_p`, the share of such dealings that are as far apart; the same of `ffn_spread`;
-    `share_chance` (layer, expert): the share over all tasks.
+    `share`, `ffn_per_token`, `task_distance` and `ffn_spread` have 95 % intervals, `_low` and `_high`, from documents
+    resampled within tasks. `task_distance_chance`, `task_distance_chance_low` and `task_distance_chance_high` are the
+    distance if the tasks are permuted among documents, and `task_distance_p` is the share of permutations with a
+    distance as large; likewise for `ffn_spread`.
 
     Args:
-        accuracy: of the model, by task.
+        accuracy: the model's accuracy by task, such as `{"sums": 0.9, "prose": 0.4}`.
         bootstrap: resamples of the documents for the intervals; 0 for none.
-        permutations: draws of the chance level; 0 for none.
-        as_published: distance and spread of the shares as they are, which are above 0 where tasks do not differ.
+        permutations: permutations of the tasks for the chance level; 0 for none.
+        as_published: omit the correction of distance and spread, which are then above 0 even if tasks do not differ.
 
     Raises:
-        InputError: documents have no labels, or all the same, or accuracies are of other tasks.
+        InputError: documents have no labels, or all the same, or accuracies are missing for a task.
 
     Examples:
         >>> from moe_probe import dynamic
@@ -98,7 +102,9 @@ class TaskLoad(Analysis):
         tasks = {document.label for document in source.corpus.documents} - {""}
         if len(tasks) < 2:
             labels = f"only {tasks.pop()!r}" if tasks else "none"
-            raise NotFitting(f"task_load compares tasks: give documents at least two labels (labels=); has {labels}.")
+            raise NotFitting(
+                f"task_load compares tasks: give documents at least two labels (labels=); they have {labels}."
+            )
         lacking = sorted(tasks - set(self.accuracy)) if self.accuracy is not None else []
         if lacking:
             raise NotFitting(f"accuracy lacks the tasks {', '.join(lacking)}; pass a number for each.")
@@ -143,7 +149,7 @@ class TaskLoad(Analysis):
         return variables | _correlations("", over_tasks) | _correlations("token_", self.ffn.array.values)
 
     def _apart(self, tables: Mapping[str, np.ndarray], weight: np.ndarray) -> Variables:
-        """How far tasks are apart in their experts, and in their FFN experts per token."""
+        """Distance of the tasks in their shares of experts, and spread of their FFN experts per token."""
         variables: Variables = {}
         for name, shares, spread in (
             ("task_distance", expert_shares, total_variation),
@@ -154,7 +160,7 @@ class TaskLoad(Analysis):
         return variables
 
     def _parts(self) -> dict[str, str]:
-        """Endings of the variables' names, and what of `Apart` they hold."""
+        """Endings of the variables' names, and the attributes of `Apart` that they hold."""
         interval = {"_low": "low", "_high": "high"} if self.bootstrap else {}
         chance = ("chance", "chance_low", "chance_high", "p") if self.permutations else ()
         return {"": "value", **interval, **{f"_{part}": part for part in chance}}
@@ -174,7 +180,7 @@ def _deviation(values: np.ndarray) -> np.ndarray:
 
 
 def _correlations(name: str, values: np.ndarray) -> dict[str, tuple[tuple[str, ...], Any]]:
-    """Pearson's correlation of layers, from values (layers, n); nan for a layer whose values are all the same."""
+    """Pearson's correlation of layers, from values (layers, n); nan for a layer with equal values only."""
     with np.errstate(divide="ignore", invalid="ignore"):
         correlation = np.atleast_2d(np.corrcoef(values))
         adjacent = np.diagonal(correlation, 1)
@@ -183,10 +189,10 @@ def _correlations(name: str, values: np.ndarray) -> dict[str, tuple[tuple[str, .
 
 
 def _with_accuracy(zero: np.ndarray, accuracy: list[float]) -> dict[str, tuple[tuple[str, ...], Any]]:
-    """Spearman's correlation of zero experts' activations (layers, tasks) with accuracies."""
+    """Spearman's correlation of the activations of zero experts (layers, tasks) with accuracies."""
     if len(accuracy) < 3:
         raise NotFitting(
-            f"Accuracies of {len(accuracy)} tasks say nothing of a correlation; pass at least three tasks."
+            f"A correlation with accuracy needs at least three tasks; there are {len(accuracy)}. Pass more tasks."
         )
     statistic, p_value = exact_spearman(zero.mean(0), accuracy)
     by_layer = [spearmanr(one, accuracy)[0] for one in zero]
@@ -198,7 +204,7 @@ def _with_accuracy(zero: np.ndarray, accuracy: list[float]) -> dict[str, tuple[t
 
 
 def exact_spearman(one: np.ndarray, other: Sequence[float]) -> tuple[float, float]:
-    """Spearman's correlation, and its two-sided p-value from all orders, or MOST_ORDERS drawn ones.
+    """Spearman's correlation, and its two-sided p-value from all orders, or from MOST_ORDERS random ones.
 
     Examples:
         >>> round(exact_spearman(np.arange(4.0), [1, 2, 3, 4])[1], 4)  # 2 of 4! orders
@@ -218,7 +224,7 @@ def exact_spearman(one: np.ndarray, other: Sequence[float]) -> tuple[float, floa
 
 
 def _intervals(tables: Mapping[str, np.ndarray], ffn: np.ndarray, draws: int) -> Variables:
-    """Of choices (layers, units, E) by task; `ffn` (E,) weights the experts that count for FFN experts per token."""
+    """Intervals from choices (layers, units, E) by task; `ffn` (E,) weights experts in the FFN experts per token."""
     drawn = {"share": [], "ffn_per_token": []}
     for table in tables.values():
         rows = table.sum(2)

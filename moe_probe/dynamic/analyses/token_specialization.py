@@ -1,4 +1,4 @@
-"""Whether experts go by the token itself or by its place (OLMoE, arXiv 2409.02060; Mixtral, arXiv 2401.04088)."""
+"""Specialization of experts by token id and by position (OLMoE, arXiv 2409.02060; Mixtral, arXiv 2401.04088)."""
 
 from __future__ import annotations
 
@@ -39,36 +39,41 @@ DIMS = {
 class TokenSpecialization(Analysis):
     """Routing by token id, by position, and from one token to the next.
 
-    With n_x occurrences of token id x in the corpus (ids with fewer than `min_count` are omitted), n_xe of which
-    choose expert e:
+    Token id x occurs n_x times in the corpus, and n_xe of these occurrences choose expert e. Ids that occur fewer than
+    `min_count` times are omitted; `token_ids` (layer), int64, counts the others. The result has, float64:
 
-    `vocabulary_specialization` (layer, expert): how often another occurrence of the token id of one of the expert's own
-    tokens chooses the expert too, sum_x n_xe (n_xe - 1) / (n_x - 1) / sum_x n_xe; `context_independence` (layer): how
-    often two occurrences of one id have the same first choice, pairs drawn within ids without replacement.
-    `vocabulary_mean` (layer) is the mean of the first over experts. `vocabulary_chance` (layer, expert) and
-    `context_chance` (layer): what they would be if the tokens of each document (or group of documents, where there are
-    more than 256) were dealt its choices at random, so that what the topic of a document does is not taken for what the
-    token does. `vocabulary_p` (layer, expert) and `context_p` (layer) are their two-sided p-values, `vocabulary_q` with
-    the false discovery rate controlled over layers and experts. `position_share` (layer, place, expert): choices by
-    position in the document, places 0, 1, 2-3, 4-7, ...; `position_chance` (layer, expert), the share at all positions.
-    `repetition` (layer, choice): how often a token and the next one have the same `first` choice, or `any` of their k
-    in common (Mixtral's table 5); `repetition_chance`, the same of any two tokens of a document (of tokens up to 64
-    distances apart, in longer ones), and `repetition_excess`, the difference. All but the chance levels have 95 %
-    intervals over documents, `_low` and `_high`; nan where fewer than five documents have the id, place or pair.
+    - `vocabulary_specialization` (layer, expert), the probability that another occurrence of an id of one of the
+      expert's own tokens chooses the expert too, sum_x n_xe (n_xe - 1) / (n_x - 1) / sum_x n_xe, and `vocabulary_mean`
+      (layer), its mean over experts;
+    - `context_independence` (layer), the probability that two occurrences of one id, drawn without replacement, have
+      the same first choice;
+    - `vocabulary_chance` (layer, expert), `vocabulary_mean_chance` and `context_chance` (layer), their values if
+      choices are permuted among the tokens of each document (or of each group of documents if there are more than 256),
+      so that effects of a document's topic do not count as effects of the token;
+    - `vocabulary_p` (layer, expert) and `context_p` (layer), their two-sided p-values, and `vocabulary_q`, with the
+      false discovery rate controlled over layers and experts;
+    - `position_share` (layer, place, expert), the share of choices by position in the document, binned as 0, 1, 2-3,
+      4-7, ..., and `position_chance` (layer, expert), the share at all positions;
+    - `repetition` (layer, choice), the share of tokens that have the same `first` choice as the next token, or `any` of
+      their k choices in common with it (Mixtral, table 5); `repetition_chance`, the same for all pairs of tokens of a
+      document (in long documents, pairs at 64 evenly spaced distances); and `repetition_excess`, the difference.
 
-    With sub-tokens each counts as a row of its token, and repetition compares those at the same place.
+    All except the chance levels have 95 % intervals over documents, `_low` and `_high`, nan if fewer than five
+    documents have the id, position or pair.
+
+    Each sub-token counts as a row of its token; repetition compares sub-tokens of the same index.
 
     Args:
-        min_count: occurrences in the corpus from which on a token id counts.
+        min_count: fewest occurrences in the corpus of a token id that counts.
         bootstrap: resamples of the documents for the intervals; 0 for none (the counts then take less memory).
-        chance: whether to give the chance levels.
-        as_published: what OLMoE's code counts (run_moe_analysis.py, do_token_analysis_layers_experts): an id belongs to
-            the expert that is most often among its k choices (of several, the one that the corpus chooses first, better
-            scores first), with the share of its occurrences that choose it; `vocabulary_specialization` is the mean
-            over the expert's ids and `vocabulary_mean` (layer) that over all ids; `vocabulary_first_mean` (layer), the
-            latter of first choices alone (`--topk 1` there, and do_token_analysis). Ids that were seen once have a
-            share of 1, so that it is near 1 whatever the router does; `min_count` is 1, and there are neither chance
-            levels nor intervals of these.
+        chance: whether to compute the chance levels.
+        as_published: count what OLMoE's code counts (run_moe_analysis.py, do_token_analysis_layers_experts). An id
+            belongs to the expert that is most often among its k choices (ties go to the one that the corpus chooses
+            first, higher scores first), with the share of its occurrences that choose it. `vocabulary_specialization`
+            is the mean over the expert's ids, `vocabulary_mean` (layer) that over all ids, and `vocabulary_first_mean`
+            (layer) the latter for first choices only (`--topk 1` there, and do_token_analysis). Ids that occur once
+            have a share of 1, so the mean is near 1 whatever the router does. `min_count` is 1, and these variables
+            have neither chance levels nor intervals.
 
     Examples:
         >>> from moe_probe import dynamic
@@ -125,7 +130,7 @@ class TokenSpecialization(Analysis):
             self._meet(batch, np.repeat(batch.tokens.token_id, parts))
 
     def _meet(self, batch: LayerBatch, token_id: np.ndarray) -> None:
-        """Where the corpus, read in order, first chooses each expert for each id."""
+        """Records where the corpus, read in order, first chooses each expert for each id."""
         ranked = batch.ranked()[0].cpu().numpy()
         part = np.tile(np.arange(batch.layer.subtokens), len(batch.tokens))
         position = np.repeat(batch.tokens.position, batch.layer.subtokens)
@@ -136,7 +141,7 @@ class TokenSpecialization(Analysis):
         self.first_at.add(batch, (pair[:, 0], place[:, 0]))
 
     def _count_places(self, batch: LayerBatch) -> None:
-        """Choices by position, and repeated ones, by document."""
+        """Counts choices by position, and repeated ones, by document."""
         parts, experts = batch.layer.subtokens, batch.layer.num_experts
         selected, first = batch.selected.cpu(), batch.first_choice.cpu()
         document, unit = (np.repeat(each, parts) for each in (batch.tokens.document, batch.tokens.unit))
@@ -173,7 +178,7 @@ class TokenSpecialization(Analysis):
         return stacked | ({"vocabulary_q": discoveries(stacked["vocabulary_p"])} if "vocabulary_p" in stacked else {})
 
     def _layer(self, layer: int, experts: int) -> dict[str, np.ndarray]:
-        """What the result says of one layer by token id; nan where no id is frequent enough."""
+        """The variables of one layer by token id; nan if no id is frequent enough."""
         rows = self.ids[layer]
         ids, of_row = np.unique(rows.keys // BLOCKS, return_inverse=True)
         frequent = np.flatnonzero(np.bincount(of_row, rows.counts) >= self.min_count)
@@ -240,9 +245,8 @@ def _dense(sums: UnitSums) -> np.ndarray:
 
 
 def repeats(first: torch.Tensor, selected: torch.Tensor, parts: int) -> torch.Tensor:
-    """Of the rows of one document, (6,) int64: next ones with the same first choice, with any in common, next ones;
-    pairs of tokens with the same first choice, with any in common, and pairs, at all distances up to MOST_SHIFTS of
-    them.
+    """Six counts (6,) int64 over the rows of one document: next rows with the same first choice, with any choice in
+    common, and all next rows; and the same three counts for pairs at all distances, or at MOST_SHIFTS of them.
     """
     tokens = len(first) // parts
     first, selected = first.view(tokens, parts), selected.view(tokens, parts, -1)
