@@ -1,8 +1,8 @@
 """Analyses of weights: they read the published files once and run no model.
 
-Each file of `analyses/` holds one, a function of the file's name. Another package adds one through the entry points
-of the group `moe_probe.static`: the entry point's name is the analysis's, its value the function, or the module
-that holds it.
+Each file of `analyses/` defines one analysis, a function with the file's name. Other packages add analyses through the
+entry point group `moe_probe.static`: an entry point's name is the analysis's, its value the function, or the module
+that defines it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _NAMES = Deferred(__name__, __file__)
 
 
 def names() -> Mapping[str, StaticAnalysis]:
-    """The static analyses by name; each is also `static.<name>`.
+    """All static analyses by name; each is also `static.<name>`.
 
     Examples:
         >>> from moe_probe import static
@@ -36,14 +36,14 @@ def names() -> Mapping[str, StaticAnalysis]:
 
 
 def levels(name: str) -> tuple[str, ...]:
-    """The levels that an analysis takes, from the `Literal` type of its argument `level`; () where it has none."""
+    """The levels that an analysis takes, from the `Literal` type of its argument `level`; () if it has no levels."""
     return get_args(get_type_hints(ANALYSES[name]).get("level"))
 
 
 def unasked(name: str) -> tuple[str | None, ...]:
-    """The levels at which the command line runs an analysis when none is asked for; None for one without levels.
+    """The levels at which the command line runs an analysis if the user names none; None for one without levels.
 
-    The module says it in `UNASKED`; without that, an analysis of one model runs once, at its first level.
+    The analysis's module defines them as `UNASKED`; by default, an analysis of one model runs at its first level.
     """
     function = ANALYSES[name]
     stated = getattr(sys.modules[function.__module__], "UNASKED", None)
@@ -53,7 +53,7 @@ def unasked(name: str) -> tuple[str | None, ...]:
 
 
 def models(name: str) -> int:
-    """How many models an analysis compares: its arguments without a default."""
+    """Number of models that an analysis compares: that of its arguments without a default."""
     source = ANALYSES.source(name)
     if source is None:
         parameters = inspect.signature(ANALYSES[name]).parameters.values()

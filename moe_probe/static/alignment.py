@@ -21,8 +21,8 @@ class Alignment:
 
     Attributes:
         permutation: neuron `permutation[a]` of the second expert matches neuron `a` of the first, (n,) int64.
-        cosine: of the two flattened matrices after reordering the second; NaN where one of them is all zeros.
-        kendall_tau: rank correlation of the permutation with the stored order; NaN where the cosine is, and for one
+        cosine: of the two flattened matrices after reordering the second; NaN if one of them is all zeros.
+        kendall_tau: rank correlation of the permutation with the stored order; NaN if the cosine is, and for a single
             neuron.
     """
 
@@ -32,7 +32,7 @@ class Alignment:
 
 
 def align(first: torch.Tensor, second: torch.Tensor) -> Alignment:
-    """The assignment of neurons that maximises the sum of their cosines.
+    """Finds the assignment of neurons that maximizes the sum of their cosines.
 
     Args:
         first: (n, d) float32, one neuron a row.
@@ -60,7 +60,7 @@ def align(first: torch.Tensor, second: torch.Tensor) -> Alignment:
 
 
 def _cosine(first: torch.Tensor, second: torch.Tensor) -> float:
-    """Of two flattened matrices, to the last digits of 1 - cosine where they are all but equal; NaN of zeros."""
+    """Cosine of two flattened matrices, also accurate in 1 - cosine if they are nearly equal; NaN for zeros."""
     products = torch.zeros(2, 2, dtype=torch.float64)
     far = Tree.none(2)
     near = Tree(np.array([NONE, 0]), np.arange(2))
@@ -72,7 +72,7 @@ def _cosine(first: torch.Tensor, second: torch.Tensor) -> float:
 
 
 def _scaled(matrix: torch.Tensor) -> torch.Tensor:
-    """The matrix times a power of two, which changes no digit, so that its squares fit into float32."""
+    """The matrix times a power of two, which is exact, so that squares of its entries fit into float32."""
     largest = matrix.abs().max()
     if not torch.isfinite(largest) or largest == 0:
         return matrix

@@ -1,8 +1,8 @@
-"""How vectors lie to each other, exactly even where they are all but equal: upcycled experts, quantized copies.
+"""Geometry of vectors, accurate even if they are nearly equal, as upcycled experts and quantized copies are.
 
-Inner products of vectors that differ by a thousandth share six digits, so their distances cannot be told from them in
-float32. Here a vector that lies near another one is replaced by its difference from that neighbor before anything is
-multiplied. Differences of neighboring floating-point numbers are exact (Sterbenz 1974).
+Inner products of vectors that differ by a thousandth share six digits, so float32 products do not give their distances.
+Here a vector close to another one is replaced by its difference from that neighbor before any multiplication.
+Differences of neighboring floating-point numbers are exact (Sterbenz 1974).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ LOST = 100.0  # a tree whose edges, squared, are so many times as long as they c
 
 @dataclass(frozen=True)
 class Tree:
-    """Each vector's neighbor; sums of differences along the paths give the vectors back.
+    """Each vector's neighbor; the sum of differences along the path to the origin is the vector itself.
 
     Attributes:
         neighbor: of each vector, or NONE, (R,).
@@ -35,12 +35,12 @@ class Tree:
 
     @classmethod
     def none(cls, count: int) -> Tree:
-        """Every vector as it is."""
+        """A tree without neighbors: every vector stays as it is."""
         return cls(np.full(count, NONE), np.arange(count))
 
     @classmethod
     def shortest(cls, distance: np.ndarray, norm: np.ndarray) -> Tree:
-        """The minimum spanning tree of vectors and origin: no edge on the way between two is longer than theirs.
+        """The minimum spanning tree of vectors and origin: no edge on a path is longer than the path's ends are apart.
 
         Args:
             distance: of each pair, (R, R).
@@ -57,12 +57,12 @@ class Tree:
 
     @property
     def plain(self) -> bool:
-        """Whether every vector is kept as it is."""
+        """Whether every vector stays as it is."""
         return bool((self.neighbor == NONE).all())
 
     @cached_property
     def paths(self) -> torch.Tensor:
-        """Which differences add up to each vector, (R, R) float64 of 0 and 1."""
+        """The differences that add up to each vector, (R, R) float64, 1 for those that do and 0 for others."""
         paths = np.eye(len(self.order))
         for at in self.order:
             if self.neighbor[at] != NONE:
@@ -70,7 +70,7 @@ class Tree:
         return torch.from_numpy(paths)
 
     def subtract(self, vectors: torch.Tensor) -> torch.Tensor:
-        """`vectors` (R, ...), in place, each minus its neighbor."""
+        """Subtracts from each of `vectors` (R, ...) its neighbor, in place."""
         for at in self.order[::-1]:
             if self.neighbor[at] != NONE:
                 vectors[at] -= vectors[self.neighbor[at]]
@@ -107,7 +107,7 @@ class Geometry:
 
     @classmethod
     def of(cls, vectors: torch.Tensor) -> Geometry:
-        """Of vectors in memory, (R, d) float64; their scale does not matter."""
+        """Returns the geometry of vectors in memory, (R, d) float64, of any scale."""
         if not torch.isfinite(vectors).all() or not vectors.any():
             return cls.unaided(vectors)
         exponent = torch.frexp(vectors.abs().max()).exponent
@@ -118,7 +118,7 @@ class Geometry:
 
     @classmethod
     def unaided(cls, vectors: torch.Tensor) -> Geometry:
-        """Of vectors (R, d) as they are: distances below 1e-8 of their lengths drown."""
+        """Returns the geometry of vectors (R, d) without neighbors, which loses distances below 1e-8 of the lengths."""
         return cls(vectors @ vectors.T, Tree.none(len(vectors)))
 
     @cached_property
@@ -146,7 +146,7 @@ class Geometry:
         return (squares + squares.T) / 2
 
     def _forms(self, sign: int) -> torch.Tensor:
-        """Inner products of a - b with a + `sign` b, of each pair, (R, R), by their paths."""
+        """Inner products of a - b with a + `sign` b for each pair, (R, R), from their paths."""
         if self.tree.plain:
             squares = self.products.diagonal()
             return squares[:, None] - self.products.T + sign * (self.products - squares)
@@ -166,13 +166,13 @@ class Geometry:
         return self.squared_distance.sqrt()
 
     @property
-    def centred(self) -> torch.Tensor:
+    def centered(self) -> torch.Tensor:
         """Inner products of the vectors minus their mean, (R, R)."""
-        return centred(self.squared_distance)
+        return centered(self.squared_distance)
 
     @property
     def gap(self) -> torch.Tensor:
-        """1 - cosine of each pair, (R, R), to its last digits for near vectors; NaN with a vector of zeros.
+        """1 - cosine of each pair, (R, R), accurate also for near vectors; NaN with a vector of zeros.
 
         |a - b|^2 - (|a| - |b|)^2 = 2 |a| |b| (1 - cosine).
         """
@@ -190,7 +190,7 @@ class Geometry:
         return 1 - self.gap
 
 
-def centred(squares: torch.Tensor) -> torch.Tensor:
-    """Inner products of vectors minus their mean, of the squared distance of each pair, (R, R)."""
+def centered(squares: torch.Tensor) -> torch.Tensor:
+    """Inner products of vectors minus their mean, (R, R), from the squared distance of each pair."""
     mean = squares.mean(0)
     return (mean + mean[:, None] - squares - mean.mean()) / 2

@@ -1,8 +1,8 @@
-"""The streaming pass under the static analyses: every weight is read once and reduced to small statistics.
+"""The streaming pass of the static analyses, which reads every weight once and reduces it to small statistics.
 
-Matrices are read in slabs of rows (a view of the mapped file where the format allows), converted to float32 chunk by
-chunk in the processor's cache, and multiplied there. Chunk products are float32, their sums float64, always in the
-same order, so that results do not depend on the number of threads or processes.
+Matrices are read in slabs of rows (views of the mapped file if the format allows), converted to float32 chunk by chunk
+in the processor's cache, and multiplied there. Chunk products are float32, their sums float64, always in the same
+order, so that results do not depend on the number of threads or processes.
 """
 
 from __future__ import annotations
@@ -37,9 +37,10 @@ class Matrices:
     """The matrices of one layer and projection that are compared with each other.
 
     Attributes:
-        layer, projection: where they stand; named in errors.
+        layer: index of the layer, for errors.
+        projection: name of the projection, for errors.
         labels: of the experts, (R,).
-        tensors: unread, one per label.
+        tensors: lazy tensors, one per label.
     """
 
     layer: int
@@ -52,7 +53,7 @@ class Matrices:
         return tuple(t.T for t in self.tensors) if self.projection == "down" else self.tensors
 
     def check(self, values: torch.Tensor, labels: Sequence[str] | None = None) -> None:
-        """Raise `NotFinite` naming the first matrix whose statistic, (R,) or (R, ...), is not finite."""
+        """Raises `NotFinite` if a statistic, (R,) or (R, ...), is not finite, and names the first such matrix."""
         labels = labels or self.labels
         bad = ~torch.isfinite(values).reshape(len(labels), -1).all(1)
         if bad.any():
@@ -83,7 +84,7 @@ def _row_slabs(tensors: Sequence[LazyTensor]) -> Iterator[tuple[int, int]]:
 def _sum_over_slabs(
     tensors: Sequence[LazyTensor], reduce: Callable[[list[torch.Tensor]], torch.Tensor]
 ) -> torch.Tensor:
-    """The float64 sum over all slabs of `reduce(flattened slab of each tensor)`, slabs spread over the cores."""
+    """The float64 sum over all slabs of `reduce(flattened slab of each tensor)`, computed on all cores."""
 
     def one(bounds: tuple[int, int]) -> torch.Tensor:
         return reduce([t[bounds[0] : bounds[1]].read().reshape(-1) for t in tensors])
@@ -106,9 +107,9 @@ def _chunks(slab: list[torch.Tensor], dtype: torch.dtype = torch.float32) -> Ite
 
 
 def flat_geometry(matrices: Matrices) -> Geometry:
-    """How the flattened matrices lie to each other, right where they are all but equal too.
+    """The geometry of the flattened matrices, accurate also if they are nearly equal.
 
-    Which are near each other is told from a sample of their rows first; where that misled, the pass is repeated.
+    A sample of rows determines which matrices are near each other; if the sample misled, the pass is repeated.
 
     Raises:
         NotFinite: a matrix holds NaN or infinity.
@@ -123,7 +124,7 @@ def flat_geometry(matrices: Matrices) -> Geometry:
 
 
 def sampled_tree(matrices: Matrices) -> Tree:
-    """Neighbors among the matrices by rows at equal intervals."""
+    """Neighbors among the matrices, determined from rows at equal intervals."""
     rows, width = matrices.tensors[0].shape[0], matrices.tensors[0].shape[1:].numel()
     count = min(rows, max(2, SAMPLE_ELEMENTS // width))
     places = min(count, max(LEAST_READS, SAMPLE_READS // len(matrices.tensors)))
@@ -150,7 +151,7 @@ def _differences(matrices: Matrices, tree: Tree) -> torch.Tensor:
 
 
 def _refuse_not_finite(matrices: Matrices) -> None:
-    """Raise `NotFinite` where a matrix, taken alone, holds NaN or infinity."""
+    """Raises `NotFinite` if a matrix itself holds NaN or infinity."""
     matrices.check(
         torch.stack(
             [torch.stack([t[a:b].read().double().sum() for a, b in _row_slabs([t])]).sum() for t in matrices.tensors]
@@ -166,7 +167,7 @@ def _slab_gram(slab: list[torch.Tensor], tree: Tree, dtype: torch.dtype) -> torc
 
 
 def _product(chunk: torch.Tensor) -> torch.Tensor:
-    """Inner products of the rows; where squares fall below what the dtype holds, a trace of them is left."""
+    """Inner products of the rows; squares that underflow the dtype leave a small positive trace."""
     product = (chunk @ chunk.T).double()
     squares = product.diagonal()
     gone = (squares == 0).nonzero()[:, 0]
@@ -176,7 +177,7 @@ def _product(chunk: torch.Tensor) -> torch.Tensor:
 
 
 def needs_float64(squares: torch.Tensor) -> bool:
-    """Whether sums of squares, but for zeros, were too small or too large for float32."""
+    """Whether sums of squares, other than zeros, were too small or too large for float32."""
     return bool((((squares < SMALLEST_SQUARE) & (squares > 0)) | ~torch.isfinite(squares)).any())
 
 
@@ -198,16 +199,16 @@ def standardized_gram(matrices: Matrices) -> torch.Tensor:
 
 
 def _standardized(matrices: Matrices, dtype: torch.dtype) -> tuple[torch.Tensor, int]:
-    """The Gram matrix of standardized entries, and for how many entries `dtype` is too narrow."""
+    """The Gram matrix of standardized entries, and the number of entries for which `dtype` is too narrow."""
     experts = len(matrices.tensors)
     sums = _sum_over_slabs(matrices.tensors, partial(_standardized_slab, dtype=dtype))
     return sums[:experts] * (experts - 1), int(sums[experts, 0])
 
 
 def _standardized_slab(slab: list[torch.Tensor], dtype: torch.dtype) -> torch.Tensor:
-    """The slab's Gram matrix, (R, R), and in a last row how many entries vary, but too little or too much to square.
+    """The slab's Gram matrix, (R, R); a last row counts entries whose deviations are too small or large to square.
 
-    Entries are centered twice, on the first matrix and on their mean: the first leaves exact zeros where all are equal.
+    Entries are centered twice, on the first matrix and on their mean; the first gives exact zeros if all are equal.
     """
     products = torch.zeros(len(slab) + 1, len(slab), dtype=torch.float64)
     for chunk in _chunks(slab, dtype):
@@ -226,7 +227,7 @@ def _standardized_slab(slab: list[torch.Tensor], dtype: torch.dtype) -> torch.Te
 
 
 def mean_neurons(matrices: Matrices) -> torch.Tensor:
-    """The mean neuron of each matrix, (R, d) float64; of matrices near each other from the mean of their difference.
+    """The mean neuron of each matrix, (R, d) float64; for matrices near each other, from the mean of the difference.
 
     Raises:
         NotFinite: a matrix holds NaN or infinity.
@@ -252,14 +253,14 @@ def mean_neurons(matrices: Matrices) -> torch.Tensor:
 
 
 def kernel_geometry(matrices: Matrices, biased: bool = False) -> Geometry:
-    """How the experts' centered linear kernels lie to each other, by the unbiased estimator of HSIC or the plain one.
+    """The geometry of the experts' centered linear kernels, by the unbiased estimator of HSIC or the biased one.
 
     K = X X^T, (d, d), where X (d, ff) holds an expert's neurons as columns, each minus its mean over the d entries. The
     numbers of neurons may differ. A block of kernel rows is held at a time, so the weights are read d/block times. The
     kernel of an expert near another one is kept as their difference, D S^T made symmetric, D = X - X', S = X + X'.
 
     Plain inner products <K, L> of unrelated experts grow with the number of neurons per dimension; the unbiased ones
-    (Song et al. 2012, Journal of Machine Learning Research 13, equation 5) leave the diagonals out. For centered
+    (Song et al. 2012, Journal of Machine Learning Research 13, equation 5) omit the diagonals. For centered
     kernels with diagonals k and l: <K, L> - (1 + 2 / (d - 2)) k.l + tr K tr L / ((d - 1) (d - 2)).
 
     Raises:
@@ -276,7 +277,7 @@ def kernel_geometry(matrices: Matrices, biased: bool = False) -> Geometry:
 
 
 def unbiased(products: torch.Tensor, diagonals: torch.Tensor) -> torch.Tensor:
-    """n (n - 3) times the unbiased HSIC, of inner products (R, R) of centered kernels with diagonals (R, n), n > 3."""
+    """n (n - 3) times the unbiased HSIC, from inner products (R, R) of centered kernels and their diagonals (R, n)."""
     n, traces = diagonals.shape[1], diagonals.sum(1)
     own_terms = (1 + 2 / (n - 2)) * (diagonals @ diagonals.T)
     return products - own_terms + traces[:, None] * traces / ((n - 1) * (n - 2))
@@ -302,9 +303,9 @@ def _kernel_products(matrices: Matrices, tree: Tree, dtype: torch.dtype) -> tupl
 
 
 def _add_kernel(kernel: torch.Tensor, tensor: LazyTensor, neighbor: LazyTensor | None, columns: slice) -> None:
-    """Add rows of an expert's kernel, or of its difference from a neighbor's, to `kernel` (columns, d)."""
+    """Adds rows of an expert's kernel, or of its difference from a neighbor's, to `kernel` (columns, d)."""
     for low, high in _row_slabs([tensor]):
-        rows = _centred(tensor[low:high], kernel.dtype)
+        rows = _centered(tensor[low:high], kernel.dtype)
         if neighbor is None:
             kernel.addmm_(rows[:, columns].T, rows)
             continue
@@ -315,6 +316,6 @@ def _add_kernel(kernel: torch.Tensor, tensor: LazyTensor, neighbor: LazyTensor |
         kernel.addmm_(difference[:, columns].T, total, alpha=0.5).addmm_(total[:, columns].T, difference, alpha=0.5)
 
 
-def _centred(tensor: LazyTensor, dtype: torch.dtype) -> torch.Tensor:
+def _centered(tensor: LazyTensor, dtype: torch.dtype) -> torch.Tensor:
     rows = tensor.read().to(dtype, copy=True)  # a live model's own weights stay as they are
     return rows.sub_(rows.mean(1, keepdim=True))

@@ -1,4 +1,4 @@
-"""Which matrices an analysis compares: the arguments that all static analyses share."""
+"""Selection of the matrices that an analysis compares, from arguments that all static analyses share."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from moe_probe.static.gram import Matrices
 
 
 def left_out(model: MoEModel, layers: Sequence[int]) -> dict[str, str]:
-    """The attribute `left_out` of a result: experts without matrices, by number and kind; empty if there are none."""
+    """Returns the attribute `left_out` of a result: experts without matrices, by number and kind; empty if none."""
     kinds = model.layer(layers[0]).expert_kinds
     without = [f"{expert} ({kind})" for expert, kind in enumerate(kinds) if kind != "ffn"]
     return {"left_out": f"experts without matrices: {', '.join(without)}"} if without else {}
 
 
 def select_projections(model: MoEModel, layers: Sequence[int], projections: Sequence[str] | str | None) -> list[str]:
-    """`projections` in the order up, gate, down; by default those that the experts have.
+    """Returns `projections` in the order up, gate, down; by default those that the experts have.
 
     Raises:
         NoSuchName: the experts have no such projection.
-        NotFitting: none is asked for.
+        NotFitting: the list is empty.
     """
     present = [p for p in PROJECTIONS if all(p in model.layer(layer).projections for layer in layers)]
     if projections is None:
@@ -33,7 +33,9 @@ def select_projections(model: MoEModel, layers: Sequence[int], projections: Sequ
         if name not in present:
             raise NoSuchName.among(f"projection of the experts of {model.name}", name, present)
     if not chosen:
-        raise NotFitting(f"projections is an empty list; {model.name} has {', '.join(present)}; name at least one.")
+        raise NotFitting(
+            f"projections is an empty list; {model.name} has {', '.join(present)}; pass at least one of them."
+        )
     return [p for p in present if p in chosen]
 
 
@@ -45,7 +47,7 @@ def select_matrices(
     shared: bool = False,
     experts: Sequence[str | int] | None = None,
 ) -> list[Matrices]:
-    """The matrices of every layer and projection, in the order experts, `"S"`, `"F"`; checked, but not read.
+    """Returns the matrices of every layer and projection, in the order experts, `"S"`, `"F"`; checked, but not read.
 
     Raises:
         NotFitting: an expert, the shared block or the baseline does not exist in a layer.
@@ -85,7 +87,7 @@ def _check_labels(model: MoEModel, chosen: Sequence[Matrices]) -> None:
     if len({matrices.labels for matrices in chosen}) > 1:
         counts = " and ".join(map(str, different))
         raise NotFitting(
-            f"The layers of {model.name} that were asked for differ in their experts ({counts} with weights); pass "
+            f"The chosen layers of {model.name} differ in their experts ({counts} with weights); pass "
             "layers= of one shape."
         )
     if different[0] < 2:
@@ -96,7 +98,7 @@ def _check_labels(model: MoEModel, chosen: Sequence[Matrices]) -> None:
 def _check_baseline(model: MoEModel, baseline: MoEModel, index: int) -> None:
     if baseline.moe_layers:
         raise NotFitting(
-            f"The baseline {baseline.name} is a Mixture-of-Experts itself; a baseline is a dense model: pass one, or "
+            f"The baseline {baseline.name} is a Mixture-of-Experts model; pass a dense model as the baseline, or "
             "omit baseline=."
         )
     if index >= baseline.num_layers or baseline.hidden_size != model.hidden_size:
@@ -108,7 +110,7 @@ def _check_baseline(model: MoEModel, baseline: MoEModel, index: int) -> None:
 
 
 def require_same_shape(matrices: Sequence[Matrices], what: str) -> None:
-    """Raise `NotFitting` when the matrices that `what` compares entry by entry differ in shape."""
+    """Raises `NotFitting` if the matrices that `what` compares entry by entry differ in shape."""
     for item in matrices:
         shapes = {tuple(tensor.shape) for tensor in item.tensors}
         if len(shapes) > 1:
@@ -122,13 +124,13 @@ def require_same_shape(matrices: Sequence[Matrices], what: str) -> None:
 
 
 def as_list(name: str, given: object) -> list[Any]:
-    """A name or number, or several, as a list.
+    """Returns a name or number, or several, as a list.
 
     Raises:
-        WrongType: it is neither.
+        WrongType: the value is neither.
     """
     if isinstance(given, str | int):
         return [given]
     if not isinstance(given, Iterable):
-        raise WrongType(f"{name}={given!r} is no list; pass a list of names, or one name.")
+        raise WrongType(f"{name}={given!r} is not a list; pass a list of names, or one name.")
     return list(given)

@@ -1,1 +1,1 @@
-"""What is kept of batches and said of it: sums, intervals, labels, capacity."""
+"""Statistics of batches: states that merge, intervals, comparisons of labels, capacity."""

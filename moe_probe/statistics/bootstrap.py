@@ -1,10 +1,10 @@
 """Confidence intervals over documents, since tokens of one document are not independent.
 
-A unit is what is drawn anew: a document, or a cluster of documents. An interval here is of the t type: the estimate
-plus and minus a number of standard errors. The standard error is the jackknife's; how many of them is the larger, on
-each side, of two quantiles: of Student's t with as many degrees of freedom as units of equal size would have the same
-weight (Kish 1965), which is right where units differ in size; and of the t statistics of resampled influence values
-(Efron and Tibshirani 1993, chapter 12), which is right where units are skewed.
+The bootstrap resamples units: documents, or clusters of documents. Intervals are of the t type: the estimate plus and
+minus a multiple of the jackknife's standard error. On each side, the multiple is the larger of two quantiles: that of
+Student's t, whose degrees of freedom follow from the effective number of units (Kish 1965), which suits units of
+different sizes; and that of the t statistics of resampled influence values (Efron and Tibshirani 1993, chapter 12),
+which suits skewed units.
 """
 
 from __future__ import annotations
@@ -29,10 +29,11 @@ Statistic = Callable[[Sums], np.ndarray]
 
 
 def check_draws(draws: int, name: str = "bootstrap") -> None:
-    """Refuse what is no number of draws; 0 stands for none.
+    """Raises an error if `draws` is not a number of draws; 0 means none.
 
     Raises:
-        WrongType, OutOfRange: it is no whole number, below 0 or above MOST_DRAWS.
+        WrongType: the value is not a whole number.
+        OutOfRange: the number is below 0 or above MOST_DRAWS.
     """
     check_number(name, draws, 0, MOST_DRAWS)
 
@@ -47,22 +48,22 @@ def interval(
     seed: int = 0,
     level: float = LEVEL,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Interval of a statistic of sums over units.
+    """Confidence interval of a statistic of sums over units.
 
     Args:
-        statistic: takes totals (n, ...) by name, gives values (n, ...).
+        statistic: takes totals (n, ...) by name, returns values (n, ...).
         sums: by name, (units, ...).
-        draws: resamples.
-        weight: how much of each value lies with each unit, (units, ...), such as its tokens; units of 0 do not count.
-            By default, units that are 0 throughout do not count and the others are of equal weight.
-        limits: of the values. debias: take off what the estimate has too much in few units, by the jackknife
-        (Quenouille 1956): the interval is
-            then around another value than the estimate.
-        seed: of the draws.
-        level: of the interval.
+        draws: number of resamples.
+        weight: contribution of each unit to each value, (units, ...), such as its tokens; units of weight 0 do not
+            count. By default, units whose sums are all 0 do not count and the others have equal weight.
+        limits: smallest and largest possible value.
+        debias: subtract the jackknife's estimate of the bias in few units (Quenouille 1956); the interval is then not
+            centered on the estimate.
+        seed: of the random resamples.
+        level: coverage of the interval, such as 0.95.
 
     Returns:
-        Lower and upper ends; nan where fewer than LEAST_UNITS units count, or they do not differ.
+        Lower and upper ends, (...) each; nan if fewer than LEAST_UNITS units count, or if units do not differ.
 
     Examples:
         >>> sums = {"hits": np.array([1.0, 2.0, 3.0, 2.0, 1.0]), "rows": np.full(5, 4.0)}
@@ -89,7 +90,7 @@ def jackknife_interval(
     seed: int = 0,
     level: float = LEVEL,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """`interval`, of an estimate (...) and what it is without each unit, (units, ...)."""
+    """The same interval, from an estimate (...) and the estimates without each unit, (units, ...)."""
     weight = np.broadcast_to(weight.reshape(*weight.shape, *[1] * (without.ndim - weight.ndim)), without.shape)
     with np.errstate(divide="ignore", invalid="ignore"):
         influence, bias, error, normal = _influence(estimate, without, weight, level)
@@ -104,7 +105,7 @@ def jackknife_interval(
 def _influence(
     estimate: np.ndarray, without: np.ndarray, weight: np.ndarray, level: float
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Centered influence of units, the jackknife's bias and standard error, and how many errors Student's t takes."""
+    """Centered influence of units, the jackknife's bias and standard error, and the quantile of Student's t."""
     used = weight > 0
     count = used.sum(0)
     influence = np.where(used, (estimate - without) * np.maximum(count - 1, 0), 0)
@@ -118,17 +119,17 @@ def _influence(
 def student_p(
     estimate: np.ndarray, without: np.ndarray, null: float = 0.0, less: bool = False, debias: bool = False
 ) -> np.ndarray:
-    """p-value of Student's test, with the jackknife's standard error, that what was estimated is `null`.
+    """p-value of Student's test, with the jackknife's standard error, of the null hypothesis that the value is `null`.
 
     Args:
-        estimate: (...).
-        without: what it is without each unit, (units, ...); units are of equal weight.
-        null: value under the hypothesis.
+        estimate: estimates, (...).
+        without: estimates without each unit, (units, ...); units have equal weight.
+        null: value under the null hypothesis.
         less: one-sided, against smaller values; two-sided by default.
-        debias: take off what the estimate has too much in few units, by the jackknife.
+        debias: subtract the jackknife's estimate of the bias in few units.
 
     Returns:
-        (...); nan where fewer than LEAST_UNITS units are there, or they do not differ.
+        p-values, (...); nan if there are fewer than LEAST_UNITS units, or if units do not differ.
 
     Examples:
         >>> values = np.array([1.0, 2.0, 3.0, 2.0, 1.0])
@@ -145,14 +146,14 @@ def student_p(
 
 
 def crossed_interval(statistic: Statistic, ways: Sequence[Sums]) -> tuple[np.ndarray, np.ndarray]:
-    """Interval of a statistic of sums over units of two kinds that cross, such as words and documents.
+    """Interval of a statistic of sums over two crossed kinds of units, such as words and documents.
 
-    Its variance is that of either kind less that of their cells (Cameron, Gelbach and Miller 2011, Journal of Business
-    and Economic Statistics 29, equation 2.11), but no less than the larger of both.
+    The variance is the sum of those over each kind minus that over their cells (Cameron, Gelbach and Miller 2011,
+    Journal of Business and Economic Statistics 29, equation 2.11), but at least the larger of the two.
 
     Args:
-        statistic: takes totals (n, ...) by name, gives values (n, ...).
-        ways: the sums by name over the units of the first kind, of the second, and over their cells.
+        statistic: takes totals (n, ...) by name, returns values (n, ...).
+        ways: the sums by name over units of the first kind, over units of the second kind, and over their cells.
     """
     variances, normals, counts, estimate = [], [], [], np.array(np.nan)
     for sums in ways:
@@ -197,7 +198,7 @@ def ratio(total: Sums) -> np.ndarray:
 def ratio_interval(
     total: np.ndarray, count: np.ndarray, draws: int = DRAWS, limits: tuple[float, float] = (-np.inf, np.inf)
 ) -> tuple[np.ndarray, np.ndarray]:
-    """`interval` of the sum of `total` (units, ...) over that of `count`, of the same shape up to trailing ones."""
+    """Interval of the sum of `total` (units, ...) divided by that of `count`, which may lack the last dimensions."""
     return interval(ratio, {"total": total, "count": count}, draws, count, limits)
 
 

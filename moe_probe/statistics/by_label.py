@@ -1,4 +1,4 @@
-"""Choices of experts by document label: shares, how far apart labels are, intervals and chance levels."""
+"""Choices of experts by document label: shares, distances between labels, intervals and chance levels."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Spread = Callable[[np.ndarray], np.ndarray]  # values (..., labels, m) to how fa
 
 
 def add_by_label(state: Kept[UnitSums], batch: LayerBatch) -> None:
-    """Keep the choices of each expert in each document, (units, E) by label."""
+    """Adds the choices of each expert in each document to a state, (units, E) by label."""
     labels, unit = batch.labels, np.repeat(batch.tokens.unit, batch.layer.subtokens)
     selected = batch.selected.long()
     for label in sorted(set(labels)):
@@ -28,7 +28,7 @@ def add_by_label(state: Kept[UnitSums], batch: LayerBatch) -> None:
 
 
 def labeled_tables(state: Kept[UnitSums]) -> dict[str, np.ndarray]:
-    """Choices (layers, units, E) of each label but ""."""
+    """Choices (layers, units, E) of each label except ""."""
     return {label: table for label, table in PerUnit.tables(state).items() if label}
 
 
@@ -64,7 +64,7 @@ def resampled(tables: Mapping[str, np.ndarray], layer: int, draws: int) -> np.nd
 
 
 def permuted(tables: Mapping[str, np.ndarray], layer: int, draws: int) -> np.ndarray:
-    """Choices of one layer with the labels dealt out at random among the documents, (draws, labels, E)."""
+    """Choices of one layer with labels permuted among documents, (draws, labels, E)."""
     generator = np.random.default_rng(0)
     label = np.repeat(np.arange(len(tables)), [table.shape[1] for table in tables.values()])
     units = np.concatenate([table[layer] for table in tables.values()]).astype(float)
@@ -74,14 +74,14 @@ def permuted(tables: Mapping[str, np.ndarray], layer: int, draws: int) -> np.nda
 
 @dataclass(frozen=True)
 class Apart:
-    """How far labels are apart, without what chance adds; each (layers,).
+    """Distance between labels, corrected for chance; each attribute is (layers,).
 
     Attributes:
-        value: the estimate, 0 where the labels differ no more than resampled documents do; the observed distance, and
-            no interval, where documents of a label do not differ at all.
+        value: the estimate, 0 if labels differ no more than resampled documents do; the observed distance, without an
+            interval, if documents of a label do not differ at all.
         low, high: ends of its 95 % interval.
-        chance, chance_low, chance_high: mean and ends of what it is with the labels dealt out at random.
-        p: share of such dealings that are as far apart.
+        chance, chance_low, chance_high: mean and ends of the distance with labels permuted among documents.
+        p: share of permutations with a distance as large.
     """
 
     value: np.ndarray
@@ -96,19 +96,20 @@ class Apart:
 def apart(
     tables: Mapping[str, np.ndarray], shares: Shares, spread: Spread, draws: int, permutations: int, plain: bool = False
 ) -> Apart:
-    """How far labels are apart, in layers.
+    """Estimates the distance between labels in each layer, corrected for chance.
 
-    A distance of two estimates is above 0 where there is none. The estimate is the one at which the observed distance
-    would be the median: labels' differences are scaled, noise of resampled documents is added, and the distances of the
-    sums are compared with the observed one. The interval holds the scales that the observed distance does not exclude.
+    The distance between two noisy estimates is above 0 even if the true distance is 0. The estimate returned is the
+    true distance for which the observed one would be the median: labels' differences are scaled, noise of resampled
+    documents is added, and the resulting distances are compared with the observed one. The interval contains the
+    distances that the observed one does not exclude.
 
     Args:
         tables: choices (layers, units, E) by label.
-        shares: what is compared, of choices (..., labels, E).
-        spread: the distance, which must grow as its argument is scaled.
-        draws: resamples; with 0 there is no interval.
-        permutations: draws of the chance level; with 0 there is none.
-        plain: take the observed distance as it is.
+        shares: computes the compared values from choices (..., labels, E).
+        spread: the distance, which must grow when its argument is scaled up.
+        draws: resamples for the interval; 0 for none.
+        permutations: permutations for the chance level; 0 for none.
+        plain: return the observed distance without correction.
     """
     layers = len(next(iter(tables.values())))
     by_layer = [_apart(tables, layer, shares, spread, draws, permutations, plain) for layer in range(layers)]
@@ -147,19 +148,19 @@ ROUNDING = 1e-12
 def resampled_noise(
     tables: Mapping[str, np.ndarray], layer: int, shares: Shares, draws: int, values: np.ndarray
 ) -> np.ndarray:
-    """How far resampled documents' values are from the `values` of all, (draws, labels, ...)."""
+    """Deviations of resampled documents' values from `values`, those of all documents, (draws, labels, ...)."""
     units = np.array([table[layer].any(1).sum() for table in tables.values()])
     wider = np.sqrt(units / (units - 1))  # resamples vary less than samples by so much
     return (shares(resampled(tables, layer, draws)) - values) * wider[:, None]
 
 
 def _curve(noise: np.ndarray, spread: Spread, values: np.ndarray) -> np.ndarray:
-    """Quantiles 0.025, 0.5, 0.975 of the distance seen where each scale's is true, and the true ones, (s, 4)."""
+    """Quantiles 0.025, 0.5, 0.975 of the observed distance at each of s scales, and the true distance there, (s, 4)."""
     unit = float(spread(values)) or 1.0
     quantiles = [np.quantile(spread(scale * values + noise), [ENDS[0], 0.5, ENDS[1]]) for scale in SCALES]
     return np.column_stack([np.maximum.accumulate(quantiles, axis=0), SCALES * unit])
 
 
 def _true(curve: np.ndarray | None, quantile: int, observed: Any) -> Any:
-    """The true distance of which an observed one would be the quantile (of `_curve`); nan where that is not known."""
+    """The true distance for which the observed one would be a quantile (of `_curve`); nan if it is not known."""
     return np.nan * observed if curve is None else np.interp(observed, curve[:, quantile], curve[:, 3])

@@ -1,4 +1,4 @@
-"""The capacity rule of expert-parallel training: which choices an expert has no place for (arXiv 2006.16668)."""
+"""The capacity rule of expert-parallel training, which drops choices that exceed an expert's places (arXiv 2006.16668)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ ORDERS = ("slot", "token", "score")
 def capacity(rows: int, experts: int, top_k: int, factor: float = 1.0, groups: int = 1) -> int:
     """Places per expert and group: ceil(factor k ceil(S / E)) for the S rows of a group.
 
-    With factor 1 that of MH-MoE's training code; GShard's 2 N / (G E) (arXiv 2006.16668, section 3.1) is that of k = 2.
+    Factor 1 is the rule of MH-MoE's training code; k = 2 gives GShard's 2 N / (G E) (arXiv 2006.16668, section 3.1).
 
     Examples:
         >>> capacity(96, 8, 2)
@@ -26,22 +26,22 @@ def capacity(rows: int, experts: int, top_k: int, factor: float = 1.0, groups: i
 def arrival_ranks(
     index: np.ndarray, weights: np.ndarray, experts: int, order: str = "slot", groups: int = 1
 ) -> np.ndarray:
-    """How many choices arrived at the same expert before each choice; those that overflow count too.
+    """Number of choices that arrived at the same expert before each choice, including those that overflow.
 
     Args:
         index: chosen experts, (S, k), first choice first.
         weights: of the choices, (S, k).
-        experts: E.
-        order: of arrival: `slot`, first choices of all rows before the second ones (GShard, MH-MoE); `token`, all
-            choices of a row before the next row's; `score`, as slot with the rows in descending order of their largest
-            weight (batch prioritized routing, arXiv 2106.05974, section 4).
-        groups: consecutive groups of rows, of equal size up to one, each with counters of its own.
+        experts: number of experts E.
+        order: order of arrival: `slot`, first choices of all rows before the second ones (GShard, MH-MoE); `token`, all
+            choices of a row before those of the next row; `score`, as `slot`, but with rows in descending order of
+            their largest weight (batch prioritized routing, arXiv 2106.05974, section 4).
+        groups: number of consecutive groups of rows, equal in size up to one row, each with its own counters.
 
     Returns:
-        (S, k), int64.
+        Ranks of arrival, (S, k), int64.
 
     Raises:
-        InputError: there is no such order, or there are more groups than rows.
+        InputError: the order is unknown, or there are more groups than rows.
     """
     if order not in ORDERS:
         raise NoSuchName.among("order of arrival", order, ORDERS)
@@ -69,7 +69,7 @@ def has_place(
     order: str = "slot",
     groups: int = 1,
 ) -> np.ndarray:
-    """Whether an expert has a place for each choice, (S, k) bool; the arguments are those of `arrival_ranks`.
+    """Whether the chosen expert has a place for each choice, (S, k) bool; takes the arguments of `arrival_ranks`.
 
     Examples:
         >>> has_place(np.array([[0], [0], [0], [1]]), np.ones((4, 1)), 2)[:, 0].tolist()

@@ -1,4 +1,4 @@
-"""What token ids and experts have to do with each other, of sparse counts by groups of documents."""
+"""Dependence of expert choices on token ids, from sparse counts by groups of documents."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ BLOCKS = 256  # groups of documents by which token ids are counted
 
 
 def mean_of_known(values: np.ndarray) -> np.ndarray:
-    """Mean over the first dimension of what is not nan; nan where nothing is known."""
+    """Mean over the first dimension without nan; nan if all values are."""
     known = ~np.isnan(values)
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.where(known, values, 0).sum(0) / known.sum(0)
 
 
 def two_sided(value: np.ndarray, variance: np.ndarray, degrees: float) -> np.ndarray:
-    """p-values of sums of mean 0 that are distributed as a chi-squared variable minus its mean, scaled."""
+    """Two-sided p-values of sums that follow a chi-squared distribution, shifted to mean 0 and scaled."""
     with np.errstate(divide="ignore", invalid="ignore"):
         standard = np.asarray(value / np.sqrt(variance))
     above = chi2.sf(degrees + standard * np.sqrt(2 * degrees), degrees) if degrees else np.nan * standard
@@ -27,7 +27,7 @@ def two_sided(value: np.ndarray, variance: np.ndarray, degrees: float) -> np.nda
 
 
 class IdCounts:
-    """Sparse counts of the chosen ids: n_x, n_xe and first choices f_xe, each by block of documents."""
+    """Sparse counts of the selected ids: n_x, n_xe and first choices f_xe, each by block of documents."""
 
     def __init__(self, ids: np.ndarray, rows: Counts, chosen: Counts, first: Counts, experts: int):
         self.ids, self.experts = ids, experts
@@ -36,7 +36,7 @@ class IdCounts:
         self.first, self.first_expert, self.first_id = self._sparse(first, experts)
 
     def _sparse(self, tally: Counts, experts: int) -> tuple[csr_array, np.ndarray, np.ndarray]:
-        """Counts (pairs of id and expert, blocks), and each pair's expert and place in `ids`."""
+        """Counts (pairs of id and expert, blocks), and each pair's expert and index into `ids`."""
         keys, counts = tally.keys, tally.counts
         row, expert = keys // experts, keys % experts
         wanted = np.isin(row // BLOCKS, self.ids)
@@ -46,7 +46,7 @@ class IdCounts:
         return matrix, pairs % experts, np.searchsorted(self.ids, pairs // experts)
 
     def statistics(self, weights: np.ndarray) -> dict[str, np.ndarray]:
-        """Values (..., n) of the documents that n weightings of 0 and 1 (blocks, n) take; pairs without replacement."""
+        """Values (..., n) over the documents that each of n 0/1 weightings (blocks, n) selects; no replacement."""
         rows = self.rows @ weights
         chosen, first = self.chosen @ weights, self.first @ weights
         with np.errstate(divide="ignore", invalid="ignore"):
@@ -64,8 +64,8 @@ class IdCounts:
         """OLMoE's means over ids of the share of the most frequent expert.
 
         Args:
-            chosen_at: of pairs of id and expert, where the expert was first among the choices.
-            first_at: the same of first choices.
+            chosen_at: of pairs of id and expert, the first position at which the expert was among the choices.
+            first_at: of pairs of id and expert, the first position at which it was the first choice.
         """
         by_expert, mean = self._most_frequent(self.chosen, self.chosen_id, self.chosen_expert, chosen_at)
         _, first_mean = self._most_frequent(self.first, self.first_id, self.first_expert, first_at)
@@ -86,7 +86,7 @@ class IdCounts:
             return np.bincount(experts[leader], share, self.experts) / count, np.divide(share.sum(), len(share))
 
     def chance(self, first: np.ndarray, chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Context independence (), and specialization (E,), with the tokens of each block dealt its choices.
+        """Context independence () and specialization (E,) with choices permuted among the tokens of each block.
 
         Args:
             first: first choices of each block, (blocks, E).
@@ -103,8 +103,8 @@ class IdCounts:
     def tests(self, first: np.ndarray, chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Two-sided p-values of context independence () and specialization (E,), against `chance`.
 
-        Products of what two occurrences of an id have beyond their documents' shares have mean 0, and are not
-        correlated with each other, where the token does not matter; their sum has the shape of a chi-squared variable.
+        If the token does not matter, products of two occurrences' deviations from their documents' shares have mean 0
+        and are uncorrelated; the distribution of their sum has the shape of chi-squared.
         """
         occurrences = np.asarray(self.rows.sum(1)).ravel()
         weight = 1 / np.maximum(occurrences - 1, 1)
@@ -130,7 +130,7 @@ class IdCounts:
         weight: np.ndarray,
         rows: np.ndarray | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Sums over ids of products of pairs of occurrences beyond their blocks' shares, and their variances, (E,)."""
+        """Sums over ids of products of pairs' deviations from their blocks' shares, and their variances, (E,)."""
         size = np.maximum(of_block.sum(1) if rows is None else rows, 1)
         share = of_block / size[:, None]
         vary = share * (1 - share)
@@ -146,7 +146,7 @@ class IdCounts:
         return (weight[:, None] * beyond).sum(0), (weight[:, None] ** 2 * variance).sum(0)
 
     def _loose(self, size: np.ndarray) -> csr_array:
-        """Occurrences of each id in each block less what the block's fixed choices tell of them, (ids, blocks)."""
+        """Occurrences of each id in each block, less those that the block's fixed choices determine, (ids, blocks)."""
         scale = np.where(size > 1, 1 / np.maximum(size - 1, 1), 0)
         return csr_array(self.rows * (size * scale) - self.rows.multiply(self.rows) * scale)
 
@@ -159,7 +159,7 @@ class IdCounts:
         return expected**2 - within @ share**2 + (within - self.rows) @ pair, expected
 
     def weights(self, used: np.ndarray) -> dict[str, np.ndarray]:
-        """What each block of documents has of each value: choices by expert (blocks, E), occurrences (blocks,)."""
+        """Contribution of each block of documents to each value: choices (blocks, E), occurrences (blocks,)."""
         chosen = self._by_expert(self.chosen_expert, self.chosen.toarray()[:, used]).T
         occurrences = np.asarray(self.rows.sum(0)).ravel()[used]
         every = {"vocabulary_mean": occurrences, "context_independence": occurrences}

@@ -1,9 +1,9 @@
-"""Chance that keeps what was observed: k experts per row, each chosen as often as it is, without regard to each other.
+"""Chance level of pairs that keeps the observed margins: k experts per row, each as frequent as observed.
 
-Experts have fixed preferences, and k are drawn one after the other without replacement in proportion to them (Plackett
-and Luce): what the k largest of fixed logits plus Gumbel noise are. Then an expert's waiting time is exponential with
-its preference as the rate, and a row's experts are the k that come first (Yellott 1977, Journal of Mathematical
-Psychology 15).
+Experts have fixed preferences, and a row draws k of them one after the other without replacement, in proportion to
+their preferences (Plackett and Luce), as the k largest of fixed logits plus Gumbel noise do. Equivalently, each
+expert's waiting time is exponential with its preference as the rate, and a row's experts are the first k (Yellott 1977,
+Journal of Mathematical Psychology 15).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def chance_pairs(share: np.ndarray, k: int) -> np.ndarray:
     """P(both) of each pair of experts, (E, E); the diagonal is P(expert).
 
     Args:
-        share: of rows that choose each expert, (E,); they add up to k.
+        share: of rows that choose each expert, (E,); the shares sum to k.
         k: choices per row.
 
     Examples:
@@ -42,7 +42,7 @@ def chance_pairs(share: np.ndarray, k: int) -> np.ndarray:
 
 
 def _waiting(preference: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Probability that each expert has come by each time, and that it comes in its step, (E, times)."""
+    """Probability that each expert has arrived by each time, and that it arrives in that time step, (E, times)."""
     ends = -np.log(preference.max()) - BEFORE, -np.log(preference.min()) + AFTER
     logs, step = np.linspace(*ends, TIMES, retstep=True)
     rate = preference[:, None] * np.exp(logs)
@@ -50,7 +50,7 @@ def _waiting(preference: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _preferences(share: np.ndarray, k: int) -> np.ndarray:
-    """Preferences with which experts are among the first k as often as `share` says."""
+    """Preferences with which experts are among the first k as often as `share` requires."""
     preference = -np.log1p(-share)
     for _ in range(STEPS):
         preference = preference / preference.sum()
@@ -64,7 +64,7 @@ def _preferences(share: np.ndarray, k: int) -> np.ndarray:
 
 
 def _together(come: np.ndarray, comes: np.ndarray, k: int) -> np.ndarray:
-    """P(both among the first k) of each pair, (E, E): the later one comes while at most k - 2 others have."""
+    """P(both among the first k) of each pair, (E, E): the later one arrives after at most k - 2 others."""
     experts = len(come)
     joint = np.zeros((experts, experts))
     for one in range(experts):
@@ -75,14 +75,14 @@ def _together(come: np.ndarray, comes: np.ndarray, k: int) -> np.ndarray:
 
 
 def _room(come: np.ndarray, most: int) -> Iterable[np.ndarray]:
-    """P(at most so many experts but for this one have come), (times,), for each expert in turn."""
+    """P(at most `most` of the other experts have arrived), (times,), for each expert in turn."""
     before, after = _numbers(come[:-1], most), _numbers(come[:0:-1], most)
     for one, other in zip(before, after[::-1], strict=True):
         yield (one * np.cumsum(other, axis=0)[::-1]).sum(0)
 
 
 def _numbers(come: np.ndarray, most: int) -> list[np.ndarray]:
-    """P(0, 1, ... `most` of the first n experts have come), (most + 1, times), for each n from 0."""
+    """P(0, 1, ... `most` of the first n experts have arrived), (most + 1, times), for each n from 0."""
     numbers = [np.zeros((most + 1, TIMES))]
     numbers[0][0] = 1
     for one in come:

@@ -1,4 +1,4 @@
-"""How often chance does as much: p-values of draws, and the share of false ones among those that are believed."""
+"""p-values from random draws, and false discovery rates."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ ROUNDING = 1e-12
 
 
 def p_of_draws(observed: np.ndarray, draws: np.ndarray) -> np.ndarray:
-    """Share of draws (draws, ...) of a null that are as large as what was observed (...), itself counted as one.
+    """p-values (...): the share of draws (draws, ...) under the null that are at least as large as `observed` (...).
 
-    Phipson and Smyth 2010. nan where the observed value is.
+    The observed value counts as one draw (Phipson and Smyth 2010). The p-value is nan if the observed value is.
 
     Examples:
         >>> p_of_draws(np.array(3.0), np.array([1.0, 2.0, 4.0])).item()
@@ -22,7 +22,7 @@ def p_of_draws(observed: np.ndarray, draws: np.ndarray) -> np.ndarray:
 
 
 def discoveries(p: np.ndarray) -> np.ndarray:
-    """q-values of p-values of any shape, by Benjamini and Hochberg (1995), over all that are known.
+    """q-values of p-values of any shape (Benjamini and Hochberg 1995); nan values do not count.
 
     Examples:
         >>> discoveries(np.array([0.01, 0.5, np.nan])).tolist()
@@ -36,9 +36,9 @@ def discoveries(p: np.ndarray) -> np.ndarray:
 
 
 def mantel(one: np.ndarray, other: np.ndarray, draws: int) -> float:
-    """Two-sided p-value of the correlation of two symmetric matrices (E, E), by orders of the second one's rows.
+    """Two-sided p-value of the correlation of two symmetric matrices (E, E), from permutations of the second one.
 
-    Pairs of which one is nan do not count (Mantel 1967, Cancer Research 27).
+    Pairs with a nan do not count (Mantel 1967, Cancer Research 27).
 
     Examples:
         >>> points = np.random.default_rng(0).normal(size=(9, 1))

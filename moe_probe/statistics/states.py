@@ -1,6 +1,6 @@
-"""What an analysis keeps: states that are declared as class attributes, with the rule by which they merge.
+"""States of analyses, declared as class attributes, each with the rule by which its values merge.
 
-A state keeps one value per layer, and per key where it is given one (such as a document label). Batches, processes,
+A state keeps one value per layer, and per key if there are keys (such as document labels). Batches, processes,
 machines and resumed runs all add to it by the same rule, so no analysis writes merging code.
 """
 
@@ -27,10 +27,10 @@ Place = tuple[int, str]  # layer and key
 
 
 class State(ABC, Generic[Value]):
-    """A kind of state: how two values join, and how one is written as arrays.
+    """A kind of state: it defines how to join two values, and how to write one as arrays.
 
     Args:
-        dims: dimensions of a value, after `layer` (and `token`, where it has a row per token).
+        dims: dimensions of a value, after `layer` (and after `token`, if it has a row per token).
 
     Examples:
         >>> class Seen:
@@ -60,49 +60,49 @@ class State(ABC, Generic[Value]):
 
     @abstractmethod
     def join(self, one: Value, other: Value) -> Value:
-        """One value for both."""
+        """Joins two values into one."""
 
     @abstractmethod
     def arrays(self, value: Value) -> dict[str, np.ndarray]:
-        """The value as arrays without objects, by name."""
+        """Returns the value as arrays without objects, by name."""
 
     @abstractmethod
     def value(self, arrays: dict[str, np.ndarray]) -> Value:
-        """The value that `arrays` gave."""
+        """Returns the value that `arrays` wrote."""
 
     def seen(self, batch: LayerBatch, value: Any) -> Value:
-        """What a batch adds."""
+        """Returns the value that a batch adds."""
         return self.of(value)
 
     def of(self, value: Any) -> Value:
-        """A value of this kind, of a tensor, array, number or set."""
+        """Converts a tensor, array, number or set to a value of this kind."""
         raise TypeError(f"{type(self).__name__} takes batches alone.")
 
     def array(self, values: dict[int, Value]) -> xr.DataArray:
-        """The values of all layers, (layer, ...).
+        """Stacks the values of all layers, (layer, ...).
 
         Raises:
-            NotFitting: the layers' values cannot be stacked.
+            NotFitting: the layers' values have different shapes.
         """
         raise TypeError(f"{type(self).__name__} has no array of all layers.")
 
 
 class Kept(Generic[Value]):
-    """What one analysis keeps under one state."""
+    """The values of one state of one analysis."""
 
     def __init__(self, state: State[Value], values: dict[Place, Value]):
         self.state, self.values = state, values
 
     def add(self, batch: LayerBatch, value: Any, key: str = "") -> None:
-        """Take in what a batch adds in its layer, under `key` where there are several."""
+        """Adds a batch's contribution to the value of its layer, and of `key` if there are keys."""
         self._join((batch.layer.index, key), self.state.seen(batch, value))
 
     def put(self, layer: int, value: Any, key: str = "") -> None:
-        """Take in a value in a layer."""
+        """Joins a value to that of a layer."""
         self._join((layer, key), self.state.of(value))
 
     def merge(self, other: Self) -> None:
-        """Take in what another analysis keeps under the same state."""
+        """Joins the values of the same state of another analysis."""
         for place, value in other.values.items():
             self._join(place, value)
 
@@ -111,7 +111,7 @@ class Kept(Generic[Value]):
 
     @property
     def layers(self) -> list[int]:
-        """Layers that it keeps something of, ascending."""
+        """Layers that have a value, ascending."""
         return sorted({layer for layer, _ in self.values})
 
     @property
@@ -137,13 +137,13 @@ class Kept(Generic[Value]):
         return self.by_key("")
 
     def by_key(self, key: str) -> xr.DataArray:
-        """As `array`, of one key."""
+        """The values of all layers for one key, (layer, ...)."""
         return self.state.array(
             {layer: self.values[layer, key] for layer in self.layers if (layer, key) in self.values}
         )
 
     def stacked(self, dim: str, keys: Sequence[str]) -> xr.DataArray:
-        """The values of these keys, (layer, `dim`, ...)."""
+        """The values of several keys, (layer, `dim`, ...)."""
         return xr.concat([self.by_key(key) for key in keys], xr.Variable(dim, list(keys))).transpose("layer", dim, ...)
 
     def arrays(self) -> dict[str, np.ndarray]:
@@ -154,10 +154,10 @@ class Kept(Generic[Value]):
         return arrays
 
     def restore(self, arrays: dict[str, np.ndarray]) -> None:
-        """Take back what `arrays` gave.
+        """Restores the values that `arrays` wrote.
 
         Raises:
-            Damaged: the arrays are not of this state.
+            Damaged: the arrays do not match this state.
         """
         parts: dict[Place, dict[str, np.ndarray]] = {}
         for path, array in arrays.items():
@@ -168,7 +168,9 @@ class Kept(Generic[Value]):
         try:
             self.values.update({place: self.state.value(value) for place, value in parts.items()})
         except (KeyError, ValueError, TypeError) as error:
-            raise Damaged(f"The saved state of {self.state.name} is not what it was ({error}); begin anew.") from error
+            raise Damaged(
+                f"The saved state of {self.state.name} was changed after it was saved ({error}); delete it."
+            ) from error
 
 
 class Elementwise(State[np.ndarray]):
@@ -202,8 +204,8 @@ class Total(Elementwise):
 class Moments(Elementwise):
     """Number, mean and sum of squared differences from the mean, (3, ...), of values that are added as (n, ...).
 
-    Two join by the difference of their means (Chan, Golub and LeVeque 1983, The American Statistician 37), so that no
-    large squares are subtracted.
+    Joining two uses the difference of their means (Chan, Golub and LeVeque 1983, The American Statistician 37), which
+    avoids subtracting large squares.
 
     Examples:
         >>> one, other = (Moments().of(np.array(values)) for values in ([1.0, 2.0], [6.0]))
@@ -240,7 +242,7 @@ class Most(Elementwise):
 
 
 class Same(Elementwise):
-    """What every batch must agree in."""
+    """A value that must be equal in all batches."""
 
     def join(self, one: np.ndarray, other: np.ndarray) -> np.ndarray:
         if not np.array_equal(one, other):
@@ -249,7 +251,7 @@ class Same(Elementwise):
 
 
 class Names(State[frozenset[str]]):
-    """A set of strings, such as what was met or which files were written; it merges by union."""
+    """A set of strings, such as names that occurred; it merges by union."""
 
     def of(self, value: Any) -> frozenset[str]:
         return frozenset([value] if isinstance(value, str) else value)
@@ -265,7 +267,7 @@ class Names(State[frozenset[str]]):
 
 
 class Files(State[tuple[str, ...]]):
-    """Names of files that were written, in the order of writing."""
+    """Names of written files, in the order of writing."""
 
     def of(self, value: Any) -> tuple[str, ...]:
         return (value,) if isinstance(value, str) else tuple(value)
@@ -284,16 +286,16 @@ class UnitSums:
     """Sums over units, such as documents.
 
     Attributes:
-        keys: numbers of the units, ascending, int64; at a level above 0, of 2^level neighboring units together.
-        values: (units, ...).
-        level: how often neighboring units were joined.
+        keys: numbers of the units, ascending, int64; at a level above 0, each stands for 2^level neighboring units.
+        values: the sums, (units, ...).
+        level: how many times neighboring units were joined.
     """
 
     def __init__(self, keys: np.ndarray, values: np.ndarray, level: int = 0):
         self.keys, self.values, self.level = keys, values, level
 
     def at(self, level: int) -> UnitSums:
-        """The sums with neighboring units joined up to a level."""
+        """Returns the sums with neighboring units joined up to a level."""
         if level == self.level:
             return self
         keys, inverse = np.unique(self.keys >> (level - self.level), return_inverse=True)
@@ -303,14 +305,14 @@ class UnitSums:
 
 
 class PerUnit(State[UnitSums]):
-    """A sum per unit: per document, or per cluster of documents, which is what intervals and chance levels resample.
+    """A sum per unit, a document or a cluster of documents; intervals and chance levels resample units.
 
-    Where there are more than `most` units, neighbors in number are joined two by two until there are not; numbers are
-    given by content within labels (`numbered_units`), so what is joined depends on neither order nor batches.
+    If there are more than `most` units, neighbors in number are joined two by two until there are not. Units are
+    numbered by content within labels (`numbered_units`), so joining depends neither on order nor on batches.
 
     Args:
         dims: dimensions of a sum.
-        most: units that are kept apart; a table holds so many sums at most.
+        most: largest number of units in a table.
     """
 
     def __init__(self, *dims: str, most: int = MOST_UNITS):
@@ -349,7 +351,7 @@ class PerUnit(State[UnitSums]):
 
     @staticmethod
     def tables(state: Kept[UnitSums]) -> dict[str, np.ndarray]:
-        """By key, the sums of all units that the key has, (layers, units, ...), all at one level."""
+        """Sums of all units of each key, (layers, units, ...), by key, all at one level."""
         level = max(sums.level for sums in state.values.values())
         tables = {}
         for key in state.keys:
@@ -363,31 +365,31 @@ class PerUnit(State[UnitSums]):
 
 
 class Rows:
-    """Values of tokens, in parts as they came.
+    """Values of tokens, in parts in the order in which they were added.
 
     Attributes:
-        parts: tokens, and their values (tokens, ...).
+        parts: pairs of tokens and their values (tokens, ...).
     """
 
     def __init__(self, parts: list[tuple[Tokens, np.ndarray]]):
         self.parts = parts
 
     def ordered(self) -> tuple[Tokens, np.ndarray]:
-        """All of them by document and position, whatever the batches were."""
+        """Returns all values in order of document and position, for any batches."""
         tokens = Tokens.joined([tokens for tokens, _ in self.parts])
         order = np.lexsort((tokens.position, tokens.document))
         return tokens[order], np.concatenate([values for _, values in self.parts])[order]
 
 
 class TokenTable(State[Rows]):
-    """A row per token, in the order of the corpus: use the smallest dtype that holds it.
+    """A row per token, in the order of the corpus; use the smallest dtype that holds the values.
+
+    If the rows of a batch are sub-tokens, a token's value has them as a first axis, `subtoken`.
 
     Args:
         dims: dimensions of a token's value.
-        subtokens: whether a value has a first axis for sub-tokens even where a layer has none.
-        dtype: that values are kept in; floating-point values are kept in float32 by default.
-
-    Where rows of a batch are sub-tokens, a token's value has them as a first axis, `subtoken`.
+        subtokens: whether a value has a first axis for sub-tokens even if a layer has none.
+        dtype: dtype in which values are kept; float32 by default for floating-point values.
     """
 
     def __init__(self, *dims: str, subtokens: bool = False, dtype: type[np.generic] | None = None):
@@ -431,7 +433,7 @@ class TokenTable(State[Rows]):
 
 
 def stacked_layers(values: dict[int, np.ndarray], dims: Sequence[str]) -> xr.DataArray:
-    """Arrays of the layers, stacked: (layer, `dims`).
+    """Stacks the arrays of the layers, (layer, `dims`).
 
     Raises:
         NotFitting: their shapes differ.

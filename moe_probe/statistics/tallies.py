@@ -1,4 +1,4 @@
-"""States of whole numbers, most of which never occur: how often each was seen, and where first."""
+"""States for sparse whole numbers: how often each occurred, and where first."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ PENDING = 1 << 16  # keys of a tally that wait before they are sorted in
 
 
 class Counts:
-    """How often each whole number was seen.
+    """Number of occurrences of each whole number.
 
     Attributes:
         keys: distinct, ascending, int64.
@@ -25,7 +25,7 @@ class Counts:
         self._keys, self._counts = [keys], [counts]
 
     def take(self, other: Counts) -> Self:
-        """Take in what another one saw; this one."""
+        """Merges the counts of another instance; returns this one."""
         self._keys += other._keys
         self._counts += other._counts
         if sum(map(len, self._keys[1:])) > max(PENDING, len(self._keys[0])):
@@ -51,7 +51,7 @@ class Counts:
 
 
 class Earliest(Counts):
-    """The smallest place, in `counts`, at which each whole number was seen."""
+    """The smallest position at which each whole number occurred, in `counts`."""
 
     joined, start = np.minimum, np.iinfo(np.int64).max
 
@@ -74,7 +74,7 @@ class Tally(State[Counts]):
 
 
 class FirstSeen(Tally):
-    """Where each whole number was seen first, of pairs of numbers and places; the smallest of several.
+    """First occurrence of each whole number, from pairs of numbers and positions; the smallest position counts.
 
     Examples:
         >>> one, other = (FirstSeen().of(pair) for pair in (([7, 7], [3, 2]), ([7, 8], [5, 6])))

@@ -144,11 +144,11 @@ def test_a_start_in_the_null_space_is_no_obstacle(monkeypatch):
 
 
 def largest(points, standardize):
-    centred = points - points.mean(0)
+    centered = points - points.mean(0)
     if standardize:
-        deviation = centred.std(0, ddof=1)
-        centred = centred[:, deviation > 0] / deviation[deviation > 0]
-    squares = np.linalg.svd(centred, compute_uv=False) ** 2
+        deviation = centered.std(0, ddof=1)
+        centered = centered[:, deviation > 0] / deviation[deviation > 0]
+    squares = np.linalg.svd(centered, compute_uv=False) ** 2
     return squares[0] / (len(points) - 1), squares[0] / squares.sum()
 
 
@@ -213,7 +213,7 @@ BAD = [
     ("similarity", {"n_jobs": 0}, OutOfRange, "pass 1 or more"),
     ("similarity", {"n_jobs": "two"}, WrongType, "whole number"),
     ("similarity", {"shared": "yes"}, WrongType, "pass True or False"),
-    ("similarity", {"projections": []}, NotFitting, "name at least one"),
+    ("similarity", {"projections": []}, NotFitting, "pass at least one of them"),
     ("similarity", {"projections": ["upp"]}, NoSuchName, "did you mean 'up'"),
     ("similarity", {"projections": 1.5}, WrongType, "pass a list"),
     ("similarity", {"experts": [1, 1]}, NotFitting, "each expert once"),
@@ -222,7 +222,7 @@ BAD = [
     ("pca", {"n_components": 7}, OutOfRange, "not 2 or 3"),
     ("pca", {"standardize": 1}, WrongType, "pass True or False"),
     ("pca", {"outliers": 3}, WrongType, r"pass \(a number, a whole number\)"),
-    ("pca", {"outliers": (0, 3)}, OutOfRange, "eps is a number above 0"),
+    ("pca", {"outliers": (0, 3)}, OutOfRange, "pass eps above 0"),
     ("pca", {"outliers": (1, 2), "level": "neuron"}, NotFitting, "at level='matrix' only"),
     ("pca", {"level": "neurons"}, NoSuchName, "did you mean 'neuron'"),
     ("gate_regression", {"level": "mean"}, NoSuchName, "there are neuron_mean|did you mean"),

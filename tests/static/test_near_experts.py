@@ -64,12 +64,12 @@ def test_similarity_of_upcycled_experts_is_that_of_their_differences(kind, chang
 def test_components_of_upcycled_experts_are_those_of_their_differences(kind, standardize, change):
     up = upcycled(change, kind)
     points = up.double().numpy().reshape(EXPERTS, -1)
-    centred = points - points.mean(0)
+    centered = points - points.mean(0)
     if standardize:
-        deviation = centred.std(0, ddof=1)
+        deviation = centered.std(0, ddof=1)
         varies = np.ptp(points, 0) > 0
-        centred = centred[:, varies] / deviation[varies]
-    squares = np.linalg.svd(centred, compute_uv=False) ** 2
+        centered = centered[:, varies] / deviation[varies]
+    squares = np.linalg.svd(centered, compute_uv=False) ** 2
     found = static.pca(live(up), projections="up", standardize=standardize)
     np.testing.assert_allclose(found.explained_variance[0, 0, 0], squares[0] / (EXPERTS - 1), rtol=1e-4)
     np.testing.assert_allclose(found.explained_variance_ratio[0, 0, 0], squares[0] / squares.sum(), rtol=1e-4)

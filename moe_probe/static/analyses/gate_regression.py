@@ -48,13 +48,13 @@ def gate_regression(
 
     Pairs are the strict lower triangle, row by row; pairs without a similarity (an expert or a gate embedding of zeros)
     do not count. The paper's table is `r_squared_average`: r² of each layer rounded to two decimals, then averaged over
-    the MoE layers. The paper swaps the names X and Y, which leaves r as it is.
+    the MoE layers. The paper swaps the names X and Y, which does not change r.
 
     Formula:
         ```text
         over all pairs i < j of a layer:   cos(g_i, g_j) = intercept + slope · cos(w_i, w_j) + error
         R² = r², r Pearson's correlation
-        p: the share of orders of the gate embeddings in which |r| is as large (Mantel 1967)
+        p: the share of permutations of the gate embeddings with |r| as large (Mantel 1967)
         q: the same with the false discovery rate controlled over layers and projections (Benjamini and Hochberg 1995)
         ```
 
@@ -72,15 +72,16 @@ def gate_regression(
         level: of the expert similarity: `neuron_mean` as in the paper, `matrix` or `neuron_aligned`.
         projections: some of `up`, `gate`, `down`; all by default.
         layers: MoE layers; all by default.
-        permutations: orders of the gate embeddings for the p-values; 0 for none.
-        n_jobs: layers computed at a time, through joblib.
-        progress: whether progress is shown.
+        permutations: permutations of the gate embeddings for the p-values; 0 for none.
+        n_jobs: number of layers computed at a time, through joblib.
+        progress: whether to show progress.
 
     Returns:
-        Dataset with `r`, `r_squared`, `slope`, `intercept`, `stderr`, `p_value`, `q_value` (layer, projection); a pair
-        shares its experts with others, so that the p-values are those of experts dealt out at random;
-        `r_squared_average` (projection); and the pairs: `gate` (layer, pair), `similarity` (layer, projection, pair).
-        The fit is NaN where all experts, or all gate embeddings, are alike: there is no line through one point.
+        Dataset, float64, with `r`, `r_squared`, `slope`, `intercept`, `stderr`, `p_value`, `q_value` (layer,
+        projection); `r_squared_average` (projection); and the pairs: `gate` (layer, pair) and `similarity` (layer,
+        projection, pair). Pairs that share an expert are not independent, so the p-values come from permuting experts,
+        while `stderr` assumes independent pairs. The fit is NaN if all experts, or all gate embeddings, have the same
+        similarity.
 
     Raises:
         NoSuchName: there is no such level or projection.
@@ -115,7 +116,7 @@ def gate_regression(
 
 
 def _tests(experts: np.ndarray, gates: np.ndarray, r: np.ndarray, permutations: int) -> dict[str, xr.DataArray]:
-    """Mantel's test of each layer and projection: of similarities (layer, projection, E, E) and (layer, E, E)."""
+    """Mantel's test for each layer and projection, of similarities (layer, projection, E, E) and (layer, E, E)."""
     p = np.array(
         [
             [
@@ -150,7 +151,7 @@ def _variables(x: np.ndarray, y: np.ndarray, rounding: float) -> dict[str, xr.Da
 
 
 def _fit(x: np.ndarray, y: np.ndarray, rounding: float) -> list[float]:
-    """Values of the fit in the order of `FIT`; NaN where no line is defined."""
+    """Values of the fit in the order of `FIT`; NaN if no line is defined."""
     known = np.isfinite(x) & np.isfinite(y)
     if known.sum() < 3 or np.ptp(x[known]) <= rounding or np.ptp(y[known]) <= GATE_ROUNDING:
         return [np.nan] * len(FIT)

@@ -20,15 +20,15 @@ TITLE = "Similarity of gate embeddings"
 
 @checked
 def gate_similarity(model: Openable, *, layers: Sequence[int] | int | None = None, progress: bool = True) -> xr.Dataset:
-    """Cosine of every pair of gate embeddings (rows of the router's weight), layer by layer.
+    """Cosine of every pair of gate embeddings (rows of the router's weight) in each layer.
 
     Formula:
         ```text
-        cos(g_i, g_j), g_i the i-th row of the router's matrix (of its last layer, where the router is a small network)
+        cos(g_i, g_j), g_i the i-th row of the router's matrix (of its last layer, if the router is a small network)
         ```
 
     Needs:
-        The routers' weights alone.
+        Only the routers' weights.
 
     Cost:
         A matrix of E × d per layer; milliseconds.
@@ -39,14 +39,15 @@ def gate_similarity(model: Openable, *, layers: Sequence[int] | int | None = Non
     Args:
         model: a checkpoint folder, a hub id, a live transformers model or a `MoEModel`.
         layers: MoE layers; all by default.
-        progress: whether progress is shown.
+        progress: whether to show progress.
 
     Returns:
         Dataset with `cosine` (layer, expert, other), float64, of routed experts of every kind; NaN for a gate embedding
         of zeros, which has no direction.
 
     Raises:
-        InputError, FamilyError: a layer does not route.
+        DenseModel: the model is dense.
+        OutOfRange: a layer is not a MoE layer.
         NotFitting: the layers have different numbers of experts.
         WeightError: a router is missing, has the wrong shape, or is not finite.
 
@@ -65,7 +66,7 @@ def gate_similarity(model: Openable, *, layers: Sequence[int] | int | None = Non
 
 
 def router_matrices(model: MoEModel, layers: Sequence[int], progress: bool) -> Iterator[torch.Tensor]:
-    """The gate embeddings of each layer in float64, (E, d), read one after the other.
+    """The gate embeddings of each layer, (E, d) float64, read one after the other.
 
     Raises:
         NotFinite: they hold NaN or infinity.
@@ -74,7 +75,7 @@ def router_matrices(model: MoEModel, layers: Sequence[int], progress: bool) -> I
     counts = {model.layer(layer).num_experts for layer in layers}
     if len(counts) > 1:
         raise NotFitting(
-            f"The layers of {model.name} that were asked for have {' and '.join(map(str, sorted(counts)))} experts; "
+            f"The chosen layers of {model.name} have {' and '.join(map(str, sorted(counts)))} experts; "
             "pass layers= of one number."
         )
     with reporting("Routers", len(layers), progress) as advance:

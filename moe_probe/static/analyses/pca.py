@@ -56,45 +56,48 @@ def pca(
 
     Formula:
         ```text
-        matrix  a point per expert: its whole matrix, neuron by neuron
+        matrix  a point per expert: its whole matrix, flattened neuron by neuron
         neuron  a point per neuron (a row of up and gate, a column of down): all neurons of all experts together
         every feature is standardized (mean 0, unbiased standard deviation 1) unless standardize=False;
         coordinates = the points' projections on the first 2 or 3 eigenvectors of the covariance
         ```
 
     Needs:
-        Weights alone. At level `matrix` all experts need one shape; a dense `baseline=` joins as `F`.
+        Only the weights. At level `matrix`, all experts need one shape; a dense `baseline=` is added as `F`.
 
     Cost:
-        Level `matrix`: one pass over the weights and an R × R eigenproblem. Level `neuron`: two passes (three where
-        features lie far from 0) and a d × d eigenproblem, of which only the first components are computed for large d.
+        Level `matrix`: one pass over the weights and an R × R eigenproblem for R experts. Level `neuron`: two passes
+        (three if features are far from 0) and a d × d eigenproblem, with only the first components for large d.
 
     Source:
         arXiv 2406.18219, section 4.1.
 
     Args:
         model: a checkpoint folder, a hub id, a live transformers model or a `MoEModel`.
-        level: what a point is: `matrix`, an expert, or `neuron`.
-        n_components: 2 or 3.
-        standardize: subtract each feature's mean over the points and divide by its deviation (ddof 1); features that do
-            not vary are omitted (the paper's cells give NaN there). Otherwise subtract the mean only.
+        level: `matrix` for a point per expert, `neuron` for a point per neuron.
+        n_components: number of components, 2 or 3.
+        standardize: subtract each feature's mean over the points and divide by its standard deviation (ddof 1);
+            features that do not vary are omitted (the paper's notebook gives NaN there). Otherwise subtract only the
+            mean.
         projections: some of `up`, `gate`, `down`; all by default.
         layers: MoE layers; all by default.
         baseline: a dense model, added as label `"F"`.
         outliers: (eps, min_samples) of a DBSCAN on the coordinates (level `matrix`); the paper uses (50, 5) for
-            DeepSeekMoE-16B. eps is absolute and does not carry over to other sizes.
-        n_jobs: layers and projections computed at a time, through joblib.
-        progress: whether progress is shown.
+            DeepSeekMoE-16B. eps is an absolute distance, so models of other sizes need another one.
+        n_jobs: number of pairs of layer and projection computed at a time, through joblib.
+        progress: whether to show progress.
 
     Returns:
-        Dataset with `coordinates` (layer, projection, point, component), `explained_variance` (divisor points - 1) and
-        `explained_variance_ratio` (layer, projection, component), coordinate `expert` along `point`; with `outliers`
-        also `outlier` (layer, projection, point). Where all points of a layer are the same, the ratio is NaN.
+        Dataset, float64, with `coordinates` (layer, projection, point, component), `explained_variance` (divisor
+        points - 1) and `explained_variance_ratio` (layer, projection, component); `expert` is a coordinate along
+        `point`. With `outliers`, it also has `outlier` (layer, projection, point). The ratio is NaN if all points of a
+        layer are the same.
 
     Raises:
         NoSuchName: there is no such level or projection.
         NotFitting: all points of all layers are the same, or an argument does not fit the model.
-        OutOfRange, WrongType: an argument is outside its range or of another type.
+        OutOfRange: a number is outside its range.
+        WrongType: an argument is of another type.
         WeightError: a weight is missing, has the wrong shape, or is not finite.
 
     Examples:
@@ -140,7 +143,9 @@ def _check(level: str, n_components: object, standardize: object, outliers: obje
         raise WrongType(f"outliers={outliers!r} is not (eps, min_samples); pass two numbers, such as (50, 5).")
     eps, least = outliers
     if not isinstance(eps, int | float) or not isinstance(least, int) or not eps > 0 or least < 1:
-        raise OutOfRange(f"outliers={tuple(outliers)!r}: eps is a number above 0, min_samples a whole number from 1.")
+        raise OutOfRange(
+            f"outliers={tuple(outliers)!r} is out of range; pass eps above 0 and a whole min_samples of at least 1."
+        )
 
 
 def _require_points(chosen: Sequence[Matrices], n_components: int) -> None:
@@ -162,7 +167,7 @@ def _require_variance(results: Sequence[Pca], model: MoEModel, points: str) -> N
 
 
 def _experts_of_points(matrices: Matrices, level: str) -> np.ndarray:
-    """The expert of each point."""
+    """The label of each point's expert."""
     counts = [t.shape[0] for t in matrices.neuron_major()] if level == "neuron" else [1] * len(matrices.labels)
     return np.repeat(matrices.labels, counts)
 
@@ -184,14 +189,14 @@ def _variables(results: Sequence[Pca], shape: tuple[int, int]) -> dict[str, xr.D
 
 
 def _matrix_pca(matrices: Matrices, n_components: int, standardize: bool) -> Pca:
-    gram = (standardized_gram(matrices) if standardize else flat_geometry(matrices).centred).numpy()
+    gram = (standardized_gram(matrices) if standardize else flat_geometry(matrices).centered).numpy()
     values, vectors = eigh(gram)
     values, vectors = values[::-1][:n_components].clip(0), vectors[:, ::-1][:, :n_components]
     return _result(vectors * np.sqrt(values), values / (len(gram) - 1), _ratio(values, float(np.trace(gram))))
 
 
 def _ratio(values: np.ndarray, total: float) -> np.ndarray:
-    """Shares of a total; NaN of nothing."""
+    """Shares of a total; NaN if it is 0."""
     return values / total if total > 0 else np.full(len(values), np.nan)
 
 
@@ -216,7 +221,7 @@ def _blocks(tensor: LazyTensor) -> Iterator[torch.Tensor]:
 
 
 def _moments(matrices: Matrices) -> tuple[np.ndarray, np.ndarray, torch.dtype]:
-    """Mean (d,) and covariance (d, d) of all neurons, and the dtype that their products need."""
+    """Mean (d,) and covariance (d, d) of all neurons, and the dtype in which they can be multiplied."""
     neurons = matrices.neuron_major()
     width, count = neurons[0].shape[1], sum(tensor.shape[0] for tensor in neurons)
     products, sums = np.zeros((width, width)), torch.zeros(len(neurons), width, dtype=torch.float64)
@@ -247,7 +252,7 @@ def _symmetric(upper: np.ndarray) -> np.ndarray:
 
 
 def _fits_float32(mean: np.ndarray, square: np.ndarray) -> bool:
-    """Whether products of float32 numbers tell how features vary: none is tiny, huge, or far from 0."""
+    """Whether float32 products represent the variation of features: none is tiny, huge, or far from 0."""
     far = mean**2 > (1 - 1 / OFFSET**2) * square
     tiny = square < SMALLEST_NORMAL
     return bool(np.isfinite(square).all() and not ((far | tiny) & (mean != 0)).any())

@@ -1,4 +1,4 @@
-"""How many directions of its input does a router tell apart?"""
+"""How many directions of its input does a router distinguish?"""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ TITLE = "Spectrum of the routers"
 def router_spectrum(model: Openable, *, layers: Sequence[int] | int | None = None, progress: bool = True) -> xr.Dataset:
     """Singular values and effective rank of each router's weight.
 
-    The effective rank is E where all directions weigh the same, 1 where all gate embeddings are parallel.
+    The effective rank is E if all directions have the same singular value, and 1 if all gate embeddings are parallel.
 
     Formula:
         ```text
@@ -28,7 +28,7 @@ def router_spectrum(model: Openable, *, layers: Sequence[int] | int | None = Non
         ```
 
     Needs:
-        The routers' weights alone.
+        Only the routers' weights.
 
     Cost:
         A singular value decomposition of E × d per layer.
@@ -39,7 +39,7 @@ def router_spectrum(model: Openable, *, layers: Sequence[int] | int | None = Non
     Args:
         model: a checkpoint folder, a hub id, a live transformers model or a `MoEModel`.
         layers: MoE layers; all by default.
-        progress: whether progress is shown.
+        progress: whether to show progress.
 
     Returns:
         Dataset with `singular_value` (layer, index), descending, and `effective_rank` (layer), float64; the rank is NaN

@@ -1,4 +1,4 @@
-"""How alike are the experts of a layer, by their weights?"""
+"""How similar are the weights of a layer's experts?"""
 
 from __future__ import annotations
 
@@ -48,11 +48,11 @@ def similarity(
     n_jobs: int = 1,
     progress: bool = True,
 ) -> xr.Dataset:
-    """Similarity of every pair of experts, layer by layer and projection by projection.
+    """Similarity of every pair of experts in each layer and projection.
 
-    A neuron is a row of up and gate and a column of down. Kendall's tau of an alignment tells how far its order of
-    neurons is from the stored one (-1 to 1; 1: the same order). The paper's published cells for reordering fail as they
-    stand; the definition is computed here.
+    A neuron is a row of up and gate and a column of down. Kendall's tau compares the order of aligned neurons with the
+    stored one (-1 to 1; 1: the same order). The paper's published notebook fails at reordering; moe_probe computes the
+    paper's definition.
 
     Formula:
         ```text
@@ -61,21 +61,21 @@ def similarity(
         matrix          a, b: the experts' whole matrices, neuron by neuron in order
         neuron_mean     a, b: the mean neurons, mean over the rows of up and gate, over the columns of down
         neuron_aligned  the neurons of b are permuted first so that the sum of the neurons' cosines is largest;
-                        Kendall's tau of the permutation says how far it is from the identity
+                        Kendall's tau of the permutation is 1 for the identity
 
         cka(a, b) = <K_a, K_b> / (|K_a| |K_b|),  K = X Xᵀ, X (d, neurons) with centered columns
-        < , > is the unbiased estimator of HSIC, which leaves the diagonals out: 0 on average for unrelated experts;
-        as_published: the plain sum over all entries, which tends to 1 with neurons per dimension
+        < , > is the unbiased estimator of HSIC, which omits the diagonals: 0 on average for unrelated experts;
+        as_published: the plain sum over all entries, which tends to 1 with more neurons per dimension
         ```
 
     Needs:
-        Weights alone; each matrix is read once, in order. A dense model of the same shapes (`baseline=`) joins as `F`,
-        the shared block (`shared=True`) as `S` where its size does not matter.
+        Only the weights; each matrix is read once, in order. A dense model of the same shapes (`baseline=`) is added as
+        `F`, the shared block (`shared=True`) as `S` if the metric does not depend on its size.
 
     Cost:
-        Reading the weights once, and one small product per chunk (R × R for R experts). `neuron_aligned` solves an
-        assignment for every pair of experts: for 14,336 neurons tens of seconds per pair; choose `layers=` and
-        `projections=`, and use `n_jobs=`.
+        One pass over the weights, and one small product per chunk (R × R for R experts). `neuron_aligned` solves an
+        assignment problem for every pair of experts: tens of seconds per pair of 14,336 neurons; restrict it with
+        `layers=` and `projections=`, and use `n_jobs=`.
 
     Source:
         Lo et al., *A Closer Look into Mixture-of-Experts in Large Language Models*, arXiv 2406.18219, section 4.1. CKA:
@@ -85,17 +85,18 @@ def similarity(
 
     Args:
         model: a checkpoint folder, a hub id, a live transformers model or a `MoEModel`.
-        level: what of the experts is compared: `matrix`, `neuron_mean` or `neuron_aligned`.
-        metric: `cosine`; `l2`, the Euclidean distance of the same vectors; or `cka`, linear centred kernel alignment
+        level: the vectors that are compared: `matrix`, `neuron_mean` or `neuron_aligned`.
+        metric: `cosine`; `l2`, the Euclidean distance of the same vectors; or `cka`, linear centered kernel alignment
             (level `matrix` only).
         projections: some of `up`, `gate`, `down`; all by default.
         layers: MoE layers; all by default.
-        experts: labels to restrict the work to; all routed experts with weights by default.
+        experts: labels of the experts to compare; all routed experts with matrices by default.
         baseline: a dense model, added as the last label `"F"`.
         as_published: CKA as Kornblith et al. publish it, with its bias.
-        shared: add the shared block as `"S"` (level `neuron_mean` or metric `cka`: it has more neurons than one).
-        n_jobs: layers (pairs for `neuron_aligned`) computed at a time, through joblib.
-        progress: whether progress is shown.
+        shared: add the shared block as `"S"`; because it has more neurons than an expert, only at level `neuron_mean`
+            or with metric `cka`.
+        n_jobs: number of layers (of pairs for `neuron_aligned`) computed at a time, through joblib.
+        progress: whether to show progress.
 
     Returns:
         Dataset with `cosine` (or `cka`, `l2`), float64, dims (layer, projection, expert, other), symmetric; for
@@ -103,7 +104,9 @@ def similarity(
 
     Raises:
         NoSuchName: there is no such level, metric, projection or expert.
-        NotFitting, OutOfRange, WrongType: an argument does not fit the model.
+        NotFitting: an argument does not fit the model.
+        OutOfRange: a layer is not a MoE layer.
+        WrongType: an argument is of another type.
         WeightError: a weight is missing, has the wrong shape, or is not finite.
 
     Examples:
@@ -142,7 +145,7 @@ def _check(level: str, metric: str, as_published: bool) -> None:
         fits = "level='matrix' or 'neuron_mean'" if metric == "l2" else "level='matrix'"
         raise NotFitting(f"The metric {metric!r} is not defined at level {level!r}; pass {fits}, or metric='cosine'.")
     if as_published and metric != "cka":
-        raise NotFitting(f"as_published=True changes metric='cka' alone, not {metric!r}; omit it.")
+        raise NotFitting(f"as_published=True applies only to metric='cka', not to {metric!r}; omit it.")
 
 
 def _variable(name: str, values: np.ndarray) -> xr.DataArray:
@@ -159,7 +162,7 @@ def select_layers_and_matrices(
     shared: bool = False,
     experts: Sequence[str | int] | None = None,
 ) -> list[Matrices]:
-    """The matrices of the chosen layers and projections, layer by layer."""
+    """Returns the matrices of the chosen layers and projections, layer by layer."""
     indices = model.select_layers(layers)
     return select_matrices(model, indices, select_projections(model, indices, projections), baseline, shared, experts)
 
@@ -190,7 +193,7 @@ def _aligned(chosen: Sequence[Matrices], n_jobs: int, progress: bool) -> dict[st
 
 
 def _align_pair(pair: tuple[Matrices, int, int]) -> tuple[tuple[float, float], tuple[bool, bool]]:
-    """Cosine and Kendall's tau of two experts, and which of them are all zeros."""
+    """Returns cosine and Kendall's tau of two experts, and which of them are all zeros."""
     matrices, i, j = pair
     neurons = matrices.neuron_major()
     first, second = (neurons[at].read().to(torch.float32) for at in (i, j))

@@ -13,7 +13,7 @@ from moe_probe.model import MoEModel, Openable, load
 from moe_probe.parallel import map_items
 from moe_probe.results import dataset, provenance, variable
 from moe_probe.signatures import checked
-from moe_probe.static.geometry import Geometry, centred
+from moe_probe.static.geometry import Geometry, centered
 from moe_probe.static.gram import Matrices, flat_geometry, unbiased
 from moe_probe.static.selection import left_out, select_matrices, select_projections
 
@@ -21,8 +21,8 @@ TITLE = "Weight drift"
 UNASKED = ()  # needs two models
 BY_EXPERT = ("layer", "projection", "expert")
 LEAST_EXPERTS = 4  # that unbiased HSIC is defined for
-SHAPELESS = "fewer than four experts, or all of them as far apart as chance puts them"
-ZEROS = "an expert of zeros has no direction and no size to compare with"
+SHAPELESS = "fewer than four experts, or distances between experts that do not differ more than by chance"
+ZEROS = "an expert of zeros has neither direction nor size"
 
 
 @checked
@@ -35,15 +35,15 @@ def weight_drift(
     n_jobs: int = 1,
     progress: bool = True,
 ) -> xr.Dataset:
-    """Every expert's matrices before and after, and the experts' geometry, Gram matrix against Gram matrix.
+    """Changes of every expert's matrices between two checkpoints, and of the experts' arrangement (Gram matrices).
 
-    For two steps of a training, a base model and its tuned one, a model and its quantized copy.
+    Use it for two training steps, a base and a tuned model, or a model and its quantized copy.
 
     Formula:
         ```text
         per expert and projection: cosine and relative change |w' - w| / |w| of its matrix before and after
         geometry: cka(G, G') = <G, G'> / (|G| |G'|),  G = W Wᵀ, W (experts, weights) minus the mean expert
-        < , > is the unbiased estimator of HSIC, which leaves the diagonals out
+        < , > is the unbiased estimator of HSIC, which omits the diagonals
         ```
 
     Needs:
@@ -53,28 +53,28 @@ def weight_drift(
         Both checkpoints are read once.
 
     Source:
-        Ours; the quantities are standard. Debiased CKA: Kornblith et al. 2019 (arXiv 1905.00414), Song et al. 2012
+        moe_probe, from standard quantities. Debiased CKA: Kornblith et al. 2019 (arXiv 1905.00414), Song et al. 2012
         (Journal of Machine Learning Research 13, equation 5).
 
     Args:
-        before: a folder, a hub id or a model, with the same layers, experts and shapes.
-        after: a folder, a hub id or a model, with the same layers, experts and shapes.
+        before: the first checkpoint: a folder, a hub id or a model.
+        after: the second one, with the same layers, experts and shapes.
         projections: some of `up`, `gate`, `down`; all by default.
         layers: MoE layers; all by default.
-        n_jobs: matrices of layers compared at a time, through joblib.
-        progress: whether progress is shown.
+        n_jobs: number of pairs of layer and projection compared at a time, through joblib.
+        progress: whether to show progress.
 
     Returns:
-        Dataset, float64: `cosine` and `relative_change` |A' - A| / |A| (layer, projection, expert) of the flattened
-        matrices; `nearest` (layer, projection, expert), int64, the expert after that is most like the one before;
-        `gram_similarity` (layer, projection), the debiased CKA of the two (E, E) Gram matrices: 1 where the experts
-        stand to each other as before, whatever rotation or part they have in common, 0 on average where the two
-        arrangements have nothing to do with each other; NaN for fewer than four experts; `router_cosine` and
-        `router_relative_change` (layer, router_expert), of the gate embeddings. What is undefined for an expert or a
-        gate embedding of zeros is NaN, and -1 in `nearest`.
+        Dataset, float64 unless said otherwise, with `cosine` and `relative_change` |A' - A| / |A| (layer, projection,
+        expert) of the flattened matrices; `nearest` (layer, projection, expert), int64, the expert of the second
+        checkpoint that is most similar to each one of the first; `gram_similarity` (layer, projection), the debiased
+        CKA of the two (E, E) Gram matrices: 1 if the arrangement of the experts is the same up to a rotation and a
+        common shift, 0 on average for unrelated arrangements, NaN for fewer than four experts; and `router_cosine` and
+        `router_relative_change` (layer, router_expert) of the gate embeddings. Values that are undefined because an
+        expert or a gate embedding is zero are NaN, and -1 in `nearest`.
 
     Raises:
-        NotComparable: the two differ in their layers, experts or shapes.
+        NotComparable: the checkpoints differ in their layers, experts or shapes.
         InputError: an argument does not fit them.
         WeightError: a weight is missing, has the wrong shape, or is not finite.
 
@@ -111,12 +111,12 @@ def weight_drift(
 def _variables(values: dict[str, np.ndarray]) -> dict[str, xr.DataArray]:
     router, geometry = ("layer", "router_expert"), ("layer", "projection")
     cosine_after, change = "cosine of before and after", "|after - before| / |before|"
-    row = "a gate embedding of zeros has no direction and no size to compare with"
+    row = "a gate embedding of zeros has neither direction nor size"
     return {
         "cosine": variable(BY_EXPERT, values["cosine"], cosine_after, undefined=ZEROS),
         "relative_change": variable(BY_EXPERT, values["relative_change"], change, undefined=ZEROS),
         "nearest": variable(
-            BY_EXPERT, values["nearest"], "expert after that is most like the one before", undefined=ZEROS
+            BY_EXPERT, values["nearest"], "most similar expert of the second checkpoint", undefined=ZEROS
         ),
         "gram_similarity": variable(
             geometry, values["gram_similarity"], "debiased CKA of the experts' Gram matrices", undefined=SHAPELESS
@@ -159,24 +159,24 @@ def _compare(matrices: Matrices) -> dict[str, np.ndarray]:
 
 
 def _arrangement(squares: torch.Tensor, half: int) -> torch.Tensor:
-    """Debiased CKA of the arrangements before and after, of squared distances (2 E, 2 E); NaN where undefined."""
+    """Debiased CKA of the arrangements before and after, from squared distances (2 E, 2 E); NaN if undefined."""
     if half < LEAST_EXPERTS:
         return torch.tensor(torch.nan)
-    grams = torch.stack([centred(squares[:half, :half]), centred(squares[half:, half:])])
+    grams = torch.stack([centered(squares[:half, :half]), centered(squares[half:, half:])])
     plain = Geometry.of(grams.flatten(1))
     diagonals = plain.tree.subtract(grams.diagonal(dim1=1, dim2=2).clone())
     return Geometry(unbiased(plain.products, diagonals), plain.tree).cosine[0, 1]
 
 
 def _changes(geometry: Geometry) -> np.ndarray:
-    """|after - before| / |before| of 2 n vectors, the first n before, (n,); NaN for a vector of zeros."""
+    """|after - before| / |before| of n pairs of vectors, (n,); the first n are those before; NaN for zero vectors."""
     half = len(geometry.products) // 2
     norm = geometry.norm[:half]
     return (geometry.distance.diagonal(half) / norm).masked_fill(norm == 0, torch.nan).numpy()
 
 
 def _nearest(gap: torch.Tensor) -> torch.Tensor:
-    """The most similar expert after, the same one where others are as similar; -1 for an expert of zeros."""
+    """The most similar expert after, the same expert in case of ties; -1 for an expert of zeros."""
     known = gap.nan_to_num(torch.inf)
     best, nearest = known.min(1)
     itself = torch.arange(len(gap))
@@ -185,7 +185,7 @@ def _nearest(gap: torch.Tensor) -> torch.Tensor:
 
 
 def _routers(first: MoEModel, second: MoEModel, layer: int) -> np.ndarray:
-    """Cosine and relative change of the gate embeddings, (2, E); NaN for those of zeros."""
+    """Cosine and relative change of the gate embeddings, (2, E); NaN for those that are zero."""
     geometry = Geometry.of(torch.cat([model.router_weight(layer).double() for model in (first, second)]))
     half = len(geometry.products) // 2
     return np.stack([geometry.cosine.diagonal(half).numpy(), _changes(geometry)])
