@@ -1,4 +1,4 @@
-"""The capacity rule of expert-parallel training, which drops choices that exceed an expert's places (arXiv 2006.16668)."""
+"""The capacity rule of expert-parallel training: an expert drops choices beyond its places (arXiv 2006.16668)."""
 
 from __future__ import annotations
 
