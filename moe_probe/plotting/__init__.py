@@ -1,9 +1,9 @@
-"""Results to figures. A plot sees a Dataset and nothing else; its file bears the name of the analysis that it draws.
+"""Draws results as figures. A plot needs only a Dataset; its file has the name of the analysis that it draws.
 
-Another package adds the plot of its analysis through the entry point group `moe_probe.plotting`: the entry point's name
-is the analysis's, its value a module with `plot(ds, **options)` and `figures(ds)`, and perhaps `summary(ds)` and the
-dimensions `DIMS` that the figures need, `OVER_LAYERS`, the variables that are of no single layer, and `details(ds)`,
-the figures of single layers.
+Other packages add plots through the entry point group `moe_probe.plotting`: an entry point's name is the analysis's,
+its value a module with `plot(ds, **options)` and `figures(ds)`. The module may also have `summary(ds)`, a short table;
+`details(ds)`, the figures of single layers; `DIMS`, the dimensions that the figures need; and `OVER_LAYERS`, the
+variables that do not belong to a single layer.
 """
 
 from __future__ import annotations
@@ -30,19 +30,19 @@ PLOTS: Registry[ModuleType] = Registry("moe_probe.plotting", "plotting", "plot f
 
 
 def plot(ds: xr.Dataset, **options: Any) -> Any:
-    """The figure of a result, picked by `ds.attrs["analysis"]`.
+    """Draws a result with the plot of its analysis, `ds.attrs["analysis"]`.
 
     Args:
-        ds: result of any analysis; one layer of it too, `result.sel(layer=3)`.
-        options: passed on to that analysis's plot, such as `layer=` and `scale=`, and what all plots take: `ax=` or
-            `axes=` to draw on, `figsize=` in inches, `labels=` to write names otherwise, `title=` (none by default).
+        ds: result of any analysis, or one layer of it, `result.sel(layer=3)`.
+        options: options of that analysis's plot, such as `layer=` and `scale=`, and of all plots: `ax=` or `axes=` to
+            draw on, `figsize=` in inches, `labels=` to rename models and labels, `title=` (none by default).
 
     Returns:
-        The figure; the axes, where `ax` or `axes` are given.
+        The figure, or the axes if `ax` or `axes` are given.
 
     Raises:
         NoSuchName: there is no plot for the result, or no such option, layer or name in it.
-        NotFitting: the result lacks what its figure shows, or another number of axes is given.
+        NotFitting: the result lacks what its figure shows, or the number of axes is not that of the panels.
 
     Examples:
         >>> from moe_probe import static, plotting
@@ -56,11 +56,11 @@ def plot(ds: xr.Dataset, **options: Any) -> Any:
 
 
 def figures(ds: xr.Dataset, which: Which = "main") -> Iterator[tuple[str, Figure]]:
-    """Figures of a result, as (file stem, figure).
+    """Yields the figures of a result, as (file stem, figure).
 
     Args:
         ds: result of any analysis.
-        which: `main`: all layers on a page or two, under one scale; `all`: single layers too; `none`: no figure.
+        which: `main`: all layers on one or two pages, in one color scale; `all`: also single layers; `none`: no figure.
 
     Raises:
         NoSuchName: there is no plot for the result, or no such choice of figures.
@@ -76,15 +76,15 @@ def figures(ds: xr.Dataset, which: Which = "main") -> Iterator[tuple[str, Figure
 
 
 def compare(results: Mapping[str, xr.Dataset], *, labels: Mapping[str, str] | None = None, **options: Any) -> Figure:
-    """Results of several models, one above the other in one figure, under one scale.
+    """Draws results of several models, one above the other in one figure, in one scale.
 
     Args:
-        results: by the name that stands above; all of one analysis.
-        labels: how names are written: `{"mixtral": "Mixtral 8x7B"}`.
-        options: of that analysis's plot, such as `layer=`, and `figsize=`.
+        results: by the heading of each; all of one analysis.
+        labels: new names for models and labels: `{"mixtral": "Mixtral 8x7B"}`.
+        options: options of that analysis's plot, such as `layer=`, and `figsize=` in inches.
 
     Returns:
-        A figure in which maps that show the same share their color limits, and lines their y axes.
+        A figure in which maps of one quantity have the same color limits, and lines the same y axis.
 
     Raises:
         NotFitting: there are no results, or they are of several analyses.
@@ -93,13 +93,13 @@ def compare(results: Mapping[str, xr.Dataset], *, labels: Mapping[str, str] | No
     Examples:
         >>> from moe_probe import plotting, static
         >>> checkpoints = {"Mixtral": "ckpt/tiny-mixtral", "DeepSeek": "ckpt/tiny-deepseek-moe"}
-        >>> found = {name: static.gate_similarity(path) for name, path in checkpoints.items()}
-        >>> figure = plotting.compare(found)
+        >>> results = {name: static.gate_similarity(path) for name, path in checkpoints.items()}
+        >>> figure = plotting.compare(results)
     """
     from moe_probe.plotting._compare import side_by_side
 
     if not isinstance(results, Mapping) or not results:
-        raise NotFitting("results is empty or no mapping; pass {'name': result, ...}, all of one analysis.")
+        raise NotFitting("results is empty or not a mapping; pass {'name': result, ...}, all of one analysis.")
     drawable = {name: _drawable(ds) for name, ds in results.items()}
     analyses = list(dict.fromkeys(str(ds.attrs["analysis"]) for ds in results.values()))
     if len(analyses) > 1:
@@ -111,7 +111,7 @@ def compare(results: Mapping[str, xr.Dataset], *, labels: Mapping[str, str] | No
 
 
 def check_options(name: str, function: Callable[..., Any], options: Mapping[str, Any]) -> None:
-    """Refuse options that a plot does not take, or takes as another type.
+    """Raises an error if a plot does not take an option, or takes another type.
 
     Raises:
         NoSuchName: there is no such option.
@@ -128,7 +128,7 @@ def check_options(name: str, function: Callable[..., Any], options: Mapping[str,
 
 
 def summary(ds: xr.Dataset) -> tuple[str, xr.DataArray] | None:
-    """Title and values, (layer, column), of a short table of a result; None where its plot has none."""
+    """Title and values, (layer, column), of a short table of a result; None if its plot has no table."""
     if not isinstance(ds, xr.Dataset) or ds.attrs.get("analysis") not in PLOTS:
         return None
     module, ds = _drawable(ds)
@@ -154,7 +154,7 @@ def __dir__() -> list[str]:
 
 
 def _drawable(ds: xr.Dataset) -> tuple[ModuleType, xr.Dataset]:
-    """The module that draws a result, and the result with its layers as a dimension, of which there may be one."""
+    """The module that draws a result, and the result with `layer` as a dimension, which may have one layer."""
     if not isinstance(ds, xr.Dataset):
         raise WrongType(f"A plot takes the Dataset of an analysis, not {type(ds).__name__}; pass the whole result.")
     module = PLOTS[str(ds.attrs.get("analysis"))]
@@ -166,7 +166,7 @@ def _drawable(ds: xr.Dataset) -> tuple[ModuleType, xr.Dataset]:
 
 @contextmanager
 def _complete(ds: xr.Dataset) -> Iterator[None]:
-    """Say in one sentence that a result lacks a variable, coordinate or attribute."""
+    """A context that turns a missing variable, coordinate or attribute into an error of one sentence."""
     try:
         yield
     except (KeyError, AttributeError) as error:

@@ -1,4 +1,4 @@
-"""Maps of changes: diverging colors around 0, white where the interval covers 0."""
+"""Maps of changes in diverging colors around 0; cells whose interval contains 0 are white."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from moe_probe.plotting._style import DIVERGING
 
 
 def shown_changes(ds: xr.Dataset, name: str) -> xr.DataArray:
-    """A variable with 0 where its interval covers 0; as it is where the result has none."""
+    """A variable, set to 0 where its interval contains 0; unchanged if the result has no interval."""
     values = ds[name]
     if f"{name}_low" not in ds:
         return values
@@ -25,12 +25,12 @@ def shown_changes(ds: xr.Dataset, name: str) -> xr.DataArray:
 
 
 def white_note(ds: xr.Dataset, name: str) -> str:
-    """What white cells mean, where the result has intervals."""
-    return f"white: the interval covers 0 ({said_of_intervals(ds)})" if f"{name}_low" in ds else ""
+    """The note on the meaning of white cells; empty if the result has no intervals."""
+    return f"white: the interval contains 0 ({said_of_intervals(ds)})" if f"{name}_low" in ds else ""
 
 
 def change_colors(*values: Any) -> dict[str, Any]:
-    """Colors centered on 0, the same for all of `values`; gray: no value."""
+    """Colors centered on 0, one scale for all of `values`; cells without a value are gray."""
     known = np.concatenate([np.ravel(np.asarray(each, float)) for each in values])
     known = known[np.isfinite(known)]
     most = float(np.abs(known).max()) if len(known) else 0.0

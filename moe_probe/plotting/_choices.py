@@ -1,4 +1,4 @@
-"""Which part of a result a figure shows: checked, and the first one where none is named."""
+"""Checked choice of the part of a result that a figure shows; by default the first."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ def pick_layer(ds: xr.Dataset, layer: int | None) -> int:
 
 
 def with_layer_dimension(ds: xr.Dataset, over_layers: Iterable[str]) -> xr.Dataset:
-    """What `result.sel(layer=3)` gives, as `result.sel(layer=[3])` does.
+    """Returns a result like `result.sel(layer=3)` in the form of `result.sel(layer=[3])`.
 
     Args:
-        ds: a result with the layer as a coordinate without dimension.
-        over_layers: its variables that are of no single layer.
+        ds: a result whose coordinate `layer` has no dimension.
+        over_layers: its variables that do not belong to a single layer.
     """
     whole = set(over_layers)
     variables = {
@@ -52,7 +52,7 @@ def with_layer_dimension(ds: xr.Dataset, over_layers: Iterable[str]) -> xr.Datas
 
 
 def require(ds: xr.Dataset, dims: Iterable[str]) -> None:
-    """Refuse a result that lacks dimensions, after `ds.sel(layer=2)` or `ds.mean("layer")`.
+    """Raises an error if a result lacks dimensions, as after `ds.sel(layer=2)` or `ds.mean("layer")`.
 
     Raises:
         NotFitting: a dimension is missing.

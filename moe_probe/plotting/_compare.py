@@ -1,4 +1,4 @@
-"""Several results in one figure, under one scale."""
+"""Draws several results in one figure, in one scale."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ def side_by_side(results: Mapping[str, xr.Dataset], module: ModuleType, options:
 
 
 def _fit(figure: Figure, grid: GridSpec, rows: Sequence[Any], figsize: tuple[float, float] | None) -> None:
-    """As wide as the widest row and as high as all of them, where no size is asked for."""
+    """Sets the size of the figure: by default as wide as the widest row, and as high as all rows together."""
     widths, heights = np.array([row.natural_size for row in rows]).T
     grid.set_height_ratios(heights)
     figure.set_size_inches(figsize or (min(widths.max(), PAGE), min(heights.sum(), HIGHEST)))
 
 
 def _one_scale(rows: Sequence[Sequence[Axes]]) -> None:
-    """The same limits for panels at the same place of every row."""
+    """Gives panels at the same position of every row the same limits."""
     if len({len(row) for row in rows}) > 1:
         rows = [[axes for axes in row if axes.get_label() != "<colorbar>"][: min(map(len, rows))] for row in rows]
     for same in zip(*rows, strict=False):

@@ -1,4 +1,4 @@
-"""Texts that fit into their axes, before a figure is laid out: names break, and numbers of ticks make room."""
+"""Fits texts into their axes before a figure is laid out: breaks long names and omits tick labels."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ BESIDE, OVER = 0.6, 1.2  # of the figure's width, what has a neighbor; of axes' 
 
 
 def fit_texts(figure: matplotlib.figure.Figure) -> None:
-    """Break names of axes and titles, and leave out numbers of ticks; where nothing is laid out, names of y alone."""
+    """Breaks axis labels and titles, and omits tick labels; only y labels in figures without automatic layout."""
     engine = figure.get_layout_engine()
     laid_out = engine is not None
     for axes in figure.axes:
@@ -40,13 +40,13 @@ def fit_texts(figure: matplotlib.figure.Figure) -> None:
 
 
 def _fit_name(axes: Axes, part: float) -> None:
-    """Break the name of y if it is longer than that part of the axes' height."""
+    """Breaks the y label if it is longer than `part` of the axes' height."""
     if axes.yaxis.label.get_rotation() == 90:
         _break(axes.yaxis.label, [axes.get_ylabel().replace("\n", " ")], part * _inches(axes)[1])
 
 
 def _fit_beside(axes: Axes) -> None:
-    """Break title and name of x if they reach into the panel beside."""
+    """Breaks the title and the x label if they reach into the neighboring panel."""
     root = axes.get_figure(root=True)
     if root is not None and axes.bbox.width < BESIDE * root.bbox.width:
         for text in (axes.title, axes.xaxis.label):
@@ -54,7 +54,7 @@ def _fit_beside(axes: Axes) -> None:
 
 
 def _fit_numbers(axes: Axes, part: float) -> None:
-    """Leave out numbers of ticks for which that part of the axes has no room; letters stay."""
+    """Omits numeric tick labels for which `part` of the axes has no room; letters stay."""
     width, height = (part * side for side in _inches(axes))
     if axes.get_aspect() == 1:
         width = height = min(width, height)
@@ -66,7 +66,7 @@ def _fit_numbers(axes: Axes, part: float) -> None:
 
 
 def _thin_chosen(axis: Axis, room: float) -> None:
-    """Leave out numbers of x that matplotlib chose, where they do not stand apart."""
+    """Omits x tick labels that matplotlib chose if they are too close to each other."""
     low, high = sorted(axis.get_view_interval())
     shown = [text for text in axis.get_majorticklabels() if low <= text.get_position()[0] <= high and text.get_text()]
     if len(shown) < 2:
@@ -80,7 +80,7 @@ def _thin_chosen(axis: Axis, room: float) -> None:
 
 
 def _width(label: str, text: Text) -> float:
-    """Inches of a label in the letters of a text, with a gap beside it."""
+    """Width of a label in inches, in the font of a text, with a gap next to it."""
     return (len(label) + 0.5) * float(text.get_fontsize()) / 8 / CHARACTERS
 
 
@@ -100,7 +100,7 @@ def _thin(axis: Axis, room: float, across: bool) -> None:
 
 
 def _shrink(axis: Axis, room: float, across: bool) -> None:
-    """Smaller names beside rows, down to `SMALLEST` points; if they still do not fit, every second, third, ... one."""
+    """Shrinks row labels down to `SMALLEST` points; if they still do not fit, keeps every second, third, ... one."""
     places, texts = list(axis.get_majorticklocs()), axis.get_majorticklabels()
     step = float(np.min(np.abs(np.diff(places)))) / float(np.ptp(axis.get_view_interval()) or 1) * room
     if across or not step or LINE * float(texts[0].get_fontsize()) / 72 <= step:
@@ -112,7 +112,7 @@ def _shrink(axis: Axis, room: float, across: bool) -> None:
 
 
 def _apart(places: Sequence[float], labels: Sequence[str], apart: float) -> list[int]:
-    """Which labels are so far apart: letters, and every number, every second, third, ... one of the others."""
+    """Selects labels at least `apart` from each other: all letters, and every n-th number for the smallest such n."""
     letters = [at for at, label in enumerate(labels) if not label.isdigit()]
     step = float(np.min(np.abs(np.diff(places))))
     every = max(int(np.ceil(apart / step - 1e-6)), 1) if step else 1
@@ -122,7 +122,7 @@ def _apart(places: Sequence[float], labels: Sequence[str], apart: float) -> list
 
 
 def _break(text: Text, lines: Sequence[str], room: float) -> None:
-    """Break lines that are longer than `room`, in inches."""
+    """Breaks lines that are longer than `room`, in inches."""
     longest = max(int(room * CHARACTERS * 8 / float(text.get_fontsize())), 8)
     if any(len(line) > longest for line in lines):
         parts = (part for line in lines for part in textwrap.wrap(line, longest, break_long_words=False))
@@ -130,7 +130,7 @@ def _break(text: Text, lines: Sequence[str], room: float) -> None:
 
 
 def _inches(axes: Axes) -> tuple[float, float]:
-    """Width and height."""
+    """Width and height of the axes in inches."""
     box, figure = axes.bbox, axes.get_figure(root=True)
     assert figure is not None
     return box.width / figure.dpi, box.height / figure.dpi

@@ -1,4 +1,4 @@
-"""Small multiples: a panel for every layer, under one scale, on as few pages as can be read."""
+"""Small multiples: a panel for every layer, in one scale, on as few pages as are readable."""
 
 from __future__ import annotations
 
@@ -32,19 +32,19 @@ Panel = Callable[[Axes, Any], ScalarMappable | None]
 
 @dataclass(frozen=True)
 class Grid:
-    """How panels stand on a page.
+    """The layout of panels on a page.
 
     Attributes:
-        columns: of panels at most.
-        unit: panels that stay side by side, such as the projections of a layer.
-        aspect: height of a panel over its width.
-        x, y: what the axes are, said once.
-        bar: what the colors are; "" for no color bar.
-        legend: names and handles of a legend, below the panels.
-        note: a line below.
-        apart: inches between panels.
-        left: inches to their left.
-        below: inches below them.
+        columns: largest number of columns.
+        unit: number of panels that stay side by side, such as the projections of a layer.
+        aspect: height of a panel divided by its width.
+        x, y: labels of the axes, written once per page.
+        bar: label of the color bar; "" for none.
+        legend: names and handles of a legend below the panels.
+        note: a line of text below the panels.
+        apart: space between panels, in inches.
+        left: space to their left, in inches.
+        below: space below them, in inches.
     """
 
     columns: int = 6
@@ -78,7 +78,7 @@ class Grid:
         return textwrap.wrap(self.note, int(width * LONGEST_LINE))
 
     def _columns(self, count: int) -> tuple[int, float]:
-        """How many columns, and how wide in inches: few in one row as wide as a column, more on a part of a page."""
+        """Number of columns, and width of a panel in inches; few panels fit into one row of column width."""
         narrow = self._width(COLUMN, count)
         if count <= self.columns and narrow >= min(SMALLEST, self._width(PAGE, self.columns)):
             return count, narrow
@@ -93,17 +93,17 @@ class Grid:
         return min(columns, count), width
 
     def _width(self, total: float, columns: int) -> float:
-        """Inches of each of so many panels side by side."""
+        """Width in inches of each panel if a row has `columns` of them."""
         return (total - self.left - self.right - self.apart * (columns - 1)) / columns
 
     def pages(self, stem: str, names: Sequence[str], items: Sequence[Any], draw: Panel) -> Iterator[tuple[str, Figure]]:
-        """File stem and figure of every page; `draw(axes, item)` draws a panel, and returns what has its colors.
+        """Yields file stem and figure of every page.
 
         Args:
-            stem: of the files.
-            names: above the panels.
-            items: one a panel.
-            draw: of a panel.
+            stem: beginning of the file stems.
+            names: titles of the panels.
+            items: one per panel.
+            draw: `draw(axes, item)` draws a panel, and returns the artist with its colors.
         """
         columns, width = self._columns(len(items))
         height = width * self.aspect
@@ -139,7 +139,7 @@ class Grid:
         return figure
 
     def _around(self, figure: Figure, size: tuple[float, float], image: ScalarMappable | None) -> None:
-        """Names of the axes, color bar, legend and note around the panels."""
+        """Adds axis labels, color bar, legend and note around the panels."""
         bottom = self.bottom(size[0])
         x = (self.left + (size[0] - self.left - self.right) / 2) / size[0]
         y = (bottom + (size[1] - bottom - self.top) / 2) / size[1]
@@ -181,6 +181,6 @@ def _outer_ticks_alone(axes: Axes, left: bool, bottom: bool) -> None:
 
 
 def chosen_layers(layers: np.ndarray, most: int = CHOSEN) -> list[int]:
-    """At most so many layers, evenly apart, the first and the last one among them."""
+    """At most `most` evenly spaced layers, including the first and the last."""
     places = np.unique(np.linspace(0, len(layers) - 1, min(most, len(layers))).round().astype(int))
     return [int(layers[place]) for place in places]

@@ -1,4 +1,4 @@
-"""Maps: the one way in which arrays become colors; similarity side by side, and layers by experts."""
+"""Heat maps: similarity matrices side by side, and maps of layers by experts."""
 
 from __future__ import annotations
 
@@ -35,18 +35,18 @@ CORNERS = np.array([(-0.5, -0.5), (0.5, -0.5), (0.5, 0.5), (-0.5, 0.5)])  # of a
 
 
 def show(axes: Axes, values: Any, **look: Any) -> AxesImage:
-    """Draw an array as a map, each cell in the color of its own value: nothing is interpolated."""
+    """Draws an array as a map without interpolation: each cell has the color of its own value."""
     options: dict[str, Any] = {"cmap": COLORMAP} | look
     return axes.imshow(np.asarray(values), interpolation="nearest", **options)
 
 
 def limits(values: xr.DataArray, layer: int, scale: str, diagonal: bool = False) -> tuple[float, float]:
-    """Color limits: of one layer, or of all layers in common; of different experts, unless the `diagonal` counts.
+    """Color limits of one layer, or of all layers together; without the diagonal, unless `diagonal` is set.
 
-    Where values are many, the least and the largest 0.5 % lie beyond the limits.
+    If there are many values, 0.5 % of them are beyond each limit.
 
     Raises:
-        NoSuchName: `scale` is neither.
+        NoSuchName: `scale` is neither `layer` nor `all`.
     """
     if scale not in SCALES:
         raise NoSuchName.among("scale", scale, SCALES)
@@ -62,7 +62,7 @@ def limits(values: xr.DataArray, layer: int, scale: str, diagonal: bool = False)
 
 
 def ratio_colors(values: Any, even: float) -> dict[str, Any]:
-    """Colors of a ratio: white where it is `even`, as far from white for twice as much as for half; gray: no value."""
+    """Colors of a ratio on a logarithmic scale: white at the value `even`; cells without a value are gray."""
     even = even if even > 0 else 1.0  # chance is 0 or undefined where a token chooses one expert
     known = np.asarray(values, float)
     known = known[np.isfinite(known) & (known > 0)]
@@ -93,7 +93,7 @@ def ratio_ticks(bar: Colorbar) -> None:
 
 
 def beyond(image: AxesImage) -> str:
-    """On which sides of the color limits there are values."""
+    """The sides of the color limits beyond which there are values."""
     low, high = (float(end or 0.0) for end in image.get_clim())
     values = np.ma.masked_invalid(np.asarray(image.get_array(), float)).compressed()
     margin = 1e-9 + 1e-3 * abs(high - low)
@@ -102,13 +102,13 @@ def beyond(image: AxesImage) -> str:
 
 
 def dots(axes: Axes, where: np.ndarray) -> None:
-    """Small dots on the cells (y, x) of a map."""
+    """Draws small dots on the cells (y, x) of a map."""
     y, x = np.nonzero(where)
     axes.plot(x, y, ".", color="black", markersize=1.5)
 
 
 def hatch(axes: Axes, where: np.ndarray, room: Room = "page") -> None:
-    """Hatch the cells (y, x) of a map, thinly; strike through them where they are too narrow for that."""
+    """Hatches the cells (y, x) of a map, or strikes through them if they are too narrow for a hatch."""
     y, x = np.nonzero(where)
     cells = np.stack([x, y], 1)[:, None]
     if where.shape[1] > HATCHED[room]:
@@ -123,19 +123,21 @@ def hatch(axes: Axes, where: np.ndarray, room: Room = "page") -> None:
 
 
 def hatched(columns: int, room: Room = "page") -> str:
-    """What is said of cells that `hatch` marks."""
+    """The word for cells that `hatch` marks."""
     return "hatched" if columns <= HATCHED[room] else "struck through"
 
 
 def mark_intervals(page: Page, axes: Axes, ds: xr.Dataset, name: str, chance: xr.DataArray) -> None:
-    """Tell on a map (y, x) of `ds[name]` what is known: a hatch where the interval holds the chance level, a circle
-    where there is no interval; what bears neither differs from chance. A note says which is which.
+    """Marks on a map (y, x) of `ds[name]` which cells differ from chance, and explains the marks in a note.
+
+    A hatch means that the interval contains the chance level, a circle that there is no interval. Cells without a mark
+    differ from chance.
 
     Args:
-        page: of the map.
-        axes: of the map.
-        ds: of one layer, with `<name>_low` and `<name>_high`, or nothing is drawn.
-        name: of the variable.
+        page: the page of the map.
+        axes: the axes of the map.
+        ds: the result of one layer; without `<name>_low` and `<name>_high`, there are no marks.
+        name: name of the variable.
         chance: its chance level.
     """
     if f"{name}_low" not in ds:
@@ -148,31 +150,31 @@ def mark_intervals(page: Page, axes: Axes, ds: xr.Dataset, name: str, chance: xr
     size = 2.5 if unknown.shape[-1] <= 64 else 0.8
     axes.plot(x, y, "o", color="black", markersize=size, markerfacecolor="none", markeredgewidth=0.4)
     page.note(
-        f"{hatched(within.shape[-1])}: maybe chance",
+        f"{hatched(within.shape[-1])}: interval includes chance",
         "circles: no interval" * bool(unknown.any()),
         said_of_intervals(ds),
     )
 
 
 def frames(axes: Axes, where: np.ndarray) -> None:
-    """Frames around the cells (y, x) of a map."""
+    """Draws frames around the cells (y, x) of a map."""
     y, x = np.nonzero(where)
     boxes = list(np.stack([x, y], 1)[:, None] + CORNERS)
     axes.add_collection(PolyCollection(boxes, facecolor="none", edgecolor="black", linewidth=0.6), autolim=False)
 
 
 def crosses(axes: Axes, where: np.ndarray) -> None:
-    """Small crosses on the cells (y, x) of a map, as wide as the cells are."""
+    """Draws small crosses on the cells (y, x) of a map, as wide as the cells."""
     y, x = np.nonzero(where)
     size = 3 if max(where.shape) <= 64 else 1.2
     axes.plot(x, y, "x", color="black", markersize=size, markeredgewidth=0.5, rasterized=len(x) > 500)
 
 
 def layer_map(page: Page, values: xr.DataArray, bar: str, even: float | None = None, downward: bool = False) -> Drawn:
-    """Layers by experts, from 0; with `even`, colors diverge from that value and crosses mark what is 0.
+    """Draws a map of layers by experts with colors from 0, or diverging from `even` with crosses where a value is 0.
 
-    Up to 16 experts, layers stand along x, unless they go `downward`; more experts do so themselves, over the width of
-    a page.
+    Up to 16 experts, layers are along x, unless `downward`; with more experts, experts are along x and the map is as
+    wide as a page.
     """
     few = values.sizes["expert"] <= FEW and not downward
     values = values.transpose("expert", "layer") if few else values.transpose("layer", "expert")
@@ -194,14 +196,14 @@ def layer_map(page: Page, values: xr.DataArray, bar: str, even: float | None = N
 
 
 def map_size(values: xr.DataArray, panels: int = 1) -> tuple[float, float]:
-    """Inches of a map (rows, columns): as wide as a page beyond 32 columns, as high as its rows need."""
+    """Size of a map (rows, columns) in inches: as wide as a page beyond 32 columns, and as high as its rows need."""
     rows, columns = values.shape
     width = COLUMN if columns <= 32 and panels == 1 else PAGE
     return width, min(max(1.1 + (0.16 if rows <= 24 else 0.085) * rows, 1.8), 7)
 
 
 def cell_axes(axes: Axes, values: xr.DataArray, rows: str, columns: str, most: int = 9) -> None:
-    """Names and ticks of a map's axes."""
+    """Sets labels and ticks of a map's axes."""
     axes.set(xlabel=columns, ylabel="" if rows in NAMED else rows)
     thin_ticks(axes.xaxis, [str(label) for label in values[columns].values], most)
     thin_ticks(axes.yaxis, [str(label) for label in values[rows].values], 32 if rows in NAMED else most)
@@ -215,7 +217,7 @@ def heatmaps(
     axes_names: tuple[str, str] = ("expert", "expert"),
     blank_diagonal: bool = False,
 ) -> list[Axes]:
-    """One square map per panel (expert, other), all in the same `colors`; `axes_names` of x and y."""
+    """Draws one square map per panel (expert, other), all in the same `colors`; `axes_names` labels x and y."""
     columns = min(len(panels), MOST_BESIDE)
     rows = -(-len(panels) // columns)
     several = (PAGE, rows * (PAGE / (columns + 0.45) + 0.5) + 0.15)
@@ -236,7 +238,7 @@ def square_maps(
     blank_diagonal: bool = False,
     columns: int = MOST_BESIDE,
 ) -> None:
-    """Maps (expert, other) on axes that there are, `columns` side by side, with one color bar."""
+    """Draws maps (expert, other) on existing axes, `columns` side by side, with one color bar."""
     image, most = cast(Any, None), 9 if columns <= 3 or len(next(iter(panels.values()))) <= 9 else 6
     for at, (axes, (name, values)) in enumerate(zip(all_axes, panels.items(), strict=False)):
         image = map_panel(axes, values, colors, blank_diagonal)
@@ -252,7 +254,7 @@ def square_maps(
 
 
 def map_panel(axes: Axes, values: xr.DataArray, colors: Mapping[str, Any], blank_diagonal: bool = False) -> AxesImage:
-    """A map (y, x), the cells of an expert with itself white if they are to be blank."""
+    """Draws a map (y, x); with `blank_diagonal`, the cells of an expert with itself are white."""
     image = show(axes, values.values, **{"aspect": "equal", **colors})
     if blank_diagonal:
         same = np.equal.outer(values[values.dims[0]].values, values[values.dims[1]].values)
@@ -263,7 +265,7 @@ def map_panel(axes: Axes, values: xr.DataArray, colors: Mapping[str, Any], blank
 
 
 def _stroke(axes: Axes, same: np.ndarray) -> None:
-    """A white line over the cells of an expert with itself, where a picture may have fewer pixels than cells."""
+    """Draws a white line over the cells of an expert with itself, for pictures with fewer pixels than cells."""
     rows, columns = np.nonzero(same)
     if len(rows) > THIN and (rows == columns).all():
         ends = [-0.5, len(rows) - 0.5]
@@ -271,5 +273,5 @@ def _stroke(axes: Axes, same: np.ndarray) -> None:
 
 
 def bounded(bounds: tuple[float, float]) -> dict[str, Any]:
-    """Colors from the least to the largest value; a cell without a value is light gray."""
+    """Colors from the smallest to the largest value; cells without a value are light gray."""
     return {"vmin": bounds[0], "vmax": bounds[1], "cmap": matplotlib.colormaps[COLORMAP].with_extremes(bad="0.85")}

@@ -13,14 +13,14 @@ from matplotlib.ticker import FuncFormatter
 
 from moe_probe.plotting._style import BLUE, COLORMAP, GREY, ORANGE, round_places
 
-UNKNOWN = "unknown: too few or equal documents"
+UNKNOWN = "none: too few or equal documents"
 FEW = 3  # points that make a line; with fewer, intervals are bars and chance levels short strokes
 STROKE = 0.3  # half the length of such a stroke
 MOST_LINES = 6  # layers that have a line each
 
 
 def line(axes: Axes, ds: xr.Dataset, name: str, x: str = "layer", **style: Any) -> None:
-    """A variable along `x`, with the interval `<name>_low` to `<name>_high` where the result has one."""
+    """Draws a variable along `x`, with the interval `<name>_low` to `<name>_high` if the result has one."""
     at = ds[x].values
     drawn = axes.plot(at, ds[name].values, marker="o", markersize=3 if len(at) <= 32 else 1.5, **style)
     if f"{name}_low" in ds:
@@ -31,7 +31,7 @@ def line(axes: Axes, ds: xr.Dataset, name: str, x: str = "layer", **style: Any) 
 def interval(
     axes: Axes, at: Any, low: Any, high: Any, color: Any, alpha: float = 0.2, label: str | None = None
 ) -> None:
-    """From `low` to `high` along `at`: a band, or bars where the points are too few for a band to be seen."""
+    """Draws an interval from `low` to `high` along `at`: a band, or bars if there are too few points for a band."""
     at, low, high = (np.asarray(values, float) for values in (at, low, high))
     if len(at) < FEW:
         middle = (low + high) / 2
@@ -42,19 +42,19 @@ def interval(
 
 
 def said_of_intervals(ds: xr.Dataset) -> str:
-    """What the intervals of a result are: level, units and draws; or why there are none."""
+    """A description of a result's intervals: level, units and resamples; or the reason why there are none."""
     asked = json.loads(ds.attrs.get("parameters", "{}"))
     if asked.get("bootstrap") == 0:
         return "not computed"
     ends = [ds[name] for name in map(str, ds) if name.endswith("_low") and not name.endswith("_chance_low")]
     if ends and not any(bool(end.notnull().any()) for end in ends):
         return UNKNOWN
-    draws = f", {asked['bootstrap']:,} draws" if asked.get("bootstrap") else ""
+    draws = f", {asked['bootstrap']:,} resamples" if asked.get("bootstrap") else ""
     return f"95 % over {ds.attrs.get('resampled', 'documents')}{draws}"
 
 
 def chance_interval(axes: Axes, ds: xr.Dataset, name: str, label: str | None = None) -> None:
-    """What chance gives, from `<name>_low` to `<name>_high`; nothing where the result has none."""
+    """Draws the chance level from `<name>_low` to `<name>_high`, if the result has one."""
     if f"{name}_low" in ds:
         low, high = (ds[f"{name}_{end}"].values for end in ("low", "high"))
         few = ds.sizes["layer"] < FEW
@@ -62,7 +62,7 @@ def chance_interval(axes: Axes, ds: xr.Dataset, name: str, label: str | None = N
 
 
 def chance_line(axes: Axes, ds: xr.Dataset, name: str, x: str = "layer", **style: Any) -> None:
-    """A chance level along `x`, or the same everywhere, dashed; nothing where the result has none."""
+    """Draws a chance level along `x`, or a constant one, as a dashed line, if the result has one."""
     if name not in ds:
         return
     look: dict[str, Any] = {"linestyle": "--", "linewidth": 0.8, "color": GREY} | style
@@ -77,7 +77,7 @@ def chance_line(axes: Axes, ds: xr.Dataset, name: str, x: str = "layer", **style
 
 
 def layer_axis(axes: Axes, layers: Any, most: int = 6) -> None:
-    """Ticks at layers that there are, at round numbers where they are many; a single layer is alone on its axis."""
+    """Sets ticks at existing layers, at round numbers if there are many; a single layer is alone on its axis."""
     layers = [int(layer) for layer in np.asarray(layers)]
     axes.set_xlabel("layer")
     axes.set_xticks([layers[at] for at in round_places([str(layer) for layer in layers], most)])
@@ -86,11 +86,11 @@ def layer_axis(axes: Axes, layers: Any, most: int = 6) -> None:
 
 
 def lines_by_layer(axes: Axes, x: Any, values: xr.DataArray, low: Any = None, high: Any = None) -> None:
-    """Values (layer, x) over `x`: a line a layer up to six; beyond, median, band of all and the highest layer, named.
+    """Draws values over `x`: a line per layer up to six layers; beyond, the median, the range and the highest layer.
 
     Args:
-        axes: that are drawn on.
-        x: where the values stand.
+        axes: the axes to draw on.
+        x: positions of the values.
         values: (layer, x).
         low: lower ends of their intervals, which are drawn up to six layers.
         high: upper ends.
@@ -117,10 +117,10 @@ def layer_colors(layers: Any) -> Any:
 
 
 def plain_numbers(axes: Axes) -> None:
-    """Ticks of a logarithmic y axis as plain numbers, which need no formula."""
+    """Writes the ticks of a logarithmic y axis as plain numbers, without powers."""
     axes.yaxis.set_major_formatter(FuncFormatter(plain))
 
 
 def plain(value: float, place: int | None = None) -> str:
-    """A number as it is written without a formula."""
+    """A number written without powers."""
     return f"{value:g}"

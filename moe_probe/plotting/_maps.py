@@ -22,9 +22,9 @@ ORDERS: tuple[Order, ...] = get_args(Order)
 
 
 def ordered(values: xr.DataArray, order: Order) -> xr.DataArray:
-    """A map (expert, other) with its experts by number, or those next to each other that are most alike.
+    """A map (expert, other) with its experts in order of number, or with the most similar ones next to each other.
 
-    Alike are experts with large values: average linkage of how much less than the largest value each pair has.
+    Large values mean similar experts: average linkage on the difference of each pair's value from the largest one.
 
     Raises:
         NoSuchName: there is no such order.
@@ -39,7 +39,7 @@ def ordered(values: xr.DataArray, order: Order) -> xr.DataArray:
 
 
 def cluster_order(similarity: np.ndarray) -> np.ndarray:
-    """Places of a square array's rows, the most similar ones side by side."""
+    """Order of a square array's rows that puts the most similar ones side by side."""
     known = np.where(np.isfinite(similarity), similarity, np.nan)
     known = np.nan_to_num((known + known.T) / 2, nan=float(np.nanmin(known)) if np.isfinite(known).any() else 0.0)
     apart = known.max() - known
@@ -61,7 +61,7 @@ def pair_grid(
     columns: int = 6,
     unit: int = 1,
 ) -> Iterator[tuple[str, Figure]]:
-    """A small square map (expert, other) under each name, all in the same colors."""
+    """Yields pages of small square maps (expert, other), one under each name, all in the same colors."""
 
     def draw(axes: Axes, values: xr.DataArray) -> AxesImage:
         image = map_panel(axes, values, colors, blank_diagonal)
@@ -71,7 +71,7 @@ def pair_grid(
         return image
 
     shown = [ordered(values, order) for values in maps.values()]
-    note = "; ".join(filter(None, [note, "experts that are alike stand together" if order == "cluster" else ""]))
+    note = "; ".join(filter(None, [note, "similar experts are side by side" if order == "cluster" else ""]))
     grid = Grid(columns, 1.0, axes_names[0], axes_names[1], bar, note=note, unit=unit)
     yield from grid.pages(stem, list(maps), shown, draw)
 
@@ -85,7 +85,7 @@ def label_grid(
     rows: str = "label",
     mark: Callable[[Axes, int], None] | None = None,
 ) -> Iterator[tuple[str, Figure]]:
-    """A small map (label, expert) for every layer, all in the same colors; `mark` draws on those of a layer."""
+    """Yields pages of small maps (label, expert), one per layer, all in the same colors; `mark` draws marks on them."""
     values = values.transpose("layer", rows, "expert")
     names = [_short(str(label)) for label in values[rows].values]
     experts = [str(expert) for expert in values.expert.values]

@@ -1,4 +1,4 @@
-"""What every plot function shares: where it draws, how large, under which names and title."""
+"""Options that all plot functions share: axes, size, names and title."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ Drawn = Any  # the Figure; where axes were given, those
 
 
 class Look(TypedDict, total=False):
-    """What every plot function takes by name.
+    """Keyword options that every plot function takes.
 
     Attributes:
-        ax: axes to draw on, for a figure of one panel; they are returned.
-        axes: axes to draw on, one for each panel, row by row; they are returned.
-        figure: a figure or subfigure to draw in; it is returned, with `natural_size`, what it would measure alone.
-        figsize: width and height in inches; by default column (3.3) or page width (6.9).
-        labels: how models, checkpoints, document labels and the like are written: `{"mixtral": "Mixtral 8x7B"}`.
-        title: a title above; True for model and layer; none by default, as papers have captions.
+        ax: axes to draw on, for a figure of one panel; the plot returns them.
+        axes: axes to draw on, one for each panel, row by row; the plot returns them.
+        figure: a figure or subfigure to draw in; the plot returns it, with its default size as `natural_size`.
+        figsize: width and height in inches; by default column width (3.3) or page width (6.9).
+        labels: new names for models, checkpoints, document labels and the like: `{"mixtral": "Mixtral 8x7B"}`.
+        title: a title; True for model and layer; none by default, because papers have captions.
     """
 
     ax: Axes | None
@@ -47,11 +47,11 @@ class Look(TypedDict, total=False):
 
 
 class Page:
-    """A figure in the making, or axes that were given; within `with`, in the project's style.
+    """A figure under construction, or given axes; as a context, it draws in the project's style.
 
     Attributes:
-        ds: the result, its names written as `labels` says.
-        figure: that is drawn in, once there are panels.
+        ds: the result, with the names of `labels`.
+        figure: the figure, once it has panels.
     """
 
     figure: Any
@@ -74,10 +74,10 @@ class Page:
     def panels(
         self, rows: int = 1, columns: int = 1, size: tuple[float, float] = (COLUMN, 2.4), **options: Any
     ) -> np.ndarray:
-        """Axes, (rows, columns): new ones, or those given; in narrow figures, four in a row stand two by two.
+        """Returns axes (rows, columns): new ones, or those given; narrow figures arrange four in a row two by two.
 
         Raises:
-            NotFitting: another number of axes was given.
+            NotFitting: the number of given axes is not that of the panels.
         """
         if self.given is not None:
             if len(self.given) != rows * columns:
@@ -99,16 +99,16 @@ class Page:
         return self.figure.subplots(rows, columns, squeeze=False, **options)
 
     def panel(self, size: tuple[float, float] = (COLUMN, 2.4), **options: Any) -> Axes:
-        """The axes of a figure of one panel."""
+        """Returns the axes of a figure of one panel."""
         return self.panels(size=size, **options)[0, 0]
 
     def colorbar(self, image: ScalarMappable, axes: Any, label: str, **options: Any) -> Colorbar:
-        """A color bar beside axes."""
+        """Adds a color bar next to axes."""
         where = list(np.ravel(axes)) if np.size(axes) > 1 else np.ravel(axes)[0]
         return self.figure.colorbar(image, ax=where, label=label, **options)
 
     def legend(self, *axes: Axes, title: str | None = None, columns: int | None = None) -> None:
-        """One legend for some axes, each name once: above all panels, over no data."""
+        """Adds one legend for several axes above all panels, with each name once."""
         named: dict[str, Any] = {}
         for each in axes:
             for handle, label in zip(*each.get_legend_handles_labels(), strict=True):
@@ -118,7 +118,7 @@ class Page:
     def key(
         self, handles: Sequence[Any], names: Sequence[str], title: str | None = None, columns: int | None = None
     ) -> None:
-        """A legend of handles with names, above all panels."""
+        """Adds a legend of handles with names, above all panels."""
         if not handles:
             return
         most = min(columns or len(names), _beside(names, self.width * KEY_LINE))
@@ -130,11 +130,11 @@ class Page:
             self.figure.legend(handles, names, loc="outside upper center", borderaxespad=0.2, **look)
 
     def note(self, *lines: str) -> None:
-        """Say below all panels what marks mean; nothing is written beside axes of others."""
+        """Adds an explanation of marks below all panels, unless the axes were given."""
         self._notes += [line for line in lines if line]
 
     def finish(self, title: str = "") -> Drawn:
-        """Write title and notes; returns the figure, or the axes that were given."""
+        """Adds title and notes; returns the figure, or the axes that were given."""
         asked = self.look.get("title")
         text = title if asked is True else asked or ""
         if self.given is not None:
@@ -149,7 +149,7 @@ class Page:
         return self.figure
 
     def _write_title(self, text: str) -> None:
-        """Above a legend as its title, for a layout would put both at one place."""
+        """Writes the title; if there is a legend, as its title, because matplotlib would put both at one place."""
         if self.figure.legends:
             self.figure.legends[0].set_title(text, prop={"size": "medium"})
         else:
@@ -157,18 +157,18 @@ class Page:
 
     @property
     def narrow(self) -> bool:
-        """Whether the figure is rather as wide as a column than as a page."""
+        """Whether the figure's width is closer to a column than to a page."""
         return self.width < NARROW
 
     @property
     def width(self) -> float:
-        """Inches of the whole figure."""
+        """Width of the whole figure in inches."""
         root = self.figure.figure if self.given is None else self.given[0].figure
         return float(root.get_figure(root=True).get_figwidth())
 
 
 def _beside(names: Sequence[str], room: float) -> int:
-    """Most columns of a legend, filled one after the other, that fit into so many characters."""
+    """Largest number of legend columns, filled one after the other, that fit into `room` characters."""
     for columns in range(len(names), 1, -1):
         parts = np.array_split(np.array([len(name) for name in names]), columns)
         if sum(part.max() + HANDLE for part in parts) <= room:
@@ -177,13 +177,13 @@ def _beside(names: Sequence[str], room: float) -> int:
 
 
 def check_look(look: Look) -> None:
-    """Refuse what no plot function takes.
+    """Raises an error if an option is not one that every plot function takes.
 
     Raises:
-        NoSuchName: a name is none of those of `Look`.
+        NoSuchName: a name is not one of those of `Look`.
         WrongType: a value is of another type.
-        OutOfRange: a figure of no size is asked for.
-        NotFitting: both `ax` and `axes` are given, or none of them is.
+        OutOfRange: a side of `figsize` is not positive.
+        NotFitting: more than one of `ax`, `axes` and `figure` is given, or `axes` is empty.
     """
     for name in look:
         if name not in Look.__annotations__:
@@ -195,7 +195,7 @@ def check_look(look: Look) -> None:
         raise NotFitting("ax, axes and figure all say where to draw; pass one of them.")
     axes = look.get("axes")
     if axes is not None and not all(isinstance(each, Axes) for each in np.ravel(np.asarray(axes, object))):
-        raise NotFitting("axes holds what are no axes of matplotlib; pass those of figure.subplots().")
+        raise NotFitting("axes holds something other than axes of matplotlib; pass those of figure.subplots().")
     if axes is not None and not np.size(np.asarray(axes, object)):
         raise NotFitting("axes is empty; pass one for each panel.")
 
@@ -208,7 +208,7 @@ def _given(look: Look) -> list[Axes] | None:
 
 
 def relabelled(ds: xr.Dataset, labels: Mapping[str, str]) -> xr.Dataset:
-    """A result with other names for its models, labels and whatever else it names by strings."""
+    """Returns a result with other names for its models, labels and other strings."""
     if not labels:
         return ds
     attrs = {name: labels.get(value, value) if isinstance(value, str) else value for name, value in ds.attrs.items()}

@@ -1,4 +1,4 @@
-"""Clouds of points: each one where they are few, their density where they are many."""
+"""Clouds of points: individual points if there are few, their density if there are many."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ CELLS = 36  # of a density, across
 
 
 def cloud(axes: Axes, x: Any, y: Any, color: str = BLUE, cells: int = CELLS) -> ScalarMappable | None:
-    """Points, or beyond 2,000 how many there are in each cell of a map, which comes back."""
+    """Draws points; beyond 2,000, draws a map of their number in each cell and returns it."""
     x, y = np.ravel(x), np.ravel(y)
     known = np.isfinite(x) & np.isfinite(y)
     x, y = x[known], y[known]
@@ -34,7 +34,7 @@ def cloud(axes: Axes, x: Any, y: Any, color: str = BLUE, cells: int = CELLS) -> 
 
 
 def diagonal(axes: Axes, values: Any) -> None:
-    """A dashed line where x equals y, over the span of y's values."""
+    """Draws a dashed line at x = y, over the range of y's values."""
     known = np.ravel(values)
     known = known[np.isfinite(known)]
     ends = [known.min(), known.max()] if len(known) else [0, 1]

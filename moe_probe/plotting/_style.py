@@ -1,4 +1,4 @@
-"""The look that all figures share: readable at column width, fonts embedded, color-blind-safe colors, any text."""
+"""The style of all figures: readable at column width, embedded fonts, color-blind-safe colors, any script."""
 
 from __future__ import annotations
 
@@ -44,9 +44,9 @@ FONTS = (
 
 @contextmanager
 def style() -> Iterator[None]:
-    """Draw in the project's style, and leave matplotlib's settings as they were.
+    """A context that draws in the project's style, and restores matplotlib's settings afterwards.
 
-    A dollar sign is a dollar sign: labels come from users and tokenizers, and are no formulas.
+    A dollar sign stays a dollar sign: labels come from users and tokenizers, and are not formulas.
     """
     look: Any = {**RC, "text.parse_math": False, "font.family": list(_present_fonts(len(fontManager.ttflist)))}
     with matplotlib.rc_context(look):
@@ -55,7 +55,7 @@ def style() -> Iterator[None]:
 
 @contextmanager
 def uncollected() -> Iterator[None]:
-    """Draw without searches for garbage, a quarter of a page's time: its 100,000 objects are all in use."""
+    """A context without garbage collection, which takes a quarter of a page's time: its 100,000 objects are in use."""
     enabled = gc.isenabled()
     gc.disable()
     try:
@@ -67,7 +67,7 @@ def uncollected() -> Iterator[None]:
 
 @lru_cache(maxsize=4)
 def _present_fonts(count: int) -> tuple[str, ...]:
-    """Those of `FONTS` that this machine has; `count` of all its fonts tells whether some were added."""
+    """The fonts among `FONTS` that this machine has; `count`, the number of all its fonts, keys the cache."""
     there = {font.name for font in fontManager.ttflist}
     return tuple(name for name in FONTS if name in there)
 
@@ -80,18 +80,18 @@ def _characters(path: Any) -> frozenset[int]:
 
 @lru_cache(maxsize=64)
 def _writable(families: tuple[str, ...], count: int) -> frozenset[int]:
-    """The characters that some font of `families` has glyphs for; `count` as for `_present_fonts`."""
+    """The characters that some font of `families` has glyphs for; `count`, the number of all fonts, keys the cache."""
     paths = fontManager._find_fonts_by_props(FontProperties(family=list(families)))
     return frozenset().union(*(_characters(path) for path in paths))
 
 
 def drawable(text: str, families: Sequence[str] | None = None, longest: int = LONGEST_TICK) -> str:
-    r"""The text as these fonts can draw it: a character without a glyph as its code, long lines cut.
+    r"""Returns a text that fonts can draw: characters without a glyph become their codes, long lines are cut.
 
     Args:
         text: any text; its line ends stay.
         families: names of fonts; by default those of `style()`.
-        longest: characters a line.
+        longest: most characters per line.
 
     Examples:
         >>> drawable("a\u202eb \U0001f9e0")
@@ -107,9 +107,9 @@ def drawable(text: str, families: Sequence[str] | None = None, longest: int = LO
 
 
 class Figure(matplotlib.figure.Figure):
-    """A figure that keeps the project's style when it is drawn and saved, and shows in notebooks.
+    """A figure that keeps the project's style when it is drawn and saved, and that notebooks display.
 
-    Fonts are embedded as TrueType, and texts that no font can write are drawn as the codes of their characters.
+    It embeds fonts as TrueType, and draws characters that no font has as their codes.
     """
 
     _fitted = False  # whether texts are fitted into their axes
@@ -135,7 +135,7 @@ class Figure(matplotlib.figure.Figure):
 
 
 def _make_drawable(figure: matplotlib.figure.Figure) -> None:
-    """Rewrite the texts of a figure, ticks with given labels among them, as far as they cannot be drawn."""
+    """Rewrites texts of a figure that cannot be drawn, including fixed tick labels."""
     for axes in figure.axes:
         for axis in axes._axis_map.values():
             if isinstance(axis.get_major_formatter(), FixedFormatter | FuncFormatter):
@@ -156,7 +156,7 @@ def _rewrite_ticks(axis: Axis) -> None:
 
 
 def label_ticks(axes: Axes, labels: Sequence[str], x: bool = True, y: bool = True, most: int = MAX_TICKS) -> None:
-    """Tick labels at the cells of a square map, thinned to `most`; the last label, if it is a letter, stays."""
+    """Sets tick labels at the cells of a square map, thinned to `most`; the last label, if it is a letter, stays."""
     at = round_places(labels, most)
     letters = [i for i, label in enumerate(labels) if not label.isdigit()]
     if 0 < len(letters) <= 2:
@@ -167,14 +167,14 @@ def label_ticks(axes: Axes, labels: Sequence[str], x: bool = True, y: bool = Tru
 
 
 def thin_ticks(axis: Axis, labels: Sequence[str], most: int = MAX_TICKS) -> None:
-    """Tick labels 0, 1, 2, ... along one axis, thinned to about `most`."""
+    """Sets tick labels 0, 1, 2, ... along one axis, thinned to about `most`."""
     at = round_places(labels, most)
     axis.set_major_locator(FixedLocator(at))  # makes no ticks yet, as set_ticks does: small multiples have thousands
     axis.set_major_formatter(FixedFormatter([labels[i] for i in at]))
 
 
 def round_places(labels: Sequence[str], most: int = MAX_TICKS) -> list[int]:
-    """Places of at most `most` labels: numbers that are multiples of 1, 2, 4, 8, ..., others evenly apart.
+    """Positions of at most `most` labels: numbers that are multiples of 1, 2, 4, 8, ..., others evenly spaced.
 
     Examples:
         >>> round_places([str(number) for number in range(48)])

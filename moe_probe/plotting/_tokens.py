@@ -1,4 +1,4 @@
-"""What figures of single tokens share: which tokens they show, and how tokens are written."""
+"""Helpers of figures of single tokens: the choice of tokens, and the display of their strings."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SHOWN = 4  # tokens, in figures with a panel for each
 
 
 def rows(ds: xr.Dataset) -> xr.Dataset:
-    """The same with sub-tokens, where there are some, as tokens of their own: `text.0`, `text.1`, ..."""
+    """The result with sub-tokens, if there are any, as tokens of their own: `text.0`, `text.1`, ..."""
     if "subtoken" not in ds.dims:
         return ds
     parts = ds.sizes["subtoken"]
@@ -28,25 +28,27 @@ def rows(ds: xr.Dataset) -> xr.Dataset:
 
 
 def choose(ds: xr.Dataset, tokens: Sequence[int] | None) -> list[int]:
-    """Places along `token`: those given, or the first few.
+    """Positions along `token`: those given, or the first few.
 
     Raises:
-        OutOfRange: there are no such places.
+        OutOfRange: a position does not exist.
     """
     if tokens is None:
         return list(range(min(SHOWN, ds.sizes["token"])))
     wrong = [token for token in tokens if not 0 <= token < ds.sizes["token"]]
     if wrong or not len(tokens):
-        raise OutOfRange(f"The result has the tokens 0 to {ds.sizes['token'] - 1}; asked for {wrong or 'none'}.")
+        raise OutOfRange(
+            f"The result has the tokens 0 to {ds.sizes['token'] - 1}, not {wrong or 'none'}; pass some of them."
+        )
     return list(tokens)
 
 
 def written(text: str) -> str:
-    """A token's string as it can be drawn: blanks, line ends and control characters visible."""
+    """A token's string for display, with visible blanks, line ends and control characters."""
     return printable(text).replace(" ", "·") or "∅"
 
 
 def panel_title(ds: xr.Dataset, token: int, experts: np.ndarray) -> str:
-    """Place, string and chosen experts of a token."""
+    """The title of a token's panel: its position, string and chosen experts."""
     chosen = ", ".join(str(expert) for expert in experts[:6]) + (", …" if len(experts) > 6 else "")
     return f"{token}: {written(str(ds.string.values[token]))}\nexperts {chosen}"

@@ -1,4 +1,4 @@
-"""What each expert is good for: maps of the change of the loss without it."""
+"""Importance of each expert: maps of the change of the loss without it."""
 
 from __future__ import annotations
 
@@ -22,11 +22,13 @@ BAR = "change of the loss (nats)"
 
 
 def plot(ds: xr.Dataset, **look: Unpack[Look]) -> Drawn:
-    """Layers by experts: the change of the loss without each expert; white where the interval covers 0, gray: none.
+    """Draws the change of the loss without each expert: a map of layers by experts.
+
+    Cells are white if the interval contains 0, and gray without a value.
 
     Args:
         ds: result of `intervene.ablate`.
-        look: what every plot takes.
+        look: options of all plots: `ax=` or `axes=`, `figsize=` in inches, `labels=` and `title=`.
 
     Examples:
         >>> from moe_probe import intervene, plotting
@@ -41,7 +43,7 @@ def plot(ds: xr.Dataset, **look: Unpack[Look]) -> Drawn:
 
 
 def by_label(ds: xr.Dataset, layer: int | None = None, **look: Unpack[Look]) -> Drawn:
-    """Labels by experts in one layer: which experts carry which texts; white where the interval covers 0.
+    """Draws the change of the loss in one layer, by document label and expert; white: the interval contains 0.
 
     Raises:
         NotFitting: the texts had no labels.
@@ -57,7 +59,7 @@ def by_label(ds: xr.Dataset, layer: int | None = None, **look: Unpack[Look]) -> 
 
 
 def against_control(ds: xr.Dataset, **look: Unpack[Look]) -> Drawn:
-    """The change without each expert against that without another one of its layer which is chosen about as often."""
+    """Draws the change without each expert against that without another of its layer that is chosen about as often."""
     change, control = (ds[name].sel(path="total").values.ravel() for name in ("loss_change", "control_loss_change"))
     known = np.isfinite(change) & np.isfinite(control)
     with Page(ds, look) as page:
@@ -70,7 +72,7 @@ def against_control(ds: xr.Dataset, **look: Unpack[Look]) -> Drawn:
 
 
 def summary(ds: xr.Dataset) -> tuple[str, xr.DataArray]:
-    """Mean and largest change of every layer, for a short table."""
+    """Returns the mean and largest change of every layer, for a short table."""
     values = ds.loss_change.sel(path="total")
     columns = xr.concat([values.mean("expert"), values.max("expert")], xr.Variable("value", ["mean", "largest"]))
     return "Change of the loss without an expert (nats)", columns.transpose("layer", "value")

@@ -1,4 +1,4 @@
-"""How often neurons are active: sorted curves per expert, and the mean of every expert."""
+"""Share of active neurons: sorted curves per expert, and the mean of every expert."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ DIMS = ("layer", "expert")
 
 
 def plot(ds: xr.Dataset, layer: int | None = None, **look: Unpack[Look]) -> Drawn:
-    """Neurons of each expert, the most active one first, with the share of tokens that activate them.
+    """Draws the share of tokens that activate each neuron of each expert, the most active neuron first.
 
-    Beyond 16 experts, the span of all of them, of half of them, and their median.
+    With more than 16 experts, it draws the range of all of them, of the middle half, and their median.
 
     Args:
         ds: result of `dynamic.active_neurons`.
         layer: the first one of the result by default.
-        look: what every plot takes.
+        look: options of all plots: `ax=` or `axes=`, `figsize=` in inches, `labels=` and `title=`.
 
     Examples:
         >>> from moe_probe import dynamic, plotting
@@ -61,7 +61,7 @@ def plot(ds: xr.Dataset, layer: int | None = None, **look: Unpack[Look]) -> Draw
 
 
 def _curves(axes: Axes, ds: xr.Dataset, layer: Any) -> ScalarMappable | None:
-    """A curve for each expert, in the color of its place; beyond 16, what lies between those of all and of half."""
+    """Draws a curve for each expert, in a color by its number; beyond 16, the ranges of all and of the middle half."""
     share = np.sort(ds.active_share.sel(layer=layer).values, axis=-1)[:, ::-1]
     at = np.linspace(0, share.shape[1] - 1, min(share.shape[1], POINTS)).round().astype(int)
     x, norm = at / max(share.shape[1] - 1, 1), Normalize(0, max(len(share) - 1, 1))

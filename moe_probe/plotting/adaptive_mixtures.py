@@ -1,4 +1,4 @@
-"""Responsibilities of experts beside their scores, and the losses of 1991, over layers."""
+"""Responsibilities of experts, and the losses of Jacobs et al. (1991), over layers."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ DECADE = 10  # times: losses that differ less have ticks enough without a logari
 
 
 def plot(ds: xr.Dataset, **look: Unpack[Look]) -> Drawn:
-    """The mean responsibility of every expert in every layer.
+    """Draws the mean responsibility of every expert in every layer.
 
     Args:
         ds: result of `dynamic.adaptive_mixtures`.
-        look: what every plot takes.
+        look: options of all plots: `ax=` or `axes=`, `figsize=` in inches, `labels=` and `title=`.
 
     Examples:
         >>> from moe_probe import dynamic, plotting
@@ -37,7 +37,7 @@ def plot(ds: xr.Dataset, **look: Unpack[Look]) -> Drawn:
 
 
 def losses(ds: xr.Dataset, **look: Unpack[Look]) -> Drawn:
-    """The three losses, and how spread out scores and responsibilities are."""
+    """Draws the three losses, and the entropies of scores and responsibilities."""
     with Page(ds, look) as page:
         left, right = page.panels(1, 2, (PAGE, 2.2))[0]
         for name, color in LOSSES.items():

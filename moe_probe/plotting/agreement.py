@@ -1,4 +1,4 @@
-"""Attribution against ablation: how well the estimate ranks experts."""
+"""Attribution against ablation: whether the estimate ranks experts correctly."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ OVER_LAYERS = ("rank_correlation",)
 
 
 def plot(ds: xr.Dataset, **look: Unpack[Look]) -> Drawn:
-    """A point per expert: the change of the loss, estimated and measured, in the color of its layer.
+    """Draws a point per expert, its estimated and measured change of the loss, in the color of its layer.
 
-    Below stands Spearman's rank correlation.
+    A note below gives Spearman's rank correlation.
 
     Args:
         ds: result of `intervene.agreement`.
-        look: what every plot takes.
+        look: options of all plots: `ax=` or `axes=`, `figsize=` in inches, `labels=` and `title=`.
 
     Examples:
         >>> from moe_probe import intervene, plotting

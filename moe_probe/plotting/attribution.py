@@ -1,4 +1,4 @@
-"""What each expert is good for, estimated: a map of the change of the loss without it."""
+"""Estimated importance of each expert: a map of the change of the loss without it."""
 
 from __future__ import annotations
 
@@ -16,11 +16,13 @@ OVER_LAYERS = ("base_loss",)
 
 
 def plot(ds: xr.Dataset, **look: Unpack[Look]) -> Drawn:
-    """Layers by experts: the estimated change of the loss; white where the interval covers 0, gray: none.
+    """Draws the estimated change of the loss: a map of layers by experts.
+
+    Cells are white if the interval contains 0, and gray without a value.
 
     Args:
         ds: result of `intervene.attribution`.
-        look: what every plot takes.
+        look: options of all plots: `ax=` or `axes=`, `figsize=` in inches, `labels=` and `title=`.
 
     Examples:
         >>> from moe_probe import intervene, plotting

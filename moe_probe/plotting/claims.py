@@ -1,4 +1,4 @@
-"""Claims of papers: effect sizes with intervals by layer, beside what no effect, or a small one, would be."""
+"""Claims of papers: effect sizes with intervals by layer, compared with no effect or a small one."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ MARKS = {"holds": (BLUE, "o"), "does not hold": (ORANGE, "s"), "cannot be told":
 
 
 def plot(ds: xr.Dataset, claim: str | None = None, **look: Unpack[Look]) -> Drawn:
-    """Effect size of each finding of a claim, a circle where it has no interval; a line at no effect, or a small one.
+    """Draws the effect size of each finding of a claim, and a line at no effect or a small one; hollow: no interval.
 
     Args:
         ds: result of `claims.test`.
-        claim: name; the first one with a finding by default.
-        look: what every plot takes.
+        claim: name of a claim; by default the first one with a finding.
+        look: options of all plots: `ax=` or `axes=`, `figsize=` in inches, `labels=` and `title=`.
 
     Raises:
         NoSuchName: the result has no such claim.
@@ -58,7 +58,7 @@ def _kinds(findings: xr.Dataset) -> list[str]:
 
 
 def _effects(axes: Axes, findings: xr.Dataset, within: float) -> None:
-    """A mark for each finding; a line at no effect, or a small one."""
+    """Draws a mark for each finding, and a line at no effect, or at a small one."""
     axes.axhline(0 if np.isnan(within) else within, color="0.4", linewidth=0.8, linestyle=":")
     for at in range(findings.sizes["finding"]):
         _draw(axes, findings.isel(finding=at), at)

@@ -1,4 +1,4 @@
-"""Which experts work together: maps of pairs, the strongest pairs, and the flow between layers."""
+"""Coactivation of experts: maps of pairs, the strongest pairs, and the flow between layers."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from moe_probe.signatures import check_number
 VARIABLES = {
     "lift": ("P(both) / P(both by chance)", ("expert", "other expert")),
     "conditional": ("P(other | expert)", ("other expert", "expert")),
-    "flow": ("share of choices / by chance", ("expert of this layer", "expert of the layer before")),
+    "flow": ("share of choices / by chance", ("expert of this layer", "expert of the previous layer")),
 }
 PAIRS = 15  # in the list of the strongest
 DIMS = ("layer", "expert", "other")
@@ -29,17 +29,17 @@ DIMS = ("layer", "expert", "other")
 def plot(
     ds: xr.Dataset, layer: int | None = None, variable: str = "lift", order: Order = "number", **look: Unpack[Look]
 ) -> Drawn:
-    """Map of one layer; what has no value, such as an expert with itself, is gray.
+    """Draws a map of one layer; cells without a value, such as an expert with itself, are gray.
 
-    Lift and flow are drawn in times their chance level, where the result has one: for lift, that of experts chosen as
-    often without regard to each other. A pair whose 95 % interval holds the chance level is white.
+    Lift and flow are divided by their chance level if the result has one; for lift, that of experts chosen as often,
+    but independently. A pair whose 95 % interval contains the chance level is white.
 
     Args:
         ds: result of `dynamic.coactivation`.
         layer: the first one of the result by default.
-        variable: `lift` (1 if independent), `conditional`, or `flow` from the MoE layer before.
-        order: of the experts: by `number`, or `cluster`, those that work together side by side.
-        look: what every plot takes.
+        variable: `lift` (1 if independent), `conditional`, or `flow` from the previous MoE layer.
+        order: order of the experts: by `number`, or `cluster`, which puts coactivated ones side by side.
+        look: options of all plots: `ax=` or `axes=`, `figsize=` in inches, `labels=` and `title=`.
 
     Raises:
         NoSuchName: there is no such variable, layer or order.
@@ -61,7 +61,7 @@ def plot(
 
 
 def _shown(ds: xr.Dataset, variable: str) -> xr.DataArray:
-    """Values as they are drawn: in times the chance level, 1 where the interval holds it."""
+    """The values to draw: divided by the chance level, and 1 if the interval contains it."""
     values = ds[variable]
     if variable == "flow":
         flow = values / ds.flow_chance if "flow_chance" in ds else values
@@ -85,17 +85,17 @@ def _note(ds: xr.Dataset, variable: str) -> str:
     if variable != "lift" or "lift_low" not in ds:
         return ""
     known = bool(ds.lift_low.notnull().any())
-    return f"white: the interval holds chance ({said_of_intervals(ds)})" if known else "no intervals are known"
+    return f"white: the interval includes chance ({said_of_intervals(ds)})" if known else "no intervals"
 
 
 def strongest(ds: xr.Dataset, layer: int | None = None, count: int = PAIRS, **look: Unpack[Look]) -> Drawn:
-    """The pairs that work together most, in times chance, with their 95 % intervals: a list of bars.
+    """Draws the most coactivated pairs as bars: their lift divided by chance, with 95 % intervals.
 
     Args:
         ds: result of `dynamic.coactivation`.
-        layer: all layers by default.
-        count: of pairs at most.
-        look: what every plot takes.
+        layer: its number; all layers by default.
+        count: largest number of pairs.
+        look: options of all plots: `ax=` or `axes=`, `figsize=` in inches, `labels=` and `title=`.
 
     Raises:
         NoSuchName: the result has no such layer.
@@ -118,7 +118,7 @@ def strongest(ds: xr.Dataset, layer: int | None = None, count: int = PAIRS, **lo
 
 
 def _strongest_pairs(ds: xr.Dataset, count: int) -> list[tuple[str, float, float, float]]:
-    """Name, value and interval of pairs above chance, the strongest first; only those that surely are, if any."""
+    """Name, value and interval of pairs above chance, the strongest first; only significant ones if there are any."""
     chance = ds.chance_lift if "chance_lift" in ds else 1.0
     over = (ds.lift / chance).transpose("layer", "expert", "other").values
     over = np.where(np.tril(np.ones(over.shape[1:], bool)), np.nan, over)

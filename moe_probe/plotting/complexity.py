@@ -27,11 +27,11 @@ OVER_LAYERS = (
 
 
 def plot(ds: xr.Dataset, **look: Unpack[Look]) -> Drawn:
-    """A row for MoE, for every tau, and for what was measured.
+    """Draws a table with a row for MoE, for every tau, and for the measurement.
 
     Args:
         ds: result of `dynamic.complexity`.
-        look: what every plot takes.
+        look: options of all plots: `ax=` or `axes=`, `figsize=` in inches, `labels=` and `title=`.
 
     Examples:
         >>> from moe_probe import dynamic, plotting

@@ -1,4 +1,4 @@
-"""What pruning costs: the held-out loss over the share of experts that are masked, for each score and at random."""
+"""Cost of pruning: the held-out loss over the share of masked experts, for each score and for random orders."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ APART = 0.006  # of the width, between the intervals of neighboring scores
 
 
 def plot(ds: xr.Dataset, **look: Unpack[Look]) -> Drawn:
-    """The change of the loss over the share of masked experts: a line for each score, a band for random orders.
+    """Draws the change of the loss over the share of masked experts: a line per score, a band for random orders.
 
-    The scores that cost least have colors and intervals, from the best one down; the others are gray.
+    The scores with the smallest cost have colors and intervals, in ascending order of cost; the others are gray.
 
     Args:
         ds: result of `pruning.curve`.
-        look: what every plot takes.
+        look: options of all plots: `ax=` or `axes=`, `figsize=` in inches, `labels=` and `title=`.
 
     Examples:
         >>> from moe_probe import plotting, pruning
@@ -58,26 +58,26 @@ def plot(ds: xr.Dataset, **look: Unpack[Look]) -> Drawn:
 
 
 def scores_of(ds: xr.Dataset) -> list[str]:
-    """Scores, the one of the least mean change of the loss first."""
+    """Scores in ascending order of the mean change of the loss."""
     names = [str(name) for name in ds.order.values if not str(name).startswith(RANDOM)]
     means = ds.loss_change.sel(order=names).mean("fraction").values
     return [names[place] for place in np.argsort(means, kind="stable")]
 
 
 def random_of(ds: xr.Dataset) -> list[str]:
-    """Random orders."""
+    """The curves of random orders."""
     return [str(name) for name in ds.order.values if str(name).startswith(RANDOM)]
 
 
 def band(axes: Axes, shares: np.ndarray, values: np.ndarray) -> None:
-    """Random orders (orders, fractions): all of them, and their mean."""
+    """Draws random orders (orders, fractions): their range, and their mean."""
     label = f"random ({len(values)} orders, mean)"
     axes.fill_between(shares, values.min(0), values.max(0), color="0.9", linewidth=0, zorder=0)
     axes.plot(shares, values.mean(0), "--", color=GREY, linewidth=1, label=label, zorder=2)
 
 
 def score_line(axes: Axes, ds: xr.Dataset, place: int) -> None:
-    """One score, with its intervals beside those of the others."""
+    """Draws one score, with intervals shifted so that they do not overlap those of others."""
     shares, value = ds.fraction.values * 100, ds.loss_change.values
     color, span = OKABE_ITO[place], max(np.ptp(shares), shares.max(), 1)
     at = shares + (place - len(OKABE_ITO) / 2) * APART * span
@@ -88,12 +88,12 @@ def score_line(axes: Axes, ds: xr.Dataset, place: int) -> None:
 
 
 def by_label(ds: xr.Dataset, fraction: float | None = None, **look: Unpack[Look]) -> Drawn:
-    """Scores by document labels: the change of the loss at one share, the score that costs least on top.
+    """Draws a map of scores by document labels: the change of the loss at one share, the smallest cost on top.
 
     Args:
         ds: result of `pruning.curve` of texts with labels.
-        fraction: of the experts that are masked; the largest by default.
-        look: what every plot takes.
+        fraction: share of masked experts; the largest by default.
+        look: options of all plots: `ax=` or `axes=`, `figsize=` in inches, `labels=` and `title=`.
 
     Raises:
         NotFitting: the texts had no labels.

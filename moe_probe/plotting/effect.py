@@ -1,4 +1,4 @@
-"""What edits do: the change of the loss, total against direct, and by label."""
+"""Effects of edits: the change of the loss, total and direct, and by label."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ LONGEST = 24  # characters of an edit's name beside its bar
 
 
 def plot(ds: xr.Dataset, **look: Unpack[Look]) -> Drawn:
-    """The change of the loss of each edit, total and direct, with its 95 % interval over documents.
+    """Draws the change of the loss of each edit, total and direct, with its 95 % interval over documents.
 
-    What the direct bar lacks of the total one is rerouting in later layers. Diamonds are the same edits of other
-    experts that are chosen about as often.
+    The difference between the total and the direct bar is due to rerouting in later layers. Diamonds are the same edits
+    of other experts that are chosen about as often.
 
     Args:
         ds: result of `intervene.effect`.
-        look: what every plot takes.
+        look: options of all plots: `ax=` or `axes=`, `figsize=` in inches, `labels=` and `title=`.
 
     Examples:
         >>> from moe_probe import intervene, plotting
@@ -63,7 +63,7 @@ def plot(ds: xr.Dataset, **look: Unpack[Look]) -> Drawn:
 
 
 def rerouted(ds: xr.Dataset, **look: Unpack[Look]) -> Drawn:
-    """Share of the unedited run's choices that are no longer made, layer by layer, mean over documents."""
+    """Draws the share of the unedited run's choices that change in each layer, as a mean over documents."""
     with Page(ds, look) as page:
         values = page.ds.rerouted.sel(path="total").mean("document")
         axes = page.panel((PAGE, 2.3))
@@ -78,7 +78,7 @@ def rerouted(ds: xr.Dataset, **look: Unpack[Look]) -> Drawn:
 
 
 def by_label(ds: xr.Dataset, **look: Unpack[Look]) -> Drawn:
-    """The change of the loss of each edit by document label: a point per document, a stroke at their mean."""
+    """Draws the change of the loss of each edit by document label: a point per document, a stroke at their mean."""
     with Page(ds, look) as page:
         shown, edits = page.ds, min(ds.sizes["edit"], MOST)
         labels = sorted(set(shown.label.values.tolist()))
@@ -103,7 +103,7 @@ def _documents(axes: Axes, values: np.ndarray, of: np.ndarray, labels: list[str]
 
 
 def named(text: str) -> str:
-    """An edit's name, cut where it is long."""
+    """An edit's name, cut if it is long."""
     return text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…"
 
 

@@ -1,4 +1,4 @@
-"""Models side by side: how often every expert is used (MH-MoE, arXiv 2404.15045, figures 1 and 5)."""
+"""Frequency of every expert in several models (MH-MoE, arXiv 2404.15045, figures 1 and 5)."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ DIMS = ("checkpoint", "depth", "expert")
 
 
 def plot(ds: xr.Dataset, **look: Unpack[Look]) -> Drawn:
-    """A map of layers by experts for every checkpoint, on one color scale; the first MoE layer on top.
+    """Draws a map of layers by experts for every checkpoint, in one color scale; the first MoE layer is on top.
 
     Args:
         ds: result of `comparisons.expert_activation`.
-        look: what every plot takes.
+        look: options of all plots: `ax=` or `axes=`, `figsize=` in inches, `labels=` and `title=`.
 
     Examples:
         >>> from moe_probe import comparisons, plotting
@@ -64,11 +64,11 @@ def _map(axes: Axes, of_model: xr.Dataset, top: float) -> AxesImage:
 
 
 def bars(ds: xr.Dataset, **look: Unpack[Look]) -> Drawn:
-    """Activation ratio, evenness of load and divergence of every checkpoint: bars.
+    """Draws activation ratio, evenness of load and divergence of every checkpoint as bars.
 
     Args:
         ds: result of `comparisons.expert_activation`.
-        look: what every plot takes.
+        look: options of all plots: `ax=` or `axes=`, `figsize=` in inches, `labels=` and `title=`.
     """
     with Page(ds, look) as page:
         labels = [str(label) for label in page.ds.checkpoint.values]
@@ -81,12 +81,12 @@ def bars(ds: xr.Dataset, **look: Unpack[Look]) -> Drawn:
 
 
 def against(ds: xr.Dataset, variable: str, **look: Unpack[Look]) -> Drawn:
-    """The same against what differs between the checkpoints: a marker for each, on a logarithmic axis.
+    """Draws activation ratio, evenness of load and divergence against a property of the checkpoints, one marker each.
 
     Args:
         ds: result of `comparisons.expert_activation`.
         variable: `num_experts` or `subtokens`.
-        look: what every plot takes.
+        look: options of all plots: `ax=` or `axes=`, `figsize=` in inches, `labels=` and `title=`.
     """
     at = ds[variable].values
     with Page(ds, look) as page:

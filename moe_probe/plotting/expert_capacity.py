@@ -1,4 +1,4 @@
-"""What capacity limits would drop: curves over the capacity factor."""
+"""Choices that capacity limits would drop: curves over the capacity factor."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from moe_probe.plotting._style import COLUMN, Figure
 
 VARIABLES = {
     "dropped": "choices dropped",
-    "fully_dropped": "tokens dropped altogether",
+    "fully_dropped": "tokens dropped entirely",
     "second_dropped": "second choices dropped",
 }
 DIMS = ("layer", "factor", "order")
 
 
 def plot(ds: xr.Dataset, variable: str = "fully_dropped", order: str | None = None, **look: Unpack[Look]) -> Drawn:
-    """Share dropped against the capacity factor: a line per layer, or beyond six median, band and worst layer.
+    """Draws the dropped share against the capacity factor: a line per layer; beyond six, median, range and worst layer.
 
     Args:
         ds: result of `dynamic.expert_capacity`.
         variable: `dropped`, `fully_dropped` or `second_dropped`.
-        order: of arrival; the result's first one by default.
-        look: what every plot takes.
+        order: order of arrival; the first of the result by default.
+        look: options of all plots: `ax=` or `axes=`, `figsize=` in inches, `labels=` and `title=`.
 
     Raises:
         NoSuchName: the result has no such variable or order.
@@ -52,7 +52,7 @@ def plot(ds: xr.Dataset, variable: str = "fully_dropped", order: str | None = No
 
 
 def figures(ds: xr.Dataset) -> Iterator[tuple[str, Figure]]:
-    """Every variable; tokens dropped altogether by order: (file stem, figure)."""
+    """Every variable; tokens dropped entirely by order: (file stem, figure)."""
     yield "expert_capacity_dropped", plot(ds, "dropped")
     for order in ds.order.values:
         yield f"expert_capacity_fully_dropped_{order}", plot(ds, order=str(order))

@@ -1,4 +1,4 @@
-"""How evenly experts are used: maps over layers, balance over layers, and maps by document label."""
+"""Load of experts: maps of layers by experts, measures of balance over layers, and maps by document label."""
 
 from __future__ import annotations
 
@@ -44,12 +44,12 @@ BAR = "load / even load"
 
 
 def plot(ds: xr.Dataset, as_published: bool = False, **look: Unpack[Look]) -> Drawn:
-    """Selections of every expert in every layer, in times its even share; a cross where there are none.
+    """Draws the load of every expert in every layer, divided by an even load; a cross marks a load of 0.
 
     Args:
         ds: result of `dynamic.expert_load`.
-        as_published: draw selections per token, dark for none, the first layer on top, as MH-MoE's figures do.
-        look: what every plot takes.
+        as_published: draw selections per token, dark for 0, the first layer on top, as MH-MoE's figures do.
+        look: options of all plots: `ax=` or `axes=`, `figsize=` in inches, `labels=` and `title=`.
 
     Examples:
         >>> from moe_probe import dynamic, plotting
@@ -62,7 +62,7 @@ def plot(ds: xr.Dataset, as_published: bool = False, **look: Unpack[Look]) -> Dr
 
 
 def balance(ds: xr.Dataset, **look: Unpack[Look]) -> Drawn:
-    """Measures of balance over the layers."""
+    """Draws measures of balance over the layers."""
     with Page(ds, look) as page:
         for axes, (name, label) in zip(page.panels(1, len(BALANCE), (PAGE, 1.7))[0], BALANCE.items(), strict=True):
             line(axes, ds, name, color=BLUE)
@@ -73,17 +73,17 @@ def balance(ds: xr.Dataset, **look: Unpack[Look]) -> Drawn:
 
 
 def by_label(ds: xr.Dataset, layer: int | None = None, order: Order | None = None, **look: Unpack[Look]) -> Drawn:
-    """Load of one layer by document label, in times its even share; a cross where there is none.
+    """Draws the load of one layer by document label, divided by an even load; a cross marks a load of 0.
 
-    Hatched: the 95 % interval holds the expert's share in all documents together. Circles: no interval is known.
+    Hatched: the 95 % interval contains the expert's share in all documents together. Circles: there is no interval.
     Frames: the label's share differs at a false discovery rate of 5 % over all layers, labels and experts.
 
     Args:
         ds: result of `dynamic.expert_load`, of texts with labels.
         layer: the first one of the result by default.
-        order: of the experts: `number`, `load` (the largest first), or `specialization` (those first whose load
+        order: order of the experts: `number`, `load` (the largest first), or `specialization` (first those whose load
             differs most between a label and all documents), which is the default beyond 32 experts.
-        look: what every plot takes.
+        look: options of all plots: `ax=` or `axes=`, `figsize=` in inches, `labels=` and `title=`.
 
     Raises:
         NotFitting: the texts had no labels.
@@ -149,12 +149,14 @@ def figures(ds: xr.Dataset) -> Iterator[tuple[str, Figure]]:
 
 
 def _within(ds: xr.Dataset) -> tuple[xr.DataArray | None, str]:
-    """Where a label's interval holds the share in all documents (layer, label, expert), and what is said of it."""
+    """Whether a label's interval contains the share in all documents, (layer, label, expert), and a note on it."""
     if "label_share_low" not in ds or "label_share_chance" not in ds:
         return None, ""
     within = (ds.label_share_low <= ds.label_share_chance) & (ds.label_share_chance <= ds.label_share_high)
     how = hatched(ds.sizes["expert"], "panel")
-    return within.transpose("layer", "label", "expert"), f"{how}: maybe as in all documents; {said_of_intervals(ds)}"
+    return within.transpose(
+        "layer", "label", "expert"
+    ), f"{how}: interval includes all documents; {said_of_intervals(ds)}"
 
 
 def details(ds: xr.Dataset) -> Iterator[tuple[str, Figure]]:

@@ -30,13 +30,13 @@ EACH = 0.165  # inches of a bar with its name, 40 on the width of a page
 
 
 def plot(ds: xr.Dataset, by: str = "type", shown: int | None = None, **look: Unpack[Look]) -> Drawn:
-    """Bars of the mean number of FFN experts, with counts; of the most and the least where there are many.
+    """Draws bars of the mean number of FFN experts, with counts; the highest and lowest if there are many.
 
     Args:
         ds: result of `dynamic.ffn_experts_per_token`.
         by: `type`, `word`, `pos`, `piece` or `place`.
-        shown: bars at most; by default as many as names stand side by side, 40 on the width of a page.
-        look: what every plot takes.
+        shown: largest number of bars; by default as many as have room for their names, 40 on the width of a page.
+        look: options of all plots: `ax=` or `axes=`, `figsize=` in inches, `labels=` and `title=`.
 
     Raises:
         InputError: the result has no such class, or nothing was frequent enough.
@@ -48,7 +48,7 @@ def plot(ds: xr.Dataset, by: str = "type", shown: int | None = None, **look: Unp
     """
     if by not in CLASSES or f"{by}_density" not in ds or not ds.sizes[by]:
         known = [name for name in CLASSES if f"{name}_density" in ds and ds.sizes[name]]
-        raise InputError(f"The result has nothing by {by!r}; it has {', '.join(known)}.")
+        raise InputError(f"The result has no variables by {by!r}; pass by= one of {', '.join(known)}.")
     count = ds.sizes[by]
     with Page(ds, look) as page:
         axes = page.panel((PAGE, 2.7))
@@ -66,7 +66,7 @@ def plot(ds: xr.Dataset, by: str = "type", shown: int | None = None, **look: Unp
 
 
 def _bars(axes: Axes, bars: xr.Dataset, by: str) -> None:
-    """Means with their intervals, under names and counts."""
+    """Draws means with their intervals, with names and counts."""
     values, counts = bars[f"{by}_density"].values, bars[f"{by}_count"].values
     x = np.arange(len(values))
     axes.bar(x, values, color=BLUE, width=0.7)
@@ -82,7 +82,7 @@ def _bars(axes: Axes, bars: xr.Dataset, by: str) -> None:
 
 
 def names(ds: xr.Dataset, by: str) -> list[str]:
-    """What the bars are called."""
+    """Names of the bars."""
     if by == "type":
         return [written(str(text)) for text in ds.type_string.values]
     if by == "place":

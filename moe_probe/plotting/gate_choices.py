@@ -1,4 +1,4 @@
-"""Chosen experts, token by token: maps of applied weights (arXiv 2406.18219)."""
+"""Chosen experts of each token: maps of applied weights (arXiv 2406.18219)."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ def plot(
     start: int = 0,
     **look: Unpack[Look],
 ) -> Drawn:
-    """Tokens by experts, shaded by the applied weight, 0 where not chosen.
+    """Draws a map of tokens by experts, shaded by the applied weight, 0 for experts that are not chosen.
 
     Args:
         ds: result of `dynamic.gate_choices`.
         layer: the first one of the result by default.
         document: its number; the first one by default.
         start: the first token of the document to show; at most 64 follow.
-        look: what every plot takes.
+        look: options of all plots: `ax=` or `axes=`, `figsize=` in inches, `labels=` and `title=`.
 
     Raises:
         NoSuchName: there is no such layer or document.
@@ -70,13 +70,13 @@ def _most(ds: xr.Dataset) -> float:
 
 
 def _tokens(ds: xr.Dataset, document: int, start: int) -> tuple[xr.Dataset, int]:
-    """The part of a document that is shown, and how many tokens it has."""
+    """The part of a document to show, and its number of tokens."""
     flat = rows(ds)
     of_document = flat.isel(token=(flat.document == document).values)
     length = of_document.sizes["token"]
     if not 0 <= start < length:
         raise OutOfRange(
-            f"Document {document} has {length} tokens in this result; start={start} is none of 0 to {length - 1}."
+            f"start={start} is outside document {document}, which has {length} tokens here; pass 0 to {length - 1}."
         )
     return of_document.isel(token=slice(start, start + TOKENS)), length
 

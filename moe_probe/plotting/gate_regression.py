@@ -1,4 +1,4 @@
-"""Gate similarity against expert similarity, pair by pair (arXiv 2406.18219, table 1)."""
+"""Gate similarity against expert similarity of pairs of experts (arXiv 2406.18219, table 1)."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ ROWS = 16  # of a table, beyond which R² is drawn over the layers instead
 
 
 def plot(ds: xr.Dataset, layer: int | None = None, **look: Unpack[Look]) -> Drawn:
-    """Pairs of one layer with the fitted line, its 95 % band, R², slope and number of pairs, a panel per projection.
+    """Draws the pairs of one layer with the fitted line, its 95 % band, R² and slope, in a panel per projection.
 
-    More than 2,000 pairs are drawn as their density. The band is that of 200 draws of pairs, which are not independent
-    of each other: it is a lower bound of what is uncertain.
+    More than 2,000 pairs are drawn as their density. The band comes from 200 resamples of pairs; because pairs are not
+    independent, it is a lower bound of the uncertainty.
 
     Args:
         ds: result of `static.gate_regression`.
         layer: the first one of the result by default.
-        look: what every plot takes.
+        look: options of all plots: `ax=` or `axes=`, `figsize=` in inches, `labels=` and `title=`.
 
     Examples:
         >>> from moe_probe import static, plotting
@@ -54,7 +54,7 @@ def plot(ds: xr.Dataset, layer: int | None = None, **look: Unpack[Look]) -> Draw
         if density is not None:
             bar = page.colorbar(density, all_axes, "pairs", format=FuncFormatter(plain))
             bar.ax.minorticks_off()
-        page.note(f"n = {ds.sizes['pair']:,} pairs; band: 95 % over {DRAWS} draws of pairs")
+        page.note(f"n = {ds.sizes['pair']:,} pairs; band: 95 % over {DRAWS} resamples of pairs")
         return page.finish(f"{page.ds.attrs['model']}, layer {layer}")
 
 
@@ -63,7 +63,7 @@ def _r_squared(part: xr.Dataset) -> str:
 
 
 def _pairs(axes: Axes, part: xr.Dataset, band: bool = False, cells: int = 36) -> Any:
-    """The pairs of one layer and projection, and the line; returns what the colors of a density stand for."""
+    """Draws the pairs of one layer and projection, and the line; returns the artist whose colors show density."""
     x, y = part.similarity.values, part.gate.values
     color = PROJECTION_COLORS.get(str(part.projection.item()), "black")
     density = cloud(axes, x, y, color=color, cells=cells)
@@ -77,7 +77,7 @@ def _pairs(axes: Axes, part: xr.Dataset, band: bool = False, cells: int = 36) ->
 
 
 def over_layers(ds: xr.Dataset, **look: Unpack[Look]) -> Drawn:
-    """R² over the layers, a line for each projection."""
+    """Draws R² over the layers, a line for each projection."""
     with Page(ds, look) as page:
         axes = page.panel((COLUMN, 2.1))
         for name in ds.projection.values:
@@ -90,11 +90,11 @@ def over_layers(ds: xr.Dataset, **look: Unpack[Look]) -> Drawn:
 
 
 def table(ds: xr.Dataset, **look: Unpack[Look]) -> Drawn:
-    """R² of every layer and projection, rounded to two digits, and their means (the paper's table).
+    """Draws a table of R² for every layer and projection, rounded to two decimals, and their means, as the paper's.
 
     Args:
         ds: result of `static.gate_regression`.
-        look: what every plot takes.
+        look: options of all plots: `ax=` or `axes=`, `figsize=` in inches, `labels=` and `title=`.
     """
     rounded = ds.r_squared.transpose("layer", "projection").round(2)
     rows = [[str(layer), *(f"{value:.2f}" for value in rounded.sel(layer=layer).values)] for layer in ds.layer.values]

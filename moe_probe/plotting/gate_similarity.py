@@ -1,4 +1,4 @@
-"""Similarity of gate embeddings, alone or beside that of the experts (arXiv 2406.18219)."""
+"""Similarity of gate embeddings, alone or next to that of the experts (arXiv 2406.18219)."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ def plot(
     order: Order = "number",
     **look: Unpack[Look],
 ) -> Drawn:
-    """Heat map of one layer's gate embeddings.
+    """Draws a heat map of the similarity of one layer's gate embeddings.
 
     Args:
         ds: result of `static.gate_similarity`.
         layer: the first one of the result by default.
-        scale: colors from the least to the largest value of this layer (`layer`) or of all layers (`all`).
-        beside: result of `static.similarity` at level `neuron_mean`: its projections follow on the same scale.
-        diagonal: show each expert beside itself and let it count in the color scale, as the paper does.
-        order: of the experts in each panel: by `number`, or `cluster`, those that are alike side by side.
-        look: what every plot takes.
+        scale: colors from the smallest to the largest value of this layer (`layer`) or of all layers (`all`).
+        beside: result of `static.similarity` at level `neuron_mean`; its projections follow in the same color scale.
+        diagonal: draw the diagonal and include it in the color scale, as the paper does.
+        order: order of the experts in each panel: by `number`, or `cluster`, which puts similar ones side by side.
+        look: options of all plots: `ax=` or `axes=`, `figsize=` in inches, `labels=` and `title=`.
 
     Raises:
         NoSuchName: the result has no such layer, scale or order.
@@ -61,7 +61,7 @@ def plot(
 
 
 def figures(ds: xr.Dataset) -> Iterator[tuple[str, Figure]]:
-    """All layers under one scale: (file stem, figure)."""
+    """All layers in one scale: (file stem, figure)."""
     maps = {f"layer {layer}": ds.cosine.sel(layer=layer) for layer in ds.layer.values}
     colors = bounded(limits(ds.cosine, int(ds.layer[0]), "all"))
     yield from pair_grid("gate_similarity", maps, colors, BAR)

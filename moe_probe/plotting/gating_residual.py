@@ -20,12 +20,12 @@ OVER_LAYERS = ("pooled_histogram", "pooled_score_mean", "pooled_score_variance",
 
 
 def plot(ds: xr.Dataset, layer: int | None = None, **look: Unpack[Look]) -> Drawn:
-    """Histograms with the residual and with it removed, of all layers or of one.
+    """Draws histograms with and without the residual, of all layers or of one.
 
     Args:
         ds: result of `comparisons.gating_residual`.
-        layer: all together by default.
-        look: what every plot takes.
+        layer: its number; all layers together by default.
+        look: options of all plots: `ax=` or `axes=`, `figsize=` in inches, `labels=` and `title=`.
 
     Examples:
         >>> from moe_probe import comparisons, plotting
@@ -54,7 +54,7 @@ def _moments(scores: xr.Dataset) -> str:
 
 
 def over_layers(ds: xr.Dataset, **look: Unpack[Look]) -> Drawn:
-    """The mean of both scores over the layers, with the residual (line) and with it removed (dashed)."""
+    """Draws the mean of both scores over the layers, with the residual (line) and without it (dashed)."""
     with Page(ds, look) as page:
         axes = page.panel((PAGE, 2.2))
         for residual, line, filled in zip(ds.residual.values, ("-", "--"), ("full", "none"), strict=True):

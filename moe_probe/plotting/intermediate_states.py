@@ -32,18 +32,18 @@ def plot(
     as_published: bool = False,
     **look: Unpack[Look],
 ) -> Drawn:
-    """Experts by neurons, a row of the figure per token.
+    """Draws maps of experts by neurons, one row of the figure per token.
 
     Args:
         ds: result of `dynamic.intermediate_states`.
         layer: the first one of the result by default.
-        scale: colors from the least to the largest value of this layer (`layer`) or of all layers (`all`).
-        tokens: places of the tokens to show; the first four by default.
+        scale: colors from the smallest to the largest value of this layer (`layer`) or of all layers (`all`).
+        tokens: positions of the tokens to show; the first four by default.
         experts: labels of the experts to show; beyond 16 experts, by default the eight with the largest activations.
-        sort: each row by value, the largest neuron first; by default beyond 16 experts.
-        as_published: colors from the least value to the largest one of the layer, or to 1 for `all`, and lines between
-            experts, as in the paper; by default, 0.5 % of many values lie beyond each end.
-        look: what every plot takes.
+        sort: sort each expert's neurons by value, the largest first; the default beyond 16 experts.
+        as_published: colors from the smallest value to the largest one of the layer, or to 1 for `all`, and lines
+            between experts, as in the paper; by default, 0.5 % of many values are beyond each end.
+        look: options of all plots: `ax=` or `axes=`, `figsize=` in inches, `labels=` and `title=`.
 
     Raises:
         NoSuchName: there is no such layer, scale or expert.
@@ -56,7 +56,7 @@ def plot(
     """
     layer = pick_layer(ds, layer)
     if experts is not None and not len(experts):
-        raise OutOfRange("experts is empty; pass labels of experts, or leave it out.")
+        raise OutOfRange("experts is empty; pass labels of experts, or omit experts=.")
     sort = ds.sizes["expert"] > FEW if sort is None else sort
     with Page(ds, look) as page:
         one = rows(page.ds)
@@ -86,7 +86,7 @@ def _published_limits(values: xr.DataArray, layer: int, scale: Scale) -> tuple[f
 
 
 def _title(one: xr.Dataset, layer: int, token: int) -> str:
-    """Place and string of a token, with its chosen experts where the result tells them."""
+    """Position and string of a token, with its chosen experts if the result has them."""
     if "topk_expert" not in one:
         return f"{token}: {written(str(one.string.values[token]))}"
     chosen = one.topk_expert.sel(layer=layer).transpose("token", ...).values[token]
@@ -102,7 +102,7 @@ def _panel(axes: Axes, values: xr.DataArray, bounds: tuple[float, float], title:
 
 
 def _map(values: xr.DataArray, experts: Sequence[str] | None, sort: bool) -> xr.DataArray:
-    """One token's activations, (expert, neuron), of the experts that are shown."""
+    """One token's activations, (expert, neuron), of the experts to show."""
     values = values.transpose("expert", "neuron")
     if experts is not None:
         values = values.sel(expert=[pick(values.to_dataset(name="activation"), "expert", str(e)) for e in experts])
@@ -113,7 +113,7 @@ def _map(values: xr.DataArray, experts: Sequence[str] | None, sort: bool) -> xr.
 
 
 def figures(ds: xr.Dataset) -> Iterator[tuple[str, Figure]]:
-    """A few layers, under one scale: (file stem, figure)."""
+    """A few layers, in one scale: (file stem, figure)."""
     for layer in chosen_layers(ds.layer.values, 3):
         yield f"intermediate_states_layer{layer}", plot(ds, layer, "all")
 

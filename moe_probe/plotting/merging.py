@@ -1,4 +1,4 @@
-"""What merging costs beside pruning to the same size: the held-out loss of each way."""
+"""Cost of merging compared with pruning to the same size: the held-out loss of each method."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ COLORS = {RANDOM: GREY, PRUNED: ORANGE, "": BLUE}
 
 
 def plot(ds: xr.Dataset, **look: Unpack[Look]) -> Drawn:
-    """The change of the loss of each way to the same number of experts, a panel for each grouping.
+    """Draws the change of the loss of each method at the same number of experts, a panel for each grouping.
 
-    Blue: merged, by how a group is averaged; orange: pruned by a score; gray: pruned at random.
+    Blue: merged, one bar per way of averaging a group; orange: pruned by a score; gray: pruned at random.
 
     Args:
         ds: result of `pruning.merging`.
-        look: what every plot takes.
+        look: options of all plots: `ax=` or `axes=`, `figsize=` in inches, `labels=` and `title=`.
 
     Examples:
         >>> from moe_probe import plotting, pruning
@@ -53,7 +53,7 @@ def plot(ds: xr.Dataset, **look: Unpack[Look]) -> Drawn:
 
 
 def _colors_said(colors: list[str]) -> list[str]:
-    """What the colors that there are mean."""
+    """The meaning of the colors in use."""
     said = {BLUE: "blue: merged", ORANGE: "orange: pruned", GREY: "gray: pruned at random"}
     return [text for color, text in said.items() if color in colors]
 

@@ -34,14 +34,14 @@ def plot(
     as_published: bool = False,
     **look: Unpack[Look],
 ) -> Drawn:
-    """Counts over the norm rank, a bar per score rank; a map of more than 16 experts.
+    """Draws counts over the norm rank, a bar per score rank; with more than 16 experts, a map.
 
     Args:
         ds: result of `dynamic.norm_score_ranks`.
-        layer: all layers together by default.
-        bars: or a map; bars of more than 16 experts stand in eight lines, as in the paper.
-        as_published: bars in the paper's ten colors, again and again, with its names of the axes.
-        look: what every plot takes.
+        layer: its number; all layers together by default.
+        bars: draw bars (True) or a map (False); bars of more than 16 experts take eight lines, as in the paper.
+        as_published: bars in the paper's ten colors, repeated, with its axis labels.
+        look: options of all plots: `ax=` or `axes=`, `figsize=` in inches, `labels=` and `title=`.
 
     Examples:
         >>> from moe_probe import dynamic, plotting
@@ -62,7 +62,7 @@ def plot(
 
 
 def _most(count: np.ndarray) -> float:
-    """The upper end of a map's colors: beyond it lie 0.5 % of many cells."""
+    """The upper end of a map's colors; if there are many cells, 0.5 % of them are beyond it."""
     known = count[np.isfinite(count)]
     return (float(np.quantile(known, 0.995)) if len(known) else 0.0) or 1.0
 
@@ -76,7 +76,7 @@ def _map(axes: Axes, count: np.ndarray, most: float, small: bool = False) -> Axe
 
 
 def _bars(page: Page, count: np.ndarray, as_published: bool) -> None:
-    """A group of bars for every rank of the norm, in one line or in eight."""
+    """Draws a group of bars for every rank of the norm, in one line or in eight."""
     experts = len(count)
     lines = 1 if experts <= FEW else LINES
     panels = page.panels(lines, 1, (PAGE, 2.3 if lines == 1 else 8.5), sharey=True)[:, 0]
@@ -110,7 +110,7 @@ def _name_as_published(page: Page, panels: np.ndarray, experts: int) -> None:
 
 
 def figures(ds: xr.Dataset) -> Iterator[tuple[str, Figure]]:
-    """All layers together, and a small map of each under one scale: (file stem, figure)."""
+    """All layers together, and a small map of each in one scale: (file stem, figure)."""
     yield "norm_score_ranks_all", plot(ds)
     count = ds.pairs.transpose("layer", "score_rank", "norm_rank").values
     names, experts = [f"layer {layer}" for layer in ds.layer.values], count.shape[1]

@@ -1,4 +1,4 @@
-"""Norms of the experts' outputs beside the router's scores, token by token (arXiv 2406.18219)."""
+"""Norms of the experts' outputs and the router's scores for each token (arXiv 2406.18219)."""
 
 from __future__ import annotations
 
@@ -29,17 +29,17 @@ def plot(
     as_published: bool = False,
     **look: Unpack[Look],
 ) -> Drawn:
-    """A panel per token; its title names the chosen experts.
+    """Draws norms and scores in a panel per token, whose title names the chosen experts.
 
-    Up to 16 experts: left bars the norms, right bars the scores. More: a point per expert, its norm against its score,
-    chosen experts filled, with Spearman's rank correlation.
+    Up to 16 experts: left bars are norms, right bars scores. More: a point per expert, its norm against its score,
+    filled if the expert is chosen, with Spearman's rank correlation.
 
     Args:
         ds: result of `dynamic.output_norms`.
         layer: the first one of the result by default.
-        tokens: places of the tokens to show; the first four by default.
-        as_published: draw bars however many experts there are, and all tokens in one row, as the paper does.
-        look: what every plot takes.
+        tokens: positions of the tokens to show; the first four by default.
+        as_published: draw bars for any number of experts, and all tokens in one row, as the paper does.
+        look: options of all plots: `ax=` or `axes=`, `figsize=` in inches, `labels=` and `title=`.
 
     Raises:
         NoSuchName: the result has no such layer.
@@ -69,7 +69,7 @@ def plot(
 
 
 def _token(axes: Axes, one: xr.Dataset, token: int, bars: bool, narrow: bool) -> list[Any]:
-    """The panel of one token; returns what a legend names."""
+    """Draws the panel of one token; returns the artists for the legend."""
     norm, score, chosen = (one[name].values[token] for name in ("norm", "score", "chosen"))
     picked = np.flatnonzero(chosen)
     title = panel_title(one, token, picked[np.argsort(-score[picked])])

@@ -1,4 +1,4 @@
-"""Similarity of the experts' outputs: heat maps token by token, and averaged (arXiv 2406.18219)."""
+"""Similarity of the experts' outputs: heat maps of single tokens, and averages (arXiv 2406.18219)."""
 
 from __future__ import annotations
 
@@ -29,17 +29,17 @@ def plot(
     beside: xr.Dataset | None = None,
     **look: Unpack[Look],
 ) -> Drawn:
-    """Heat map of one layer: averaged over tokens, or a panel per token, titled with its chosen experts.
+    """Draws heat maps of one layer: averaged over tokens, or a panel per token, titled with its chosen experts.
 
     Args:
         ds: result of `dynamic.output_similarity`.
         layer: the first one of the result by default.
-        scale: colors from the least to the largest value of this layer (`layer`) or of all layers (`all`).
-        tokens: places of the tokens to show; the first four by default.
-        diagonal: show each expert beside itself and let it count in the color scale, as the paper does.
-        order: of the experts in each panel: by `number`, or `cluster`, those that are alike side by side.
-        beside: result of `static.similarity`, whose projections follow in colors of their own, as in the paper.
-        look: what every plot takes.
+        scale: colors from the smallest to the largest value of this layer (`layer`) or of all layers (`all`).
+        tokens: positions of the tokens to show; the first four by default.
+        diagonal: draw the diagonal and include it in the color scale, as the paper does.
+        order: order of the experts in each panel: by `number`, or `cluster`, which puts similar ones side by side.
+        beside: result of `static.similarity`, whose projections follow in a color scale of their own, as in the paper.
+        look: options of all plots: `ax=` or `axes=`, `figsize=` in inches, `labels=` and `title=`.
 
     Raises:
         NoSuchName: the result has no such layer, scale or order.
@@ -84,7 +84,7 @@ def _with_weights(
     scale: Scale,
     diagonal: bool,
 ) -> None:
-    """The outputs' maps, and in one row with them those of the weights of a layer."""
+    """Draws the maps of outputs and, in the same row, those of the weights of a layer."""
     weights = beside[beside.attrs["metric"]]
     panels = {str(name): weights.sel(layer=layer, projection=name) for name in weights.projection.values}
     count = len(outputs) + len(panels)
@@ -97,7 +97,7 @@ def _with_weights(
 
 
 def figures(ds: xr.Dataset) -> Iterator[tuple[str, Figure]]:
-    """The mean in all layers under one scale; tokens in a few layers: (file stem, figure)."""
+    """The mean in all layers in one scale; tokens in a few layers: (file stem, figure)."""
     metric = ds.attrs["metric"]
     if "token" in ds.dims:
         for layer in chosen_layers(ds.layer.values, 3):

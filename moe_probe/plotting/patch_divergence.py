@@ -1,4 +1,4 @@
-"""Divergence of a picture's patches beside the picture, and over training (MH-MoE, arXiv 2404.15045, figures 8, 10)."""
+"""Divergence of a picture's patches, and over training (MH-MoE, arXiv 2404.15045, figures 8 and 10)."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ OVER_LAYERS = ("divergence_mean",)
 
 
 def plot(ds: xr.Dataset, document: int | None = None, **look: Unpack[Look]) -> Drawn:
-    """The picture, where there is one, and a map of its mean divergence, or one for every step, then the picture.
+    """Draws a map of the mean divergence, or one for every step, and the picture if the result has it.
 
     Args:
         ds: result of `dynamic.patch_divergence`, or of `comparisons.patch_divergence_over_steps`.
         document: number of the picture; the first one by default.
-        look: what every plot takes.
+        look: options of all plots: `ax=` or `axes=`, `figsize=` in inches, `labels=` and `title=`.
 
     Examples:
         >>> from moe_probe import dynamic, plotting
@@ -56,7 +56,7 @@ def plot(ds: xr.Dataset, document: int | None = None, **look: Unpack[Look]) -> D
 
 
 def textures(ds: xr.Dataset, **look: Unpack[Look]) -> Drawn:
-    """Mean divergence of patches of high and of low texture, over the steps."""
+    """Draws the mean divergence of patches of high and of low texture, over the steps."""
     means = ds if "step" in ds.dims else ds.expand_dims(step=[""])
     at = range(means.sizes["step"])
     with Page(ds, look) as page:

@@ -30,18 +30,18 @@ DIMS = ("layer", "projection", "point", "component")
 
 
 def plot(ds: xr.Dataset, layer: int | None = None, colors: Colors | None = None, **look: Unpack[Look]) -> Drawn:
-    """Scatter of one layer, a panel per projection; in 3-D where the result has three components.
+    """Draws a scatter plot of one layer, a panel per projection; in 3-D if the result has three components.
 
-    Matrix level: a circle per expert with its number (of many, the farthest ones), a triangle for the dense baseline;
-    outliers are hollow and named in the title. Neuron level: a point per neuron in the color of its expert; of more
-    than 16 experts, the four whose neurons lie farthest from the middle are in color, the others gray. Triangles: the
-    baseline.
+    Level `matrix`: a circle per expert with its number (of many experts, only the farthest have one), a triangle for
+    the dense baseline; outliers are hollow and named in the title. Level `neuron`: a point per neuron in the color of
+    its expert; of more than 16 experts, the four whose neurons are farthest from the center have colors, the others are
+    gray. Triangles are the baseline.
 
     Args:
         ds: result of `static.pca`.
         layer: the first one of the result by default.
-        colors: in which the neurons of all experts are drawn, however many: `viridis`, or the paper's `Spectral`.
-        look: what every plot takes.
+        colors: color map for the neurons of all experts, however many: `viridis`, or the paper's `Spectral`.
+        look: options of all plots: `ax=` or `axes=`, `figsize=` in inches, `labels=` and `title=`.
 
     Raises:
         NoSuchName: there is no such layer or color map.
@@ -74,7 +74,7 @@ def plot(ds: xr.Dataset, layer: int | None = None, colors: Colors | None = None,
 
 
 def _shares(part: xr.Dataset) -> str:
-    """How much of the variance the components of a projection explain."""
+    """The share of the variance that the components of a projection explain, as text."""
     shares = ", ".join(f"{100 * value:.0f}" for value in part.explained_variance_ratio.values)
     return f"{part.projection.item()}: {shares} % of the variance"
 
@@ -100,7 +100,7 @@ def _name_axes(axes: Any, part: xr.Dataset, three: bool, shares: bool) -> None:
 
 
 def _points(axes: Axes, part: xr.Dataset, size: float = 1.0, colors: str | None = None) -> None:
-    """The points of one layer and projection."""
+    """Draws the points of one layer and projection."""
     if part.attrs["level"] == "matrix":
         _experts(axes, part, size)
     else:
@@ -108,7 +108,7 @@ def _points(axes: Axes, part: xr.Dataset, size: float = 1.0, colors: str | None 
 
 
 def _explain(page: Page, all_axes: list[Axes], of_layer: xr.Dataset, colors: str | None) -> None:
-    """What colors and marks mean: a color bar of the expert's number where each has a color, else a legend."""
+    """Adds a color bar of the expert's number if each expert has a color, else a legend."""
     if of_layer.attrs["level"] == "neuron" and (colors or len(_routed(of_layer)) <= FEW):
         norm = Normalize(0, max(len(_routed(of_layer)) - 1, 1))
         page.colorbar(ScalarMappable(norm, colors or COLORMAP), all_axes, "expert", ticks=MaxNLocator(8, integer=True))
@@ -122,14 +122,14 @@ def _own_figure(page: Page) -> bool:
 
 
 def _place_names(figure: matplotlib.figure.Figure) -> None:
-    """Draw once without layout: matplotlib 3.10 lays out names of axes in space wrongly before they were drawn."""
+    """Draws once without layout: matplotlib 3.10 lays out labels of 3-D axes wrongly before they were drawn."""
     figure.set_layout_engine("none")
     figure.draw_without_rendering()
     figure.set_layout_engine("constrained")
 
 
 def _label_panels(page: Page, all_axes: list[Axes], of_layer: xr.Dataset) -> None:
-    """Numbers of experts, placed on axes of their final size."""
+    """Adds the numbers of experts, once axes have their final size."""
     figure = page.figure
     if not isinstance(figure, matplotlib.figure.Figure):
         return  # part of a figure, whose size is not yet known
@@ -144,7 +144,7 @@ def _label_panels(page: Page, all_axes: list[Axes], of_layer: xr.Dataset) -> Non
 
 
 def _clear_names(all_axes: list[Any]) -> None:
-    """Remove the numbers that lie over names of axes, of a neighbor's too."""
+    """Removes numbers that cover labels of axes, including those of neighboring panels."""
     names = [axis.label.get_window_extent() for axes in all_axes for axis in (axes.xaxis, axes.yaxis, axes.zaxis)]
     for axes in all_axes:
         for number in list(axes.texts):
@@ -169,7 +169,7 @@ def _experts(axes: Axes, part: xr.Dataset, size: float = 1.0) -> None:
 
 
 def _label(axes: Axes, part: xr.Dataset) -> None:
-    """Experts' numbers beside their points, without overlaps: those for which there is no room are left out."""
+    """Adds experts' numbers next to their points, and omits those that would overlap others."""
     points = part.coordinates.transpose("point", "component").values
     apart = np.linalg.norm(points - points.mean(0), axis=1)
     named = np.argsort(-np.nan_to_num(apart))[: LABELED if len(points) > FEW else len(points)]
@@ -210,7 +210,7 @@ def _neurons(axes: Axes, part: xr.Dataset, colors: str | None) -> None:
 
 
 def _farthest(points: np.ndarray, labels: np.ndarray, names: list[str]) -> list[str]:
-    """The experts whose neurons' mean lies farthest from that of all."""
+    """The experts whose mean neuron is farthest from the mean of all neurons."""
     middle = points.mean(0)
     apart = [-float(np.linalg.norm(points[labels == name].mean(0) - middle)) for name in names]
     return [names[at] for at in np.argsort(apart, kind="stable")[: len(PICKED)]]

@@ -1,4 +1,4 @@
-"""How early the router's final choices are made (OLMoE, arXiv 2409.02060)."""
+"""Share of the router's final choices over training (OLMoE, arXiv 2409.02060)."""
 
 from __future__ import annotations
 
@@ -18,12 +18,13 @@ DIMS = ("checkpoint", "layer")
 
 
 def plot(ds: xr.Dataset, **look: Unpack[Look]) -> Drawn:
-    """Share of the final choices that are made already, over checkpoints: a line per layer, or beyond six layers
-    median, band of all and the highest one.
+    """Draws the share of the final choices that each checkpoint already makes: a line per layer.
+
+    Beyond six layers, it draws their median, their range and the highest layer.
 
     Args:
         ds: result of `comparisons.router_saturation`.
-        look: what every plot takes.
+        look: options of all plots: `ax=` or `axes=`, `figsize=` in inches, `labels=` and `title=`.
 
     Examples:
         >>> from moe_probe import comparisons, plotting

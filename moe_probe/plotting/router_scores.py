@@ -24,14 +24,14 @@ OVER_LAYERS = ("pooled_histogram", "pooled_score_mean", "pooled_score_variance",
 
 
 def plot(ds: xr.Dataset, layer: int | None = None, **look: Unpack[Look]) -> Drawn:
-    """Histograms of one layer, or of all layers together, with mean and variance.
+    """Draws histograms of one layer, or of all layers together, with mean and variance.
 
-    Where a spike would flatten the rest, the share of tokens is logarithmic.
+    If a spike would flatten the rest, the axis of the share of tokens is logarithmic.
 
     Args:
         ds: result of `dynamic.router_scores`.
-        layer: all layers together by default.
-        look: what every plot takes.
+        layer: its number; all layers together by default.
+        look: options of all plots: `ax=` or `axes=`, `figsize=` in inches, `labels=` and `title=`.
 
     Examples:
         >>> from moe_probe import dynamic, plotting
@@ -48,12 +48,12 @@ def plot(ds: xr.Dataset, layer: int | None = None, **look: Unpack[Look]) -> Draw
 
 
 def pooled(ds: xr.Dataset) -> xr.Dataset:
-    """Histograms and moments of all layers together, under the names of those of one."""
+    """Histograms and moments of all layers together, under the names of those of one layer."""
     return ds[[f"pooled_{name}" for name in MOMENTS]].rename({f"pooled_{name}": name for name in MOMENTS})
 
 
 def _histograms(axes: Axes, scores: xr.Dataset) -> None:
-    """Shares of tokens over the score, (which, bin), a color for each of `which`; logarithmic where one is a spike."""
+    """Draws shares of tokens over the score, (which, bin), in a color per `which`; logarithmic if one is a spike."""
     edges, shares = bin_edges(scores), []
     for which, color in zip(scores.which.values, COLORS, strict=True):
         one = scores.sel(which=which)
@@ -65,7 +65,7 @@ def _histograms(axes: Axes, scores: xr.Dataset) -> None:
 
 
 def log_if_spiked(axes: Axes, shares: np.ndarray) -> None:
-    """A logarithmic y axis where the highest share is far above the middle one."""
+    """Makes the y axis logarithmic if the highest share is far above the median one."""
     known = shares[np.isfinite(shares) & (shares > 0)]
     if len(known) and known.max() > SPIKE * np.median(known):
         axes.set_yscale("log")
@@ -75,13 +75,13 @@ def log_if_spiked(axes: Axes, shares: np.ndarray) -> None:
 
 
 def bin_edges(ds: xr.Dataset) -> np.ndarray:
-    """Where the bins of a histogram begin, and where the last one ends."""
+    """Edges of the bins of a histogram."""
     step = float(ds.bin[1] - ds.bin[0]) if ds.sizes["bin"] > 1 else 1.0
     return np.append(ds.bin.values, ds.bin.values[-1] + step)
 
 
 def ridges(ds: xr.Dataset, **look: Unpack[Look]) -> Drawn:
-    """The distributions of every layer, one above the other, each as high as its own highest share; the first below."""
+    """Draws the distributions of all layers above each other, the first at the bottom, each scaled to its maximum."""
     edges, layers = bin_edges(ds), ds.layer.values
     middle = (edges[1:] + edges[:-1]) / 2
     with Page(ds, look) as page:

@@ -1,4 +1,4 @@
-"""Singular values of the routers, and how many directions they use."""
+"""Singular values and effective ranks of the routers."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ DIMS = ("layer", "index")
 
 
 def plot(ds: xr.Dataset, **look: Unpack[Look]) -> Drawn:
-    """Left: singular values, a line per layer. Right: effective rank over the layers.
+    """Draws singular values, a line per layer (left), and the effective rank over the layers (right).
 
     Args:
         ds: result of `static.router_spectrum`.
-        look: what every plot takes.
+        look: options of all plots: `ax=` or `axes=`, `figsize=` in inches, `labels=` and `title=`.
 
     Examples:
         >>> from moe_probe import static, plotting

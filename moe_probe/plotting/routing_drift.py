@@ -1,4 +1,4 @@
-"""How far routing moved between two checkpoints, and which tokens moved."""
+"""Change of routing between two checkpoints, and its dependence on tokens' margins."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ DIMS = ("layer", "checkpoint")
 
 
 def plot(ds: xr.Dataset, **look: Unpack[Look]) -> Drawn:
-    """Changed tokens and kept choices over layers; and changed tokens against their margin, a line per layer.
+    """Draws changed tokens and kept choices over layers, and changed tokens against their margin.
 
     Args:
         ds: result of `comparisons.routing_drift`.
-        look: what every plot takes.
+        look: options of all plots: `ax=` or `axes=`, `figsize=` in inches, `labels=` and `title=`.
 
     Examples:
         >>> from moe_probe import comparisons, plotting
@@ -46,7 +46,7 @@ def plot(ds: xr.Dataset, **look: Unpack[Look]) -> Drawn:
 
 
 def _margins(axes: Axes, ds: xr.Dataset) -> None:
-    """Changed tokens against the margin of their choice: a line per layer, or beyond six the median over layers."""
+    """Draws changed tokens against the margin of their choice: a line per layer; beyond six layers, the median."""
     margin, changed = (ds[name].transpose("layer", "bin").values for name in ("margin", "margin_changed"))
     if len(margin) > MOST_LINES:
         axes.plot(margin.T, changed.T, color="0.8", linewidth=0.5)

@@ -1,4 +1,4 @@
-"""What a routing trace holds: choices of every expert in every layer."""
+"""Content of a routing trace: choices of every expert in every layer."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ DIMS = ("layer", "expert")
 
 
 def plot(ds: xr.Dataset, **look: Unpack[Look]) -> Drawn:
-    """Choices written, layers by experts.
+    """Draws the number of written choices, layers by experts.
 
     Args:
         ds: result of `dynamic.routing_trace`.
-        look: what every plot takes.
+        look: options of all plots: `ax=` or `axes=`, `figsize=` in inches, `labels=` and `title=`.
 
     Examples:
         >>> from moe_probe import dynamic, plotting

@@ -1,4 +1,4 @@
-"""Do scores foretell what removing an expert costs? Rank correlations by layer, and each expert as a point."""
+"""Do scores predict the cost of removing an expert? Rank correlations by layer, and each expert as a point."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ NOTE = "a point: an expert; number: mean rank correlation over layers"
 
 
 def plot(ds: xr.Dataset, **look: Unpack[Look]) -> Drawn:
-    """Scores by layers: the rank correlation with the measured cost; to the right its mean, with its interval.
+    """Draws the rank correlation of each score with the measured cost: a map of scores by layers, and the means.
 
-    The best score stands on top. White: no correlation; gray: none is defined.
+    The best score is on top. White: no correlation; gray: undefined.
 
     Args:
         ds: result of `pruning.agreement`.
-        look: what every plot takes; two axes where `axes` are given.
+        look: options of all plots: `ax=` or `axes=`, `figsize=` in inches, `labels=` and `title=`.
 
     Examples:
         >>> from moe_probe import intervene, plotting, pruning
@@ -61,7 +61,7 @@ def plot(ds: xr.Dataset, **look: Unpack[Look]) -> Drawn:
 
 
 def best_first(ds: xr.Dataset) -> xr.Dataset:
-    """The result with its scores in falling order of their mean rank correlation."""
+    """The result with its scores in descending order of their mean rank correlation."""
     return ds.isel(score=np.argsort(-np.nan_to_num(ds.mean_rank_correlation.values, nan=-np.inf), kind="stable"))
 
 
@@ -76,12 +76,12 @@ def _means(axes: Axes, ds: xr.Dataset) -> None:
 
 
 def scatter(ds: xr.Dataset, score: str | None = None, **look: Unpack[Look]) -> Drawn:
-    """One score against the measured cost, a point per expert: ranks within the layer, so that layers are alike.
+    """Draws one score against the measured cost, a point per expert; both are ranks within the layer.
 
     Args:
         ds: result of `pruning.agreement`.
-        score: which one; the one of the largest mean rank correlation by default.
-        look: what every plot takes.
+        score: name of the score; by default the one with the largest mean rank correlation.
+        look: options of all plots: `ax=` or `axes=`, `figsize=` in inches, `labels=` and `title=`.
 
     Raises:
         NoSuchName: there is no such score.
@@ -96,12 +96,12 @@ def scatter(ds: xr.Dataset, score: str | None = None, **look: Unpack[Look]) -> D
 
 
 def correlation(ds: xr.Dataset, score: str) -> str:
-    """The mean rank correlation of a score, written out."""
+    """The mean rank correlation of a score, as text."""
     return f"{float(ds.mean_rank_correlation.sel(score=score)):.2f}"
 
 
 def ranks(ds: xr.Dataset, score: str) -> tuple[np.ndarray, np.ndarray]:
-    """Ranks of a score and of the cost within each layer, (layer, expert), from 0 to 1; nan where one is not known."""
+    """Ranks of a score and of the cost within each layer, (layer, expert), from 0 to 1; nan if one is unknown."""
     values = [array.transpose("layer", "expert").values for array in (ds.importance.sel(score=score), ds.loss_change)]
     known = ~np.isnan(values[0]) & np.isfinite(values[1])
     ranked = [np.full(known.shape, np.nan), np.full(known.shape, np.nan)]

@@ -1,4 +1,4 @@
-"""The smallest set of experts that a label needs: the loss of both sides against the size of the set."""
+"""The smallest set of experts that a label needs: losses against the size of the set."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ COLORS = {"label": BLUE, "others": ORANGE}
 
 
 def plot(ds: xr.Dataset, **look: Unpack[Look]) -> Drawn:
-    """The change of the loss of the label and of the other documents over the size of the set; crosses: random sets.
+    """Draws the change of the loss of the label and of other documents over the size of the set; crosses: random sets.
 
     Args:
         ds: result of `intervene.search`.
-        look: what every plot takes.
+        look: options of all plots: `ax=` or `axes=`, `figsize=` in inches, `labels=` and `title=`.
 
     Examples:
         >>> from moe_probe import intervene, plotting
@@ -45,7 +45,7 @@ def plot(ds: xr.Dataset, **look: Unpack[Look]) -> Drawn:
         page.legend(axes)
         page.note(
             "crosses: random sets",
-            "dashed: the set that was found" * bool(smallest),
+            "dashed: the set found" * bool(smallest),
             f"intervals: {said_of_intervals(ds)}",
         )
         return page.finish(page.ds.attrs["model"])

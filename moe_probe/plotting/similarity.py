@@ -29,16 +29,16 @@ def plot(
     order: Order = "number",
     **look: Unpack[Look],
 ) -> Drawn:
-    """Heat maps of one layer, up, gate and down side by side.
+    """Draws heat maps of one layer, the projections up, gate and down side by side.
 
     Args:
         ds: result of `static.similarity`.
         layer: the first one of the result by default.
-        scale: colors from the least to the largest value of this layer (`layer`) or of all layers (`all`).
-        variable: the metric by default; `kendall_tau` for aligned neurons.
-        diagonal: show each expert beside itself and let it count in the color scale, as the paper does.
-        order: of the experts in each panel: by `number`, or `cluster`, those that are alike side by side.
-        look: what every plot takes.
+        scale: colors from the smallest to the largest value of this layer (`layer`) or of all layers (`all`).
+        variable: the metric by default, or `kendall_tau` for aligned neurons.
+        diagonal: draw the diagonal and include it in the color scale, as the paper does.
+        order: order of the experts in each panel: by `number`, or `cluster`, which puts similar ones side by side.
+        look: options of all plots: `ax=` or `axes=`, `figsize=` in inches, `labels=` and `title=`.
 
     Raises:
         NoSuchName: the result has no such layer, scale, variable or order.
@@ -62,7 +62,7 @@ def plot(
 
 
 def overview(ds: xr.Dataset, **look: Unpack[Look]) -> Drawn:
-    """Mean similarity of two different routed experts over the layers, a line per projection."""
+    """Draws the mean similarity of two different routed experts over the layers, a line per projection."""
     metric, mean = ds.attrs["metric"], mean_of_pairs(ds)
     with Page(ds, look) as page:
         axes = page.panel((COLUMN, 2.1))
@@ -96,7 +96,7 @@ def _variables(ds: xr.Dataset) -> list[str]:
 
 
 def figures(ds: xr.Dataset) -> Iterator[tuple[str, Figure]]:
-    """All layers under one scale, and the overview: (file stem, figure)."""
+    """All layers in one scale, and the overview: (file stem, figure)."""
     for variable in _variables(ds):
         values = ds[variable]
         maps = {

@@ -1,4 +1,4 @@
-"""Divergence of words of several meanings and of the rest (MH-MoE, arXiv 2404.15045, figure 7)."""
+"""Divergence of words with several meanings and of others (MH-MoE, arXiv 2404.15045, figure 7)."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ OVER_LAYERS = (
 
 
 def plot(ds: xr.Dataset, bins: int = 20, **look: Unpack[Look]) -> Drawn:
-    """Histograms of the mean divergence of both groups' tokens, their means, and the difference.
+    """Draws histograms of the mean divergence of both groups' tokens, with their means and the difference.
 
     Args:
         ds: result of `dynamic.subtoken_divergence`.
-        bins: of the histograms.
-        look: what every plot takes.
+        bins: number of bins of the histograms.
+        look: options of all plots: `ax=` or `axes=`, `figsize=` in inches, `labels=` and `title=`.
 
     Examples:
         >>> from moe_probe import dynamic, plotting
@@ -53,7 +53,7 @@ def plot(ds: xr.Dataset, bins: int = 20, **look: Unpack[Look]) -> Drawn:
 
 
 def described(ds: xr.Dataset) -> str:
-    """The difference, its interval, and the rank test."""
+    """The difference, its interval, and the rank test, as text."""
     if bool(ds.difference.isnull()):
         return "no tokens of one group"
     ends = ""
@@ -64,7 +64,7 @@ def described(ds: xr.Dataset) -> str:
 
 
 def by_layer(ds: xr.Dataset, **look: Unpack[Look]) -> Drawn:
-    """The difference of the groups' means in every layer, with interval and chance."""
+    """Draws the difference of the groups' means in every layer, with interval and chance level."""
     with Page(ds, look) as page:
         axes = page.panel((COLUMN, 2.2))
         chance_interval(axes, ds, "layer_difference_chance", label="chance")

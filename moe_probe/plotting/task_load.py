@@ -1,4 +1,4 @@
-"""Load by task and kind of expert, and how tasks and layers differ (MoE++, arXiv 2410.07348, figures 4, A to E)."""
+"""Load by task and kind of expert, and differences of tasks and layers (MoE++, arXiv 2410.07348, figures 4, A to E)."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ OVER_LAYERS = ("adjacent_correlation", "adjacent_token_correlation")
 
 
 def plot(ds: xr.Dataset, layer: int | None = None, **look: Unpack[Look]) -> Drawn:
-    """Bars for every task, one for each kind, a segment for each expert; below, the FFN experts per token.
+    """Draws bars for every task, one per kind with a segment per expert, and below them the FFN experts per token.
 
-    Where all experts are of one kind, so that each token has as many: a map of tasks by experts, in times even load.
+    If all experts are of one kind, it draws a map of tasks by experts: their load divided by an even load.
 
     Args:
         ds: result of `dynamic.task_load`.
         layer: the first one by default.
-        look: what every plot takes.
+        look: options of all plots: `ax=` or `axes=`, `figsize=` in inches, `labels=` and `title=`.
 
     Examples:
         >>> from moe_probe import dynamic, plotting
@@ -82,7 +82,7 @@ def _bars(page: Page, of_layer: xr.Dataset) -> None:
 
 
 def _ffn_per_token(axes: Axes, of_layer: xr.Dataset, x: np.ndarray) -> None:
-    """FFN experts per token of every task, from 0, with intervals and numbers."""
+    """Draws FFN experts per token of every task, from 0, with intervals and numbers."""
     values, top = of_layer.ffn_per_token.values, of_layer.ffn_per_token.values
     axes.plot(x, values, color="black", marker="o", markersize=3, linestyle="none")
     if "ffn_per_token_low" in of_layer:
@@ -98,7 +98,7 @@ def _ffn_per_token(axes: Axes, of_layer: xr.Dataset, x: np.ndarray) -> None:
 
 
 def _stack(axes: Axes, of_layer: xr.Dataset, kind: str, x: np.ndarray, at: int, kinds: int) -> None:
-    """The experts of one kind, one above the other; more than 32 as one bar."""
+    """Draws the experts of one kind as a stacked bar; more than 32 as one segment."""
     width = 0.8 / kinds
     share = of_layer.share.transpose("task", "expert").values[:, (of_layer.expert_kind == kind).values]
     share = share if share.shape[1] <= SEGMENTS else share.sum(1, keepdims=True)
@@ -112,10 +112,10 @@ def _stack(axes: Axes, of_layer: xr.Dataset, kind: str, x: np.ndarray, at: int, 
 
 
 def correlation(ds: xr.Dataset, over: str = "tasks", **look: Unpack[Look]) -> Drawn:
-    """Correlation of layers' FFN experts per token, over tasks or over tokens.
+    """Draws the correlation of layers' FFN experts per token, over tasks or over tokens.
 
     Raises:
-        NoSuchName: `over` is neither.
+        NoSuchName: `over` is neither `tasks` nor `tokens`.
     """
     if over not in ("tasks", "tokens"):
         raise NoSuchName.among("over", over, ["tasks", "tokens"])
@@ -133,9 +133,9 @@ def correlation(ds: xr.Dataset, over: str = "tasks", **look: Unpack[Look]) -> Dr
 
 
 def differences(ds: xr.Dataset, **look: Unpack[Look]) -> Drawn:
-    """How far apart tasks are in every layer: distance of loads with its chance level, spread of FFN experts.
+    """Draws the distance of tasks in every layer, with its chance level, and the spread of FFN experts over tasks.
 
-    The spread is left out where every token has as many FFN experts.
+    If every token has the same number of FFN experts, there is no spread to draw.
     """
     names = ["task_distance", *([] if _alike(ds) or not bool((ds.ffn_spread > 0).any()) else ["ffn_spread"])]
     names += ["layer_zero_accuracy"] if "layer_zero_accuracy" in ds else []
@@ -169,7 +169,7 @@ def figures(ds: xr.Dataset) -> Iterator[tuple[str, Figure]]:
 
 
 def _layers(ds: xr.Dataset) -> Iterator[tuple[str, Figure]]:
-    """Every layer under one scale: maps of tasks by experts, or bars of kinds by task."""
+    """Yields pages of all layers in one scale: maps of tasks by experts, or bars of kinds by task."""
     if _alike(ds):
         values = ds.share * ds.sizes["expert"]
         yield from label_grid("task_load", values, ratio_colors(values, 1), BAR, rows="task")

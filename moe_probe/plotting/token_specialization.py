@@ -1,4 +1,4 @@
-"""Whether experts go by token or by place: lines over layers with their chance levels, and maps of places."""
+"""Specialization by token and by position: lines over layers with chance levels, and maps of positions."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ DIMS = ("layer", "expert")
 
 
 def plot(ds: xr.Dataset, **look: Unpack[Look]) -> Drawn:
-    """Vocabulary specialization, context independence and repetition over layers; dashed: what chance would give.
+    """Draws vocabulary specialization, context independence and repetition over layers; dashed: chance level.
 
     Args:
         ds: result of `dynamic.token_specialization`.
-        look: what every plot takes.
+        look: options of all plots: `ax=` or `axes=`, `figsize=` in inches, `labels=` and `title=`.
 
     Examples:
         >>> from moe_probe import dynamic, plotting
@@ -63,9 +63,9 @@ def plot(ds: xr.Dataset, **look: Unpack[Look]) -> Drawn:
 
 
 def places(ds: xr.Dataset, layer: int | None = None, **look: Unpack[Look]) -> Drawn:
-    """Load of one layer's experts by position in the document, in times even load.
+    """Draws the load of one layer's experts by position in the document, divided by an even load.
 
-    Hatched: the 95 % interval holds the expert's share at all positions together. Circles: no interval is known.
+    Hatched: the 95 % interval contains the expert's share at all positions together. Circles: there is no interval.
     """
     layer = pick_layer(ds, layer)
     with Page(ds, look) as page:
@@ -83,13 +83,13 @@ def places(ds: xr.Dataset, layer: int | None = None, **look: Unpack[Look]) -> Dr
 
 
 def _named_places(ds: xr.Dataset) -> xr.Dataset:
-    """Positions as they are written: 0, 1, 2–3, 4–7, ..."""
+    """Names of binned positions: 0, 1, 2–3, 4–7, ..."""
     starts = [int(place) for place in ds.place.values]
     return ds.assign_coords(place=[str(a) if a < 2 else f"{a}–{2 * a - 1}" for a in starts])
 
 
 def summary(ds: xr.Dataset) -> tuple[str, xr.DataArray]:
-    """How often the next token has the same expert, for a short table."""
+    """How often the next token chooses the same expert, for a short table."""
     return "Next token, same expert", ds.repetition
 
 
@@ -101,7 +101,7 @@ def figures(ds: xr.Dataset) -> Iterator[tuple[str, Figure]]:
     within = xr.zeros_like(values, bool)
     if "position_share_low" in ds and "position_chance" in ds:
         within = (named.position_share_low <= ds.position_chance) & (ds.position_chance <= named.position_share_high)
-        note = f"{hatched(ds.sizes['expert'], 'panel')}: maybe chance; {said_of_intervals(ds)}"
+        note = f"{hatched(ds.sizes['expert'], 'panel')}: interval includes chance; {said_of_intervals(ds)}"
     within = within.transpose("layer", "place", "expert")
 
     def mark(axes: Axes, layer: int) -> None:

@@ -1,4 +1,4 @@
-"""How far experts and routers have moved between two checkpoints."""
+"""Changes of experts and routers between two checkpoints."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ DIMS = ("layer", "projection", "expert")
 
 
 def plot(ds: xr.Dataset, **look: Unpack[Look]) -> Drawn:
-    """Maps of layers by experts of the relative change, a panel per projection and one for the router.
+    """Draws maps of the relative change, layers by experts, a panel per projection and one for the router.
 
     Args:
         ds: result of `static.weight_drift`.
-        look: what every plot takes.
+        look: options of all plots: `ax=` or `axes=`, `figsize=` in inches, `labels=` and `title=`.
 
     Examples:
         >>> from moe_probe import static, plotting
@@ -55,7 +55,7 @@ def plot(ds: xr.Dataset, **look: Unpack[Look]) -> Drawn:
 
 
 def lines(ds: xr.Dataset, **look: Unpack[Look]) -> Drawn:
-    """Over layers: how far experts moved on average, and how much of their geometry stayed."""
+    """Draws the mean relative change of experts, and the CKA of their Gram matrices, over layers."""
     with Page(ds, look) as page:
         left, right = page.panels(1, 2, (PAGE, 2.2))[0]
         for name, fallback in zip(ds.projection.values, (BLUE, ORANGE, GREEN), strict=False):

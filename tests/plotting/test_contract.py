@@ -217,7 +217,7 @@ def test_notes_say_why_there_are_no_intervals(make):
     ends = [name for name in ds if str(name).endswith(("_low", "_high"))]
     known, unknown = (said_of_intervals(each) for each in (ds, ds.assign({name: ds[name] * np.nan for name in ends})))
     assert known.startswith("95 % over")
-    assert unknown == "unknown: too few or equal documents"
+    assert unknown == "none: too few or equal documents"
     assert said_of_intervals(ds.assign_attrs(parameters='{"bootstrap": 0}')) == "not computed"
 
 

@@ -110,7 +110,7 @@ def test_what_a_result_does_not_hold_is_refused(results):
     by_name = {dataset.attrs["analysis"]: dataset for dataset in results}
     with pytest.raises(InputError, match="has the tokens 0 to"):
         plotting.plot(by_name["output_norms"], tokens=[10**6])
-    with pytest.raises(InputError, match="start=5000 is none of 0 to"):
+    with pytest.raises(InputError, match="start=5000 is outside document"):
         plotting.plot(by_name["gate_choices"], start=5000)
     with pytest.raises(InputError, match="no variable 'sum'; there are lift"):
         plotting.plot(by_name["coactivation"], variable="sum")
