@@ -15,7 +15,12 @@ if TYPE_CHECKING:
     from moe_probe.checkpoint.lazy import LazyTensor
 
 # files that say how the weights are quantized where config.json does not, and the method that writes them
-QUANTIZED = {"hf_quant_config.json": "modelopt", "quantize_config.json": "gptq", "quant_config.json": "awq"}
+QUANTIZED = {
+    "hf_quant_config.json": "modelopt",
+    "quantize_config.json": "gptq",
+    "quant_config.json": "awq",
+    "quantization_config.json": "auto-round",
+}
 SNAPSHOTS, BLOBS = "snapshots", "blobs"  # of huggingface_hub's cache
 
 

@@ -96,6 +96,58 @@ def test_gptq_in_the_order_of_activations_needs_that_order():
         plain(stored, {"quant_method": "gptq", "bits": 4, "group_size": 32, "desc_act": True})
 
 
+AUTO_ROUND = {"quant_method": "auto-round", "bits": 4, "group_size": 32, "sym": True, "data_type": "int"}
+
+
+@pytest.mark.parametrize(
+    ("fields", "version"),
+    [
+        ({"packing_format": "auto_round:auto_gptq"}, 1),
+        ({"packing_format": "auto_round:auto_gptq:exllamav2"}, 1),
+        ({"quant_method": "intel/auto-round", "backend": "auto_round:gptq:exllamav2"}, 1),
+        ({}, 1),
+        ({"packing_format": "auto_round"}, 2),
+        ({"packing_format": "auto_round:gptqmodel", "act_bits": 16}, 2),
+        ({"quant_method": "intel/auto-round", "backend": "auto_round:exllamav2"}, 2),
+    ],
+)
+def test_auto_round_in_the_layout_of_gptq(fields, version):
+    stored, expected = packing.gptq(4, 32, version=version)
+    del stored["g_idx"]
+    assert_values(plain(stored, {**AUTO_ROUND, **fields}), expected)
+    reads_only_its_bytes(stored, {**AUTO_ROUND, **fields})
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+@pytest.mark.parametrize(
+    ("name", "written"), [("qlinear_torch_zp", "auto_round:auto_gptq"), ("qlinear_torch", "auto_round")]
+)
+def test_auto_round_is_what_its_package_computes(bits, name, written):
+    program = pytest.importorskip(f"auto_round_extension.torch.{name}")
+    stored, _ = packing.gptq(bits, 32, version=1 if name.endswith("zp") else 2)
+    del stored["g_idx"]
+    layer = program.QuantLinear(bits, 32, 96, 128, bias=False)
+    layer.load_state_dict(stored)
+    expected = layer(torch.eye(96, dtype=torch.float16)).T
+    values = plain(stored, {**AUTO_ROUND, "bits": bits, "packing_format": written})
+    assert torch.equal(values.read(), expected)
+
+
+def test_auto_round_in_the_layout_of_awq():
+    stored, expected = packing.awq(32)
+    assert_values(plain(stored, {**AUTO_ROUND, "packing_format": "auto_round:auto_awq"}), expected)
+
+
+@pytest.mark.parametrize("name", ["m", ".*m$", "^m"])
+def test_auto_round_with_more_bits_for_some_layers(name):
+    stored, expected = packing.gptq(8, 48, version=1)
+    del stored["g_idx"]
+    extra = {"(": {"bits": 2}, name: {"bits": 8, "group_size": 48}, "m.*": {"bits": 3}}
+    assert_values(plain(stored, {**AUTO_ROUND, "extra_config": extra}), expected)
+    with pytest.raises(CheckpointError, match="group_size=32"):
+        plain(stored, {**AUTO_ROUND, "extra_config": {"other": {"bits": 8, "group_size": 48}}})
+
+
 @pytest.mark.parametrize("group", [16, 64])
 def test_awq(group):
     stored, expected = packing.awq(group)
@@ -414,6 +466,13 @@ def test_bitsandbytes_eight_bits():
         (packing.gptq(4, 32)[0], {"quant_method": "gptq", "group_size": 32, "bits": 8}, "states 8"),
         (packing.awq(16)[0], {"quant_method": "awq", "bits": 4, "group_size": 16, "version": "gemv_fast"}, "gemv_fast"),
         (packing.awq(16)[0], {"quant_method": "awq", "bits": 4, "group_size": 32}, "groups of 32"),
+        (packing.gptq(4, 32)[0], {**AUTO_ROUND, "bits": 8}, "states 8"),
+        (packing.gptq(4, 32)[0], {**AUTO_ROUND, "packing_format": "auto_round:llm_compressor"}, "llm_compressor"),
+        (packing.gptq(4, 32)[0], {**AUTO_ROUND, "data_type": "mx_fp"}, "'mx_fp'"),
+        (packing.gptq(4, 32)[0], {**AUTO_ROUND, "act_bits": 8}, "act_bits=8"),
+        (packing.gptq(4, 32)[0], {**AUTO_ROUND, "spinquant_config": {"r1": True}}, "spinquant_config"),
+        (packing.gptq(4, 32)[0], {**AUTO_ROUND, "extra_config": [1]}, "extra_config"),
+        (packing.awq(32)[0], {**AUTO_ROUND, "packing_format": "auto_round:auto_awq", "bits": 8}, "8 bits"),
         (packing.mlx(4, 64)[0], {"bits": 4, "group_size": 128}, "groups of 128"),
         (packing.mlx(4, 64)[0], {"bits": 4, "group_size": 64, "mode": "nvfp4"}, "'nvfp4'"),
         (packing.packed_integers(4, 16)[0], compressed(num_bits=8, group_size=16), "int8"),
@@ -453,6 +512,7 @@ QUANTIZED = {
     "hf_quant_config.json": {"quantization": {"quant_algo": "FP8"}},
     "quantize_config.json": {"bits": 4, "group_size": 32, "desc_act": False},
     "quant_config.json": {"w_bit": 4, "q_group_size": 32, "version": "GEMM", "zero_point": True},
+    "quantization_config.json": AUTO_ROUND,
 }
 
 
@@ -462,6 +522,7 @@ def test_a_file_beside_says_how_weights_are_quantized_where_the_configuration_do
     stored, expected = {
         "hf_quant_config.json": ({"weight": fp8, "weight_scale": torch.tensor(0.5)}, packing.float64(fp8) * 0.5),
         "quantize_config.json": packing.gptq(4, 32, version=1),
+        "quantization_config.json": packing.gptq(4, 32, version=1),
         "quant_config.json": packing.awq(32),
     }[name]
     save_file({"m." + key: value.contiguous() for key, value in stored.items()}, tmp_path / "model.safetensors")

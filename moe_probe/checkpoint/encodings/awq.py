@@ -90,19 +90,36 @@ class AwqLayers:
         names = [key.removesuffix("qweight") for key in tensors if key.endswith(".qweight")]
         if quantization.method is None or not names:
             return
-        packing, bits = str(quantization.fields.get("version", "gemm")).lower(), _bits(quantization)
-        if packing not in LAYERS or bits != BITS:
-            raise CheckpointError(
-                f"The checkpoint is packed by AWQ for {packing!r} with {bits} bits; {', '.join(LAYERS)} with {BITS} "
-                "bits can be read. Use another release."
-            )
-        group = quantization.number("group_size", quantization.number("q_group_size", -1))
+        packing = str(quantization.fields.get("version", "gemm")).lower()
         for name in names:
-            keys = [name + part for part in ("qweight", "qzeros", "scales")]
-            yield Packed(name + "weight", tuple(keys), Stored(LAYERS[packing](keys, tensors, group)))
+            yield layer(name, tensors, quantization, packing)
 
 
 ENCODING = AwqLayers()
+
+
+def layer(name: str, tensors: Mapping[str, LazyTensor], stated: Quantization, packing: str = "gemm") -> Packed:
+    """The layer whose keys begin with `name`.
+
+    Args:
+        name: with its final dot.
+        tensors: every tensor of the checkpoint.
+        stated: what the configuration says of the layer.
+        packing: `gemm` or `gemv`.
+
+    Raises:
+        CheckpointError: a packing that is not read.
+        DamagedFile: a part is missing, or does not fit the others or what is stated.
+    """
+    bits = _bits(stated)
+    if packing not in LAYERS or bits != BITS:
+        raise CheckpointError(
+            f"The checkpoint is packed by AWQ for {packing!r} with {bits} bits; {', '.join(LAYERS)} with {BITS} bits "
+            "can be read. Use another release."
+        )
+    group = stated.number("group_size", stated.number("q_group_size", -1))
+    keys = [name + part for part in ("qweight", "qzeros", "scales")]
+    return Packed(name + "weight", tuple(keys), Stored(LAYERS[packing](keys, tensors, group)))
 
 
 def _bits(quantization: Quantization) -> int:

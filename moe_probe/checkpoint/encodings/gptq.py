@@ -95,12 +95,27 @@ class GptqLayers:
             )
         for name in names:
             stated = _of_layer(name.removesuffix("."), quantization)
-            layer = _layer(name, tensors, LESS[written], stated.number("group_size", -1))
-            _require_stated(layer, name + "g_idx", stated)
-            yield layer
+            yield layer(name, tensors, LESS[written], stated)
 
 
 ENCODING = GptqLayers()
+
+
+def layer(name: str, tensors: Mapping[str, LazyTensor], less: int, stated: Quantization) -> Packed:
+    """The layer whose keys begin with `name`.
+
+    Args:
+        name: with its final dot.
+        tensors: every tensor of the checkpoint.
+        less: what the stored zero points lack.
+        stated: what the configuration says of the layer.
+
+    Raises:
+        DamagedFile: a part is missing, or does not fit the others or what is stated.
+    """
+    packed = _layer(name, tensors, less, stated.number("group_size", -1))
+    _require_stated(packed, name + "g_idx", stated)
+    return packed
 
 
 def _of_layer(module: str, quantization: Quantization) -> Quantization:
