@@ -94,6 +94,24 @@ def mlx(bits, group, *lead, rows=16, columns=128):
     return stored, float64(scales)[..., index] * codes + float64(biases)[..., index]
 
 
+def mlx_floats(mode, *lead, rows=16, columns=128):
+    """Stored tensors of an MLX layer of floats, and its values."""
+    if mode == "mxfp8":
+        codes = torch.from_numpy(RNG.uniform(-400, 400, (*lead, rows, columns))).to(torch.float8_e4m3fn)
+        words, values = codes.view(torch.uint8).view(torch.uint32), float64(codes)
+    else:
+        codes = codes_of(4, *lead, rows, columns)
+        words, values = stream(codes, 4).view(torch.uint32), FP4[codes]
+    group = 16 if mode == "nvfp4" else 32
+    if mode == "nvfp4":
+        scale = torch.from_numpy(RNG.uniform(0.01, 400, (*lead, rows, columns // group))).to(torch.float8_e4m3fn)
+        factors = float64(scale)
+    else:
+        scale = torch.from_numpy(RNG.integers(110, 130, (*lead, rows, columns // group)).astype(np.uint8))
+        factors = 2.0 ** (scale.numpy().astype(float) - 127)
+    return {"weight": words, "scales": scale.view(torch.uint8)}, values * factors.repeat(group, -1)
+
+
 def packed_integers(bits, group, *lead, rows=20, columns=64, zero=False, order=False, pack=stream):
     """Stored tensors of compressed-tensors' pack-quantized, and its values."""
     groups = columns // group

@@ -177,6 +177,31 @@ def test_mlx_is_what_its_package_dequantizes():
         np.testing.assert_allclose(values.numpy(), expected, rtol=1e-6)
 
 
+FLOATS = {"mxfp4": (4, 32), "nvfp4": (4, 16), "mxfp8": (8, 32)}
+
+
+@pytest.mark.parametrize("lead", [(), (3,)])
+@pytest.mark.parametrize("mode", FLOATS)
+def test_mlx_floats(mode, lead):
+    stored, expected = packing.mlx_floats(mode, *lead)
+    bits, group = FLOATS[mode]
+    config = {"mode": mode, "bits": bits, "group_size": group}
+    assert_values(plain(stored, config), expected)
+    with pytest.raises(CheckpointError, match="groups of 64"):
+        plain(stored, {**config, "group_size": 64})
+
+
+@pytest.mark.parametrize("mode", FLOATS)
+def test_mlx_floats_are_what_its_package_dequantizes(mode):
+    mx = pytest.importorskip("mlx.core")
+    stored, _ = packing.mlx_floats(mode)
+    bits, group = FLOATS[mode]
+    arrays = [mx.array(np.array(part)) for part in stored.values()]
+    expected = mx.dequantize(*arrays, group_size=group, bits=bits, mode=mode).astype(mx.float32)
+    values = plain(stored, {"mode": mode, "bits": bits, "group_size": group}).read()
+    np.testing.assert_array_equal(values.float().numpy(), np.array(expected))
+
+
 def compressed(**weights):
     groups = {"group_0": {"targets": ["Linear"], "weights": {"type": "int", "symmetric": True, **weights}}}
     return {"quant_method": "compressed-tensors", "config_groups": groups, "ignore": ["lm_head", "re:.*gate$"]}
@@ -475,6 +500,7 @@ def test_bitsandbytes_eight_bits():
         (packing.awq(32)[0], {**AUTO_ROUND, "packing_format": "auto_round:auto_awq", "bits": 8}, "8 bits"),
         (packing.mlx(4, 64)[0], {"bits": 4, "group_size": 128}, "groups of 128"),
         (packing.mlx(4, 64)[0], {"bits": 4, "group_size": 64, "mode": "nvfp4"}, "'nvfp4'"),
+        (packing.mlx_floats("nvfp4")[0], {"bits": 4, "group_size": 16, "mode": "fp6"}, "'fp6'"),
         (packing.packed_integers(4, 16)[0], compressed(num_bits=8, group_size=16), "int8"),
         (packing.packed_integers(4, 16)[0], compressed(num_bits=4, group_size=32), "groups of 32"),
         (packing.packed_integers(4, 16)[0], compressed(num_bits=4, group_size=16, symmetric=False), "zero_point"),

@@ -32,6 +32,16 @@ class Bytes(Typed):
         return values[..., columns.start - self.each * words.start :][..., : columns.stop - columns.start]
 
 
+class Viewed(Typed):
+    """The bytes of a tensor as numbers of another type of one byte."""
+
+    def __init__(self, base: LazyTensor, kind: str):
+        self.base, self.parts, self.shape, self.kind = base, (base,), base.shape, kind
+
+    def read(self, index: Index) -> torch.Tensor:
+        return self.base[index].read().contiguous().view(getattr(torch, self.kind))
+
+
 def unpacked(words: torch.Tensor, bits: int, dim: int) -> torch.Tensor:
     """Codes, int32, of words in which they follow each other from the lowest bit on, across words too.
 

@@ -1,7 +1,7 @@
 """MLX: `X.weight` uint32 (..., out, in bits / 32), `X.scales` and `X.biases` (..., out, groups).
 
 Codes follow each other from the lowest bit on. The configuration states the size of a group and the bits of most
-layers, and of some under their names.
+layers, and of some under their names. In the modes mxfp4, nvfp4 and mxfp8 codes are floats, and there are no biases.
 """
 
 from __future__ import annotations
@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from moe_probe.checkpoint.encodings import Packed
-from moe_probe.checkpoint.encodings._bits import WORD, Bytes, period, unpacked
+from moe_probe.checkpoint.encodings._bits import WORD, Bytes, Viewed, period, unpacked
 from moe_probe.checkpoint.encodings._fp4 import Fp4
 from moe_probe.checkpoint.encodings._matrix import PackedMatrix
 from moe_probe.checkpoint.encodings._quantization import Quantization
+from moe_probe.checkpoint.encodings._scaled import Scaled
 from moe_probe.checkpoint.lazy import Index, LazyTensor, Stored
 from moe_probe.checkpoint.slices import covering
 from moe_probe.errors import CheckpointError, DamagedFile
@@ -25,6 +26,7 @@ else:
     from moe_probe.deferred import torch
 
 BITS = (2, 3, 4, 5, 6, 8)
+FLOATS = {"mxfp4": (4, 32), "nvfp4": (4, 16), "mxfp8": (8, 32)}  # bits of a code, codes of a group, by the mode
 
 
 class Affine(PackedMatrix):
@@ -97,7 +99,23 @@ def _layer(module: str, tensors: Mapping[str, LazyTensor], fields: Mapping[str, 
             )
         values = Stored(Affine(codes, scales, biases, int(bits), group))
         return Packed(key, (key, module + ".scales", module + ".biases"), values)
-    group = {"mxfp4": 32}.get(str(mode))
-    if group is None or biases is not None or scales.shape != (*codes.shape[:-1], codes.shape[-1] * 8 // group):
-        raise CheckpointError(f"{key!r} is packed by MLX in the mode {mode!r}; affine and mxfp4 can be read.")
-    return Packed(key, (key, module + ".scales"), Stored(Fp4("MXFP4 (MLX)", Stored(Bytes(codes)), scales)))
+    if mode not in FLOATS or biases is not None:
+        raise CheckpointError(
+            f"{key!r} is packed by MLX in the mode {mode!r}; affine, {', '.join(FLOATS)} can be read."
+        )
+    return Packed(key, (key, module + ".scales"), _floats(key, str(mode), codes, scales, fields))
+
+
+def _floats(key: str, mode: str, codes: LazyTensor, scales: LazyTensor, fields: Mapping[str, Any]) -> LazyTensor:
+    """Floats of 4 or 8 bits, with a scale for each group."""
+    bits, group = FLOATS[mode]
+    stated = fields.get("bits", bits), fields.get("group_size", group)
+    if stated != (bits, group) or scales.shape != (*codes.shape[:-1], codes.shape[-1] * WORD // bits // group):
+        raise DamagedFile(
+            f"{key!r} and its scales have shapes {tuple(codes.shape)} and {tuple(scales.shape)}, with {stated[0]} bits "
+            f"in groups of {stated[1]}; {mode} has {bits} bits in groups of {group}. Use the published config.json."
+        )
+    packed, form = Stored(Bytes(codes)), f"{mode.upper()} (MLX)"
+    if mode == "mxfp8":
+        return Stored(Scaled(form, Stored(Viewed(packed, "float8_e4m3fn")), scales, (1, group)))
+    return Stored(Fp4(form, packed, Stored(Viewed(scales, "float8_e4m3fn")) if mode == "nvfp4" else scales))
