@@ -24,7 +24,7 @@ from moe_probe.families import FAMILIES, declared, require_names
 from moe_probe.families.architecture import Layer, require_explained
 from moe_probe.families.counting import Counts
 from moe_probe.families.outlines import OUTLINES, SPELLED, Unexplained, layer_of, require, require_plain
-from moe_probe.families.releases import as_family
+from moe_probe.families.releases import DAMAGE, as_family
 from moe_probe.families.sizes import positive, require_sizes
 
 READ = (".safetensors", ".gguf", ".bin", ".pt")  # files whose headers say what they hold
@@ -83,7 +83,7 @@ def outline(source: str, config: Mapping[str, Any] | None = None) -> Outline | N
         checkpoint = open_checkpoint(place, config)
         spelled = as_family(checkpoint)
         return _declared(checkpoint, spelled) or _outlined(checkpoint, spelled)
-    except (MoEProbeError, Unexplained, OSError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError):
+    except (MoEProbeError, Unexplained, OSError, *DAMAGE):
         return None
 
 

@@ -264,7 +264,7 @@ def _at(value: Any, index: int) -> Any:
 def _stated(config: Mapping[str, Any], names: tuple[str, ...], index: int = 0) -> int:
     """The first of some fields that is stated: a whole number above 0."""
     flat = {**config, **(config.get("ffn_config") or {})}
-    value = next(_at(flat[name], index) for name in names if flat.get(name) is not None)
+    value: Any = next((_at(flat[name], index) for name in names if flat.get(name) is not None), None)
     require(isinstance(value, int) and not isinstance(value, bool) and value > 0)
     return value
 

@@ -129,6 +129,9 @@ def tensors_of(module, permuted=False, interleaved=False, renamed=None):
 def write(path, architecture, tensors, metadata, kinds=None):
     """A GGUF file; a matrix of experts in one of the block types `kinds`, in turn."""
     writer = gguf.GGUFWriter(path, architecture)
+    if "general.alignment" in metadata:
+        writer.add_custom_alignment(metadata["general.alignment"])
+        metadata = {key: value for key, value in metadata.items() if key != "general.alignment"}
     for key, value in metadata.items():
         add = {bool: writer.add_bool, int: writer.add_uint32, float: writer.add_float32, str: writer.add_string}
         add[type(value)](key if key.startswith(("general", "split")) else f"{architecture}.{key}", value)
@@ -433,3 +436,50 @@ def test_several_models_in_a_folder_are_named(tmp_path):
     with pytest.raises(MoEProbeError, match=r"2 GGUF models \(m.Q4_K_M.gguf, m.Q8_0.gguf\); give the file"):
         moe_probe.load(tmp_path)
     assert moe_probe.load(tmp_path / "m.Q8_0.gguf").moe_layers == (0, 1)
+
+
+def test_a_header_that_was_changed_is_refused_or_means_the_same(tmp_path):
+    made = tensors_of(original("Mixtral", CASES["llama"][1]), permuted=True)
+    whole = write(tmp_path / "m.gguf", "llama", made, {**META, "general.alignment": 64}, kinds=["Q4_0"]).read_bytes()
+    truth = weights_of(moe_probe.load(tmp_path / "m.gguf"))
+    header, rng, refused = whole.index(b"blk.1.ffn_down_exps") + 200, np.random.default_rng(0), 0
+    for _ in range(300):
+        changed, place, count = bytearray(whole), int(rng.integers(header)), int(rng.integers(1, 9))
+        match rng.integers(4):
+            case 0:
+                changed[place] ^= 1 << int(rng.integers(8))
+            case 1:
+                changed[place : place + count] = rng.bytes(count)
+            case 2:
+                changed[place:place] = rng.bytes(count)
+            case 3:
+                del changed[place : place + count]
+        (tmp_path / "changed.gguf").write_bytes(changed)
+        try:
+            found = weights_of(moe_probe.load(tmp_path / "changed.gguf"))
+        except MoEProbeError:
+            refused += 1
+            continue
+        assert all(torch.equal(found[key], truth[key]) for key in found.keys() & truth.keys())
+    assert refused > 100
+
+
+def weights_of(model):
+    """Every matrix of every expert."""
+    places = [(layer, expert) for layer in model.moe_layers for expert in model.layer(layer).weighted_experts]
+    return {
+        (layer, expert, projection): model.expert_weight(layer, expert, projection)
+        for layer, expert in places
+        for projection in model.layer(layer).projections
+    }
+
+
+def test_files_without_tensors_or_with_another_alignment_open(tmp_path):
+    made = tensors_of(original("Mixtral", CASES["llama"][1]), permuted=True)
+    parts = {"split.count": 2, "split.no": 0, "split.tensors.count": len(made)}
+    write(tmp_path / "m-00001-of-00002.gguf", "llama", {}, {**META, **parts})
+    write(tmp_path / "m-00002-of-00002.gguf", "llama", made, {**META, **parts, "general.alignment": 128})
+    write(tmp_path / "one.gguf", "llama", made, META)
+    found, expected = (weights_of(moe_probe.load(tmp_path / name)) for name in ("m-00001-of-00002.gguf", "one.gguf"))
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[key], expected[key]) for key in expected)

@@ -84,10 +84,39 @@ def reader(path: Path) -> Any:
         opened = Stepping(path)
         if opened.byte_order != "I" or opened.endianess != gguf.GGUFEndian.LITTLE:
             raise CheckpointError(f"{path} is written for big-endian machines, which is not read; convert it again.")
+        _require_filled(opened)
         return opened
     except DAMAGE as error:
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise DamagedFile(f"{path} is truncated, damaged or no GGUF file ({reason}); download it again.") from error
+        raise _damaged(path, error) from error
+
+
+def _damaged(path: Path, error: Exception) -> DamagedFile:
+    reason = " ".join(str(error).split())[:200] or type(error).__name__
+    return DamagedFile(f"{path} is truncated, damaged or no GGUF file ({reason}); download it again.")
+
+
+def _require_filled(opened: Any) -> None:
+    """Refuse a file whose tensors do not follow each other from the header to the end, as llama.cpp writes them.
+
+    Between them, and behind the last one, are zeros up to the alignment.
+
+    Raises:
+        ValueError: the header is not that of the data.
+    """
+    if not opened.tensors:
+        return
+    alignment, end, last = int(opened.alignment), int(opened.data_offset), opened.tensors[-1].field
+    header = last.offset + sum(part.nbytes for part in last.parts)
+    gaps = [(header, end)]
+    for stored in opened.tensors:
+        begin = int(stored.data_offset)
+        if begin != end + -end % alignment:
+            raise ValueError(f"{stored.name} begins at byte {begin}, expected {end + -end % alignment}")
+        end = begin + int(stored.n_bytes)
+    gaps.append((end, len(opened.data)))
+    for start, stop in gaps:
+        if stop - start >= alignment or opened.data[start:stop].any():
+            raise ValueError(f"bytes {start} to {stop} belong to no tensor")
 
 
 def _length_of_strings(data: np.ndarray, start: int, count: int) -> int:
@@ -99,8 +128,19 @@ def _length_of_strings(data: np.ndarray, start: int, count: int) -> int:
     return place - start
 
 
-def metadata(opened: Any) -> dict[str, Any]:
-    """Key to value, lists of strings apart."""
+def metadata(path: Path, opened: Any) -> dict[str, Any]:
+    """Key to value, lists of strings apart.
+
+    Raises:
+        DamagedFile: a value is not of its type.
+    """
+    try:
+        return _values_of(opened)
+    except DAMAGE as error:
+        raise _damaged(path, error) from error
+
+
+def _values_of(opened: Any) -> dict[str, Any]:
     gguf = package()
     values: dict[str, Any] = {}
     for name, field in opened.fields.items():
@@ -223,7 +263,7 @@ def open_gguf(path: Path) -> Opened | None:
             if stored.name in tensors:
                 raise DamagedFile(f"{place} holds {stored.name!r}, which another part holds too; download it again.")
             tensors[stored.name] = _tensor(file, stored)
-        fields = fields or metadata(opened)
+        fields = fields or metadata(place, opened)
     _check(files, fields, tensors)
     return Opened({"format": NAME, **fields}, tensors, files)
 

@@ -16,6 +16,8 @@ from moe_probe.registry import Registry
 
 Spelled = tuple[Mapping[str, Any], Mapping[str, LazyTensor]]
 LONGEST = 8  # steps from a release to its family
+# what reading a configuration or tensors that are not as they should be ends in
+DAMAGE = (ArithmeticError, AttributeError, LookupError, StopIteration, TypeError, ValueError)
 
 
 class Release(Protocol):
@@ -56,8 +58,19 @@ def as_family(checkpoint: Checkpoint) -> Checkpoint:
         release = next((each for each in ordered if each.recognises(checkpoint)), None)
         if release is None:
             return checkpoint
-        checkpoint = checkpoint.respelled(*release.respelled(checkpoint))
+        checkpoint = checkpoint.respelled(*_respelled(release, checkpoint))
     raise DamagedFile(
         f"config.json of {checkpoint.path} has a model_type and nested configurations that lead to each other; use the "
         "published file."
     )
+
+
+def _respelled(release: Release, checkpoint: Checkpoint) -> Spelled:
+    try:
+        return release.respelled(checkpoint)
+    except DAMAGE as error:
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        raise DamagedFile(
+            f"The configuration of {checkpoint.path} is not that of the release that it claims to be ({reason}); use "
+            "the published files."
+        ) from error

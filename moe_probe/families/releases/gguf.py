@@ -418,7 +418,7 @@ class Gguf:
         config = configuration(model, metadata, checkpoint)
         tensors = {_renamed(key, model): tensor for key, tensor in checkpoint.items()}
         tensors = model.assemble(metadata, tensors)
-        return config, _published(tensors, model, config)
+        return config, _published(tensors, model, metadata)
 
 
 RELEASE = Gguf()
@@ -452,7 +452,7 @@ def _renamed(key: str, model: Model) -> str:
     return f"model.layers.{layer}.{target}" + ("" if target.endswith(BARE) else f".{kind}")
 
 
-def _published(tensors: dict[str, LazyTensor], model: Model, config: Mapping[str, Any]) -> dict[str, LazyTensor]:
+def _published(tensors: dict[str, LazyTensor], model: Model, metadata: Metadata) -> dict[str, LazyTensor]:
     """Stacks as one tensor per expert, rows in transformers' order, gates of shared experts as matrices."""
     published: dict[str, LazyTensor] = {}
     for key, tensor in tensors.items():
@@ -462,9 +462,10 @@ def _published(tensors: dict[str, LazyTensor], model: Model, config: Mapping[str
             for expert in range(tensor.shape[0]):
                 published[f"{before}.{target.format(expert)}.{name.rpartition('.')[2]}"] = tensor[expert]
         elif model.permuted and ".self_attn.q_proj." in key:
-            published[key] = half_by_half(tensor, config["num_attention_heads"])
+            published[key] = half_by_half(tensor, metadata["attention.head_count"])
         elif model.permuted and ".self_attn.k_proj." in key:
-            published[key] = half_by_half(tensor, config.get("num_key_value_heads") or config["num_attention_heads"])
+            heads = metadata.get("attention.head_count_kv") or metadata["attention.head_count"]
+            published[key] = half_by_half(tensor, heads)
         else:
             published[key] = tensor.reshape(1, -1) if "shared_expert_gate" in key and tensor.ndim == 1 else tensor
     return published
