@@ -43,31 +43,45 @@ class Viewed(Typed):
 
 
 def unpacked(words: torch.Tensor, bits: int, dim: int) -> torch.Tensor:
-    """Codes, int32, of words in which they follow each other from the lowest bit on, across words too.
+    """Codes, uint8, of words in which they follow each other from the lowest bit on, across words too.
 
     Args:
         words: 32-bit; along `dim` a multiple of `period(bits)` of them.
         bits: of a code, 1 to 8.
-        dim: the dimension that grows by 32 / bits.
+        dim: the dimension that grows by 32 / bits; codes along it lie side by side in memory.
     """
-    words = words.view(torch.int32).movedim(dim, -1)
-    if WORD % bits == 0:
-        shifts = torch.arange(0, WORD, bits, dtype=torch.int32)
-        codes = (words.unsqueeze(-1) >> shifts) & (2**bits - 1)
-        return codes.flatten(-2).movedim(-1, dim)
-    groups = words.unflatten(-1, (-1, bits)).to(torch.int64) & 0xFFFFFFFF  # 32 codes in as many words as bits
-    following = torch.cat([groups[..., 1:], torch.zeros_like(groups[..., :1])], -1)
-    starts = torch.arange(WORD) * bits
-    word, offset = starts // WORD, starts % WORD
-    codes = (groups[..., word] >> offset) | (following[..., word] << (WORD - offset))
-    return (codes & (2**bits - 1)).to(torch.int32).flatten(-2).movedim(-1, dim)
+    stored = words.movedim(dim, -1).clone(memory_format=torch.contiguous_format).view(torch.uint8)
+    codes = _halved(stored, bits) if WORD % bits == 0 else _apart(stored, bits)
+    return codes.movedim(-1, dim)
+
+
+def _halved(codes: torch.Tensor, bits: int) -> torch.Tensor:
+    """Codes of 1, 2, 4 or 8 bits: a byte becomes two with half of its bits each, until each holds one code."""
+    width = 8
+    while width > bits:
+        width //= 2
+        pairs = codes.to(torch.int16)
+        codes = (pairs << (8 - width)).bitwise_or_(pairs).bitwise_and_(0x0101 * (2**width - 1)).view(torch.uint8)
+    return codes
+
+
+def _apart(stored: torch.Tensor, bits: int) -> torch.Tensor:
+    """Codes of any bits: the 8 in `bits` bytes move apart in a word of 64 bits, its halves first, bytes last."""
+    stored = stored.unflatten(-1, (-1, bits))
+    words = stored.new_zeros(*stored.shape[:-1], 8)
+    words[..., :bits] = stored
+    codes = words.view(torch.int64)
+    for each in (4, 2, 1):  # codes that stay together
+        low = sum((2 ** (each * bits) - 1) << start for start in range(0, 64, 16 * each))
+        codes = (codes & low) | ((codes & (low << each * bits)) << (8 - bits) * each)
+    return codes.view(torch.uint8).flatten(-2)
 
 
 def padded(words: torch.Tensor, bits: int, dim: int) -> torch.Tensor:
-    """Codes, int32, of words that hold `32 // bits` whole codes each; the highest bits may be unused."""
+    """Codes, uint8, of words that hold `32 // bits` whole codes each; the highest bits may be unused."""
     words = words.view(torch.int32).movedim(dim, -1)
     shifts = torch.arange(WORD // bits, dtype=torch.int32) * bits
-    return ((words.unsqueeze(-1) >> shifts) & (2**bits - 1)).flatten(-2).movedim(-1, dim)
+    return ((words.unsqueeze(-1) >> shifts) & (2**bits - 1)).to(torch.uint8).flatten(-2).movedim(-1, dim)
 
 
 def period(bits: int) -> tuple[int, int]:
@@ -78,7 +92,7 @@ def period(bits: int) -> tuple[int, int]:
 def read_codes(
     read: Callable[[slice], torch.Tensor], part: slice, bits: int, dim: int, total: int, dense: bool = True
 ) -> torch.Tensor:
-    """Codes of some entries of a dimension, int32.
+    """Codes of some entries of a dimension, uint8.
 
     Args:
         read: gives some of the words along `dim`.

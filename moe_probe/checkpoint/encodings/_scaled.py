@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from typing import TYPE_CHECKING
 
 from moe_probe.checkpoint.encodings._matrix import PackedMatrix
@@ -43,7 +44,7 @@ class Scaled(PackedMatrix):
 
     def decode(self, lead: Index, rows: slice, columns: slice) -> torch.Tensor:
         place = (*lead, covering(rows, self.block[0]), covering(columns, self.block[1]))
-        values = self.codes[(*lead, rows, columns)].read().to(torch.float32)
+        values = _numbers(self.codes[(*lead, rows, columns)].read())
         scale = as_float32(self.scale[place].read())
         if self.factor != 1.0:
             scale = scale * self.factor
@@ -51,6 +52,19 @@ class Scaled(PackedMatrix):
         if self.zero is not None:
             by_block(values, as_float32(self.zero[place].read()), self.block, start, torch.Tensor.sub_)
         return by_block(values, scale, self.block, start, torch.Tensor.mul_).to(self.dtype)
+
+
+def _numbers(codes: torch.Tensor) -> torch.Tensor:
+    """Codes as float32; fp8 from a table, because torch converts them one at a time."""
+    if codes.dtype == torch.int8:
+        return codes.to(torch.float32)
+    return _values(codes.dtype).index_select(0, codes.view(torch.uint8).flatten().long()).view(codes.shape)
+
+
+@cache
+def _values(dtype: torch.dtype) -> torch.Tensor:
+    """What each byte stands for, float32."""
+    return torch.arange(256, dtype=torch.uint8).view(dtype).to(torch.float32)
 
 
 def as_float32(scale: torch.Tensor) -> torch.Tensor:
@@ -67,18 +81,50 @@ def by_block(
 ) -> torch.Tensor:
     """`act` on each block of values, in place, with the block's number; `start` are places in the first block."""
     rows, columns = values.shape[-2:]
-    if of_blocks.shape[-1] > 1:
-        of_blocks = of_blocks.repeat_interleave(block[1], -1)[..., start[1] : start[1] + columns]
-    if of_blocks.shape[-2] in (1, rows):
+    if of_blocks.shape[-2] > 1 < block[0]:
+        of_blocks = of_blocks.repeat_interleave(block[0], -2)[..., start[0] : start[0] + rows, :]
+    if of_blocks.shape[-1] == 1:
         act(values, of_blocks)
-        return values
-    head = -start[0] % block[0]
-    whole = (rows - head) // block[0]
-    inner = values[..., head : head + whole * block[0], :].unflatten(-2, (whole, block[0]))
-    act(values[..., :head, :], of_blocks[..., :1, :])
-    act(inner, of_blocks[..., head > 0 :, None, :][..., :whole, :, :])
-    act(values[..., head + whole * block[0] :, :], of_blocks[..., -1:, :])
+    elif start[1] == 0 and columns % block[1] == 0:
+        act(values.unflatten(-1, (-1, block[1])), of_blocks.unsqueeze(-1))
+    else:
+        act(values, of_blocks.repeat_interleave(block[1], -1)[..., start[1] : start[1] + columns])
     return values
+
+
+def groups_of(columns: slice, size: int, order: LazyTensor | None) -> tuple[slice, torch.Tensor | None]:
+    """The groups that columns belong to, and where among them that of each column is, if `order` says it."""
+    if order is None:
+        return covering(columns, size), None
+    stated = order[columns].read().long()
+    groups = slice(int(stated.min()), int(stated.max()) + 1)
+    return groups, stated - groups.start
+
+
+def shifted(
+    codes: torch.Tensor,
+    zeros: torch.Tensor,
+    scales: torch.Tensor,
+    size: int,
+    start: int = 0,
+    order: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """`(code - zero) * scale` in the scales' type, rounded once: float32 holds differences of codes exactly.
+
+    Args:
+        codes: uint8 (..., rows, columns).
+        zeros, scales: uint8 and floats (..., rows, groups); zeros may have one row for all.
+        size: columns of a group.
+        start: place of the first column in its group.
+        order: the group of each column, where groups are no runs of columns.
+    """
+    values = codes.to(torch.float32)
+    for factors, act in ((zeros, torch.Tensor.sub_), (scales, torch.Tensor.mul_)):
+        if order is None:
+            by_block(values, factors.to(torch.float32), (1, size), (0, start), act)
+        else:
+            act(values, factors.to(torch.float32).index_select(-1, order))
+    return values.to(scales.dtype)
 
 
 def scaled(

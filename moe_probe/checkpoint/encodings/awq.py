@@ -10,6 +10,7 @@ from moe_probe.checkpoint.encodings import Packed
 from moe_probe.checkpoint.encodings._bits import WORD, unpacked
 from moe_probe.checkpoint.encodings._matrix import PackedMatrix
 from moe_probe.checkpoint.encodings._quantization import Quantization
+from moe_probe.checkpoint.encodings._scaled import shifted
 from moe_probe.checkpoint.lazy import Index, LazyTensor, Stored
 from moe_probe.checkpoint.slices import covering
 from moe_probe.errors import CheckpointError, DamagedFile
@@ -40,9 +41,8 @@ class Awq(PackedMatrix):
 
     def decode(self, lead: Index, rows: slice, columns: slice) -> torch.Tensor:
         words, groups = covering(rows, PER_WORD), covering(columns, self.group)
-        codes, zeros = (_columns(part.read()) for part in (self.codes[columns, words], self.zeros[groups, words]))
-        values = (codes.unflatten(0, (-1, self.group)) - zeros.unsqueeze(1)).to(self.dtype)
-        return values.mul_(self.scales[groups, rows].read().unsqueeze(1)).flatten(0, 1).T
+        codes, zeros = (_rows(part.read()) for part in (self.codes[columns, words], self.zeros[groups, words]))
+        return shifted(codes, zeros, self.scales[groups, rows].read().T, self.group)
 
 
 class Gemv(PackedMatrix):
@@ -63,13 +63,13 @@ class Gemv(PackedMatrix):
         codes = unpacked(self.codes[rows, covering(columns, PER_WORD)].read(), BITS, 1)
         zeros = unpacked(self.zeros[rows, first].read(), BITS, 1)
         zeros = zeros[:, groups.start - first.start * PER_WORD :][:, : groups.stop - groups.start]
-        values = (codes.unflatten(1, (-1, self.group)) - zeros.unsqueeze(2)).to(self.dtype)
-        return values.mul_(self.scales[rows, groups].read().unsqueeze(2)).flatten(1)
+        return shifted(codes, zeros, self.scales[rows, groups].read(), self.group)
 
 
-def _columns(words: torch.Tensor) -> torch.Tensor:
-    """Codes in the order of the columns."""
-    return unpacked(words, BITS, 1).unflatten(1, (-1, PER_WORD))[..., PLACES].flatten(1)
+def _rows(words: torch.Tensor) -> torch.Tensor:
+    """Codes of the columns of (n, words) in their order, as rows, (8 words, n)."""
+    shifts = torch.tensor(PLACES, dtype=torch.int32).unsqueeze(1) * BITS
+    return ((words.T.contiguous().unsqueeze(1) >> shifts) & (2**BITS - 1)).flatten(0, 1)
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from moe_probe.checkpoint.encodings._bits import WORD, read_codes
 from moe_probe.checkpoint.encodings._fp4 import Fp4
 from moe_probe.checkpoint.encodings._matrix import PackedMatrix
 from moe_probe.checkpoint.encodings._quantization import Quantization, block_size, matches
-from moe_probe.checkpoint.encodings._scaled import CODES, Same, scaled
+from moe_probe.checkpoint.encodings._scaled import CODES, Same, groups_of, scaled, shifted
 from moe_probe.checkpoint.lazy import Index, LazyTensor, Size, Stored
 from moe_probe.errors import CheckpointError, DamagedFile
 
@@ -57,21 +57,13 @@ class PackedIntegers(PackedMatrix):
             return self.codes[(*lead, rows, part)].read()
 
         codes = read_codes(words, columns, self.bits, -1, self.codes.shape[-1], self.dense)
-        group = self._groups(columns)
-        first, last = int(group.min()), int(group.max()) + 1
-        scale = self.scale[(*lead, rows, slice(first, last))].read()
-        zero = self._zero(lead, rows, slice(first, last))
-        values = (codes - zero[..., group - first]).to(self.dtype)
-        return values.mul_(scale[..., group - first])
-
-    def _groups(self, columns: slice) -> torch.Tensor:
-        if self.order is not None:
-            return self.order[columns].read().long()
-        return torch.arange(columns.start, columns.stop) // self.group
+        groups, order = groups_of(columns, self.group, self.order)
+        scale = self.scale[(*lead, rows, groups)].read()
+        return shifted(codes, self._zero(lead, rows, groups), scale, self.group, columns.start % self.group, order)
 
     def _zero(self, lead: Index, rows: slice, groups: slice) -> torch.Tensor:
         if self.zero is None:
-            return torch.full((1, groups.stop - groups.start), 2 ** (self.bits - 1), dtype=torch.int32)
+            return torch.full((1, groups.stop - groups.start), 2 ** (self.bits - 1), dtype=torch.uint8)
         zero = self.zero
 
         def words(part: slice) -> torch.Tensor:

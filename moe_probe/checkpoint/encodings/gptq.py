@@ -17,6 +17,7 @@ from moe_probe.checkpoint.encodings import Packed
 from moe_probe.checkpoint.encodings._bits import WORD, period, unpacked
 from moe_probe.checkpoint.encodings._matrix import PackedMatrix
 from moe_probe.checkpoint.encodings._quantization import Quantization, matches
+from moe_probe.checkpoint.encodings._scaled import groups_of, shifted
 from moe_probe.checkpoint.lazy import Index, LazyTensor, Stored
 from moe_probe.checkpoint.slices import covering
 from moe_probe.errors import CheckpointError, DamagedFile
@@ -47,20 +48,13 @@ class Gptq(PackedMatrix):
         super().__init__(words, stored, (self.scales.shape[1], columns), self.scales.kind, (per_period, per_period))
 
     def decode(self, lead: Index, rows: slice, columns: slice) -> torch.Tensor:
-        codes = unpacked(self.codes[_words(columns, self.bits), rows].read(), self.bits, 0)
-        group = self._groups(columns)
-        first, last = int(group.min()), int(group.max()) + 1
-        scales = self.scales[first:last, rows].read()
-        zeros = unpacked(self.zeros[first:last, _words(rows, self.bits)].read(), self.bits, 1)[:, : scales.shape[1]]
+        codes = unpacked(self.codes[_words(columns, self.bits), rows].read(), self.bits, 0).T
+        groups, order = groups_of(columns, self.group, self.order)
+        scales = self.scales[groups, rows].read().T
+        zeros = unpacked(self.zeros[groups, _words(rows, self.bits)].read(), self.bits, 1)[:, : len(scales)].T
         zeros = (zeros + self.less) & (2**self.bits - 1)
-        group = group - first
-        values = (codes[: len(group)] - zeros[group]).to(self.dtype)
-        return values.mul_(scales[group]).T
-
-    def _groups(self, columns: slice) -> torch.Tensor:
-        if self.order is not None:
-            return self.order[columns].read().long()
-        return torch.arange(columns.start, columns.stop) // self.group
+        codes = codes[:, : columns.stop - columns.start]
+        return shifted(codes, zeros, scales, self.group, columns.start % self.group, order)
 
 
 def _words(part: slice, bits: int) -> slice:

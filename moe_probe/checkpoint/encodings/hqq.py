@@ -51,8 +51,8 @@ class Hqq(PackedMatrix):
         width = self.shape[1]
         start, stop = rows.start * width, rows.stop * width
         groups = covering(slice(start, stop), self.width)
-        codes = self._codes(groups.start, groups.stop).to(self.dtype)
-        values = ((codes - self._of_groups(self.zero, groups)) * self._of_groups(self.scale, groups)).flatten()
+        codes = self._codes(groups.start, groups.stop).to(torch.float32).to(self.dtype)  # faster than in one step
+        values = codes.sub_(self._of_groups(self.zero, groups)).mul_(self._of_groups(self.scale, groups)).flatten()
         start -= groups.start * self.width
         return values[start : start + (rows.stop - rows.start) * width].view(-1, width)
 
@@ -68,7 +68,7 @@ class Hqq(PackedMatrix):
         codes = []
         for part in range(first // step, -(-last // step)):
             low, high = max(first - part * step, 0), min(last - part * step, step)
-            words = self.codes[low:high].read().to(torch.int32)
+            words = self.codes[low:high].read()
             codes.append((words >> ((self.sharing - 1 - part) * self.bits)) & (2**self.bits - 1))
         return torch.cat(codes)
 
