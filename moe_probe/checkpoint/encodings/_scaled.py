@@ -81,7 +81,7 @@ def by_block(
 ) -> torch.Tensor:
     """`act` on each block of values, in place, with the block's number; `start` are places in the first block."""
     rows, columns = values.shape[-2:]
-    if of_blocks.shape[-2] > 1 < block[0]:
+    if block[0] > 1 and of_blocks.shape[-2] > 1:
         of_blocks = of_blocks.repeat_interleave(block[0], -2)[..., start[0] : start[0] + rows, :]
     if of_blocks.shape[-1] == 1:
         act(values, of_blocks)
