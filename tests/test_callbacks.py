@@ -79,7 +79,7 @@ def test_looks_that_take_too_long_are_left_out(tmp_path):
 def test_thresholds_warn(tmp_path):
     one = trainer(tmp_path)
     one.add_callback(RoutingCallback(one, TEXTS, every=4, share=None, least_entropy=1.0))
-    with pytest.warns(UserWarning, match=r"Step 0: the entropy of the load is 0\.\d\d"):
+    with pytest.warns(UserWarning, match=r"Step 0: the entropy of a layer's load is 0\.\d\d"):
         one.train()
 
 

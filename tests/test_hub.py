@@ -94,7 +94,7 @@ def test_how_much_is_to_come_is_said_before_the_first_file(hub, repository, capf
 def test_a_missing_shard_without_the_hub_is_one_sentence(hub, monkeypatch):
     moe_probe.load(NAME).expert_weight(1, "3", "up")
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(MissingFiles, match="is only in part in the hub's local cache, and fetching"):
+    with pytest.raises(MissingFiles, match="is incomplete in the hub's local cache, and fetching"):
         moe_probe.load(NAME)
 
 

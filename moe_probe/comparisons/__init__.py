@@ -1,7 +1,7 @@
-"""Several models or traces side by side: what training settles, what tuning or quantization changes.
+"""Comparisons of several models or traces: over training, after tuning, or after quantization.
 
-Each comparison is a function of the file's name: `comparisons.routing_drift(before, after, texts)`. Its module says how
-many sources it takes (`SOURCES`), and whether the command line runs it when nothing is asked for (`UNASKED`).
+Each comparison is a function with its file's name: `comparisons.routing_drift(before, after, texts)`. Its module says
+how many sources it takes (`SOURCES`), and whether the command line runs it if the user names none (`UNASKED`).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _NAMES = Deferred(__name__, __file__)
 
 
 def names() -> Mapping[str, Callable[..., xr.Dataset]]:
-    """Every comparison by its name, those of other packages too (entry points `moe_probe.comparisons`)."""
+    """Every comparison by its name, including those of other packages (entry points `moe_probe.comparisons`)."""
     return COMPARISONS
 
 

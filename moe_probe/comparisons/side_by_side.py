@@ -1,4 +1,4 @@
-"""Several sources on the same texts: opened under their labels, observed, and what is said of all."""
+"""Opens several sources under their labels and observes them on the same texts."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ Opened = dict[str, MoEModel | Trace]
 
 @dataclass
 class Choices(Analysis):
-    """The chosen experts of every token (tokens, subtokens, k), int16, and by how much they were chosen.
+    """The chosen experts of every token (tokens, subtokens, k), int16, and the margin of the choice.
 
-    `first` (tokens, subtokens) is the one with the largest selection score; `margin` (tokens, subtokens), float32: the
-    smallest selection score of a chosen expert minus the largest of the others; infinite where all others are in
-    excluded groups, nan where all are chosen.
+    `first` (tokens, subtokens) is the one with the largest selection score; `margin` (tokens, subtokens), float32, is
+    the smallest selection score of a chosen expert minus the largest of the others: infinite if all others are in
+    excluded groups, nan if all experts are chosen.
     """
 
     name = "choices"
@@ -59,7 +59,7 @@ class Choices(Analysis):
 
 @dataclass(frozen=True)
 class Routing:
-    """What one source did with the tokens of a corpus.
+    """The routing of a corpus by one source.
 
     Attributes:
         label: of the checkpoint.
@@ -79,21 +79,21 @@ class Routing:
 
     @property
     def num_experts(self) -> int:
-        """Of its first layer."""
+        """Number of experts of the first layer."""
         return self.source.first_layer.num_experts
 
 
 @checked
 def open_sources(sources: Sources, least: int = 2, most: int | None = None) -> Opened:
-    """Each checkpoint, model or trace under its label; without labels, under its name.
+    """Opens checkpoints, models or traces, by label; without labels, by name.
 
     Args:
-        sources: by label, or one after the other.
-        least: how many a comparison takes.
-        most: how many it takes at most; None for any number.
+        sources: one source, a list, or a mapping from labels.
+        least: smallest number of sources.
+        most: largest number of sources; None for any number.
 
     Raises:
-        NotComparable: there are fewer or more, or two of one name.
+        NotComparable: there are fewer or more sources, or two have one name.
     """
     if isinstance(sources, str | bytes) or not isinstance(sources, Iterable):
         raise WrongType(f"The checkpoints are {sources!r}; pass a list of them, or {{label: checkpoint}}.")
@@ -106,14 +106,14 @@ def open_sources(sources: Sources, least: int = 2, most: int | None = None) -> O
             raise NotComparable("Two checkpoints have one name; pass labels for them: {label: checkpoint}.")
     if len(opened) < least or (most is not None and len(opened) > most):
         takes = f"at least {least}" if most is None else f"exactly {least}" if most == least else f"{least} to {most}"
-        raise NotComparable(f"The comparison takes {takes} checkpoints; there are {len(opened)}.")
+        raise NotComparable(f"The comparison takes {takes} checkpoints, but there are {len(opened)}; pass {takes}.")
     return opened
 
 
 def observe_each(
     sources: Opened, texts: Texts | None, analyses: Sequence[Analysis], options: Mapping[str, Any]
 ) -> dict[str, tuple[Source, list[Analysis]]]:
-    """Each source with the analyses that have seen it; texts that can be read once are read once for all."""
+    """Yields each source with analyses that observed it; texts that can be read only once are read once for all."""
     asked = completed(options)
     if texts is not None and not isinstance(texts, Corpus):
         reading = {name: asked[name] for name in ("column", "labels", "unit", "split")}
@@ -126,10 +126,10 @@ def observe_each(
 
 
 def record_choices(sources: Sources, texts: Texts | None, options: Mapping[str, Any], **count: int) -> list[Routing]:
-    """The routing of every checkpoint; all on the same tokens, in layers that are alike.
+    """Records the routing of every checkpoint, on the same tokens and in the same layers.
 
     Raises:
-        NotComparable: the checkpoints' tokenizers differ, their layers, or what their experts' numbers stand for.
+        NotComparable: the checkpoints' tokenizers, layers, or families differ.
     """
     routings: list[Routing] = []
     for label, (source, seen) in observe_each(open_sources(sources, **count), texts, [Choices()], options).items():
@@ -142,31 +142,32 @@ def record_choices(sources: Sources, texts: Texts | None, options: Mapping[str, 
 
 
 def require_common_tokens(one: Routing, other: Routing) -> None:
-    """Raises: NotComparable: the two saw other tokens."""
+    """Raises `NotComparable` if the two sources saw different tokens."""
     seen = [[(d.number, d.ids) for d in routing.source.corpus.documents] for routing in (one, other)]
     if seen[0] != seen[1]:
         raise NotComparable(
-            f"{one.label} and {other.label} did not see the same tokens: their tokenizers (or traces) differ, so their "
-            "choices cannot be compared token by token."
+            f"{one.label} and {other.label} did not see the same tokens: their tokenizers (or traces) differ; pass "
+            "checkpoints with one tokenizer, or traces of the same texts."
         )
 
 
 def require_common_experts(one: Routing, other: Routing) -> None:
-    """Raises: NotComparable: an expert's number does not stand for the same in both."""
+    """Raises `NotComparable` if an expert's number does not mean the same expert in both sources."""
     alike = one.layers == other.layers and one.index.shape[2:] == other.index.shape[2:]
     kinds = [[routing.source.layers[at].expert_kinds for at in routing.layers] for routing in (one, other)]
     if not alike or kinds[0] != kinds[1]:
-        raise NotComparable(f"{one.label} and {other.label} differ in their MoE layers or in their experts.")
+        raise NotComparable(
+            f"{one.label} and {other.label} differ in their MoE layers or in their experts; pass one model."
+        )
     if one.source.family != other.source.family:
         raise NotComparable(
-            f"{one.label} is a {one.source.family} model and {other.label} a {other.source.family} model: expert 3 of "
-            "one has nothing to do with expert 3 of the other; compare checkpoints of one model, or use "
-            "expert_activation."
+            f"{one.label} is a {one.source.family} model and {other.label} a {other.source.family} model: their "
+            "experts do not correspond; compare checkpoints of one model, or use expert_activation."
         )
 
 
 def overlap(one: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """Share of each row's k choices (..., k) that the other one makes too, (...,)."""
+    """Share of each row's k choices (..., k) that the other source makes too, (...,)."""
     return (one[..., :, None] == other[..., None, :]).any(-1).mean(-1)
 
 
@@ -184,9 +185,9 @@ def means(
 
 
 def chosen_alike(one: np.ndarray, other: np.ndarray, experts: int) -> np.ndarray:
-    """Share of one's choices (layers, ..., k) that the other's would hold if it had nothing to do with them, (layers,).
+    """Expected share of one source's choices (layers, ..., k) that independent choices of the other share, (layers,).
 
-    Sum over experts of both shares of rows that choose the expert, / k: each expert is chosen as often as it is.
+    It is the sum over experts of the product of both shares of rows that choose the expert, divided by k.
     """
     layers, k = len(one), one.shape[-1]
     shares = [
@@ -199,14 +200,14 @@ def chosen_alike(one: np.ndarray, other: np.ndarray, experts: int) -> np.ndarray
 def compared_attrs(
     analysis: str, sources: Mapping[str, Source | MoEModel | Trace], **parameters: Any
 ) -> dict[str, Any]:
-    """Provenance of a comparison: the last source's, with the fingerprints of all."""
+    """Provenance of a comparison: that of the last source, with the fingerprints of all."""
     last = list(sources.values())[-1]
     fingerprints = {label: source.fingerprint for label, source in sources.items()}
     return provenance(analysis, last, checkpoints=fingerprints, **parameters)
 
 
 def routing_attrs(analysis: str, routings: Sequence[Routing], **parameters: Any) -> dict[str, Any]:
-    """`compared_attrs`, with the sizes of the corpus."""
+    """Provenance of a comparison of routings, with the sizes of the corpus."""
     corpus = routings[0].source.corpus
     sizes = {"documents": len(corpus.documents), "tokens": corpus.num_tokens}
     return {**compared_attrs(analysis, {r.label: r.source for r in routings}, **parameters), **sizes}

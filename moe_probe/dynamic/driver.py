@@ -203,7 +203,7 @@ def unmasked(values: torch.Tensor) -> torch.Tensor:
 
 
 def require_finite(name: str, values: torch.Tensor, tokens: Tokens, where: str = "") -> None:
-    """Raises: NotFinite: a value is NaN or infinite; the sentence names the document and position."""
+    """Raises `NotFinite` if a value is NaN or infinite; the message names the document and position."""
     if not values.is_floating_point() or bool(values.sum(dtype=torch.float32).isfinite()):
         return
     finite = torch.isfinite(values).flatten(1).all(dim=1)

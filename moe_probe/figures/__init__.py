@@ -1,4 +1,4 @@
-"""Papers' figures, made again for any models: `figures.reproduce("look-into-moes", "ckpt/tiny-mixtral", "out")`."""
+"""Reproduces papers' figures for any models: `figures.reproduce("look-into-moes", "ckpt/tiny-mixtral", "out")`."""
 
 import warnings
 from typing import TYPE_CHECKING, Any

@@ -1,4 +1,4 @@
-"""What was made of a paper: figures, their manifest and contact sheet, and what could not be made."""
+"""The album of a reproduced paper: figures, manifest, contact sheet, and a list of missing figures."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ MANIFEST, CONTACT_SHEET, FIGURES = "manifest.json", "contact_sheet.pdf", "figure
 
 
 def write_with_thumbnail(drawn: tuple[Figure, Path, bool, int]) -> np.ndarray:
-    """Write a figure, and as PNG too where that is asked for; its thumbnail."""
+    """Writes a figure, and also as PNG if requested; returns its thumbnail."""
     figure, path, png, dpi = drawn
     write_figure(figure, path, dpi=dpi)
     figure.set_layout_engine("none")  # it is laid out by now
@@ -43,15 +43,15 @@ class Album:
 
     Attributes:
         paper: its name.
-        folder: holds `figures/<model>/*.pdf` (or .png, .svg) with `figures.tex` beside them, `results/<model>/*.nc`,
+        folder: holds `figures/<model>/*.pdf` (or .png, .svg) and `figures.tex`, `results/<model>/*.nc`,
             `manifest.json` and `contact_sheet.pdf`.
-        png: whether figures are written as PNG too.
-        n_jobs: figures drawn at a time.
+        png: whether figures are also written as PNG.
+        n_jobs: number of figures drawn at a time.
         which: `main` figures, with single layers of six layers; `all` layers; or `none`.
-        kind: format and dots an inch of the files.
+        kind: format and resolution of the files.
         figures: an entry per figure: `figure`, `shows`, `model`, `file`, `caption`, `width` in inches, `analysis`,
             `parameters`, `fingerprint`, `data`.
-        missing: an entry per kind of figure that a model cannot give: `figure`, `shows`, `model`, `reason`.
+        missing: an entry per kind of figure that a model does not support: `figure`, `shows`, `model`, `reason`.
     """
 
     paper: str
@@ -74,18 +74,18 @@ class Album:
 
     @property
     def manifest(self) -> Path:
-        """The list of all figures, as JSON."""
+        """Path of the list of all figures, in JSON."""
         return self.folder / MANIFEST
 
     @property
     def contact_sheet(self) -> Path:
-        """All figures at a glance, as PDF."""
+        """Path of the contact sheet of all figures, a PDF."""
         return self.folder / CONTACT_SHEET
 
     def add(
         self, recipe: Recipe, label: str, data: Path, dataset: xr.Dataset, results: Mapping[str, xr.Dataset]
     ) -> None:
-        """Draw a result's figures and enter them; what cannot be drawn is listed with its reason."""
+        """Draws a result's figures and adds them to the album; lists those that cannot be drawn with the reason."""
         try:
             drawn = list(recipe.figures(dataset, results, self.which))
         except InputError as error:
@@ -111,7 +111,7 @@ class Album:
         self._write_manifest()
 
     def _provenance(self, dataset: xr.Dataset, data: Path) -> dict[str, Any]:
-        """Which result, in which file, a figure shows."""
+        """The result that a figure shows, and its file."""
         return {
             "analysis": dataset.attrs["analysis"],
             "parameters": json.loads(dataset.attrs["parameters"]),
@@ -120,12 +120,12 @@ class Album:
         }
 
     def cannot(self, recipe: Recipe, label: str, reason: str) -> None:
-        """List what cannot be made, and why."""
+        """Adds a figure that cannot be made, with the reason, to the missing ones."""
         self.missing.append({"figure": recipe.figure, "shows": recipe.shows, "model": label, "reason": reason})
         self._write_manifest()
 
     def finish(self) -> None:
-        """Write the contact sheet; remove the figures that an earlier call made here of another model of a label."""
+        """Writes the contact sheet; removes figures that an earlier call made of another model with the same label."""
         for path in self._stale():
             path.unlink(missing_ok=True)
             path.with_suffix(".png").unlink(missing_ok=True)

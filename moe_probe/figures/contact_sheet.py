@@ -1,4 +1,4 @@
-"""All figures at a glance: small pictures on pages, each under its file's name."""
+"""Contact sheets: thumbnails of all figures on pages, each with its file's name."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ DPI = 72
 
 
 def thumbnail(figure: matplotlib.figure.Figure) -> np.ndarray:
-    """A small picture of a figure, (height, width, 4)."""
+    """Returns a small picture of a figure, (height, width, 4)."""
     buffer = BytesIO()
     figure.savefig(buffer, format="png", dpi=DPI)
     buffer.seek(0)
@@ -28,7 +28,7 @@ def thumbnail(figure: matplotlib.figure.Figure) -> np.ndarray:
 
 
 def contact_sheet(pictures: Sequence[tuple[str, np.ndarray]], path: Path, title: str) -> None:
-    """Write named pictures to the pages of a PDF; it appears under its name when it is complete."""
+    """Writes named pictures to the pages of a PDF, which appears under its name when it is complete."""
     size = COLUMNS * ROWS
     sheets = [pictures[at : at + size] for at in range(0, len(pictures), size)] or [[]]
     with whole_file(path) as partial, style(), PdfPages(partial) as pages:

@@ -1,4 +1,4 @@
-"""Figures of a folder as LaTeX: one environment each, with caption and where it comes from."""
+"""Figures of a folder as LaTeX: one environment each, with caption and provenance."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ SPECIAL |= {character: f"\\{character}" for character in "&%$#_{}"}
 
 
 def write_snippet(entries: Iterable[Mapping[str, Any]], folder: Path) -> Path:
-    """Write `figures.tex` beside the figures that it includes; returns its path.
+    """Writes `figures.tex` into the folder of the figures that it includes; returns its path.
 
     Args:
-        entries: of an album, whose files are in the folder.
-        folder: of the figures.
+        entries: those of an album whose files are in the folder.
+        folder: the folder of the figures.
 
     Raises:
         MachineError: the disk is full.
@@ -34,7 +34,7 @@ def write_snippet(entries: Iterable[Mapping[str, Any]], folder: Path) -> Path:
 
 
 def environment(entry: Mapping[str, Any]) -> str:
-    r"""One figure at the size that it was drawn for: in a column, or over both where it is wider.
+    r"""Returns the environment of one figure at the size that it was drawn for: one column, or two if it is wider.
 
     Examples:
         >>> told = {"file": "figures/m/load.pdf", "caption": "Load", "width": 3.3, "model": "m", "data": "m.nc"}
@@ -64,7 +64,7 @@ def environment(entry: Mapping[str, Any]) -> str:
 
 
 def escaped(text: str) -> str:
-    r"""The text as LaTeX writes it.
+    r"""Returns the text escaped for LaTeX.
 
     Examples:
         >>> escaped("50 % of a_b")
@@ -74,5 +74,5 @@ def escaped(text: str) -> str:
 
 
 def one_line(text: str) -> str:
-    """The text without line ends and control characters."""
+    """Returns the text without line ends and control characters."""
     return printable(" ".join(text.split()))

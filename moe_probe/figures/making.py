@@ -1,4 +1,4 @@
-"""`reproduce`: a paper's figures of any models, with what they were made from."""
+"""`reproduce` makes a paper's figures for any models, and saves their results."""
 
 from __future__ import annotations
 
@@ -50,33 +50,35 @@ def reproduce(
     dpi: int = 300,
     **run_options: Unpack[RunOptions],
 ) -> Album:
-    """Every figure of a paper that the models support, as vector PDF by default, from results that are computed once.
+    """Makes every figure of a paper that the models support, by default as vector PDF, and saves their results.
 
-    Results are saved below `out`; a second call computes only what is not there yet for the same model (by its
-    fingerprint and dtype), texts, parameters and versions. A figure of single tokens shows the beginning of the first
+    Results are saved below `out`; a second call computes only those that are missing for the same model (by its
+    fingerprint and dtype), texts, parameters and versions. Figures of single tokens show the beginning of the first
     text.
 
     Args:
         paper: `look-into-moes` (arXiv 2406.18219), `mh-moe` (2404.15045) or `moe-plus-plus` (2410.07348).
-        models: one or several of what `moe_probe.load` accepts; by label, or under their own names.
-        out: the folder.
+        models: checkpoint folders, hub ids, live transformers models or `MoEModel`s; one, a list, or a mapping from
+            labels.
+        out: the output folder.
         texts: a file of texts, or a list of texts or token ids; without texts, figures that need them are listed as
             missing.
         options: arguments of the dynamic analyses by name, such as `{"ffn_experts_per_token": {"min_count": 2}}`.
-        png: write PNG files too, beside those of `format`.
-        which: of figures of single layers, as the paper lays them out, `main` ones: six layers, evenly apart; `all`
-            layers; or `none`, and nothing else either: results only.
-        format: of the files: `pdf`, `png` or `svg`.
-        dpi: dots an inch, of PNG files and of what is rasterized in the others.
-        run_options: those of `dynamic.run`; a `baseline` takes part where its shapes are those of an expert.
+        png: write PNG files besides those of `format`.
+        which: `main`: all figures, those of single layers for six evenly spaced layers; `all`: for all layers; `none`:
+            no figures, only results.
+        format: format of the files: `pdf`, `png` or `svg`.
+        dpi: resolution in dots per inch, of PNG files and of rasterized parts of the others.
+        run_options: those of `dynamic.run`; a `baseline` is used if its shapes are those of an expert.
 
     Returns:
-        What was made, and what could not be made and why; it is also written to `manifest.json`.
+        The album: the figures, and the missing ones with the reason; `manifest.json` holds the same lists.
 
     Raises:
         NoSuchName: there is no such paper, analysis or option.
         InputError: another argument does not fit, or two models have one name.
-        CheckpointError, WeightError: a model's files are missing or damaged.
+        CheckpointError: a model's files are missing or damaged.
+        WeightError: a model's weights are missing or damaged.
         MachineError: the disk is full.
 
     Examples:
@@ -107,10 +109,10 @@ def reproduce(
 
 
 def named(models: Openable | Sequence[Openable] | Mapping[str, Openable]) -> dict[str, MoEModel]:
-    """Each model under its label or name.
+    """Opens the models, by label or name.
 
     Raises:
-        NotFitting: there is none, or two have one name.
+        NotFitting: there is no model, or two have one name.
     """
     if isinstance(models, Mapping):
         opened = {str(label): load(model) for label, model in models.items()}
@@ -125,7 +127,7 @@ def named(models: Openable | Sequence[Openable] | Mapping[str, Openable]) -> dic
     folders = [file_name(label) for label in (*opened, TOGETHER)]
     if len({folder.lower() for folder in folders}) < len(folders):
         raise NotFitting(
-            f"The labels {', '.join(opened)} and {TOGETHER!r}, where comparisons go, do not name folders of their own; "
+            f"The labels {', '.join(opened)} and {TOGETHER!r}, the folder of comparisons, give one folder twice; "
             "pass labels that differ in more than their case."
         )
     return opened
@@ -145,7 +147,9 @@ def same_shape(dense: MoEModel, model: MoEModel) -> bool:
 def _dense(baseline: Openable) -> MoEModel:
     model = load(baseline)
     if model.moe_layers:
-        raise NotFitting(f"The baseline {model.name} is a Mixture-of-Experts itself; pass a dense model, or omit it.")
+        raise NotFitting(
+            f"The baseline {model.name} is a Mixture-of-Experts model; pass a dense model, or omit baseline=."
+        )
     return model
 
 
@@ -154,13 +158,13 @@ class Maker:
     """Makes the figures of a paper, one after the other.
 
     Attributes:
-        album: what is there.
-        texts: as they were given.
+        album: the album that receives them.
+        texts: the texts as they were passed.
         options: arguments by analysis name.
-        reading: how texts are read; the arguments of `make_corpus`.
-        running: how models run; arguments of `dynamic.run`.
+        reading: how to read texts; the arguments of `make_corpus`.
+        running: how to run models; the arguments of `dynamic.run`.
         report: prints a line.
-        corpora: each model's texts.
+        corpora: each model's corpus.
     """
 
     album: Album
@@ -172,14 +176,14 @@ class Maker:
     corpora: dict[str, Corpus | None] = field(default_factory=dict)
 
     def fitting(self, label: str, dense: MoEModel | None, model: MoEModel) -> MoEModel | None:
-        """The baseline, where it fits the model."""
+        """The baseline if it fits the model, else None."""
         if dense is None or same_shape(dense, model):
             return dense
-        self.report(f"{label}: {dense.name} has other shapes and takes no part.")
+        self.report(f"{label}: the baseline {dense.name} has other shapes and is not used.")
         return None
 
     def make_single(self, label: str, subject: Subject, recipes: Sequence[Recipe]) -> None:
-        """All figures of one model."""
+        """Makes all figures of one model."""
         corpus = None if self.texts is None else dynamic.make_corpus(subject.model, self.texts, **self.reading)
         self.corpora[label] = corpus
         results: dict[str, xr.Dataset] = {}
@@ -190,7 +194,7 @@ class Maker:
     def make_compared(
         self, models: Mapping[str, MoEModel], layers: Sequence[int] | int | None, recipes: Sequence[Recipe]
     ) -> None:
-        """All figures of several models together."""
+        """Makes all figures that compare several models."""
         results: dict[str, xr.Dataset] = {}
         for recipe in (recipe for recipe in recipes if isinstance(recipe, FromModels)):
             if len(models) < 2:
@@ -262,7 +266,7 @@ class Maker:
     def _from_texts(
         self, label: str, subject: Subject, corpus: Corpus, recipes: Sequence[FromTexts]
     ) -> Iterator[tuple[Recipe, xr.Dataset]]:
-        """Results of recipes that see the same texts: saved ones, and the others in one pass."""
+        """Results of recipes with the same texts: saved ones, and the others computed in one pass."""
         wanted: list[Wanted] = []
         for recipe in recipes:
             try:
@@ -283,7 +287,7 @@ class Maker:
     def _run(
         self, label: str, subject: Subject, corpus: Corpus, together: Sequence[Wanted]
     ) -> Iterator[tuple[Recipe, xr.Dataset]]:
-        """Results of one pass, all saved before the first one is drawn."""
+        """Results of one pass, all of which are saved before the first one is drawn."""
         analyses = [wanted.analysis for wanted in together]
         self.report(f"{label}: running {corpus.num_tokens:,} tokens for {', '.join(a.name for a in analyses)}")
         running = {**self.running, "layers": subject.layers, "baseline": subject.baseline}
@@ -297,14 +301,14 @@ class Maker:
         yield from zip([one.recipe for one in together], saved, strict=True)
 
     def _subject(self, subject: Subject) -> list[Any]:
-        """What tells this model, as it is looked at, from any other."""
+        """The facts that identify this model and the way in which it is analyzed."""
         return [identity(subject.model), subject.layers, subject.baseline and identity(subject.baseline)]
 
     def _path(self, label: str, recipe: Recipe) -> Path:
         return self.album.folder / "results" / file_name(label) / f"{recipe.name}.nc"
 
     def _saved(self, label: str, recipe: Recipe, request: Sequence[Any]) -> xr.Dataset | None:
-        """The result of an earlier call, if it is of the very same request."""
+        """The result of an earlier call with exactly the same request, if there is one."""
         path = self._path(label, recipe)
         if not path.is_file():
             return None
@@ -315,19 +319,19 @@ class Maker:
             return None
         if saved.attrs.get("request") != digest(request):
             return None
-        self.report(f"{label}: {recipe.name} is there")
+        self.report(f"{label}: {recipe.name} exists already")
         return saved
 
     def _keep(self, label: str, recipe: Recipe, request: Sequence[Any], dataset: xr.Dataset) -> xr.Dataset:
         labeled = dataset.assign_attrs(request=digest(request))
         save(labeled, self._path(label, recipe))
-        self.report(f"{label}: {recipe.name} is made")
+        self.report(f"{label}: {recipe.name} is done")
         return labeled
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """An analysis that has to run, for which figure, and the request that its result answers."""
+    """An analysis that has to run, the recipe that needs it, and the request that identifies its result."""
 
     recipe: FromTexts
     analysis: dynamic.Analysis
@@ -341,18 +345,18 @@ def passes(wanted: Sequence[Wanted]) -> list[list[Wanted]]:
 
 
 def check_analysis(analysis: dynamic.Analysis, subject: Subject, corpus: Corpus) -> None:
-    """Refuse before the pass what an analysis cannot see in this model and these texts."""
+    """Raises an error, before the pass, if an analysis cannot run on this model and these texts."""
     layers = {index: subject.model.layer(index) for index in subject.layers}
     check(Running(subject.model, corpus, layers, subject.baseline), [analysis])
 
 
 def identity(model: MoEModel) -> list[Any]:
-    """What a result of a model depends on, but for texts and parameters."""
+    """The facts about a model on which its results depend, besides texts and parameters."""
     return [model.fingerprint, model.dtype, {name: version(name) for name in LIBRARIES}]
 
 
 def digest(request: Any) -> str:
-    """Identifies what was asked for."""
+    """A hash that identifies a request."""
     return hashlib.sha256(json.dumps(request, default=str, sort_keys=True).encode()).hexdigest()[:16]
 
 

@@ -1,4 +1,4 @@
-"""What a figure of a paper is made of: an analysis of weights, of texts or of several models, and its drawing."""
+"""Recipes of papers' figures: an analysis of weights, of texts or of several models, and a function that draws it."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ NUMBER = re.compile(r"(figure|table)([0-9A-Z]+)_")  # at the beginning of a stem
 
 
 def all_figures(ds: xr.Dataset, results: Mapping[str, xr.Dataset]) -> Iterator[tuple[str, Figure]]:
-    """Every figure of the result itself."""
+    """Draws every figure of a result."""
     return plotting.figures(ds)
 
 
 @dataclass(frozen=True)
 class Subject:
-    """What a figure is made from.
+    """The model that a figure shows.
 
     Attributes:
         model: the model.
-        baseline: a dense model of the same shapes; None where there is none.
+        baseline: a dense model of the same shapes, or None.
         layers: MoE layers of the model.
         n_jobs: number of workers.
     """
@@ -49,15 +49,15 @@ class Subject:
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """How one kind of figure is made.
+    """The instructions for one kind of figure.
 
     Attributes:
-        figure: its number in the paper, such as `figure 7`; "" where it has none. File names begin with it. A stem that
-            itself begins with one, such as `figureA_task_load`, is of that figure instead.
-        shows: what it shows.
-        name: of the result's file.
-        draw: figures of the result (the second argument holds this model's earlier results by name).
-        layers: figures of single layers as the paper lays them out (the third argument says of which layers).
+        figure: its number in the paper, such as `figure 7`, with which file names begin; "" if it has none. A stem that
+            already begins with a number, such as `figureA_task_load`, keeps that number.
+        shows: the subject of the figure, for its caption.
+        name: name of the result's file.
+        draw: draws figures of the result (the second argument holds this model's earlier results by name).
+        layers: draws figures of single layers in the paper's layout (the third argument gives the layers).
     """
 
     figure: str = ""
@@ -69,7 +69,7 @@ class Recipe:
     def figures(
         self, ds: xr.Dataset, results: Mapping[str, xr.Dataset], which: plotting.Which
     ) -> Iterator[tuple[str, Figure]]:
-        """All figures: (file stem, figure); of `all` layers, or of six of them, evenly apart; or `none`."""
+        """Yields all figures as (file stem, figure): of `all` layers, of six evenly spaced ones (`main`), or `none`."""
         if which == "none":
             return
         yield from self.draw(ds, results)
@@ -78,25 +78,25 @@ class Recipe:
             yield from self.layers(ds, results, numbers)
 
     def caption(self, stem: str, model: str) -> str:
-        """What is said below one of its figures, such as `Figure 4, layer 2: load by task (Mixtral 8x7B)`."""
+        """Returns the caption of one of its figures, such as `Figure 4, layer 2: load by task (Mixtral 8x7B)`."""
         parts = ", ".join(filter(None, [self.number(stem), layers_of(stem)]))
         text = ": ".join(filter(None, [parts, f"{self.shows} ({model})"]))
         return text[0].upper() + text[1:]
 
     def number(self, stem: str) -> str:
-        """The number in the paper of one of its figures."""
+        """Returns the number in the paper of one of its figures."""
         match = NUMBER.match(stem)
         return f"{match[1]} {match[2]}" if match else self.figure
 
     def stem(self, figure: str) -> str:
-        """File stem of one of its figures."""
+        """Returns the file stem of one of its figures."""
         if NUMBER.match(figure):
             return figure
         return "_".join(part for part in (self.figure.replace(" ", ""), figure) if part)
 
 
 def layers_of(stem: str) -> str:
-    """Which layers a stem names.
+    """Returns the layers that a stem names, as text.
 
     Examples:
         >>> layers_of("task_load_layer3"), layers_of("task_load_layers0-4")
@@ -110,18 +110,18 @@ def layers_of(stem: str) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class FromWeights(Recipe):
-    """Made from weights alone."""
+    """A figure that needs only weights."""
 
     compute: Callable[[Subject], xr.Dataset]
 
 
 @dataclass(frozen=True, kw_only=True)
 class FromTexts(Recipe):
-    """Made by running over texts; all analyses with the same `tokens` share a pass.
+    """A figure that needs a run over texts; all analyses with the same `tokens` share a pass.
 
     Attributes:
-        analysis: made for a model, with the options that the user gives it.
-        tokens: only so many tokens of the first text; None for all texts.
+        analysis: makes the analysis for a model, with the user's options.
+        tokens: number of tokens of the first text to use; None for all texts.
     """
 
     analysis: Callable[..., Analysis]
@@ -130,18 +130,18 @@ class FromTexts(Recipe):
 
 @dataclass(frozen=True, kw_only=True)
 class FromModel(Recipe):
-    """Made of one model by a comparison with itself; `compute` takes the model, the texts, and options."""
+    """A figure that compares a model with itself; `compute` takes the model, the texts, and options."""
 
     compute: Callable[..., xr.Dataset]
 
 
 @dataclass(frozen=True, kw_only=True)
 class FromModels(Recipe):
-    """Made from several models on the same texts.
+    """A figure that compares several models on the same texts.
 
     Attributes:
-        compute: takes them by label, the texts, the analysis if there is one, and `run`'s options.
-        analysis: made with the options that the user gives under the name `options`.
+        compute: takes the models by label, the texts, the analysis if there is one, and `run`'s options.
+        analysis: makes the analysis, with the user's options for the name `options`.
         options: the name of that analysis.
     """
 

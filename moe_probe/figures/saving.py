@@ -1,4 +1,4 @@
-"""Figures to files, and the names of files."""
+"""Writes figures to files, and names these files."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ Work = tuple[xr.Dataset, Path, plotting.Which, Format, int]
 
 @dataclass(frozen=True)
 class FileKind:
-    """How figures are stored.
+    """Format and resolution of figures' files.
 
     Attributes:
-        format: of the files: `pdf`, `png` or `svg`.
-        dpi: dots an inch, of PNG files and of what is rasterized in the others.
+        format: `pdf`, `png` or `svg`.
+        dpi: resolution in dots per inch, of PNG files and of rasterized parts of the others.
 
     Raises:
         NoSuchName: there is no such format.
@@ -43,7 +43,7 @@ class FileKind:
 
 
 def result_stem(dataset: xr.Dataset) -> str:
-    """File name of a result: analysis, level, and metric where it is not the usual one."""
+    """File stem of a result: analysis, level, and metric unless it is the default."""
     parts = [dataset.attrs["analysis"], dataset.attrs.get("level")]
     if dataset.attrs.get("metric", "cosine") != "cosine":
         parts.append(dataset.attrs["metric"])
@@ -52,7 +52,7 @@ def result_stem(dataset: xr.Dataset) -> str:
 
 @checked
 def write_figure(figure: Figure, path: Path, **options: Any) -> Path:
-    """Save a figure in the format of the path's suffix; it appears under its name when it is complete.
+    """Saves a figure in the format of the path's suffix; the file appears under its name when it is complete.
 
     Raises:
         MachineError: the disk is full.
@@ -72,15 +72,15 @@ def draw(
     format: Format = "pdf",
     dpi: int = 300,
 ) -> list[Path]:
-    """Write the figures of one or several results to `folder/figures`; returns their paths.
+    """Writes the figures of one or several results to `folder/figures`; returns their paths.
 
     Args:
-        dataset: a result, or several; of several, each worker draws one.
-        folder: that `figures` is made in.
+        dataset: a result, or several, of which each worker draws one at a time.
+        folder: the folder in which `figures` is created.
         n_jobs: number of workers.
-        which: `main` figures, `all` of them, with those of single layers, or `none`.
-        format: of the files: `pdf`, `png` or `svg`.
-        dpi: dots an inch, of PNG files and of what is rasterized in the others.
+        which: `main` figures; `all`, including those of single layers; or `none`.
+        format: format of the files: `pdf`, `png` or `svg`.
+        dpi: resolution in dots per inch, of PNG files and of rasterized parts of the others.
 
     Raises:
         NoSuchName: there is no plot for a result, or no such choice or format.

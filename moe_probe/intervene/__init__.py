@@ -36,7 +36,7 @@ _CLASSES = {"TopK" if name == "top_k" else "".join(part.title() for part in name
 
 
 def names() -> Mapping[str, type[Intervention]]:
-    """Every kind of intervention by its name, those of other packages too (entry points `moe_probe.interventions`)."""
+    """All kinds of intervention by name, including those of other packages (entry points `moe_probe.interventions`)."""
     return KINDS
 
 

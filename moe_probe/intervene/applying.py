@@ -1,4 +1,4 @@
-"""Interventions on a live model, for evaluation loops of one's own."""
+"""Interventions on a live model, for your own evaluation loops."""
 
 from __future__ import annotations
 
@@ -18,18 +18,17 @@ from moe_probe.routing import Intervention
 
 @contextmanager
 def applied(model: Openable, interventions: Intervention | Sequence[Intervention]) -> Iterator[PreTrainedModel]:
-    """Within, a live model runs under interventions, whoever calls it; afterwards it is what it was, bit for bit.
+    """A context in which a live model runs under interventions, whoever calls it; afterwards it is bit-identical.
 
-    A row of a call's `input_ids` counts as one document, by its number in the call, for `where=` and for runs that are
-    replayed.
+    For `where=` and replayed runs, each row of a call's `input_ids` is a document, numbered by its place in the call.
 
     Args:
-        model: a live model, alone or in torch.compile, DataParallel or PEFT; or what `load` opens, which is
-            then loaded.
+        model: a live model, alone or wrapped by torch.compile, DataParallel or PEFT; or a checkpoint folder, a hub id
+            or a `MoEModel`, which is then loaded into memory.
         interventions: one or several, which act together with those that the model has.
 
     Returns:
-        The torch module.
+        A context manager that yields the torch module.
 
     Raises:
         InputError: the model lacks a layer or expert, or an intervention needs another run that was not given.
@@ -49,7 +48,7 @@ def applied(model: Openable, interventions: Intervention | Sequence[Intervention
     edits = [each for each in opened.interventions if isinstance(each, Intervention)]
     fields = next((each for each in several if each.config), None)
     if fields is not None:
-        raise NotFitting(f"{fields!r} makes another module; use model.under({fields!r}).module instead.")
+        raise NotFitting(f"{fields!r} needs another torch module; use model.under({fields!r}).module instead.")
     require_told(edits)
     layers = {layer for each in edits for layer in each.acts_in(opened.moe_layers)}
     with ExitStack() as stack:

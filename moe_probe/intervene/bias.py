@@ -13,14 +13,14 @@ from moe_probe.signatures import check_number
 
 @dataclass(frozen=True, repr=False)
 class Bias(OnExperts):
-    """Adds `delta` to the router logits of the named experts; everything after them follows.
+    """Adds `delta` to the router logits of the named experts; scores, choices and weights follow from them.
 
     Several biases on one expert add up.
 
     Args:
         layer: index of the MoE layer.
-        experts: whose logits change.
-        delta: what is added, in logits.
+        experts: numbers of the experts whose logits change.
+        delta: the added value, in units of the logits.
         where: only in these tokens (`Where`); in all by default.
 
     Examples:

@@ -1,4 +1,4 @@
-"""Random numbers that belong to a token: the same whatever batch, worker or execution it runs in."""
+"""Random numbers of each token, the same for any batch, worker or execution."""
 
 from __future__ import annotations
 
@@ -16,17 +16,20 @@ MOST_SEED = (1 << 63) - 1
 
 
 def check_seed(seed: int) -> None:
-    """Raises: WrongType, OutOfRange: it is no whole number from 0 to 2**63 - 1."""
+    """Raises `WrongType` or `OutOfRange` if the seed is not a whole number from 0 to 2**63 - 1."""
     check_number("seed", seed, 0, MOST_SEED)
 
 
 def uniform(call: Call, seed: int, columns: Sequence[int] | np.ndarray, salt: np.ndarray | int = 0) -> np.ndarray:
-    """Numbers in (0, 1), (n, columns), float64, by seed, layer, document, position, sub-token, column and salt (n,).
+    """Random numbers in (0, 1), (n, columns) float64, determined by seed, layer, token, column and salt (n,).
 
-    Made by a counter-based generator: SplitMix64's finalizer (Steele, Lea and Flood, OOPSLA 2014) over the words.
+    A token is a document, position and sub-token. The generator is counter-based: SplitMix64's finalizer (Steele, Lea
+    and Flood, OOPSLA 2014) over these words.
     """
     if not len(call.tokens):
-        raise NotFitting("Random interventions need to know which tokens run, which this call does not tell.")
+        raise NotFitting(
+            "Random interventions need to know which tokens run, but this call does not say; use intervene.applied."
+        )
     subtokens = call.layer.subtokens
     document, position = (np.repeat(each, subtokens) for each in (call.tokens.document, call.tokens.position))
     subtoken = np.tile(np.arange(subtokens), len(call.tokens))
@@ -38,7 +41,7 @@ def uniform(call: Call, seed: int, columns: Sequence[int] | np.ndarray, salt: np
 
 
 def normal(call: Call, seed: int, width: int, salt: int) -> torch.Tensor:
-    """Standard normal numbers, (n, width), float32."""
+    """Standard normal random numbers, (n, width), float32."""
     return torch.from_numpy(ndtri(uniform(call, seed, np.arange(width), salt)).astype(np.float32))
 
 

@@ -1,4 +1,4 @@
-"""What kinds of intervention share: which layer, experts and tokens, and that the model and the others allow them."""
+"""Base classes of interventions: their layer, experts and tokens, and checks against the model and each other."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ class OnTokens(Intervention):
     Attributes:
         layer: index of the MoE layer.
         where: which tokens (`Where`, or a mapping of its arguments); all by default.
-        fixes: whether the router's own decision no longer counts.
-        apart: whether two that claim the same can act on different tokens, which is verified at work.
+        fixes: whether it replaces the router's own decision.
+        apart: whether two that claim the same can act on different tokens, which the run verifies.
     """
 
     layer: int
@@ -51,7 +51,7 @@ class OnTokens(Intervention):
         return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in changed.items())})"
 
     def check(self, model: MoEModel) -> None:
-        """Refuse a layer that there is not, and interventions that exclude each other."""
+        """Raises an error if the layer does not exist, or interventions exclude each other."""
         check_number("layer", self.layer, 0)
         model.select_layers(self.layer)
         check_together(model, self)
@@ -61,7 +61,7 @@ class OnTokens(Intervention):
         return frozenset()
 
     def number(self) -> int | None:
-        """Experts that are chosen per token, where it says so."""
+        """Number of experts chosen per token, if it sets one."""
         return None
 
 
@@ -70,9 +70,9 @@ class OnExperts(OnTokens):
     """An intervention on some experts of one layer.
 
     Attributes:
-        of_chosen: whether it changes nothing for a token that chose none of the experts.
+        of_chosen: whether it leaves tokens that chose none of the experts unchanged.
         layer: index of the MoE layer.
-        experts: which of its experts: their numbers, or `"all"` for all that are routed to; `"S"` is the shared block.
+        experts: numbers of experts, or `"all"` for all routed experts; `"S"` is the shared block.
     """
 
     experts: Experts
@@ -85,7 +85,7 @@ class OnExperts(OnTokens):
         object.__setattr__(self, "experts", as_experts(self.experts))
 
     def check(self, model: MoEModel) -> None:
-        """Refuse a layer or an expert that there is not."""
+        """Raises an error if the layer or an expert does not exist."""
         check_number("layer", self.layer, 0)
         (chosen,) = model.select_layers(self.layer)
         check_experts(model, chosen, self.experts, self.takes_shared, type(self).__name__)
@@ -97,7 +97,7 @@ class OnExperts(OnTokens):
 
     @property
     def named(self) -> tuple[Any, ...]:
-        """The experts as they are named; `("all",)` for all."""
+        """The experts as the user named them; `("all",)` for all."""
         given: Any = self.experts
         return (ALL,) if given == ALL else given
 
@@ -111,12 +111,12 @@ class OnExperts(OnTokens):
         return routed(self.experts, layer)
 
     def flags(self, layer: Layer) -> torch.Tensor:
-        """Whether it acts on each expert, (E,) bool."""
+        """A mask of the experts that it acts on, (E,) bool."""
         return flags(layer.num_experts, self.routed(layer))
 
 
 def as_experts(given: Experts) -> tuple[int | str, ...] | str:
-    """Experts as they were passed: `"all"`, or a tuple of numbers and labels."""
+    """Returns experts as `"all"`, or as a tuple of numbers and labels."""
     if isinstance(given, str) and given == ALL:
         return ALL
     several: list[Any] = list(given) if isinstance(given, Sequence) and not isinstance(given, str) else [given]
@@ -130,7 +130,7 @@ def routed(experts: Any, layer: Layer) -> list[int]:
 
 
 def flags(count: int, experts: Sequence[int]) -> torch.Tensor:
-    """Whether each of `count` experts is among these, (E,) bool."""
+    """A mask of these among `count` experts, (E,) bool."""
     chosen = torch.zeros(count, dtype=torch.bool)
     chosen[list(experts)] = True
     return chosen
@@ -142,12 +142,12 @@ def among(index: torch.Tensor, experts: Sequence[int]) -> torch.Tensor:
 
 
 def check_experts(model: MoEModel, layer: int, experts: Any, takes_shared: bool = False, kind: str = "") -> None:
-    """Refuse experts that a layer does not have.
+    """Raises an error if a layer does not have the named experts.
 
     Raises:
-        OutOfRange: it has no such expert, or none is named.
-        NotFitting: the shared block is named where there is none, or where the kind does not act on it.
-        WrongType: something else is named.
+        OutOfRange: the layer has no such expert, or the list is empty.
+        NotFitting: the list has the shared block, but the layer has none or the intervention does not act on it.
+        WrongType: an item is of another type.
     """
     count = model.layer(layer).num_experts
     for expert in () if experts == ALL else experts:
@@ -168,16 +168,16 @@ def check_experts(model: MoEModel, layer: int, experts: Any, takes_shared: bool 
 
 def _check_shared(model: MoEModel, layer: int, takes_shared: bool, kind: str) -> None:
     if not takes_shared:
-        raise NotFitting(f"{kind} acts on experts that are routed to; the shared block 'S' is not; omit it.")
+        raise NotFitting(f"{kind} acts on routed experts, not on the shared block 'S'; omit it.")
     if not model.layer(layer).num_shared:
         raise NotFitting(f"Layer {layer} of {model.name} has no shared expert; omit 'S'.")
 
 
 def check_together(model: MoEModel, edit: Any) -> None:
-    """Refuse interventions that have no meaning together, whatever their order, and masks that leave too few experts.
+    """Raises an error if interventions contradict each other, or if masks leave too few experts.
 
     Raises:
-        NotFitting: naming both, or what is left.
+        NotFitting: they do; the message names both interventions, or the number of experts left.
     """
     for index in sorted(edit.acts_in(model.moe_layers)):
         others = [
@@ -213,5 +213,5 @@ def _check_enough(model: MoEModel, index: int, edits: Sequence[Any]) -> None:
     if masked and left < number:
         raise NotFitting(
             f"Layer {index} of {model.name} chooses {number} experts per token; masking {len(masked)} of "
-            f"{layer.num_experts} leaves {left}."
+            f"{layer.num_experts} leaves {left}; mask fewer."
         )

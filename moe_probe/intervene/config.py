@@ -1,4 +1,4 @@
-"""Other fields of the model's configuration."""
+"""Interventions that change the model's configuration."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class Config(Intervention):
     """Replaces fields of the configuration that the model's code reads while it runs.
 
     Args:
-        fields: by name.
+        fields: new values of fields, by name.
 
     Examples:
         >>> Config(moe_gate_residual=False)

@@ -13,12 +13,13 @@ from moe_probe.routing import Call, Request
 class Mask(OnExperts):
     """Makes the router choose as if the named experts were deleted from the checkpoint.
 
-    They are never chosen, are absent from a softmax's sum and from their group's score; the others' weights follow by
-    the family's own rule. Where router logits are carried to the next layer (MoE++), theirs are not.
+    The router never chooses them, and omits them from the sum of a softmax and from their group's score; the family's
+    own rule gives the weights of the others. If the router passes its logits to the next layer (MoE++), it omits
+    theirs.
 
     Args:
         layer: index of the MoE layer.
-        experts: who cannot be chosen.
+        experts: numbers of the experts that cannot be chosen.
         where: only in these tokens (`Where`); in all by default.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Experts' outputs replaced by their means."""
+"""Mean ablation: experts' outputs replaced by their means."""
 
 from __future__ import annotations
 
@@ -19,13 +19,14 @@ from moe_probe.routing import Call, Changes, Need
 class Mean(OnExperts):
     """Replaces the unweighted output of the named experts by its mean over the tokens that chose them; weights stay.
 
-    An expert that no token chose there has no mean, and stays as it is.
+    An expert that no token chose in that run has no mean, and stays as it is.
 
     Args:
         layer: index of the MoE layer.
-        experts: whose outputs are replaced; `"S"` is the shared block, whose mean is over all tokens.
-        of: the run that means are taken of (`intervene.reference`); by default the unedited model's, on all texts of
-            the run at hand.
+        experts: numbers of the experts whose outputs are replaced; `"S"` is the shared block, with its mean over all
+            tokens.
+        of: the run that gives the means (`intervene.reference`); by default the run of the unedited model on all texts
+            of the current run.
         where: only in these tokens (`Where`); in all by default.
 
     Examples:
@@ -57,7 +58,9 @@ class Mean(OnExperts):
 
     def _seen(self, layer: int) -> LayerReference:
         if self.of is None:
-            raise NotFitting(f"{self!r} needs the unedited run on the same texts, which this call has not; {MAKING}.")
+            raise NotFitting(
+                f"{self!r} needs the unedited run on the same texts, which this call does not have; {MAKING}."
+            )
         return self.of.layers[layer]
 
     def change(self, call: Call, changes: Changes) -> None:
@@ -76,7 +79,7 @@ class Mean(OnExperts):
         mean = self._seen(layer.index).shared
         if mean is None:
             raise NotFitting(
-                f"The shared experts of layer {layer.index} stand beside the MoE block, where their outputs are not "
+                f"The shared experts of layer {layer.index} are outside the MoE block, where their outputs are not "
                 "recorded and have no mean; zero or scale them instead."
             )
         return torch.where(places[:, None], mean.to(output), output)

@@ -24,11 +24,10 @@ class Merge(OnTokens):
 
     Args:
         layer: index of the MoE layer.
-        groups: experts that are merged with each other, two or more a group.
-        aligned: put the neurons of each expert in the order that matches those of the group's first one (assignment by
-            cosine of their up, gate and down weights together, as in `static.similarity`) before averaging.
-        shares: how much each expert of each group counts in its average, such as how often it is chosen; all alike by
-            default.
+        groups: groups of experts to merge, two or more experts per group.
+        aligned: before averaging, put the neurons of each expert into the order that matches those of the group's first
+            one (assignment by cosine of their up, gate and down weights together, as in `static.similarity`).
+        shares: weight of each expert in its group's average, such as its number of choices; equal by default.
         where: only in these tokens (`Where`); in all by default.
 
     Examples:
@@ -65,7 +64,9 @@ class Merge(OnTokens):
         check_experts(model, self.layer, tuple(self.merged), kind="Merge")
         kinds = model.layer(self.layer).expert_kinds
         if any(len(group) < 2 for group in self.groups) or len(set(self.merged)) < len(self.merged):
-            raise NotFitting("Merge takes groups of two or more experts, each expert in one group at most.")
+            raise NotFitting(
+                "groups needs two or more experts per group, and none twice; pass groups=[[0, 1], [2, 3]], for example."
+            )
         self._check_shares()
         other = next((each for each in self.merged if kinds[each] != "ffn"), None)
         if other is not None:
@@ -77,7 +78,7 @@ class Merge(OnTokens):
         for group, shares in zip(self.groups, self.shares or self.groups, strict=False):
             if len(shares) != len(group) or (self.shares and not (min(shares) >= 0 < sum(shares) < float("inf"))):
                 raise NotFitting(
-                    f"Merge has shares {list(shares)} of the experts {list(group)}; pass one >= 0 for each."
+                    f"Merge has shares {list(shares)} of the experts {list(group)}; pass one of at least 0 for each."
                 )
         if len(self.shares or self.groups) != len(self.groups):
             raise NotFitting(
@@ -103,7 +104,7 @@ def averaged(
     aligned: bool,
     shares: Sequence[Sequence[float]] | None = None,
 ) -> Parameters:
-    """Parameters of an experts module with the average weights of each group in place of those of its experts."""
+    """Parameters of an experts module in which the experts of each group have the group's average weights."""
     merged = {name: value.detach().clone() for name, value in parameters.items()}
     for group, counts in zip(groups, shares or [[1.0] * len(group) for group in groups], strict=True):
         parts = [count / sum(counts) for count in counts]

@@ -1,4 +1,4 @@
-"""Experts' outputs made uncertain."""
+"""Noise in experts' outputs."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from moe_probe.signatures import check_number
 class Noise(OnExperts):
     """Adds Gaussian noise to every channel of the unweighted output of the named experts.
 
-    A token's noise depends on the seed, the layer, the expert, its document's number and its position alone.
+    A token's noise depends only on the seed, the layer, the expert, its document's number and its position.
 
     Args:
         layer: index of the MoE layer.
-        experts: whose outputs are disturbed.
-        sd: standard deviation, in the unit of the output.
+        experts: numbers of the experts whose outputs get noise.
+        sd: standard deviation, in the units of the output.
         seed: of the noise.
         where: only in these tokens (`Where`); in all by default.
 

@@ -1,4 +1,4 @@
-"""The only experts that can be chosen."""
+"""Restriction of the choice to some experts."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from moe_probe.routing import Call, Request
 
 @dataclass(frozen=True, repr=False)
 class Only(OnExperts):
-    """Masks every expert of a layer but the named ones, as `Mask` does.
+    """Masks every expert of a layer except the named ones, as `Mask` does.
 
     Args:
         layer: index of the MoE layer.
-        experts: who can be chosen.
+        experts: numbers of the experts that can be chosen.
         where: only in these tokens (`Where`); in all by default.
 
     Raises:

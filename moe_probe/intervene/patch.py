@@ -1,4 +1,4 @@
-"""Experts' outputs of another run."""
+"""Activation patching: experts' outputs from another run."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ MAKING = "pass source=intervene.reference(model, texts, inputs=True)"
 
 @dataclass(frozen=True, repr=False)
 class Patch(OnExperts):
-    """Replaces the unweighted output of the named experts by that of another run on the same place; weights stay.
+    """Replaces the unweighted output of the named experts by that of another run at the same token; weights stay.
 
-    Places are aligned by document number and position, and tokens that the other run lacks stay as they are. Where the
-    other run did not choose an expert, its output is what the expert gives on that run's input.
+    Tokens are aligned by document number and position; those that the other run lacks stay as they are. If the other
+    run did not choose an expert, the expert's output is computed from that run's input.
 
     Args:
         layer: index of the MoE layer.
-        experts: whose outputs are replaced.
-        source: the other run, `intervene.reference(model, texts, inputs=True)`; by default the unedited model's on the
-            same texts.
+        experts: numbers of the experts whose outputs are replaced.
+        source: the other run, `intervene.reference(model, texts, inputs=True)`; by default the run of the unedited
+            model on the same texts.
         where: only in these tokens (`Where`); in all by default.
 
     Examples:
@@ -60,7 +60,7 @@ class Patch(OnExperts):
 
     def change(self, call: Call, changes: Changes) -> None:
         if self.source is None:
-            raise NotFitting(f"{self!r} needs another run, which this call has not; {MAKING}.")
+            raise NotFitting(f"{self!r} needs another run, which this call does not have; {MAKING}.")
         inputs = self.source.layers[call.layer.index].inputs
         assert inputs is not None
         at = self.source.rows(call.tokens, call.layer.subtokens).to(call.index.device)

@@ -1,4 +1,4 @@
-"""Experts that change places."""
+"""Permutation of a layer's experts."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from moe_probe.routing import Call
 
 @dataclass(frozen=True, repr=False)
 class Permute(OnTokens):
-    """Exchanges the experts of a layer: where the router chose one, another one runs, with the weight of the first.
+    """Permutes the experts of a layer: instead of the chosen expert another one runs, with the same weight.
 
-    The exchange is one random cycle through all experts, so that none stays in its place.
+    The permutation is one random cycle through all experts, so that none stays in its place.
 
     Args:
         layer: index of the MoE layer.
-        seed: of the exchange.
+        seed: of the permutation.
         where: only in these tokens (`Where`); in all by default.
 
     Examples:
@@ -41,7 +41,7 @@ class Permute(OnTokens):
         check_seed(self.seed)
 
     def exchange(self, count: int) -> torch.Tensor:
-        """Who runs in the place of each expert, (E,) int64."""
+        """The expert that runs in the place of each expert, (E,) int64."""
         order = torch.from_numpy(np.random.default_rng(self.seed).permutation(count))
         return torch.empty_like(order).index_copy_(0, order, order.roll(-1))
 

@@ -1,4 +1,4 @@
-"""Experts chosen by chance."""
+"""Random choice of experts."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from moe_probe.routing import Call, Request
 
 @dataclass(frozen=True, repr=False)
 class Random(OnTokens):
-    """Chooses experts uniformly at random, without regard to groups; weights follow by the family's own rule.
+    """Chooses experts uniformly at random, ignoring groups; the family's own rule weights them.
 
-    A token's choice depends on the seed, the layer, its document's number and its position alone.
+    A token's choice depends only on the seed, the layer, its document's number and its position.
 
     Args:
         layer: index of the MoE layer.

@@ -1,4 +1,4 @@
-"""Runs that interventions take choices and outputs from."""
+"""Recorded runs from which interventions take choices and outputs."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from moe_probe.texts.reading import Texts
 
 
 def reference(model: Openable, texts: Texts, *, inputs: bool = False, **options: Unpack[RunOptions]) -> Reference:
-    """What a model does with some texts: choices, weights and mean outputs, for `Replay`, `Mean` and `Patch`.
+    """Records choices, weights and mean outputs of a model on some texts, for `Replay`, `Mean` and `Patch`.
 
     Args:
         model: a checkpoint folder, a hub id or a model, also one under interventions.
         texts: strings, lists of token ids, a file of texts, a `datasets` dataset, a table, or a `Corpus`.
-        inputs: keep what goes into the experts too, (tokens, w) per layer, which `Patch` needs.
-        options: those of `dynamic.run`: `layers` and how texts are read and run.
+        inputs: also keep the inputs of the experts, (tokens, w) per layer, which `Patch` needs.
+        options: those of `dynamic.run`: `layers`, and how to read and run texts.
 
     Returns:
-        The run; choices take 8 k + 4 k bytes per token and layer, inputs 4 w.
+        The recorded run; choices and weights take 12 k bytes per token and layer, inputs 4 w bytes.
 
     Examples:
         >>> from moe_probe import intervene
@@ -36,5 +36,5 @@ def reference(model: Openable, texts: Texts, *, inputs: bool = False, **options:
     asked: dict[str, Any] = completed(options)
     source = open_source(model, texts, asked)
     if not isinstance(source, Running):
-        raise NotFitting(f"{source.name} is {source.kind}; a run that is taken from needs a model and texts.")
+        raise NotFitting(f"{source.name} is {source.kind}; reference needs a model and texts.")
     return record_reference(source, {Need.SELECTED, Need.SHARED, *([Need.INPUT] if inputs else [])})

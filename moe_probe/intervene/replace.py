@@ -1,4 +1,4 @@
-"""Experts that run in the place of others."""
+"""Replacement of experts by others."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from moe_probe.routing import Call, Changes
 
 @dataclass(frozen=True, repr=False)
 class Baseline:
-    """A dense model whose FFN runs in the place of experts; its fingerprint is part of the edited model's."""
+    """A dense model whose FFN replaces experts; its fingerprint is part of the edited model's."""
 
     model: MoEModel
 
@@ -26,7 +26,7 @@ class Baseline:
         return f"{self.model.name} ({self.model.fingerprint})"
 
     def check(self, model: MoEModel, layer: int) -> None:
-        """Refuse a model that has no dense FFN there, or one of another width."""
+        """Raises an error if the model has no dense FFN in the layer, or one of another width."""
         if layer >= self.model.num_layers or self.model.layer(layer).is_moe:
             raise NotFitting(f"{self.model.name} has no dense FFN in layer {layer}; pass the dense model as baseline=.")
         wanted, width = model.layer(layer).expert_hidden_size, self.model.layer(layer).hidden_size
@@ -39,18 +39,18 @@ class Baseline:
 
 @dataclass(frozen=True, repr=False)
 class Replace(OnExperts):
-    """Runs another expert where the named one was chosen, with the weight that the named one had.
+    """Runs another expert instead of the named ones, with the weights that they had.
 
-    Where both were chosen, the other one counts twice.
+    If the router chose both, the other expert counts twice.
 
     Args:
         layer: index of the MoE layer.
-        experts: who is replaced, one or several.
-        by: who runs instead: an expert of the layer, or `"F"`, the dense model's FFN of the same layer.
-        baseline: the dense model, for `by="F"`: a checkpoint folder, a hub id or a model. That layer's FFN alone is
+        experts: numbers of the replaced experts, one or several.
+        by: the expert that runs instead: its number, or `"F"` for the dense model's FFN of the same layer.
+        baseline: the dense model, for `by="F"`: a checkpoint folder, a hub id or a model. Only that layer's FFN is
             read.
         where: only in these tokens (`Where`); in all by default.
-        expert: another name of `experts`, for one.
+        expert: another name for `experts`, for a single one.
 
     Examples:
         >>> Replace(layer=0, expert=7, by=4)
@@ -99,7 +99,7 @@ class Replace(OnExperts):
 
     def _check_chain(self, other: Replace) -> None:
         if other.by in self.named or self.by in other.named:
-            raise NotFitting(f"{other!r} and {self!r} follow on each other; name the expert that finally runs as by=.")
+            raise NotFitting(f"{other!r} and {self!r} form a chain; pass the expert that finally runs as by=.")
 
     def route(self, call: Call) -> Call:
         if self.by == DENSE:

@@ -1,4 +1,4 @@
-"""Choices of another run."""
+"""Routing replay: choices from another run."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from moe_probe.signatures import check_number
 
 @dataclass(frozen=True, repr=False)
 class Replay(OnTokens):
-    """Takes choices and weights from another run, in all MoE layers or in those after one: routing replay.
+    """Takes choices and weights from another run, in all MoE layers or in those after one (routing replay).
 
-    Tokens are aligned by document number and position; those that the other run lacks route by themselves. With the
-    unedited run, what is left of an edit is its direct effect.
+    Tokens are aligned by document number and position; the router chooses for those that the other run lacks. Replaying
+    the unedited run leaves only the direct effect of an edit.
 
     Args:
-        of: the other run (`intervene.reference`); by default the unedited model's, on the same texts.
+        of: the other run (`intervene.reference`); by default the run of the unedited model on the same texts.
         after: only in the layers after this one.
         layer: only in this layer.
         where: only in these tokens (`Where`); in all by default.
@@ -75,7 +75,7 @@ class Replay(OnTokens):
 
     def route(self, call: Call) -> Call:
         if self.of is None:
-            raise NotFitting(f"{self!r} needs another run, which this call has not; {MAKING}.")
+            raise NotFitting(f"{self!r} needs another run, which this call does not have; {MAKING}.")
         seen = self.of.layers[call.layer.index]
         if seen.index.shape[1] != call.index.shape[1]:
             raise NotFitting(

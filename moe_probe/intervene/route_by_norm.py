@@ -1,4 +1,4 @@
-"""Experts chosen by how much they would say."""
+"""Routing by the norm of experts' outputs."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from moe_probe.routing import Call, Request
 
 @dataclass(frozen=True, repr=False)
 class RouteByNorm(OnTokens):
-    """Chooses the experts with the largest L2 norm of their unweighted output on the very token.
+    """Chooses the experts with the largest L2 norm of their unweighted output for each token.
 
-    Weights follow by the family's own rule for that choice. All experts of the layer are run.
+    The family's own rule weights the chosen experts. All experts of the layer run.
 
     Args:
         layer: index of the MoE layer.

@@ -1,4 +1,4 @@
-"""Experts' outputs made larger or smaller."""
+"""Scaling of experts' outputs."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from moe_probe.signatures import check_number
 
 @dataclass(frozen=True, repr=False)
 class Scale(OnExperts):
-    """Multiplies the applied weight of the named experts by `factor`; nothing is normalized again or chosen anew.
+    """Multiplies the applied weight of the named experts by `factor`, without new choices or normalization.
 
     Args:
         layer: index of the MoE layer.
-        experts: whose weights are multiplied; `"S"` is the shared block, `"all"` all that are routed to.
-        factor: 0 takes them away, 1 changes nothing.
+        experts: numbers of the experts; `"S"` is the shared block, `"all"` all routed experts.
+        factor: 0 removes their outputs, 1 changes nothing.
         where: only in these tokens (`Where`); in all by default.
 
     Examples:

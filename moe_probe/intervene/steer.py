@@ -1,4 +1,4 @@
-"""Experts that are made to be chosen, or not to be."""
+"""Steering: experts that the router must, or must not, prefer."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ Named = Mapping[int, Sequence[int]] | Sequence[tuple[int, int]] | Sequence[Seque
 
 @dataclass(frozen=True, repr=False)
 class Steer(OnTokens):
-    """Puts the router logits of some experts just above, of others just below, all others of the token.
+    """Sets the router logits of some experts just above, or just below, those of all other experts (SteerMoE).
 
-    Per token, with hi and lo the largest and the least logit (biases on them included), a promoted expert's logit
-    becomes hi + 0.01 and a demoted one's lo - 0.01; scores, choice and weights follow. What is added after the logits
-    (a correction bias, groups) still counts. SteerMoE (arXiv 2509.09660, section 3.2).
+    For each token, with hi and lo its largest and smallest logit (after `Bias`), a promoted expert's logit becomes
+    hi + 0.01 and a demoted one's lo - 0.01; scores, choice and weights follow from them. Later steps of the router (a
+    correction bias, groups) still apply (arXiv 2509.09660, section 3.2).
 
     Args:
         promote: (layer, expert) pairs, or lists of experts by layer; with `layer`, experts of that layer.
         demote: (layer, expert) pairs, or lists of experts by layer; with `layer`, experts of that layer.
-        layer: of the experts, where they come without one.
+        layer: layer of experts that are passed without one.
         where: only in these tokens (`Where`); in all by default.
 
     Examples:
@@ -74,7 +74,7 @@ class Steer(OnTokens):
         promoted, demoted = (set(self.experts_of(name, index)) for name in ("promote", "demote"))
         if promoted & demoted:
             raise NotFitting(
-                f"Steer promotes and demotes expert {min(promoted & demoted)} of layer {index}; do either."
+                f"Steer promotes and demotes expert {min(promoted & demoted)} of layer {index}; name it in one only."
             )
         top_k = model.layer(index).top_k
         if len(promoted) > top_k:
@@ -94,7 +94,7 @@ def as_pairs(name: str, given: Any, layer: int | None) -> tuple[tuple[int, int],
     """Experts as (layer, expert) pairs.
 
     Raises:
-        WrongType: they are given in another way.
+        WrongType: an item is not a pair or a number.
     """
     if isinstance(given, Mapping):
         return tuple((index, expert) for index, experts in given.items() for expert in experts)

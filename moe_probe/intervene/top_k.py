@@ -1,4 +1,4 @@
-"""Another number of experts per token."""
+"""Change of the number of experts per token."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ from moe_probe.signatures import check_number
 
 @dataclass(frozen=True, repr=False)
 class TopK(OnTokens):
-    """Chooses `k` experts instead of the configured number; weights follow by the family's own rule.
+    """Chooses `k` experts instead of the configured number; the family's own rule weights them.
 
-    With `where`, tokens that choose fewer than others hold their first choice again, with weight 0, in the places left.
+    With `where`, tokens that choose fewer experts than others repeat their first choice, with weight 0, in the rest of
+    the top-k list.
 
     Args:
         layer: index of the MoE layer.
-        k: experts per token (per sub-token where there are some).
+        k: number of experts per token (per sub-token in MH-MoE).
         where: only in these tokens (`Where`); in all by default.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Weights that do not tell experts apart."""
+"""Equal weights of the chosen experts."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from moe_probe.routing import Call
 
 @dataclass(frozen=True, repr=False)
 class Uniform(OnTokens):
-    """Gives the chosen experts of a token equal weights; their sum stays as the router has it.
+    """Gives the chosen experts of a token equal weights with the same sum as before.
 
-    A choice of weight 0 (MoE++'s zero expert, a place beyond an expert's capacity) keeps it.
+    A choice of weight 0 (MoE++'s zero expert, or a choice beyond an expert's capacity) keeps it.
 
     Args:
         layer: index of the MoE layer.

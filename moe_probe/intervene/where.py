@@ -1,4 +1,4 @@
-"""Which tokens an intervention acts on."""
+"""Selection of the tokens that an intervention acts on."""
 
 from __future__ import annotations
 
@@ -16,13 +16,14 @@ from moe_probe.texts.corpus import Corpus, Tokens
 
 @dataclass(frozen=True, repr=False)
 class Where(Checked):
-    """Tokens, by all conditions that are given.
+    """Selects the tokens that meet all given conditions.
 
     Args:
-        label: of their document, one or several; `prompt` and `generated` while a model writes.
-        position: in their document, from 0, one or several.
-        token_id: one or several.
-        mask: for some documents, by number, whether each of their tokens counts; other documents' tokens do not.
+        label: label of their document, one or several; during generation, `prompt` or `generated`.
+        position: position in their document, from 0, one or several.
+        token_id: token id, one or several.
+        mask: by document number, a boolean for each of the document's tokens; tokens of other documents are not
+            selected.
 
     Examples:
         >>> Where(label="code", position=[0, 1])
@@ -40,7 +41,7 @@ class Where(Checked):
             if value is not None:
                 several = (value,) if isinstance(value, str) or not isinstance(value, Sequence) else tuple(value)
                 if not several:
-                    raise OutOfRange(f"where= has an empty {name}; name the tokens that the intervention acts on.")
+                    raise OutOfRange(f"where= has an empty {name}; pass the tokens that the intervention acts on.")
                 object.__setattr__(self, name, several)
         for name in ("position", "token_id"):
             for each in getattr(self, name) or ():
@@ -49,11 +50,11 @@ class Where(Checked):
             masks = self.mask.items() if isinstance(self.mask, Mapping) else self.mask
             object.__setattr__(self, "mask", tuple((int(n), tuple(map(bool, each))) for n, each in masks))
         if all(getattr(self, each.name) is None for each in fields(self)):
-            raise NotFitting("where= has no condition; give label, position, token_id or mask, or omit it.")
+            raise NotFitting("where= has no condition; pass label, position, token_id or mask, or omit it.")
 
     @classmethod
     def of(cls, given: Where | Mapping[str, Any] | None) -> Where | None:
-        """What was given as `where=`: conditions by name, or None for all tokens."""
+        """Converts a value of `where=`: a `Where`, conditions by name, or None for all tokens."""
         if given is None or isinstance(given, Where):
             return given
         if not isinstance(given, Mapping) or not all(isinstance(name, str) for name in given):
@@ -65,13 +66,13 @@ class Where(Checked):
         return f"Where({', '.join(f'{name}={value!r}' for name, value in values.items() if value is not None)})"
 
     def matches(self, tokens: Tokens) -> np.ndarray:
-        """Whether each token is one of them, (tokens,) bool.
+        """Whether each token meets the conditions, (tokens,) bool.
 
         Raises:
-            NotFitting: nobody says which tokens run.
+            NotFitting: the call does not say which tokens run.
         """
         if not len(tokens):
-            raise NotFitting("where= needs to know which tokens run, which this call does not tell; omit where=.")
+            raise NotFitting("where= needs to know which tokens run, but this call does not say; omit where=.")
         matching = np.ones(len(tokens), dtype=bool)
         for name in ("label", "position", "token_id"):
             wanted = getattr(self, name)
@@ -88,10 +89,11 @@ class Where(Checked):
         return matching
 
     def check(self, corpus: Corpus) -> None:
-        """Refuse labels and documents that the texts do not have.
+        """Raises an error if the texts lack a label or document of the conditions.
 
         Raises:
-            NoSuchName, OutOfRange: naming the first one.
+            NoSuchName: the texts have no such label.
+            OutOfRange: the texts have no such document, or another number of tokens.
         """
         labels = {document.label for document in corpus.documents}
         for label in self.label or ():
@@ -101,9 +103,11 @@ class Where(Checked):
         masks: Any = self.mask or ()
         for number, mask in masks:
             if number not in lengths:
-                raise OutOfRange(f"where= masks document {number}; the texts have {len(lengths)} documents, from 0.")
+                raise OutOfRange(
+                    f"where= masks document {number}, but the texts have 0 to {len(lengths) - 1}; mask some of these."
+                )
             if len(mask) != lengths[number]:
                 raise NotFitting(
-                    f"where= masks {len(mask)} tokens of document {number}, which has {lengths[number]}; give one "
+                    f"where= masks {len(mask)} tokens of document {number}, which has {lengths[number]}; pass one "
                     "value for each."
                 )

@@ -1,4 +1,4 @@
-"""Experts' outputs taken away."""
+"""Zero ablation of experts' outputs."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from moe_probe.routing import Call
 
 @dataclass(frozen=True, repr=False)
 class Zero(OnExperts):
-    """Multiplies the applied weight of the named experts by 0: ablation of their outputs.
+    """Multiplies the applied weight of the named experts by 0, which ablates their outputs.
 
-    Nothing is normalized again, and nothing is chosen anew.
+    Choices and the weights of other experts stay as they are, without new normalization.
 
     Args:
         layer: index of the MoE layer.
-        experts: whose outputs are taken away; `"S"` is the shared block, `"all"` all that are routed to.
+        experts: numbers of the experts; `"S"` is the shared block, `"all"` all routed experts.
         where: only in these tokens (`Where`); in all by default.
 
     Examples:

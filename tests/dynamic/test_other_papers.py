@@ -337,7 +337,7 @@ def test_patches_stand_where_their_tokens_are():
     ("make", "message"),
     [
         (lambda: dynamic.SubtokenDivergence(words=[]), "words is an empty list"),
-        (lambda: dynamic.SubtokenDivergence(words="bank"), "words is the text 'bank'; pass a list"),
+        (lambda: dynamic.SubtokenDivergence(words="bank"), "words is the string 'bank'; pass a list"),
         (lambda: dynamic.SubtokenDivergence(bootstrap=-1), "bootstrap is -1; pass a whole number from 0"),
         (lambda: dynamic.ExpertCapacity(factors=[]), "factors is \\[\\]; pass positive numbers"),
         (lambda: dynamic.ExpertCapacity(orders=["last"]), "no order of arrival"),

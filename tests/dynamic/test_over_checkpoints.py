@@ -134,7 +134,7 @@ def test_patches_of_steps_with_other_layers_stand_beside_each_other(textured):
 
 
 def test_what_cannot_be_compared_is_said():
-    with pytest.raises(InputError, match="takes at least 2 checkpoints; there are 1"):
+    with pytest.raises(InputError, match="takes at least 2 checkpoints, but there are 1"):
         dynamic.router_saturation(["ckpt/tiny-mixtral"], TEXTS)
     with pytest.raises(InputError, match="Two checkpoints have one name"):
         dynamic.router_saturation(["ckpt/tiny-mixtral", "ckpt/tiny-mixtral"], TEXTS)

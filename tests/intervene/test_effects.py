@@ -303,7 +303,7 @@ def test_the_search_finds_what_a_label_needs():
         (lambda m: intervene.ablate(m, IDS, experts=[8]), OutOfRange, "experts 0 to 7, not 8"),
         (lambda m: intervene.ablate(m, IDS, baseline=m), NoSuchName, "no option of ablate 'baseline'"),
         (lambda m: intervene.search(m, IDS, "code", 0.1), NoSuchName, "no label of the texts 'code'"),
-        (lambda m: intervene.search(m, {"code": IDS}, "code", 0.1), NotFitting, "All texts bear the label"),
+        (lambda m: intervene.search(m, {"code": IDS}, "code", 0.1), NotFitting, "All texts have the label"),
     ],
 )
 def test_what_cannot_be_measured_is_refused(call, error, sentence):

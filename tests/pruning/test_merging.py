@@ -115,7 +115,7 @@ def test_shares_weight_the_average(tmp_path):
 
 @pytest.mark.parametrize(
     ("shares", "says"),
-    [([[1]], "one >= 0 for each"), ([[-1, 2]], "one >= 0"), ([[1, 1], [1, 1]], "shares of 2 groups")],
+    [([[1]], "at least 0 for each"), ([[-1, 2]], "at least 0"), ([[1, 1], [1, 1]], "shares of 2 groups")],
 )
 def test_shares_that_do_not_fit_are_refused(shares, says):
     with pytest.raises(NotFitting, match=says):

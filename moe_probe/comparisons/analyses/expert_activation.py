@@ -1,4 +1,4 @@
-"""How often every expert is used, models side by side (MH-MoE, arXiv 2404.15045, figures 1 and 5)."""
+"""Frequency of every expert in several models (MH-MoE, arXiv 2404.15045, figures 1 and 5)."""
 
 from __future__ import annotations
 
@@ -38,23 +38,24 @@ LEGEND = {
 def expert_activation(
     checkpoints: Sources, texts: Texts | None = None, *, threshold: float = 0.0, **options: Unpack[RunOptions]
 ) -> xr.Dataset:
-    """How often every expert is used, models side by side (MH-MoE, arXiv 2404.15045, figures 1 and 5).
+    """Compares how often several models use each expert (MH-MoE, arXiv 2404.15045, figures 1 and 5).
 
-    Models may differ in layers, experts and sub-tokens; cells that one lacks are nan.
+    Models may differ in layers, experts and sub-tokens; cells that a model lacks are nan.
 
     Args:
-        checkpoints: by label; folders, hub ids, models or traces.
-        texts: what they run on; not needed for traces.
+        checkpoints: folders, hub ids, models or traces, as a list or by label.
+        texts: the texts that models run on; not needed for traces.
         threshold: selections per token above which an expert of a layer counts as active; the paper gives none.
         options: those of `dynamic.run`.
 
     Returns:
-        Dataset with, float64: `frequency` (checkpoint, depth, expert), selections per token, depth counting MoE layers
-        from 0, and `layer` (checkpoint, depth), their numbers, -1 where there is none; and by checkpoint:
-        `activation_ratio`, the share of cells above the threshold; `dead_experts`, cells never chosen; `entropy`, the
-        mean over layers of the load's entropy / ln E; `divergence`, the mean number of distinct experts of a token;
-        `num_experts`, `subtokens`, `top_k`; and from the weights' shapes `expert_parameters` and `other_parameters`
-        (everything else: attention, head and merge layers, routers), nan for traces.
+        Dataset, float64 unless said otherwise, with `frequency` (checkpoint, depth, expert), selections per token,
+        where depth counts MoE layers from 0; `layer` (checkpoint, depth), their numbers, -1 for missing layers; and
+        (checkpoint): `activation_ratio`, the share of cells above the threshold; `dead_experts`, the number of cells
+        never chosen; `entropy`, the mean over layers of the load's entropy / ln E; `divergence`, the mean number of
+        distinct experts of a token; `num_experts`, `subtokens`, `top_k`; and from the weights' shapes
+        `expert_parameters` and `other_parameters` (everything else: attention, head and merge layers, routers), nan for
+        traces.
 
     Raises:
         InputError: fewer than two checkpoints.
@@ -84,7 +85,7 @@ def expert_activation(
 
 
 def _facts(model: MoEModel | Trace, source: Source, load: xr.Dataset, choices: Choices) -> dict[str, float]:
-    """What is said of one checkpoint in single numbers."""
+    """The variables of one checkpoint that are single numbers."""
     layer, index = source.first_layer, choices.index.array.values
     rows = index.reshape(index.shape[0] * index.shape[1], -1)
     expert, other = (np.nan, np.nan) if isinstance(model, Trace) else parameter_counts(model)

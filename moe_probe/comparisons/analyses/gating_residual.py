@@ -1,4 +1,4 @@
-"""What the gating residual does to the router's scores (MoE++, arXiv 2410.07348, figure 6)."""
+"""Effect of the gating residual on the router's scores (MoE++, arXiv 2410.07348, figure 6)."""
 
 from __future__ import annotations
 
@@ -30,17 +30,17 @@ def gating_residual(
     limits: tuple[float, float] = (0.0, 1.0),
     **options: Unpack[RunOptions],
 ) -> xr.Dataset:
-    """Distributions of the two highest scores, with the model's gating residual and with it removed.
+    """Distributions of the router's two highest scores, with the model's gating residual and without it.
 
-    The paper compares two models that were trained with and without. On one checkpoint the removal is an intervention,
-    `model.under(Config(moe_gate_residual=False))`: every layer's logits are its own alone, and the hidden states of
-    later layers change too.
+    The paper (MoE++, arXiv 2410.07348, figure 6) compares two models, trained with and without the residual. Here an
+    intervention removes it from one checkpoint, `model.under(Config(moe_gate_residual=False))`: each layer's logits no
+    longer contain those of the previous layer, and the hidden states of later layers change too.
 
     Args:
         model: a MoE++ model; alone, in a list, or under a label.
-        texts: what it runs on.
-        bins: of the histograms, as in `dynamic.router_scores`.
-        limits: of the histograms, as in `dynamic.router_scores`.
+        texts: the texts that it runs on.
+        bins: number of bins of the histograms.
+        limits: ends of the histograms; scores outside count in the first and last bin.
         options: those of `dynamic.run`.
 
     Returns:
@@ -56,7 +56,7 @@ def gating_residual(
     """
     whole = load(_single(model))
     if not getattr(whole.config, "moe_gate_residual", False):
-        raise NotFitting(f"{whole.name} has no gating residual to remove; MoE++ has one.")
+        raise NotFitting(f"{whole.name} has no gating residual to remove; pass a MoE++ model.")
     removed = whole.under(Config(moe_gate_residual=False))
     sides: Opened = dict(zip(RESIDUALS, (whole, removed), strict=True))
     scores = RouterScores(bins, limits)
@@ -69,5 +69,5 @@ def gating_residual(
 def _single(model: Openable | list[Openable] | Mapping[str, Openable]) -> Openable:
     several = list(model.values()) if isinstance(model, Mapping) else model if isinstance(model, list) else [model]
     if len(several) != 1:
-        raise NotComparable(f"gating_residual takes one model; there are {len(several)}.")
+        raise NotComparable(f"gating_residual takes one model, but there are {len(several)}; pass one.")
     return several[0]

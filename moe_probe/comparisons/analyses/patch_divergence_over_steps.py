@@ -21,17 +21,17 @@ UNASKED = False  # needs to know the grid
 def patch_divergence_over_steps(
     steps: Sources, texts: Texts | None, patches: PatchDivergence, **options: Unpack[RunOptions]
 ) -> xr.Dataset:
-    """`patch_divergence` of several checkpoints in order (MH-MoE, arXiv 2404.15045, figures 8 and 10).
+    """Patch divergence of several checkpoints in order (MH-MoE, arXiv 2404.15045, figures 8 and 10).
 
     Args:
-        steps: by label, in order.
-        texts: token ids of the pictures, one document each.
+        steps: checkpoints by label (training step), in order: folders, hub ids, models or traces.
+        texts: token ids of the pictures, one document per picture.
         patches: the analysis with its grid and pictures.
         options: those of `dynamic.run`.
 
     Returns:
-        The Dataset of `patch_divergence` with a first dimension `step` where values may differ between checkpoints;
-        nan in layers that a checkpoint lacks.
+        The Dataset of `dynamic.patch_divergence`, in which variables that may differ between checkpoints have a first
+        dimension `step`; nan in layers that a checkpoint lacks.
 
     Raises:
         InputError: the checkpoints' tokenizers differ.
@@ -48,7 +48,9 @@ def patch_divergence_over_steps(
     for label, (source, (seen,)) in observe_each(opened, texts, [patches], options).items():
         of_documents = [document.ids for document in source.corpus.documents]
         if ids is not None and of_documents != ids:
-            raise NotComparable(f"{label} did not see the same tokens as the steps before: their tokenizers differ.")
+            raise NotComparable(
+                f"{label} did not see the same tokens as the steps before; pass checkpoints with one tokenizer."
+            )
         ids = of_documents
         results.append(seen.result(source))
     steps_dim = xr.Variable("step", list(opened))

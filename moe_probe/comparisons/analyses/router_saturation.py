@@ -1,4 +1,4 @@
-"""When routing settles: how many of the final choices earlier checkpoints make (OLMoE, arXiv 2409.02060)."""
+"""Share of the final routing choices that earlier checkpoints already make (OLMoE, arXiv 2409.02060)."""
 
 from __future__ import annotations
 
@@ -32,21 +32,21 @@ def router_saturation(
     chance: bool = True,
     **options: Unpack[RunOptions],
 ) -> xr.Dataset:
-    """Share of the last checkpoint's choices that earlier ones made already (OLMoE, arXiv 2409.02060, section 5.1).
+    """Share of the last checkpoint's choices that earlier ones already make (OLMoE, arXiv 2409.02060, section 5.1).
 
     Args:
         checkpoints: by label (training step) in their order, the final one last; folders, hub ids, models or traces.
-        texts: what they run on; not needed for traces.
+        texts: the texts that models run on; not needed for traces.
         bootstrap: resamples of the documents for the intervals; 0 for none.
-        chance: whether to give the chance level.
+        chance: whether to compute the chance level.
         options: those of `dynamic.run`, such as `layers`, `execution` and `batch_tokens`.
 
     Returns:
-        Dataset with `saturation` (checkpoint, layer), float64: the mean over tokens (or sub-tokens) of the share of the
-        final top-k experts that the checkpoint chooses too; `first_saturation`, of the first choices alone (the
-        largest score); with 95 % bootstrap intervals over documents, `_low` and `_high`;
-        `chance` and `first_chance` (checkpoint, layer): of choices that have nothing to do with the final ones, by
-        checkpoints that choose each expert as often as these (k / E and 1 / E with even load, as the paper has it).
+        Dataset, float64, with `saturation` (checkpoint, layer), the mean over tokens (or sub-tokens) of the share of
+        the final top-k experts that the checkpoint chooses too; `first_saturation` (checkpoint, layer), the same for
+        first choices (those with the largest score); their 95 % bootstrap intervals over documents, `_low` and `_high`;
+        and `chance` and `first_chance` (checkpoint, layer), their values for independent choices with each expert
+        chosen as often as it is (k / E and 1 / E for an even load, as in the paper).
 
     Raises:
         InputError: fewer than two checkpoints, or their tokenizers or layers differ.

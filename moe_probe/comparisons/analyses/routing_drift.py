@@ -1,4 +1,4 @@
-"""What tuning or quantization changes in routing, token by token."""
+"""Changes of each token's routing after tuning or quantization."""
 
 from __future__ import annotations
 
@@ -41,30 +41,30 @@ def routing_drift(
     chance: bool = True,
     **options: Unpack[RunOptions],
 ) -> xr.Dataset:
-    """How many tokens choose otherwise after tuning or quantization, by how narrow their choice had been.
+    """Share of tokens that choose other experts after tuning or quantization, also by the margin of their choice.
 
-    The margin of a token is the smallest selection score among its k chosen experts minus the largest among the
-    others, in the first checkpoint: what top-k ranks, with the correction bias, without excluded groups.
-    Tokens are dealt by it into `bins` of equal size, layer by layer.
+    The margin of a token is the smallest selection score of its k chosen experts minus the largest of the others, in
+    the first checkpoint. The selection score is the one that top-k ranks, with the correction bias and without excluded
+    groups. In each layer, tokens are sorted by margin into `bins` of equal size.
 
     Args:
-        before: folders, hub ids, models or traces; as {label: checkpoint} for labels of their own.
-        after: folders, hub ids, models or traces; as {label: checkpoint} for labels of their own.
-        texts: what they run on; not needed for traces.
-        bins: of the margin.
+        before: a folder, hub id, model or trace, or {label: checkpoint}.
+        after: a folder, hub id, model or trace, or {label: checkpoint}.
+        texts: the texts that models run on; not needed for traces.
+        bins: number of bins of the margin.
         bootstrap: resamples of the documents for the intervals; 0 for none.
-        chance: whether to give the chance level.
+        chance: whether to compute the chance level.
         options: those of `dynamic.run`.
 
     Returns:
-        Dataset with `changed` (layer), float64, the share of tokens (or sub-tokens) whose set of k experts differs;
+        Dataset, float64, with `changed` (layer), the share of tokens (or sub-tokens) whose set of k experts differs;
         `overlap` (layer), the mean share of their k choices that stay; both with 95 % bootstrap intervals over
         documents, `_low` and `_high`; by margin, `margin_changed`, `margin_overlap` (layer, bin), and `margin`
-        (layer, bin), the bin's mean margin; `chance` (layer), the overlap of choices that have nothing to do with each
-        other, of checkpoints that choose each expert as often as these.
+        (layer, bin), the bin's mean margin; and `chance` (layer), the overlap of independent choices with each expert
+        chosen as often as it is.
 
     Raises:
-        InputError: the two differ in their tokenizers or layers.
+        InputError: the checkpoints differ in their tokenizers or layers.
 
     Examples:
         >>> from moe_probe import comparisons
@@ -77,7 +77,9 @@ def routing_drift(
     sides = [one if isinstance(one, Mapping) else {name: one} for name, one in (("before", before), ("after", after))]
     labels = {**sides[0], **sides[1]}
     if len(labels) != 2:
-        raise NotComparable(f"routing_drift compares two checkpoints under two labels; there are {', '.join(labels)}.")
+        raise NotComparable(
+            f"routing_drift compares two checkpoints, not {', '.join(labels)}; pass one as each argument."
+        )
     first, second = routings = record_choices(labels, texts, options, most=2)
     stays = overlap(first.index, second.index)  # (layers, tokens, subtokens)
     values_of = means("overlap", ("layer",), stays.mean(-1), first, bootstrap)
@@ -96,7 +98,7 @@ def routing_drift(
 
 
 def _by_margin(margin: np.ndarray, stays: np.ndarray, bins: int) -> tuple[np.ndarray, ...]:
-    """Mean margin, mean overlap and share of changed rows in bins of equally many rows, by margin."""
+    """Mean margin, mean overlap and share of changed rows in bins of the margin with equal numbers of rows."""
     parts = np.array_split(np.argsort(margin, kind="stable"), bins)
     values = [
         (margin[at].mean(), stays[at].mean(), (stays[at] < 1).mean()) if len(at) else (np.nan,) * 3 for at in parts

@@ -1,4 +1,4 @@
-"""`static.weight_drift` among the comparisons."""
+"""Makes `static.weight_drift` available among the comparisons."""
 
 from __future__ import annotations
 

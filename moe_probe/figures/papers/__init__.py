@@ -1,4 +1,4 @@
-"""One file per paper, with its `PAPER`; another package adds one through the entry points `moe_probe.papers`."""
+"""One file per paper, with its `PAPER`; other packages add papers through the entry points `moe_probe.papers`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ PAPERS: Registry[Paper] = Registry("moe_probe.figures.papers", "papers", "paper"
 
 @cache
 def papers() -> dict[str, Paper]:
-    """The papers by name."""
+    """All papers by name."""
     return {paper.name: paper for paper in PAPERS.values()}
 
 

@@ -1,13 +1,13 @@
 """Multi-Head Mixture-of-Experts (arXiv 2404.15045, version 1).
 
-Figures 1a and 5 are maps, the first layer on top, experts along x, from dark (never chosen) to bright; models stand
-side by side, in figure 5 over two rows, one a corpus: a call makes one row. Figure 1b is a picture with the map of
-its patches to the right, figure 8 a row of such maps, one a training step, with the picture last: pass the checkpoints
-as models. Figure 7 is two distributions in one panel. The color map's name, the bins of figure 7 and the threshold of
-figure 1 are told neither in the text nor in the public repository.
+Figures 1a and 5 are maps with the first layer on top, experts along x, from dark (never chosen) to bright. Models are
+side by side; figure 5 has two rows, one per corpus, of which a call makes one. Figure 1b is a picture with the map of
+its patches to the right. Figure 8 is a row of such maps, one per training step, with the picture last: pass the
+checkpoints as models. Figure 7 is two distributions in one panel. Neither the text nor the public repository gives the
+color map's name, the bins of figure 7 and the threshold of figure 1.
 
-Figure 6 plots training perplexity and HellaSwag accuracy against the number of experts, which takes training: not made.
-Instead, `expert_activation_num_experts` shows what becomes of the experts' activation.
+Figure 6 plots training perplexity and HellaSwag accuracy against the number of experts, which requires training, so it
+is not made. Instead, `expert_activation_num_experts` shows the experts' activation against their number.
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ Figures = Iterator[tuple[str, Figure]]
 
 
 def activation_map(ds: xr.Dataset, results: Mapping[str, xr.Dataset]) -> Figures:
-    """One model's map of layers by experts."""
+    """Draws one model's map of layers by experts."""
     yield "expert_load", plotting.plot(ds, as_published=True)
 
 
 def side_by_side(ds: xr.Dataset, results: Mapping[str, xr.Dataset]) -> Figures:
-    """Maps and summaries by model."""
+    """Draws maps and summaries by model."""
     return ((stem, figure) for stem, figure in plotting.figures(ds) if stem != "expert_activation_num_experts")
 
 
 def by_experts(ds: xr.Dataset, results: Mapping[str, xr.Dataset]) -> Figures:
-    """What comes of the number of experts.
+    """Draws the activation of experts against their number.
 
     Raises:
-        NotFitting: all models have as many.
+        NotFitting: all models have the same number of experts.
     """
     if len(set(ds.num_experts.values)) < 2:
         raise NotFitting(
@@ -49,7 +49,7 @@ def by_experts(ds: xr.Dataset, results: Mapping[str, xr.Dataset]) -> Figures:
 
 
 def patches(**options: Any) -> dynamic.PatchDivergence:
-    """Divergence of patches, if the grid is known.
+    """Returns the analysis of the divergence of patches, with the user's options.
 
     Raises:
         NotFitting: no grid is given.
@@ -87,7 +87,7 @@ PAPER = Paper(
         ),
         FromTexts(
             figure="figure 7",
-            shows="distinct experts of polysemous words and false cognates, and of the rest",
+            shows="distinct experts of polysemous words and false cognates, and of other words",
             name="subtoken_divergence",
             analysis=lambda subject, **options: dynamic.SubtokenDivergence(**options),
         ),

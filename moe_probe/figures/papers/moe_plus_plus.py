@@ -1,8 +1,8 @@
 """MoE++: zero-computation experts (arXiv 2410.07348).
 
-Figure 4 shows one layer, figures A to E five layers each, one above the other. How bars and panels are arranged inside
-of figures 4, 5 and 6 is told neither in the text nor in the public repository, which has no code of figures: there the
-layout is ours.
+Figure 4 shows one layer, figures A to E five layers each, one above the other. Neither the text nor the public
+repository, which has no code of figures, describes the arrangement of bars and panels in figures 4, 5 and 6; their
+layout is moe_probe's.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ TOGETHER = 5  # layers of one of figures A to E
 
 
 def tasks(ds: xr.Dataset, results: Mapping[str, xr.Dataset], layers: Sequence[int]) -> Figures:
-    """Bars of kinds by task in a layer, with the FFN experts per token below."""
+    """Draws bars of kinds by task in a layer, with the FFN experts per token below."""
     return ((f"task_load_layer{layer}", plotting.plot(ds, layer=layer)) for layer in layers)
 
 
 def tasks_of_all_layers(ds: xr.Dataset, results: Mapping[str, xr.Dataset]) -> Figures:
-    """All figures of the result, and figures A, B, ...: five layers on a page."""
+    """Draws all figures of the result, and figures A, B, ... with five layers per page."""
     yield from plotting.figures(ds)
     layers = [int(layer) for layer in ds.layer.values]
     pages = [layers[start : start + TOGETHER] for start in range(0, len(layers), TOGETHER)]
@@ -36,7 +36,7 @@ def tasks_of_all_layers(ds: xr.Dataset, results: Mapping[str, xr.Dataset]) -> Fi
 
 
 def residuals(ds: xr.Dataset, results: Mapping[str, xr.Dataset], layers: Sequence[int]) -> Figures:
-    """Both histograms of a layer; the paper does not say whether it pools layers."""
+    """Draws both histograms of a layer; the paper does not say whether it pools layers."""
     return ((f"gating_residual_layer{layer}", plotting.plot(ds, layer=layer)) for layer in layers)
 
 

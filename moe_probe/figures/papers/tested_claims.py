@@ -1,4 +1,4 @@
-"""What the papers observe, tested by interventions: arXiv 2406.18219 names it as its limit that it did not."""
+"""Tests of the papers' observations by interventions, which arXiv 2406.18219 leaves open among its limitations."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from moe_probe.texts.corpus import Corpus
 
 
 def estimate(model: MoEModel, corpus: Corpus, **options: Any) -> xr.Dataset:
-    """The attribution, which takes no workers."""
+    """Computes the attribution, which does not use workers."""
     taken = (*ATTRIBUTION_OPTIONS, "bootstrap")
     return intervene.attribution(model, corpus, **{name: value for name, value in options.items() if name in taken})
 
@@ -34,7 +34,7 @@ PAPER = Paper(
             compute=intervene.ablate,
         ),
         FromModel(
-            shows="the same, estimated from one backward pass",
+            shows="the change of the loss without each expert, estimated from one backward pass",
             name="attribution",
             compute=estimate,
         ),

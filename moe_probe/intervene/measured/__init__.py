@@ -1,1 +1,1 @@
-"""What interventions do to a model's output, measured against the unedited run."""
+"""Effects of interventions on a model's output, measured against the unedited run."""

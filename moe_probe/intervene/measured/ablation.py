@@ -1,4 +1,4 @@
-"""What each expert is good for: the loss without it, expert by expert."""
+"""Importance of each expert: the loss without it, one expert at a time."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ BLOCKS = 1024  # of units that are kept apart: documents, or the clusters that t
 class PerBlock:
     """Measures of each variant, summed over the documents of each label and block of documents.
 
-    Units are dealt into blocks by their number, which their content gives, so that what is kept does not grow with
-    the texts.
+    Units are assigned to blocks by their number, which depends on their content, so that memory does not grow with the
+    texts.
 
     Attributes:
         values: by name, (blocks, labels, variants).
@@ -56,14 +56,14 @@ class PerBlock:
         self.values = {name: np.zeros((BLOCKS, len(self.labels), variants)) for name in SUMS}
 
     def add(self, measures: Measures) -> None:
-        """Take in some rows."""
+        """Adds the measures of some rows."""
         documents = measures.document.tolist()
         block, label = (np.array([of[number] for number in documents], int) for of in (self.block, self.label))
         for name in SUMS:
             np.add.at(self.values[name], (block, label, measures.variant), getattr(measures, name))
 
     def merge(self, other: PerBlock) -> None:
-        """Take in what was measured in other documents."""
+        """Adds the measures of other documents."""
         for name, values in other.values.items():
             at = [self.labels.index(label) for label in other.labels]
             self.values[name][:, at] += values
@@ -86,37 +86,41 @@ def ablate(
     bootstrap: int = DRAWS,
     **options: Unpack[RunOptions],
 ) -> xr.Dataset:
-    """The change of the loss when one expert is taken away, for each expert of each layer.
+    """Measures the change of the loss without one expert, for each expert of each layer.
 
-    Layers before the edited one are never run again, experts run together, and a document in which no token chose the
-    expert is not run for `zero` and `mean`, which cannot change it. Layerwise, weights are read once for all edits
-    (and once more for `mean`, whose means come first).
+    Layers before the edited one never run again, and several experts run together. For `zero` and `mean`, documents in
+    which no token chose the expert do not run, because the edit cannot change them. Layerwise, weights are read once
+    for all edits (and once more for `mean`, to compute the means).
 
     Args:
         model: a checkpoint folder, a hub id or a model; interventions that it has are part of the unedited run.
         texts: strings, lists of token ids, a file of texts, a `datasets` dataset, a table, or a `Corpus`.
-        how: `zero` (weight 0), `mask` (as if deleted, chosen anew) or `mean` (its mean output).
+        how: `zero` (weight 0), `mask` (the router chooses as if the expert were deleted) or `mean` (its mean output).
         experts: numbers of experts; all by default.
-        direct: measure the direct effect too: routing of later layers replayed from the unedited run.
-        by_unit: give the sums that intervals are made of too, for statistics of several experts together.
+        direct: also measure the direct effect, with the routing of later layers replayed from the unedited run.
+        by_unit: also return the sums behind the intervals, for statistics of several experts together.
         bootstrap: resamples of documents for the intervals; 0 for none.
-        options: those of `dynamic.run` but `baseline`: `layers` that are edited; with `checkpoint_dir`, an interrupted
-            run resumes.
+        options: those of `dynamic.run` except `baseline`; `layers` are the edited layers, and with `checkpoint_dir` an
+            interrupted run resumes.
 
     Returns:
-        Dimensions `path` (`total`, `direct`), `layer`, `expert`, and `label` where documents have some:
-        `loss_change`, over all predicted tokens, nats, with `_low` and `_high`, the 95 % interval over documents;
-        positive is harm. `kl`, mean of KL(unedited || edited) over all positions, nats. `top1`, share of positions
-        whose most likely next token stays. `label_loss_change` (path, label, layer, expert) with its interval.
-        `base_loss`, scalar. `chosen` (layer, expert), choices in the unedited run, and `control_loss_change`, that
-        without the other expert of the layer whose number of choices is nearest: the control. An expert that a layer
-        does not have is nan. With `by_unit`, `unit_loss_change` (unit, path, layer, expert), nats, summed over the
-        predicted tokens of each unit, and `unit_tokens` (unit), their number: a unit is a document, or cluster of
-        documents, or some of them together where there are more than 1024.
+        Dataset, float64, nan for experts that a layer does not have, with
+
+        - `loss_change` (path, layer, expert), the mean change over all predicted tokens, nats, positive for harm; path
+          is `total` or `direct`; with `_low` and `_high`, the 95 % interval over documents;
+        - `kl` (path, layer, expert), the mean of KL(unedited || edited) over all positions, nats;
+        - `top1` (path, layer, expert), the share of positions whose most likely next token stays;
+        - `label_loss_change` (path, label, layer, expert), with its interval, if documents have labels;
+        - `base_loss` (), nats;
+        - `chosen` (layer, expert), choices in the unedited run, and `control_loss_change` (path, layer, expert), the
+          change without the other expert of the layer with the nearest number of choices;
+        - with `by_unit`, `unit_loss_change` (unit, path, layer, expert), nats, summed over the predicted tokens of each
+          unit, and `unit_tokens` (unit), their number. A unit is a document or a cluster of documents, or several of
+          them if there are more than 1024.
 
     Raises:
-        InputError: a layer or expert that there is not; a mask that leaves too few; texts too short to predict
-            anything.
+        InputError: a layer or expert does not exist, a mask leaves too few experts, or the texts are too short to
+            predict anything.
         FamilyError: the model's MoE layers cannot be watched.
 
     Examples:
@@ -151,7 +155,7 @@ def ablate(
 
 
 def experts_of(model: MoEModel, layer: int, experts: Sequence[int] | int | None) -> Sequence[int]:
-    """Experts of a layer that are taken away."""
+    """Experts of a layer to ablate."""
     if experts is None:
         return range(model.layer(layer).num_experts)
     return [experts] if isinstance(experts, int) else list(experts)
@@ -160,7 +164,7 @@ def experts_of(model: MoEModel, layer: int, experts: Sequence[int] | int | None)
 def told_of_all(
     source: Running, how: str, layers: Sequence[int], edits: Sequence[Intervention]
 ) -> Sequence[Intervention]:
-    """The edits; means are taken of one run for all of them."""
+    """The edits; all of them take their means from one run."""
     if how != "mean":
         return edits
     told: Any = told_of(source, [Mean(layer, ALL) for layer in layers])
@@ -169,14 +173,14 @@ def told_of_all(
 
 
 def alike(counts: np.ndarray) -> np.ndarray:
-    """The other expert whose count is nearest to that of each expert, (E,); the smaller number of two."""
+    """For each expert, the other expert with the nearest count, (E,); the one with the smaller number in a tie."""
     apart = np.abs(counts[:, None] - counts[None]).astype(float)
     np.fill_diagonal(apart, np.inf)
     return apart.argmin(1)
 
 
 class Grid:
-    """Where each variant of an ablation stands: all cells of the first path, then those of the next one."""
+    """The order of an ablation's variants: all cells of the first path, then those of the next one."""
 
     def __init__(self, cells: Sequence[tuple[int, int]], paths: Sequence[str]):
         self.paths, self.cells = paths, len(cells)
@@ -185,7 +189,7 @@ class Grid:
         self.column = [self.experts.index(expert) for _, expert in cells]
 
     def of(self, values: np.ndarray) -> np.ndarray:
-        """(..., variants) as (..., path, layer, expert); nan where there is no such expert."""
+        """Reshapes (..., variants) to (..., path, layer, expert); nan for missing experts."""
         by_path = values.reshape(*values.shape[:-1], len(self.paths), self.cells)
         grid = np.full((*by_path.shape[:-1], len(self.layers), len(self.experts)), np.nan)
         grid[..., self.row, self.column] = by_path
@@ -227,7 +231,7 @@ def _of_units(collected: PerBlock, grid: Grid, corpus: Corpus) -> dict[str, xr.D
 
 
 def _counts_of(unedited: BaseRun, at: Grid) -> np.ndarray:
-    """How often the unedited run chose each expert, (layers, experts); nan where there is no such expert."""
+    """Number of choices of each expert in the unedited run, (layers, experts); nan for missing experts."""
     grid = np.full((len(at.layers), len(at.experts)), np.nan)
     for row, layer in enumerate(at.layers):
         counts = unedited.chosen[layer]
@@ -237,7 +241,7 @@ def _counts_of(unedited: BaseRun, at: Grid) -> np.ndarray:
 
 
 def _control(values: np.ndarray, unedited: BaseRun, layers: Sequence[int], experts: Sequence[int]) -> np.ndarray:
-    """The change of the loss without the expert of the layer that is chosen about as often; nan where not measured."""
+    """The change of the loss without the control, an expert chosen about as often; nan if it was not measured."""
     control = np.full_like(values, np.nan)
     for row, layer in enumerate(layers):
         other = alike(unedited.chosen[layer])
@@ -248,7 +252,7 @@ def _control(values: np.ndarray, unedited: BaseRun, layers: Sequence[int], exper
 
 
 def _counts(corpus: Corpus, collected: PerBlock) -> tuple[np.ndarray, np.ndarray]:
-    """Predicted tokens and tokens, by block and label."""
+    """Numbers of predicted tokens and of all tokens, by block and label."""
     predicted, tokens = np.zeros((2, BLOCKS, len(collected.labels)))
     for document, length in zip(corpus.documents, lengths(corpus).tolist(), strict=True):
         place = collected.block[document.number], collected.label[document.number]
@@ -263,6 +267,6 @@ CHANGE = "change of the loss"
 CONTROL = "change of the loss without the expert that is chosen about as often"
 HOW = {
     "zero": "One expert's applied weight is 0.",
-    "mask": "One expert is as if deleted: chosen anew.",
+    "mask": "One expert is as if deleted: the router chooses among the others.",
     "mean": "One expert's output is its mean over the tokens that chose it in the unedited run.",
 }

@@ -1,4 +1,4 @@
-"""How well the first-order estimate ranks experts by what their ablation really costs."""
+"""Agreement of the first-order estimate with the measured ablation of experts."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from moe_probe.signatures import value_shown
 
 
 def agreement(measured: xr.Dataset, estimate: xr.Dataset) -> xr.Dataset:
-    """An attribution beside the ablation that it estimates.
+    """Compares an attribution with the ablation that it estimates.
 
     Args:
         measured: result of `ablate` on some texts.
         estimate: result of `attribution` of the same model on the same texts.
 
     Returns:
-        `measured`, `estimate` (layer, expert), nats, of the total effects; `rank_correlation`, scalar, and
-        `layer_rank_correlation` (layer), Spearman's, nan with fewer than three experts.
+        Dataset, float64, with `measured` and `estimate` (layer, expert), nats, the total effects; and Spearman's
+        `rank_correlation` () and `layer_rank_correlation` (layer), nan with fewer than three experts.
 
     Raises:
         NotComparable: the results are of different models or texts.
-        WrongType: they are other results.
+        WrongType: a result is not of `ablate` or `attribution`.
 
     Examples:
         >>> from moe_probe import intervene
@@ -60,7 +60,7 @@ def agreement(measured: xr.Dataset, estimate: xr.Dataset) -> xr.Dataset:
 
 
 def rank_correlation(one: np.ndarray, other: np.ndarray) -> float:
-    """Spearman's, of the pairs that are both known; nan with fewer than three, or where one side is constant."""
+    """Spearman's correlation of pairs without nan; nan with fewer than three pairs, or if one side is constant."""
     known = np.isfinite(one) & np.isfinite(other)
     one, other = one[known], other[known]
     if len(one) < 3 or np.ptp(one) == 0 or np.ptp(other) == 0:

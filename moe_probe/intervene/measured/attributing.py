@@ -22,7 +22,7 @@ from moe_probe.texts.reading import Texts
 
 
 class PerExpert:
-    """Attributions by document: minus the summed derivatives of the document's loss.
+    """Attributions by document: the negative sum of the derivatives of the document's loss.
 
     Attributes:
         values: by layer, (documents, E), nats.
@@ -33,13 +33,13 @@ class PerExpert:
         self.values = {layer: np.zeros((len(corpus.documents), count)) for layer, count in experts.items()}
 
     def add(self, batch: Batch, layer: int, derivatives: Derivatives) -> None:
-        """Take in a batch in one layer."""
+        """Adds the derivatives of a batch in one layer."""
         if layer not in self.values:
             return
         index, slopes = derivatives.index.cpu().numpy(), derivatives.slopes.double().cpu().numpy()
         tokens, parts = batch.places(), len(index) // (batch.shape[0] * batch.shape[1])
         if not np.isfinite(slopes).all():
-            raise NotFinite(f"Layer {layer}: derivatives of the loss are not finite; load(..., dtype=torch.float32).")
+            raise NotFinite(f"Layer {layer}: derivatives of the loss are not finite; try load(dtype=torch.float32).")
         place = np.repeat([self.place[number] for number in tokens.document.tolist()], parts)
         np.add.at(self.values[layer], (place[:, None], index), -slopes)
 
@@ -53,22 +53,25 @@ def attribution(
 ) -> xr.Dataset:
     """First-order estimate of `ablate(how="zero")` for all experts at once.
 
-    Minus the derivative of the loss to a factor on the expert's weighted output, at 1, through everything that follows,
-    the weights of later routers too (not their choices). Exact where the loss is linear in that factor.
+    The estimate is the negative derivative of the loss with respect to a factor on the expert's weighted output, at 1.
+    It passes through everything that follows, including the weights of later routers, but not their choices. It is
+    exact if the loss is linear in that factor.
 
     Args:
-        model: a checkpoint folder, a hub id or a model; interventions that it has act.
+        model: a checkpoint folder, a hub id or a model, with its interventions.
         texts: strings, lists of token ids, a file of texts, a `datasets` dataset, a table, or a `Corpus`.
         bootstrap: resamples of documents for the intervals; 0 for none.
-        options: those of `dynamic.run` (`layers` that are told of) but `baseline`, `checkpoint_dir` and `n_jobs`.
+        options: those of `dynamic.run` except `baseline`, `checkpoint_dir` and `n_jobs`; `layers` are those of the
+            result.
 
     Returns:
-        `loss_change` (layer, expert), over all predicted tokens, nats, positive is harm, with `_low` and `_high`, the
-        95 % interval over documents; `document_loss_change` (document, layer, expert), of the document's loss, nan for
-        a document of one token; `base_loss`, scalar. An expert that a layer does not have is nan.
+        Dataset, float64, nan for experts that a layer does not have, with `loss_change` (layer, expert), the mean over
+        all predicted tokens, nats, positive for harm, with `_low` and `_high`, the 95 % interval over documents;
+        `document_loss_change` (document, layer, expert), nats, for each document's loss, nan for a document of one
+        token; and `base_loss` (), nats.
 
     Raises:
-        InputError: a layer that there is not, or texts too short to predict anything.
+        InputError: a layer does not exist, or the texts are too short to predict anything.
         FamilyError: the model's MoE layers cannot be watched.
 
     Examples:
@@ -117,5 +120,5 @@ def _result(model: Any, corpus: Corpus, collected: PerExpert, total: float, draw
     }
     about = provenance("attribution", model, bootstrap=draws)
     about |= {"documents": len(corpus.documents), "tokens": corpus.num_tokens, "texts": corpus.fingerprint}
-    about["definition"] = "Minus the derivative of the loss to a factor on each expert's weighted output, at 1."
+    about["definition"] = "Negative derivative of the loss in a factor on each expert's weighted output, at 1."
     return dataset(variables, about, coords)

@@ -1,4 +1,4 @@
-"""What papers observe about routing, tested by interventions."""
+"""Tests of papers' observations about routing by interventions."""
 
 from __future__ import annotations
 
@@ -35,29 +35,32 @@ def claims(
     bootstrap: int = DRAWS,
     **options: Unpack[RunOptions],
 ) -> xr.Dataset:
-    """The effects of interventions that test what arXiv 2406.18219 and 2410.07348 observe, in the given layers at once.
+    """Measures interventions that test observations of arXiv 2406.18219 and 2410.07348, in the given layers at once.
 
-    Does the router choose experts with the larger norms because it should: `norm`, against `random` and the router
-    itself (no change). Is it the router or the expert: `permuted`, `uniform`. Do similar experts replace each other:
-    `most similar`, against `least similar`, the pairs of each layer with the largest and least mean cosine of their
-    matrices, of which one runs in the place of the other. Are the shared and the constant experts needed: `no shared`,
-    `no constant`, `no zero`, `no copy`, where the model has them, against `one silent`, a routed expert of each
-    layer, and `no routed`, all of them. Does a dense model's FFN do as well: `dense for one`, `dense for all`.
+    Each question has its edits:
+
+    - Does choosing experts by output norm help? `norm`, compared with `random` and the router itself (no change).
+    - Does the router or the expert matter? `permuted` and `uniform`.
+    - Do similar experts replace each other? `most similar`, compared with `least similar`: in the pairs of each layer
+      with the largest, or smallest, mean cosine of their matrices, one expert runs instead of the other.
+    - Are shared experts and experts without matrices needed? `no shared`, `no constant`, `no zero` and `no copy`, if
+      the model has them, compared with `one silent`, a routed expert of each layer, and `no routed`, all of them.
+    - Does a dense model's FFN do as well? `dense for one` and `dense for all`.
 
     Args:
         model: a checkpoint folder, a hub id or a model.
         texts: strings, lists of token ids, a file of texts, a `datasets` dataset, a table, or a `Corpus`.
         dense: the dense model that the experts may have come from, such as Mistral for Mixtral; none by default.
         bootstrap: resamples of documents for the intervals; 0 for none.
-        options: those of `dynamic.run` but `baseline`: `layers` that are edited.
+        options: those of `dynamic.run` except `baseline`; `layers` are the edited layers.
 
     Returns:
-        As `effect`, with `direct=True`.
+        The Dataset of `intervene.effect` with `direct=True`.
 
     Examples:
         >>> from moe_probe.intervene import claims
-        >>> found = claims("ckpt/tiny-mixtral", [[5, 6, 7, 8], [9, 10, 11]], layers=[1])
-        >>> "most similar" in found.edit.values
+        >>> ds = claims("ckpt/tiny-mixtral", [[5, 6, 7, 8], [9, 10, 11]], layers=[1])
+        >>> "most similar" in ds.edit.values
         True
     """
     asked = completed(options, ABLATE_OPTIONS, "claims")
@@ -78,7 +81,7 @@ def _of_routing(layers: Sequence[int]) -> Mapping[str, list[Intervention]]:
 
 
 def _of_similar(model: MoEModel, layers: Sequence[int]) -> dict[str, list[Intervention]]:
-    """Replacement of the most and of the least similar pairs."""
+    """Edits that replace experts by their most, and by their least, similar ones."""
     cosine = similarity(model, layers=list(layers)).cosine.mean("projection")
     edits: dict[str, list[Intervention]] = {"most similar": [], "least similar": []}
     for layer in layers:
@@ -93,7 +96,7 @@ def _of_similar(model: MoEModel, layers: Sequence[int]) -> dict[str, list[Interv
 
 
 def apart(pairs: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Pairs in their order, without those that share an expert with one before."""
+    """Pairs in their order, without those that share an expert with an earlier pair."""
     chosen: list[tuple[int, int]] = []
     for pair in pairs:
         if not {each for one in chosen for each in one} & set(pair):
@@ -102,7 +105,7 @@ def apart(pairs: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
 
 
 def _of_kinds(model: MoEModel, layers: Sequence[int]) -> dict[str, list[Intervention]]:
-    """Shared experts, and those without weights, taken away; and one routed expert of each layer beside them."""
+    """Edits without shared experts or experts without matrices, and those without routed ones to compare with."""
     edits: dict[str, list[Intervention]] = {"one silent": [Zero(layer, [0]) for layer in layers]}
     shared = [layer for layer in layers if model.layer(layer).num_shared]
     if shared:

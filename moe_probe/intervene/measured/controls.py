@@ -1,4 +1,4 @@
-"""The same edit of other experts, chosen about as often: what an effect has to be held against."""
+"""Controls of effects: the same edit of other experts that are chosen about as often."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ Interventions = tuple[Intervention, ...]
 
 
 def controls_of(source: Running, edits: Mapping[str, Interventions]) -> dict[str, Interventions | None]:
-    """Each edit with its experts exchanged for those whose number of choices is nearest; None where that is no edit.
+    """Each edit with its experts exchanged for those with the nearest number of choices; None without a control.
 
-    Experts of the same kind (FFN, constant, ...) that the edit does not name are taken, each once, and no expert that
-    runs in the place of others. An edit that names no experts, or more than there are others, has no control.
+    The control uses experts of the same kind (FFN, constant, ...) that the edit does not name, each once, and no expert
+    that runs in the place of others. An edit that names no experts, or more than there are others, has no control.
     """
     every = [each for several in edits.values() for each in several]
     layers = sorted({each.layer for each in every if isinstance(each, OnExperts) and _names_experts(each)})
@@ -38,7 +38,7 @@ def _names_experts(edit: Intervention) -> bool:
 
 
 def _counts(source: Running, layers: Sequence[int]) -> dict[int, np.ndarray]:
-    """How often each expert is chosen in the unedited run, from a pass of its own."""
+    """Number of choices of each expert in the unedited run, from a separate pass."""
     model = source.model
     running = Running(
         model,
@@ -78,7 +78,7 @@ def _exchanged(model: MoEModel, edit: Any, counts: Mapping[int, np.ndarray]) -> 
 def exchanged(
     experts: Sequence[int], counts: np.ndarray, kinds: Sequence[str], besides: Collection[Any] = ()
 ) -> tuple[int, ...] | None:
-    """For each expert another one of its kind, whose count is nearest; the most chosen ones come first.
+    """For each expert, another one of its kind with the nearest count, assigned in descending order of count.
 
     Examples:
         >>> exchanged([0], np.array([5, 9, 6]), ["ffn"] * 3)

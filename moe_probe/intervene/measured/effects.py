@@ -1,4 +1,4 @@
-"""What edits do to a model's output, edit by edit and document by document."""
+"""Effects of edits on a model's output, for each edit and document."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class PerDocument:
         self.place = {document.number: place for place, document in enumerate(corpus.documents)}
 
     def add(self, measures: Measures) -> None:
-        """Take in some rows."""
+        """Adds the measures of some rows."""
         at = measures.variant, np.array([self.place[number] for number in measures.document.tolist()])
         for name in ("loss_change", "kl", "changed"):
             self.values[name][at] = getattr(measures, name)
@@ -53,7 +53,7 @@ class PerDocument:
             self.values["rerouted"][at[0], self.layers[layer], at[1]] = values
 
     def merge(self, other: PerDocument) -> None:
-        """Take in what was measured in other documents."""
+        """Adds the measures of other documents."""
         at = [self.place[number] for number in other.place]
         for name, values in other.values.items():
             self.values[name][..., at] = values
@@ -75,33 +75,37 @@ def effect(
     bootstrap: int = DRAWS,
     **options: Unpack[RunOptions],
 ) -> xr.Dataset:
-    """What interventions do to the model's output, paired with the unedited run of the same documents.
+    """Measures the effect of interventions on the model's output, paired with the unedited run of the same documents.
 
-    The total effect lets later layers route as they then will. The direct one replays the unedited run's choices and
-    weights in all MoE layers after the first edited one; what is left of the total effect is rerouting.
+    For the total effect, later layers route on the edited hidden states. For the direct effect, all MoE layers after
+    the first edited one replay choices and weights of the unedited run. The difference of the two is due to rerouting.
 
     Args:
         model: a checkpoint folder, a hub id or a model; interventions that it has are part of the unedited run.
         texts: strings, lists of token ids, a file of texts, a `datasets` dataset, a table, or a `Corpus`.
         edits: interventions by the name of the edit; those of one edit act together.
-        direct: measure the direct effect too.
-        control: measure beside each edit the same one of other experts that are chosen about as often.
+        direct: also measure the direct effect.
+        control: also measure each edit on other experts that are chosen about as often.
         bootstrap: resamples of documents for the intervals; 0 for none.
-        options: those of `dynamic.run` but `baseline` and `layers`.
+        options: those of `dynamic.run` except `baseline` and `layers`.
 
     Returns:
-        Dimensions `edit`, `path` (`total`, `direct`), `document`, `layer`:
-        `base_loss` (document), mean negative log-likelihood of a document's tokens but the first, nats; nan for a
-        document of one token. `loss`, `loss_change` (edit, path, document). `kl`, mean of KL(unedited || edited) over
-        all positions, nats. `top1`, share of positions whose most likely next token stays. `rerouted` (edit, path,
-        layer, document), share of the unedited run's choices that are no longer made. `mean_loss_change` (edit, path):
-        sum over all predicted tokens / their number, with `_low` and `_high`, the 95 % interval. With `control`,
-        `control_loss_change` (edit, path), the same of the edit that `control` (edit) names: with each expert exchanged
-        for the one of its kind whose number of choices in the unedited run is nearest; nan and "" where an edit names
-        no experts, or leaves none to exchange them for.
+        Dataset, float64, whose `path` is `total` or `direct`, with
+
+        - `base_loss` (document), the mean negative log-likelihood of a document's tokens after the first, nats, nan for
+          a document of one token;
+        - `loss` and `loss_change` (edit, path, document), nats;
+        - `kl` (edit, path, document), the mean of KL(unedited || edited) over all positions, nats;
+        - `top1` (edit, path, document), the share of positions whose most likely next token stays;
+        - `rerouted` (edit, path, layer, document), the share of the unedited run's choices that change;
+        - `mean_loss_change` (edit, path), the mean over all predicted tokens, nats, with `_low` and `_high`, the 95 %
+          interval over documents;
+        - with `control`, `control_loss_change` (edit, path), nats, that of the edit named in `control` (edit), in which
+          each expert is exchanged for the one of its kind with the nearest number of choices in the unedited run; nan
+          and "" if an edit names no experts, or there are no others.
 
     Raises:
-        InputError: an edit is none, does not fit the model, or the texts are too short to predict anything.
+        InputError: there is no edit, one does not fit the model, or the texts are too short to predict anything.
         FamilyError: the model's MoE layers cannot be watched.
 
     Examples:
@@ -131,10 +135,10 @@ def effect(
 
 
 def as_edits(model: MoEModel, edits: Edits) -> dict[str, tuple[Intervention, ...]]:
-    """Interventions by the name of their edit, checked.
+    """Returns interventions by the name of their edit, after checking them.
 
     Raises:
-        InputError: there is none, or one does not fit the model.
+        InputError: there is no edit, or one does not fit the model.
     """
     if not edits:
         raise NotFitting("edits is empty; pass interventions by name, such as {'without 3': [intervene.Zero(0, [3])]}.")
@@ -157,10 +161,10 @@ def as_edits(model: MoEModel, edits: Edits) -> dict[str, tuple[Intervention, ...
 def experiment_source(
     model: MoEModel, texts: Texts, options: Mapping[str, Any], edits: Sequence[Intervention]
 ) -> Running:
-    """The unedited model on its texts.
+    """Returns the source that runs the unedited model on its texts.
 
     Raises:
-        InputError: nothing is predicted in the texts, or they lack tokens that an edit names.
+        InputError: the texts are too short to predict anything, or lack tokens that an edit names.
     """
     source = open_source(model, texts, {"baseline": None, "layers": None, **options})
     if not isinstance(source, Running):
@@ -173,7 +177,7 @@ def experiment_source(
 
 
 def told_of(source: Running, edits: Sequence[Intervention]) -> tuple[Intervention, ...]:
-    """The edits, which know of the unedited run what they need."""
+    """The edits, with the knowledge of the unedited run that they need."""
     waiting = [each for each in edits if each.needs]
     if not waiting:
         return tuple(edits)
@@ -221,7 +225,7 @@ def _result(
         "loss_change": variable(each, change, "change of the loss", "nats"),
         "kl": variable(each, values["kl"] / tokens, "KL divergence from the unedited run", "nats"),
         "top1": variable(each, 1 - values["changed"] / tokens, "most likely next token kept", "1"),
-        "rerouted": variable(("edit", "path", "layer", "document"), values["rerouted"], "choices no longer made", "1"),
+        "rerouted": variable(("edit", "path", "layer", "document"), values["rerouted"], "changed choices", "1"),
         **with_ends("mean_loss_change", ("edit", "path"), over_all, "change of the loss over all tokens"),
     }
     coords = {
@@ -245,7 +249,7 @@ def _of_controls(
     paths: Sequence[str],
     draws: int,
 ) -> dict[str, xr.DataArray]:
-    """The change of the loss by each edit's control, nan where it has none, and what the control is."""
+    """The change of the loss by each edit's control, nan if it has none, and the control's name."""
     there = [place for place, each in enumerate(controls.values()) if each is not None]
     sums = np.full((len(corpus.documents), len(controls), len(paths)), np.nan)
     if there:

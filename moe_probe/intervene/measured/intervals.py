@@ -1,4 +1,4 @@
-"""Changes over all texts, with the bootstrap interval over documents: the one use of `statistics` here."""
+"""Changes over all texts, with bootstrap intervals over documents."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ ENDINGS = {"": "", "_low": ", lower end of the 95 % interval", "_high": ", upper
 
 
 def pooled(sums: np.ndarray, counts: np.ndarray, draws: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Sum over sum, and the ends of its 95 % interval.
+    """Ratio of total sum to total count, and the ends of its 95 % interval.
 
-    Documents are resampled, and each brings its edited and its unedited run: the change is paired.
+    The bootstrap resamples documents with both their edited and their unedited run, so that changes are paired.
 
     Args:
         sums: by document or block of documents, (documents, ...).
-        counts: what they are sums over, (documents,).
-        draws: of the bootstrap; 0 for none.
+        counts: number of summands, (documents,).
+        draws: resamples; 0 for none.
 
     Returns:
-        Value, lower and upper end, (...); ends are nan with fewer than five documents.
+        Value, lower and upper end, (...) each; ends are nan with fewer than five documents.
     """
     shape = (-1,) + (1,) * (sums.ndim - 1)
     spread: Any = counts.astype(float).reshape(shape)
@@ -39,7 +39,7 @@ def pooled(sums: np.ndarray, counts: np.ndarray, draws: int) -> tuple[np.ndarray
 
 
 def with_ends(name: str, dims: Sequence[str], values: Iterable[np.ndarray], long_name: str) -> dict[str, xr.DataArray]:
-    """Variables `name`, `name_low` and `name_high` in nats, of what `pooled` returns."""
+    """Returns the variables `name`, `name_low` and `name_high` in nats, from the values that `pooled` returns."""
     return {
         f"{name}{ending}": variable(dims, of_ending, f"{long_name}{said}", "nats")
         for (ending, said), of_ending in zip(ENDINGS.items(), values, strict=True)

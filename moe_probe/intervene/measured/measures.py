@@ -1,4 +1,4 @@
-"""How far an edited run's output is from that of the unedited one."""
+"""Measures of the difference between the outputs of an edited and the unedited run."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ CACHED_VALUES = 1 << 17  # of logits that are looked at together
 
 @dataclass(frozen=True)
 class Measures:
-    """Of some rows; a row is a document under one variant.
+    """Measures of some rows; a row is a document under one variant.
 
     Attributes:
         variant: number of each row's variant, (r,).
         document: number of each row's document, (r,).
         loss_change: change of the negative log-likelihood, summed over the predicted tokens, nats, (r,).
         kl: KL(unedited || edited), summed over positions, nats, (r,).
-        changed: positions whose most likely next token is another one, (r,).
-        rerouted: by MoE layer that ran, share of the unedited run's choices that are no longer made, (r,).
+        changed: number of positions whose most likely next token differs, (r,).
+        rerouted: share of the unedited run's choices that change, (r,), by MoE layer that ran.
     """
 
     variant: np.ndarray
@@ -44,12 +44,12 @@ def next_losses(log_probability: torch.Tensor, batch: Batch) -> torch.Tensor:
 
 
 def measured(tail: Tail, variants: np.ndarray, before: Expected, logits: torch.Tensor) -> Measures:
-    """How far a finished run is from its base.
+    """Measures the difference of a finished run from its base.
 
     Args:
         tail: the run.
         variants: numbers of its rows' variants.
-        before: what the base expects, of its own documents.
+        before: log-probabilities of the base for its own documents.
         logits: of the run, (rows, places, vocabulary).
     """
     mask = tail.batch.attention_mask().bool().to(logits.device)
@@ -69,7 +69,7 @@ def measured(tail: Tail, variants: np.ndarray, before: Expected, logits: torch.T
 
 
 def runs_of(rows: torch.Tensor, size: int) -> Iterator[tuple[int, int]]:
-    """Start and length of stretches of equal rows, each with so few values that they stay in the cache."""
+    """Start and length of stretches of equal rows, short enough to stay in the processor's cache."""
     most, start = max(1, CACHED_VALUES // size), 0
     values = rows.tolist()
     for at in range(1, len(values) + 1):
@@ -81,11 +81,11 @@ def runs_of(rows: torch.Tensor, size: int) -> Iterator[tuple[int, int]]:
 def divergence(
     before: Expected, row: int, logits: torch.Tensor, ids: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """How far one document's runs are from its unedited one.
+    """Measures the difference of one document's edited runs from its unedited one.
 
     Args:
-        before: what the base expects.
-        row: the document's place in it.
+        before: log-probabilities of the base.
+        row: the document's row in it.
         logits: (runs, places, vocabulary).
         ids: of the document, once for each run, (runs, places).
 
@@ -102,7 +102,7 @@ def divergence(
 
 
 def rerouted(tail: Tail, mask: torch.Tensor) -> dict[int, np.ndarray]:
-    """By MoE layer, share of the base's choices that the run's rows no longer make, (rows,)."""
+    """Share of the base's choices that the run changes, (rows,), by MoE layer."""
     shares = {}
     for layer, index in tail.index.items():
         before = of_documents(tail.base.index[layer], tail.rows, tail.base.batch.shape, tail.places)

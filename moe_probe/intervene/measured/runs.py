@@ -1,4 +1,4 @@
-"""Edited runs beside the unedited one: which there are, in which order they run, and what is kept of them."""
+"""Runs edited variants of a model together with the unedited one, and collects measures of them."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ Jobs = Sequence[tuple[int, int]]
 
 
 class Collecting(Protocol):
-    """Adds measures up; saved and resumed as analyses are."""
+    """Anything that adds up measures, and is saved and resumed like an analysis."""
 
     def add(self, measures: Measures) -> None: ...
 
@@ -46,13 +46,13 @@ class Collecting(Protocol):
 
 
 class Stateless:
-    """What has nothing to remember."""
+    """A source without a state to save."""
 
     def state(self) -> Mapping[str, np.ndarray]:
         return {}
 
     def restore(self, state: dict[str, np.ndarray]) -> None:
-        """Nothing."""
+        """Does nothing, because there is no state."""
 
 
 @dataclass
@@ -61,7 +61,7 @@ class BaseRun:
 
     Attributes:
         total: negative log-likelihood of each document's predicted tokens, summed, nats, (documents,).
-        chosen: how often each expert was chosen, by MoE layer, (E,).
+        chosen: number of choices of each expert, (E,), by MoE layer.
     """
 
     corpus: Corpus
@@ -81,14 +81,14 @@ class BaseRun:
         self.chosen = {layer: state[str(layer)] for layer in self.chosen}
 
     def merge(self, other: BaseRun) -> None:
-        """Take in the run of other documents."""
+        """Adds the run of other documents."""
         for number, place in other.place.items():
             self.total[self.place[number]] = other.total[place]
         for layer, counts in other.chosen.items():
             self.chosen[layer] += counts
 
     def add(self, base: Base, losses: Sequence[float]) -> None:
-        """Take in a batch's run."""
+        """Adds a batch's run."""
         for document, loss in zip(base.batch.documents, losses, strict=True):
             self.total[self.place[document.number]] = loss
         for layer, index in base.index.items():
@@ -98,13 +98,13 @@ class BaseRun:
 
 
 def unedited_run(source: Running) -> BaseRun:
-    """Nothing yet of a model's unedited run."""
+    """Returns an empty record of a model's unedited run."""
     model = source.model
     return BaseRun(source.corpus, {index: model.layer(index).num_experts for index in model.moe_layers})
 
 
 def check_predictable(corpus: Corpus) -> None:
-    """Refuse texts of which no token is predicted.
+    """Raises an error if the texts have no token to predict.
 
     Raises:
         NothingToRead: every document has one token.
@@ -119,7 +119,7 @@ def first_layer(model: MoEModel, edits: Sequence[Intervention]) -> int:
 
 
 def direct_variant(model: MoEModel, edits: Sequence[Intervention]) -> Variant:
-    """The edits with routing replayed after the first edited layer, where they then ask for no choice."""
+    """The edits, with routing replayed after the first edited layer and their own requests to routers there removed."""
     first = first_layer(model, edits)
     later = frozenset(layer for layer in model.moe_layers if layer > first)
     acting = (each for each in edits if not (each.decides and min(each.acts_in(model.moe_layers)) > first))
@@ -128,15 +128,15 @@ def direct_variant(model: MoEModel, edits: Sequence[Intervention]) -> Variant:
 
 @dataclass
 class Experiment:
-    """A model on a corpus, and the ways in which it is edited.
+    """A model on a corpus, and its edited variants.
 
-    With the model in memory, batches run one after the other, and each layer's edited runs begin where the unedited run
-    was. Layerwise, all runs of all batches go through a layer while it is in memory.
+    With the model in memory, batches run one after the other, and edited runs start at the edited layer from the hidden
+    states of the unedited run. Layerwise, all runs of all batches pass through a layer while it is in memory.
 
     Attributes:
-        source: the model and its texts; interventions of the model know what they need.
-        variants: how it is edited.
-        collecting: what adds the measures up.
+        source: the model and its texts.
+        variants: the edited variants.
+        collecting: adds up the measures.
     """
 
     source: Running
@@ -153,7 +153,7 @@ class Experiment:
 
     @torch.no_grad()
     def run(self, checkpoint_dir: str | Path | None, progress: bool, identity: Mapping[str, Any]) -> None:
-        """Everything, from where an interrupted run was saved."""
+        """Runs everything, or resumes from a saved state."""
         saved = None if checkpoint_dir is None else SavedStates(checkpoint_dir, identity)
         states = [self.collecting, self.unedited]
         done = 0 if saved is None else saved.load(Stateless(), states)
@@ -169,7 +169,7 @@ class Experiment:
             saved.save(Stateless(), states, total)
 
     def _by_batch(self, done: int) -> Generator[int]:
-        """A step per batch for the unedited run, and one for each layer where edits begin; gives the steps' numbers."""
+        """Runs a step per batch for the unedited run and one per layer where edits begin; yields the steps' numbers."""
         starts, step = sorted(set(self.starts)), 0
         for batch in self.batches:
             if step + len(starts) < done:
@@ -193,7 +193,7 @@ class Experiment:
                 self._measure(tail, numbers)
 
     def _by_layer(self, done: int) -> Generator[int]:
-        """A step per batch, whose runs all end in the last layer; gives the steps' numbers."""
+        """Runs a step per batch, whose runs all end in the last layer; yields the steps' numbers."""
         yield from range(1, done + 1)
         bases = [Base(batch) for batch in self.batches[done:]]
         tails: list[tuple[Tail, np.ndarray]] = []
@@ -219,7 +219,7 @@ class Experiment:
                     base.ran.pop(index, None)
 
     def _measure_last(self, base: Base, tails: Sequence[tuple[Tail, np.ndarray]]) -> None:
-        """The last layer and the head, for one batch; outputs are then let go."""
+        """Runs the last layer and the head for one batch, measures the outputs, and frees them."""
         self._measure_base(base, new=True)
         for tail, numbers in tails:
             self.resuming.advance(tail)
@@ -229,7 +229,7 @@ class Experiment:
 
     @contextmanager
     def _begun(self, runs: Sequence[Run]) -> Iterator[None]:
-        """Within, passes wait before their first layer; afterwards they are given up."""
+        """A context in which passes wait before their first layer; afterwards they are closed."""
         with ExitStack() as stack:
             for run in runs:
                 self.resuming.begin(run, Spill() if self._spills else None)
@@ -238,13 +238,13 @@ class Experiment:
 
     @property
     def _spills(self) -> bool:
-        """Whether hidden states wait on disk: those of all runs of all batches, layerwise, may be too many."""
+        """Whether hidden states wait on disk, because layerwise those of all runs of all batches may exceed memory."""
         places = sum(rows * length for rows, length in (batch.shape for batch in self.batches))
         width = self.model.hidden_size * self.model.dtype.itemsize
         return self.source.layerwise and places * width * (1 + len(self.variants)) > SPILL_BYTES
 
     def _tails(self, base: Base, start: int) -> Iterator[tuple[Tail, np.ndarray]]:
-        """Edited runs that begin at a layer, of as many rows as fit, and the numbers of their rows' variants."""
+        """Yields edited runs that begin at a layer, each with as many rows as fit, and their rows' variants."""
         waiting: list[tuple[int, int]] = []
         for job in self._jobs(base, start):
             if waiting and (len(waiting) + 1) * len(base.batch.documents[job[0]].ids) > self.row_tokens:
@@ -259,7 +259,7 @@ class Experiment:
         return Tail(base, start, torch.from_numpy(rows), [self.variants[number] for number in numbers]), numbers
 
     def _jobs(self, base: Base, start: int) -> Jobs:
-        """(row, variant) of what runs from a layer on; rows that a variant cannot change are left out."""
+        """Pairs (row, variant) that run from a layer on, without rows that a variant cannot change."""
         lengths = [len(document.ids) for document in base.batch.documents]
         numbers = [number for number, at in enumerate(self.starts) if at == start]
         jobs = [(row, number) for number in numbers for row in self._touched(base, self.variants[number])]
@@ -297,7 +297,7 @@ class Experiment:
 
 
 def identity(source: Running, variants: Sequence[Variant], name: str) -> dict[str, Any]:
-    """What a saved state must agree in."""
+    """A description of the experiment, which must equal that of a saved state."""
     return {
         "measured": name,
         "source": source.identity(),
@@ -313,17 +313,17 @@ def measure(
     options: Mapping[str, Any],
     name: str,
 ) -> tuple[Any, BaseRun]:
-    """Run all variants, split over workers by documents, resumed where an interrupted run was saved.
+    """Runs all variants, with documents split over workers, or resumes an interrupted run.
 
     Args:
         source: the unedited model and its texts.
-        variants: how it is edited.
-        collecting: makes what adds the measures of some texts up.
-        options: `checkpoint_dir`, `n_jobs` and `progress`, as for `dynamic.run`.
-        name: of what is measured; a saved state resumes only the very same.
+        variants: the edited variants.
+        collecting: makes the object that adds up measures of some texts.
+        options: `checkpoint_dir`, `n_jobs` and `progress` (see `moe_probe.options.ObserveOptions`).
+        name: name of the measurement; a saved state of another one is refused.
 
     Returns:
-        What was collected, and the unedited run.
+        The collected measures, and the unedited run.
     """
     folder, jobs = options["checkpoint_dir"], effective_n_jobs(options["n_jobs"])
     parts = list(enumerate(source.split(jobs) if jobs > 1 else [source]))

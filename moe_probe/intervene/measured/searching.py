@@ -1,4 +1,4 @@
-"""The smallest set of experts that a label needs and the others do not."""
+"""The smallest set of experts that one label needs and the other labels do not."""
 
 from __future__ import annotations
 
@@ -39,33 +39,33 @@ def search(
     bootstrap: int = DRAWS,
     **options: Unpack[RunOptions],
 ) -> xr.Dataset:
-    """The smallest set of experts whose removal raises the loss of one label while that of the others stays.
+    """Finds the smallest set of experts whose removal raises the loss of one label, but not that of others.
 
-    Experts are ranked by `attribution`: what their removal would add to the label's loss, minus what it would change in
-    that of the other documents. Sets of the first 1, 2, 4, ... experts are then measured with `Zero`, and those in
-    between, until the smallest that does it is known. Random sets of as many experts in each layer are measured
-    beside it.
+    `attribution` ranks experts by the estimated rise of the label's loss without them, minus the estimated change of
+    the other documents' loss. The search then measures sets of the first 1, 2, 4, ... experts with `Zero`, and sizes in
+    between, until it knows the smallest set that meets the conditions. It also measures random sets with the same
+    number of experts in each layer.
 
     Args:
         model: a checkpoint folder, a hub id or a model.
         texts: strings, lists of token ids, a file of texts, a `datasets` dataset, a table, or a `Corpus`; with labels.
-        label: whose loss is to rise.
-        raised_by: by so much, nats per token.
-        spared: the loss of the other documents changes by no more than this, nats per token.
-        most: experts in a set at most.
-        controls: random sets.
+        label: the label whose loss is to rise.
+        raised_by: smallest rise of its loss, nats per token.
+        spared: largest change of the loss of the other documents, nats per token.
+        most: largest number of experts in a set.
+        controls: number of random sets.
         seed: of the random sets.
         bootstrap: resamples of documents for the intervals; 0 for none.
-        options: those of `dynamic.run`: `layers`, how texts are read, `batch_tokens`, `execution`, `progress`.
+        options: those of `dynamic.run`: `layers`, how to read texts, `batch_tokens`, `execution`, `progress`.
 
     Returns:
-        `removed_layer`, `removed_expert` (rank), the experts that were tried, in order; `loss_change` (size, side),
-        measured, side `label` or `others`, with `_low` and `_high`; `control_loss_change` (control, side)
-        of random sets as large as the one found. `attrs`: `found`, the size of the smallest set that does it, 0 where
-        none of those measured does.
+        Dataset with `removed_layer` and `removed_expert` (rank), the ranked experts; `loss_change` (size, side), nats,
+        the measured change, where side is `label` or `others`, with `_low` and `_high`, the 95 % interval; and
+        `control_loss_change` (control, side), nats, for random sets as large as the one found. `attrs["found"]` is the
+        size of the smallest set that meets the conditions, 0 if no measured set does.
 
     Raises:
-        InputError: the texts have no such label, or no other one.
+        InputError: no text has the label, or all texts have it.
 
     Examples:
         >>> from moe_probe import intervene
@@ -96,22 +96,22 @@ def search(
 
 
 def label_flags(corpus: Corpus, label: str) -> np.ndarray:
-    """Whether each document bears the label.
+    """Whether each document has the label.
 
     Raises:
-        NoSuchName: none does.
-        NotFitting: all do.
+        NoSuchName: no document has it.
+        NotFitting: all documents have it.
     """
     labels = [document.label for document in corpus.documents]
     if label not in labels:
         raise NoSuchName.among("label of the texts", label, sorted(set(labels) - {""}))
     if len(set(labels)) < 2:
-        raise NotFitting(f"All texts bear the label {label!r}; pass others too, which the search spares.")
+        raise NotFitting(f"All texts have the label {label!r}; pass others too, whose loss should not change.")
     return np.array([each == label for each in labels])
 
 
 def rank(model: MoEModel, corpus: Corpus, of_label: np.ndarray, layers: Any, options: Mapping[str, Any]) -> list[Cell]:
-    """Experts, the one that the label needs most and the others least first; those that would not raise it left out."""
+    """Experts that would raise the label's loss, in descending order of need by the label minus need by others."""
     estimate = attribution(model, corpus, layers=layers, bootstrap=0, **options)
     by_document, predicted = estimate.document_loss_change.values, predicted_tokens(corpus)
 
@@ -130,12 +130,12 @@ def rank(model: MoEModel, corpus: Corpus, of_label: np.ndarray, layers: Any, opt
 
 
 def predicted_tokens(corpus: Corpus) -> np.ndarray:
-    """Tokens but the first of each document."""
+    """Number of tokens without the first of each document."""
     return np.array([len(document.ids) - 1 for document in corpus.documents], float)
 
 
 class Trial:
-    """Sets of experts that are taken away, and what that does to both sides.
+    """Sets of removed experts, and the effect on both sides.
 
     Attributes:
         tried: by size, (value, low, high) x (label, others), nats.
@@ -155,7 +155,7 @@ class Trial:
         return np.stack([np.stack(each) for each in sides], -1)
 
     def smallest(self, ranked: Sequence[Cell], raised_by: float, spared: float) -> int:
-        """Size of the smallest set of first experts that raises one side's loss and spares the other; 0 for none."""
+        """Size of the smallest set of first experts that raises one side's loss but not the other's; 0 for none."""
         doubled = 2 ** np.arange(int(np.log2(len(ranked))) + 1)
         waiting = sorted({*doubled.tolist(), len(ranked)})
         smallest = 0
@@ -176,13 +176,13 @@ class Trial:
 
 
 def removal(cells: Sequence[Cell]) -> list[Zero]:
-    """Interventions that take these experts away."""
+    """Interventions that remove these experts."""
     layers = sorted({layer for layer, _ in cells})
     return [Zero(layer, [expert for at, expert in cells if at == layer]) for layer in layers]
 
 
 def random_set(model: MoEModel, cells: Sequence[Cell], seed: int) -> list[Cell]:
-    """As many experts of each layer, drawn at random."""
+    """A random set with the same number of experts in each layer."""
     generator, removed = np.random.default_rng(seed), []
     for layer in sorted({layer for layer, _ in cells}):
         count = sum(at == layer for at, _ in cells)
