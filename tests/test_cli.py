@@ -121,7 +121,7 @@ def test_a_folder_with_an_equals_sign_is_a_folder(tmp_path):
 
 @pytest.mark.parametrize("source", ["=ckpt/tiny-mixtral", "name=", " =x"])
 def test_half_a_name_is_refused(source):
-    with pytest.raises(InputError, match="write it like 'Mixtral 8x7B=FOLDER'"):
+    with pytest.raises(InputError, match="pass something like 'Mixtral 8x7B=FOLDER'"):
         split_name(source)
 
 
@@ -275,7 +275,7 @@ def test_compare_makes_what_can_be_made_and_says_what_cannot(tmp_path):
 @pytest.mark.parametrize(
     ("option", "sentence"),
     [
-        ("factors=1", "is no option; write it like"),
+        ("factors=1", "is not an option; pass one like"),
         ("expert_capacity.factor=1", "no option of expert_capacity 'factor'; did you mean 'factors'?"),
         ("nonesuch.x=1", "no analysis 'nonesuch'"),
     ],

@@ -1,7 +1,7 @@
-"""What papers observe of Mixture-of-Experts models, tested on a model and texts.
+"""Tests of papers' observations about Mixture-of-Experts models, on your model and texts.
 
-Each file of `published/` is one claim. Another package adds one through the entry point group `moe_probe.claims`: an
-entry point's value is a `Claim`, or a module that holds one as `CLAIM`.
+Each file of `published/` defines one claim. Other packages add claims through the entry point group `moe_probe.claims`:
+an entry point's value is a `Claim`, or a module that defines one as `CLAIM`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a claim is, what it is tested on, and what is found."""
+"""Claims, the evidence on which they are tested, and findings."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ WHOLE = -1  # as a layer: all of them together
 
 @dataclass(frozen=True)
 class Finding:
-    """What is found of one layer, or of all together.
+    """The result of testing a claim in one layer, or in all layers together.
 
     Attributes:
-        effect: size; nan where it is not defined.
-        low, high: 95 % interval; nan where there is none.
-        p: of the claim's null hypothesis; nan where there is none.
-        layer: index; WHOLE for all of them.
-        why: what keeps it from being told, where something does.
+        effect: effect size; nan if it is not defined.
+        low, high: 95 % interval; nan if there is none.
+        p: p-value of the claim's null hypothesis; nan if there is none.
+        layer: index; WHOLE for all layers.
+        why: the reason why it is inconclusive, if it is.
     """
 
     effect: float
@@ -38,14 +38,14 @@ class Finding:
 
 @dataclass(frozen=True)
 class Evidence:
-    """What a claim is tested on.
+    """The data on which a claim is tested.
 
     Attributes:
-        model: that it is tested of.
+        model: the tested model.
         source: the model on its corpus.
-        layers: MoE layers that are looked at.
-        results: of the analyses that claims need, by name.
-        options: of the run that made them, for a claim that runs another model on the corpus.
+        layers: the MoE layers to test.
+        results: results of the analyses that claims need, by name.
+        options: options of the run that made them, for a claim that runs another model on the corpus.
     """
 
     model: MoEModel
@@ -56,7 +56,7 @@ class Evidence:
 
 
 def accept(model: MoEModel) -> None:
-    """Applies to any Mixture-of-Experts model."""
+    """Accepts any Mixture-of-Experts model."""
 
 
 @dataclass(frozen=True)
@@ -67,15 +67,15 @@ class Claim:
     that the effect is below `within`: p is one-sided, of an effect of `within` or more (an equivalence test).
 
     Attributes:
-        hypothesis: a sentence that is true or not.
+        hypothesis: a sentence that is either true or false.
         source: paper and section.
-        effect: what the effect size is, with its unit.
-        findings: takes the evidence, gives a finding per layer or one for all. Raises InputError where the claim does
+        effect: definition of the effect size, with its unit.
+        findings: takes the evidence, returns a finding per layer or one for all; raises InputError if the claim does
             not apply.
-        needs: analyses that look on in the one pass over the texts.
-        applies: raises InputError, before any work, where the claim does not apply to the model.
-        within: the largest effect that is called small; None for a claim of an effect.
-        units: what its p-value takes as independent of each other.
+        needs: analyses that the single pass over the texts must run.
+        applies: raises InputError, before any work, if the claim does not apply to the model.
+        within: the largest effect that counts as small; None for a claim of an effect.
+        units: the units that its p-value treats as independent.
     """
 
     hypothesis: str
@@ -96,7 +96,7 @@ def by_layer(
     p: np.ndarray | float = np.nan,
     why: str = "",
 ) -> list[Finding]:
-    """A finding per layer, of values (layers,); `why` stands where there is no p-value."""
+    """Returns a finding per layer from values (layers,); `why` is the reason for those without a p-value."""
     rows = np.stack(np.broadcast_arrays(np.asarray(effect, float), low, high, p), axis=1).tolist()
     return [
         Finding(size, least, most, chance, int(layer), why if np.isnan(chance) else "")

@@ -1,4 +1,4 @@
-"""What models a claim applies to."""
+"""Checks of whether a claim applies to a model."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from moe_probe.model import MoEModel
 
 
 def require_free_experts(model: MoEModel) -> None:
-    """Raises: NotFitting: all experts are FFN experts, so that every token uses k of them."""
+    """Raises `NotFitting` if all experts are FFN experts, so that every token uses k of them."""
     if not any(set(model.layer(index).expert_kinds) - {"ffn"} for index in model.moe_layers):
         raise NotFitting(
-            f"{model.name} has FFN experts only; the claim is about models with zero-computation experts, as in MoE++."
+            f"{model.name} has only FFN experts; the claim is about models with zero-computation experts, as in MoE++."
         )

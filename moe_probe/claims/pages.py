@@ -1,4 +1,4 @@
-"""One page of tested claims, with the figure beside each verdict."""
+"""Writes a page of tested claims, with a figure for each verdict."""
 
 from __future__ import annotations
 
@@ -21,30 +21,31 @@ COLUMNS = {"layer": "layer", "effect": "effect", "low": "low", "high": "high", "
 
 
 def page(ds: xr.Dataset, folder: str | Path, *, format: Format = "pdf", dpi: int = 300) -> Path:
-    """Write the page of a result of `claims.test`, the result (.nc), and tables (CSV) and figures beside it.
+    """Writes the page of a result of `claims.test`, with the result (.nc), tables (CSV) and figures.
 
     Args:
         ds: the result.
-        folder: that they go to.
-        format: of the figures' files: `pdf`, `png` or `svg`.
-        dpi: dots an inch, of PNG files and of what is rasterized in the others.
+        folder: the output folder.
+        format: format of the figures' files: `pdf`, `png` or `svg`.
+        dpi: resolution in dots per inch, of PNG files and of rasterized parts of the others.
 
     Returns:
         The path of `index.html`.
 
     Raises:
-        WrongType: it is the result of something else.
-        NoSuchName, OutOfRange: there is no such format, or `dpi` is below 30 or above 2,400.
-        MachineError: the disk is full, or cannot be written to.
+        WrongType: the result is not of `claims.test`.
+        NoSuchName: there is no such format.
+        OutOfRange: `dpi` is below 30 or above 2,400.
+        MachineError: the disk is full or not writable.
 
     Examples:
         >>> from moe_probe import claims
-        >>> found = claims.test("ckpt/tiny-mixtral", ["One text.", "Another."], ["norm_preference"], progress=False)
-        >>> claims.page(found, "claims-page").name
+        >>> ds = claims.test("ckpt/tiny-mixtral", ["One text.", "Another."], ["norm_preference"], progress=False)
+        >>> claims.page(ds, "claims-page").name
         'index.html'
     """
     if not isinstance(ds, xr.Dataset) or ds.attrs.get("analysis") != "claims":
-        raise WrongType("The page tells of tested claims; pass the result of claims.test.")
+        raise WrongType("claims.page shows tested claims; pass the result of claims.test.")
     kind, target = FileKind(format, dpi), make_folder(folder)
     save(ds, target / "claims.nc")
     sections = [_overview(ds), *(_section(ds, str(claim)) for claim in ds.claim.values)]

@@ -1,4 +1,4 @@
-"""Tests claims on a model and texts: one pass, every finding, false discoveries controlled over all of them."""
+"""Tests claims on a model and texts in one pass, and controls the false discovery rate over all findings."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ NUMBERS = {
     "p_value": "p-value",
     "q_value": "p-value, false discoveries controlled over all findings",
 }
-RULE = "a claim holds, or does not, where more than half of its findings do and none says the opposite"
+RULE = "a claim holds, or does not hold, if more than half of its findings do and none is the opposite"
 
 
 @checked
@@ -42,35 +42,36 @@ def test(
     names: Sequence[str] | Literal["all"] = "all",  # noqa: PT028
     **options: Unpack[RunOptions],
 ) -> xr.Dataset:
-    """Each claim's effect size, interval, p, q and verdict, by layer where it is by layer.
+    """Tests claims: effect size, interval, p-value, q-value and verdict of each, in every layer or over all layers.
 
-    The texts run once for all claims (once more for a claim about the model without a part). A finding holds, or does
-    not, where its q-value is at most 0.05 and its effect is on that side; a claim that an effect is small does not hold
-    where the interval lies beyond what is called small. Everything else cannot be told, such as where p and interval
-    disagree, and the reason is given.
+    The texts run once for all claims (once more for a claim about the model without a component). A finding holds, or
+    does not hold, if its q-value is at most 0.05 and its effect is on that side; a claim that an effect is small does
+    not hold if the whole interval is larger. Everything else cannot be told, such as a finding whose p-value and
+    interval disagree; `why` gives the reason.
 
     Args:
         model: a checkpoint folder, a hub id, or a model.
-        texts: what it runs on; units of the intervals are documents, or those that `unit=` names.
-        names: of claims; all by default.
+        texts: strings, lists of token ids, a file of texts, a `datasets` dataset, or a table; units of the intervals
+            are documents, or those that `unit=` names.
+        names: names of claims; all by default.
         options: those of `dynamic.run`, without `baseline` and `checkpoint_dir`; `labels` for claims about domains.
 
     Returns:
-        Dataset with `effect`, `low`, `high`, `p_value`, `q_value` (finding), float64, nan where there is none;
-        `verdict` and `why` (finding), text, with the coordinates `claim_of` and `layer` (-1: all layers together);
-        `claim_verdict`, `claim_why`, `hypothesis`, `published`, `effect_size`, `units_of_p` (claim), text; `within`
-        (claim), the largest effect that is called small, nan for a claim of an effect.
+        Dataset with `effect`, `low`, `high`, `p_value`, `q_value` (finding), float64, nan if undefined; `verdict` and
+        `why` (finding), text, with the coordinates `claim_of` and `layer` (-1: all layers together); `claim_verdict`,
+        `claim_why`, `hypothesis`, `published`, `effect_size`, `units_of_p` (claim), text; `within` (claim), float64,
+        the largest effect that counts as small, nan for a claim of an effect.
 
     Raises:
         NoSuchName: there is no such claim.
-        NotFitting: no claim is named.
+        NotFitting: `names` is empty.
         DenseModel: the model has no experts.
         InputError: the texts, layers or options do not fit the model.
 
     Examples:
         >>> from moe_probe import claims
-        >>> found = claims.test("ckpt/tiny-mixtral", ["A short text."], ["token_identity"], progress=False)
-        >>> found.claim_verdict.values.tolist()
+        >>> ds = claims.test("ckpt/tiny-mixtral", ["A short text."], ["token_identity"], progress=False)
+        >>> ds.claim_verdict.values.tolist()
         ['cannot be told']
     """
     asked = completed(options, REPORT_OPTIONS, "claims.test")
@@ -100,7 +101,7 @@ def _chosen(names: Sequence[str] | str) -> dict[str, Claim]:
 
 
 def _refused(chosen: Mapping[str, Claim], model: MoEModel, source: Source) -> dict[str, str]:
-    """Why claims do not apply, by name, as far as that is known before any work."""
+    """Reasons why claims do not apply, by name, as far as they are known before any work."""
     reasons = {}
     for name, claim in chosen.items():
         try:
@@ -113,7 +114,7 @@ def _refused(chosen: Mapping[str, Claim], model: MoEModel, source: Source) -> di
 
 
 def _observed(model: MoEModel, source: Source, claims: Mapping[str, Claim], asked: Mapping[str, Any]) -> Evidence:
-    """One pass for all that the claims need."""
+    """Runs all analyses that the claims need, in one pass."""
     needed = {analysis.name: analysis for claim in claims.values() for analysis in claim.needs}
     seen = results(source, list(needed.values()), asked) if needed else {}
     return Evidence(model, source, tuple(source.layers), seen, asked)
@@ -153,7 +154,7 @@ def _of_claims(claims: Mapping[str, Claim], summary: Sequence[tuple[str, str]]) 
         "effect_size": [claim.effect for claim in claims.values()],
         "units_of_p": [claim.units for claim in claims.values()],
     }
-    return {**_texts("claim", columns), "within": variable(("claim",), within, "largest effect that is called small")}
+    return {**_texts("claim", columns), "within": variable(("claim",), within, "largest effect that counts as small")}
 
 
 def _texts(dim: str, columns: Mapping[str, Sequence[str]]) -> dict[str, xr.DataArray]:
@@ -164,7 +165,7 @@ def _texts(dim: str, columns: Mapping[str, Sequence[str]]) -> dict[str, xr.DataA
 
 
 def verdict(claim: Claim, finding: Finding, q: float) -> tuple[str, str]:
-    """The verdict of one finding, and why.
+    """Returns the verdict of one finding, and the reason.
 
     Examples:
         >>> from moe_probe.claims.published.token_identity import CLAIM
@@ -172,7 +173,7 @@ def verdict(claim: Claim, finding: Finding, q: float) -> tuple[str, str]:
         'holds'
     """
     if claim.within is not None and finding.low > claim.within:
-        return FAILS, f"the interval lies above {claim.within:g}"
+        return FAILS, f"the interval is above {claim.within:g}"
     if np.isnan(q):
         return UNTOLD, finding.why or f"there is no p-value: {FEW}"
     null = claim.within or 0.0
@@ -189,7 +190,7 @@ def verdict(claim: Claim, finding: Finding, q: float) -> tuple[str, str]:
 def _summary(
     name: str, rows: Iterable[tuple[str, Finding]], told: Sequence[tuple[str, str]], refused: Mapping[str, str]
 ) -> tuple[str, str]:
-    """The verdict of a claim from those of its findings."""
+    """Returns the verdict of a claim from those of its findings."""
     if name in refused:
         return UNFIT, refused[name]
     verdicts = [each for (of, _), each in zip(rows, told, strict=True) if of == name]

@@ -1,4 +1,4 @@
-"""Means over documents, with interval and p-value."""
+"""Statistics over documents, with interval and p-value."""
 
 from __future__ import annotations
 
@@ -20,11 +20,12 @@ def of_units(
     """Estimate, interval and p-value of a statistic of the sum over units.
 
     Args:
-        statistic: takes sums (n, ...), gives values (n,).
-        table: what each unit adds, (units, ...); units of zeros do not count.
-        null: value under the hypothesis. less: one-sided, against smaller values.
-        debias: take off what the statistic has too much in few units.
-        limits: of the values.
+        statistic: takes sums (n, ...), returns values (n,).
+        table: contribution of each unit, (units, ...); units of zeros do not count.
+        null: value under the null hypothesis.
+        less: one-sided, against smaller values; two-sided by default.
+        debias: subtract the jackknife's estimate of the bias in few units.
+        limits: smallest and largest possible value.
 
     Examples:
         >>> table = np.array([[1.0, 2.0], [1.0, 2.0], [2.0, 2.0], [0.0, 2.0], [1.0, 2.0], [1.0, 2.0]])

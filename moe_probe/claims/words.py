@@ -13,12 +13,12 @@ from moe_probe.texts.words import find_words, normal_form
 
 @dataclass(frozen=True)
 class WordTypes:
-    """Words without case, and what is found of their tokens.
+    """Word types (words without case), with statistics of their tokens.
 
     Attributes:
-        density: FFN experts per token and layer, mean over the type's tokens, (types,).
-        count: tokens, (types,).
-        tag: the part of speech that most of its tokens have, "" without a tagger, (types,).
+        density: mean number of FFN experts per token and layer, (types,).
+        count: number of tokens, (types,).
+        tag: the part of speech of most of its tokens, "" without a tagger, (types,).
     """
 
     density: np.ndarray

@@ -1,4 +1,4 @@
-"""`moe-probe`: the analyses from the command line; each file of `commands/` is one, imported when it is called."""
+"""The command line `moe-probe`; each file of `commands/` is a command, imported when it is called."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ FUNCTION = "command"  # of a command's module; beside it `epilog()`, what follow
 
 
 class Commands(Mapping[str, Any]):
-    """The commands by name; a module is imported when its command is asked for."""
+    """The commands by name; a module is imported when its command is called."""
 
     def __init__(self) -> None:
         self._made: dict[str, Any] = {}
@@ -52,7 +52,7 @@ class Commands(Mapping[str, Any]):
         return len(self._paths)
 
     def listed(self) -> dict[str, typer.core.TyperCommand]:
-        """The commands with their help alone, read from the sources: nothing is imported."""
+        """The commands with only their help, read from the sources without importing them."""
         return {name: typer.core.TyperCommand(name, help=_help(path)) for name, path in self._paths.items()}
 
 
@@ -62,7 +62,7 @@ def _help(path: Path) -> str | None:
 
 
 class Command(typer.core.TyperCommand):
-    """A command whose epilog is made when its help is asked for."""
+    """A command that makes its epilog only when it prints its help."""
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         """As typer's."""
@@ -118,11 +118,11 @@ def program(
         bool, typer.Option("--version", help="Print the version and exit.", callback=_print_version, is_eager=True)
     ] = False,
 ) -> None:
-    """Look into pretrained Mixture-of-Experts language models."""
+    """Analyze pretrained Mixture-of-Experts language models."""
 
 
 def main() -> None:
-    """Entry point: one sentence and exit code 2 for bad input, 1 where the machine failed, 130 after Ctrl-C."""
+    """Entry point; exits with one sentence and code 2 for bad input, 1 if the machine failed, 130 after Ctrl-C."""
     try:
         with sigterm_as_interrupt():
             app()
@@ -135,7 +135,9 @@ def main() -> None:
     except (MemoryError, RuntimeError, ImportError) as error:
         if not is_of_memory(error):
             raise
-        _say("The memory of this machine is full; take fewer layers, smaller batches, or --execution layerwise.")
+        _say(
+            "The memory of this machine is full; pass fewer --layers, smaller --batch-tokens, or --execution layerwise."
+        )
         sys.exit(1)
     except OSError as error:
         _say(error)
@@ -145,7 +147,7 @@ def main() -> None:
 
 
 def is_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out; torch says so in many texts, and an import by a library not mapped."""
+    """Whether an error says that memory ran out, in any of torch's many messages or those of a failed import."""
     said = (
         "can't allocate memory",
         "not enough memory",
@@ -157,5 +159,5 @@ def is_of_memory(error: BaseException) -> bool:
 
 
 def _say(error: object) -> None:
-    """Print one line; what others wrote in it, such as a file's name, cannot steer the terminal."""
+    """Prints one line; escapes foreign text in it, such as a file's name, so that it cannot control the terminal."""
     PlainConsole(stderr=True).print(f"moe-probe: {printable(error)}", style="red")

@@ -1,4 +1,4 @@
-"""What the commands share: arguments that several take, and how results are written."""
+"""Shared parts of the commands: common arguments, and the writing of results."""
 
 from __future__ import annotations
 
@@ -25,23 +25,25 @@ Options = Annotated[
     list[str] | None,
     typer.Option(metavar="NAME.KEY=VALUE", help="An argument of an analysis, in JSON; may be repeated."),
 ]
-Out = Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="Where results and figures go.")]
-Texts = Annotated[
-    str | None, typer.Option(metavar="FILE", help="Texts: .txt (one a line), .jsonl, .json, .csv, .tsv or .parquet.")
+Out = Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="Output folder of results and figures.")]
+FileOfTexts = typer.Option(metavar="FILE", help="Texts: .txt (one per line), .jsonl, .json, .csv, .tsv or .parquet.")
+Texts = Annotated[str | None, FileOfTexts]
+RequiredTexts = Annotated[str, FileOfTexts]
+Table = Annotated[
+    str | None, typer.Option(metavar="FORMAT", help="Also write tables of the results: csv, json or latex.")
 ]
-Table = Annotated[str | None, typer.Option(metavar="FORMAT", help="Tables of the results too: csv, json or latex.")]
 
 
 def write(
     results: Iterable[xr.Dataset], out: Path, drawing: Mapping[str, Any], n_jobs: int = 1, table: str | None = None
 ) -> None:
-    """Save results, then their tables, draw their figures and print short tables, and what was written.
+    """Saves results and their tables, draws their figures, prints short tables, and reports what was written.
 
     Args:
-        results: of analyses.
-        out: the folder.
+        results: results of analyses.
+        out: the output folder.
         drawing: arguments of `figures.draw`.
-        n_jobs: figures drawn at a time.
+        n_jobs: number of figures drawn at a time.
         table: format of the tables; None for no tables.
     """
     from moe_probe import plotting

@@ -1,4 +1,4 @@
-"""Options of commands, made from the one definition in `moe_probe.options`; and how they are read."""
+"""Options of commands, made from the definitions in `moe_probe.options`, and parsers of their values."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ if TYPE_CHECKING:
 
 MODEL_HELP: Final[Mapping[str, str]] = {
     "revision": "Branch, tag or commit of a hub id.",
-    "tokenizer": "A tokenizer in place of the checkpoint's own.",
+    "tokenizer": "A tokenizer instead of the checkpoint's own.",
     "device": "Where the model runs, such as cuda. Default: cpu.",
     "dtype": "float32, float16, bfloat16 or auto. Default: float32 on the CPU, else as stored.",
-    "config": "A field in place of that of config.json, such as model_type=mixtral; repeated.",
-    "under": "An intervention, such as mask.layer=3,experts=1+2; repeated.",
+    "config": "A field that replaces that of config.json, such as model_type=mixtral; may be repeated.",
+    "under": "An intervention, such as mask.layer=3,experts=1+2; may be repeated.",
 }
 MODEL_OPTIONS: Final = tuple(MODEL_HELP)
 FIGURE_HELP: Final[Mapping[str, str]] = {
-    "figures": "Figures to draw: main, all (single layers too) or none.",
+    "figures": "Figures to draw: main, all (also of single layers) or none.",
     "format": "Format of the figures' files: pdf, png or svg.",
-    "dpi": "Dots an inch, of PNG files and of what is rasterized in the others.",
+    "dpi": "Resolution in dots per inch, of PNG files and of rasterized parts of the others.",
 }
 FIGURE_DEFAULTS: Final[Mapping[str, Any]] = {"figures": "main", "format": "pdf", "dpi": 300}
 FIGURE_OPTIONS: Final = tuple(FIGURE_HELP)
@@ -79,10 +79,10 @@ LIST = re.compile(r"(\d+|S)(\+(\d+|S))+")
 
 
 def takes(*names: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """A command that takes these options beside its own; they reach it as keywords, with their defaults.
+    """Returns a decorator that adds options to a command, which receives them as keywords, with their defaults.
 
     Args:
-        names: of options of a run, of those that say how a model is opened, or of those of figures.
+        names: names of options of a run, of opening a model, or of figures.
     """
 
     def extended(command: Callable[..., None]) -> Callable[..., None]:
@@ -114,10 +114,10 @@ def _parameter(name: str) -> inspect.Parameter:
 
 
 def of_run(options: Mapping[str, Any], names: Iterable[str] = tuple(DEFAULTS)) -> dict[str, Any]:
-    """The options of a run as Python takes them.
+    """Returns the options of a run as Python takes them.
 
     Raises:
-        InputError: a list of layers is none.
+        InputError: the list of layers is not valid.
     """
     asked = {name: options[name] for name in names if name in options}
     if isinstance(asked.get("layers"), str):
@@ -129,7 +129,7 @@ def of_run(options: Mapping[str, Any], names: Iterable[str] = tuple(DEFAULTS)) -
 
 
 def drawing_of(options: Mapping[str, Any]) -> dict[str, Any]:
-    """The options of figures as `figures.draw` takes them.
+    """Returns the options of figures as `figures.draw` takes them.
 
     Raises:
         NoSuchName: there is no such choice of figures, or no such format.
@@ -143,7 +143,7 @@ def drawing_of(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def split_name(source: str) -> tuple[str | None, str]:
-    """`"Mixtral 8x7B=FOLDER"` as ("Mixtral 8x7B", "FOLDER"); without a name, or where that is a path, (None, source).
+    """Parses `"Mixtral 8x7B=FOLDER"` to ("Mixtral 8x7B", "FOLDER"); (None, source) without a name, or for a path.
 
     Raises:
         InputError: the name or the folder is empty.
@@ -152,12 +152,12 @@ def split_name(source: str) -> tuple[str | None, str]:
     if not equals or Path(source).expanduser().exists():
         return None, source
     if not name.strip() or not place:
-        raise InputError(f"{source!r} names no model; write it like 'Mixtral 8x7B=FOLDER'.")
+        raise InputError(f"{source!r} lacks a name or a folder; pass something like 'Mixtral 8x7B=FOLDER'.")
     return name.strip(), place
 
 
 def open_source(source: str, options: Mapping[str, Any]) -> MoEModel | Trace:
-    """A model as `open_model` opens it, or a routing trace; with a name of its own where one is given."""
+    """Opens a model as `open_model` does, or a routing trace, under its given name if there is one."""
     from moe_probe import dynamic
 
     name, place = split_name(source)
@@ -168,7 +168,7 @@ def open_source(source: str, options: Mapping[str, Any]) -> MoEModel | Trace:
 
 
 def open_model(source: str, options: Mapping[str, Any]) -> MoEModel:
-    """`load` with the options that say how, under the interventions asked for, by its name where one is given."""
+    """Opens a model with the options of `load`, under the requested interventions and its given name, if any."""
     from moe_probe.model import load
 
     name, source = split_name(source)
@@ -181,13 +181,13 @@ def open_model(source: str, options: Mapping[str, Any]) -> MoEModel:
 
 
 def interventions_of(texts: Sequence[str] | None) -> list[Intervention]:
-    """`["mask.layer=3,experts=1+2"]` as [Mask(layer=3, experts=(1, 2))].
+    """Parses `["mask.layer=3,experts=1+2"]` to [Mask(layer=3, experts=(1, 2))].
 
-    One text has all arguments of an intervention, or some: those of the same kind that come next to each other belong
-    together, until an argument comes again.
+    One text has all arguments of an intervention, or some of them: consecutive texts of the same kind belong together,
+    until an argument occurs again.
 
     Raises:
-        InputError: a text is not of that form, or names no intervention or argument that there is.
+        InputError: a text is not of that form, or names an unknown intervention or argument.
     """
     from moe_probe import intervene
 
@@ -203,7 +203,7 @@ def interventions_of(texts: Sequence[str] | None) -> list[Intervention]:
 
 
 def parse_intervention(text: str) -> tuple[str, dict[str, Any]]:
-    """`"mask.layer=3,experts=1+2"` as ("mask", {"layer": 3, "experts": [1, 2]}); a name alone has no arguments.
+    """Parses `"mask.layer=3,experts=1+2"` to ("mask", {"layer": 3, "experts": [1, 2]}); arguments may be missing.
 
     Raises:
         InputError: the text is not of that form.
@@ -213,13 +213,13 @@ def parse_intervention(text: str) -> tuple[str, dict[str, Any]]:
     for part in ARGUMENT.split(spelled) if dot else ():
         key, equals, value = part.partition("=")
         if not (equals and key and kind):
-            raise InputError(f"{text!r} is no intervention; write it like mask.layer=3,experts=1+2.")
+            raise InputError(f"{text!r} is not an intervention; pass one like mask.layer=3,experts=1+2.")
         arguments[key] = parsed(value)
     return kind, arguments
 
 
 def parsed(value: str) -> Any:
-    """A value in JSON, `1+2` as [1, 2], else the text itself."""
+    """Parses a value in JSON, or `1+2` to [1, 2]; anything else stays text."""
     if LIST.fullmatch(value):
         return [int(each) if each.isdecimal() else each for each in value.split("+")]
     try:
@@ -229,27 +229,27 @@ def parsed(value: str) -> Any:
 
 
 def parse_layers(text: str | None) -> list[int] | None:
-    """`"0,5,10-12"` as [0, 5, 10, 11, 12]; None stays.
+    """Parses `"0,5,10-12"` to [0, 5, 10, 11, 12]; None stays None.
 
     Raises:
-        InputError: the text is no such list.
-        OutOfRange: a range goes down, or is longer than any model.
+        InputError: the text is not such a list.
+        OutOfRange: a range is descending, or longer than any model.
     """
     if text is None:
         return None
     try:
         bounds = [[int(end) for end in part.split("-", 1)] for part in text.split(",")]
     except ValueError:
-        raise InputError(f"{text!r} is no list of layers; write it like 0,5,10-12.") from None
+        raise InputError(f"{text!r} is not a list of layers; pass one like 0,5,10-12.") from None
     ranges = [(first, last[0] if last else first) for first, *last in bounds]
     for first, last in ranges:
         if not 0 <= last - first < MOST_LAYERS:
-            raise OutOfRange(f"{first}-{last} is no range of layers; write it like 0,5,10-12.")
+            raise OutOfRange(f"{first}-{last} is not a range of layers; pass one like 0,5,10-12.")
     return [layer for first, last in ranges for layer in range(first, last + 1)]
 
 
 def parse_fields(texts: Sequence[str] | None) -> dict[str, Any] | None:
-    """`["model_type=mixtral", "num_experts_per_tok=2"]` as a mapping; values are JSON where they can be.
+    """Parses `["model_type=mixtral", "num_experts_per_tok=2"]` to a mapping; values are JSON if possible.
 
     Raises:
         InputError: a text is not of that form.
@@ -258,7 +258,7 @@ def parse_fields(texts: Sequence[str] | None) -> dict[str, Any] | None:
     for text in texts or ():
         name, equals, value = text.partition("=")
         if not equals or not name:
-            raise InputError(f"{text!r} is no field; write it like model_type=mixtral.")
+            raise InputError(f"{text!r} is not a field; pass one like model_type=mixtral.")
         try:
             fields[name] = json.loads(value)
         except ValueError:
@@ -267,7 +267,7 @@ def parse_fields(texts: Sequence[str] | None) -> dict[str, Any] | None:
 
 
 def parse_options(texts: Sequence[str] | None) -> dict[str, dict[str, Any]]:
-    """`["expert_capacity.factors=[1, 2]"]` as {"expert_capacity": {"factors": [1, 2]}}.
+    """Parses `["expert_capacity.factors=[1, 2]"]` to {"expert_capacity": {"factors": [1, 2]}}.
 
     Raises:
         InputError: a text is not of that form.
@@ -277,16 +277,16 @@ def parse_options(texts: Sequence[str] | None) -> dict[str, dict[str, Any]]:
         name, equals, value = text.partition("=")
         analysis, dot, key = name.partition(".")
         if not (equals and dot and key):
-            raise InputError(f"{text!r} is no option; write it like expert_capacity.factors=[1,1.25].")
+            raise InputError(f"{text!r} is not an option; pass one like expert_capacity.factors=[1,1.25].")
         arguments.setdefault(analysis, {})[key] = parsed(value)
     return arguments
 
 
 def check_names(options: Mapping[str, Any], known: Iterable[str], kind: str) -> None:
-    """Refuse options of what there is not.
+    """Raises an error if options are for an unknown name.
 
     Raises:
-        NoSuchName: the sentence has the nearest name.
+        NoSuchName: a name is unknown; the message has the nearest one.
     """
     names = list(known)
     for name in options:

@@ -1,4 +1,4 @@
-"""Tables for the terminal: what a model is made of, and what a result says in short."""
+"""Tables for the terminal: descriptions of models, and short summaries of results."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ ENDS = ("_low", "_high")
 
 
 def info_table(model: Handle) -> Table:
-    """What a model is made of."""
+    """Returns the description of a model as a table."""
     table = Table(title=_plain(model.name), show_header=False, title_justify="left")
     for name, value in facts(model):
         table.add_row(_plain(name), _plain(value))
@@ -25,7 +25,7 @@ def info_table(model: Handle) -> Table:
 
 
 def summary(dataset: xr.Dataset) -> Table | None:
-    """A short table of a result: layers by projection, or by measure; None where its plot has no summary."""
+    """Returns a short table of a result: layers by projection, or by measure; None if its plot has no summary."""
     from moe_probe import plotting
 
     short = plotting.summary(dataset)
@@ -41,7 +41,7 @@ def summary(dataset: xr.Dataset) -> Table | None:
 
 
 def worth_table(agreement: xr.Dataset, curve: xr.Dataset) -> Table:
-    """What scores are worth: rank correlation with ablation, and the change of the loss by share pruned."""
+    """Returns the evaluation of scores: rank correlation with ablation, and change of the loss by share pruned."""
     table = Table("score", title="Scores: rank correlation with ablation, loss by share pruned", title_justify="left")
     for head in ("rank", "low", "high", *(f"{100 * share:g} %" for share in curve.fraction.values)):
         table.add_column(head, justify="right", no_wrap=True)
@@ -60,5 +60,5 @@ def worth_table(agreement: xr.Dataset, curve: xr.Dataset) -> Table:
 
 
 def _plain(text: object) -> Text:
-    """The text as it is: no markup, no control characters."""
+    """The text without markup and control characters."""
     return Text(printable(text))

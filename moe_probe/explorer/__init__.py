@@ -1,4 +1,4 @@
-"""One page to look into a model's routing, token by token: `explorer.explore(model, texts).save("page.html")`."""
+"""A page that shows the routing of every token: `explorer.explore(model, texts).save("page.html")`."""
 
 from typing import TYPE_CHECKING, Any
 

@@ -1,4 +1,4 @@
-"""`explore`: models, or traces of them, as one page of HTML."""
+"""`explore` shows the routing of models or traces on one page of HTML."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ MODELS = 2  # side by side
 class Explorer:
     """A page that shows every token's routing; it needs no network and no server.
 
-    In a notebook, the last expression of a cell shows it in place.
+    A notebook shows it if it is the last expression of a cell.
 
     Attributes:
         html: the page.
@@ -44,7 +44,7 @@ class Explorer:
         self.html, self.name = html, name
 
     def save(self, path: str | Path) -> Path:
-        """Write the page; it appears under its name only when it is complete."""
+        """Writes the page; the file appears under its name only when it is complete."""
         with whole_file(path) as partial:
             partial.write_text(self.html, encoding="utf-8")
         return Path(path)
@@ -70,31 +70,37 @@ def explore(
     max_bytes: int = PAGE_BYTES,
     **options: Unpack[RunOptions],
 ) -> Explorer:
-    """A page to look into the routing of every token, and into what every expert fires on.
+    """Makes a page that shows the routing of every token, and the tokens that choose each expert.
 
-    The page holds, of all tokens and layers, the chosen experts with their applied weights and router logits, and those
-    of the runners-up. Numbers have three digits; the page says so where they have fewer to fit into `max_bytes`.
+    For all tokens and layers, the page holds the chosen experts with their applied weights and router logits, and the
+    logits of the runners-up. Numbers have `digits` significant digits, or fewer to fit into `max_bytes`; the page then
+    says so.
 
     Args:
-        source: a checkpoint folder, a hub id, a model, or a routing trace (its folder, or opened); two of them, as a
-            list or by label, stand side by side on the same texts.
-        texts: a file of texts, or a list of texts or token ids; a trace has its own.
-        similar: what the most similar experts are told by: `neuron_mean` or `matrix` (`static.similarity`, mean over
-            the projections), `gate` (`static.gate_similarity`), a result of either, or None. A trace has no weights,
-            so it takes a result or goes without.
-        vocabulary: whether to compute what each expert writes into the vocabulary: its mean weighted output through the
-            model's last norm and head. A trace has neither.
+        source: a checkpoint folder, a hub id, a model, or a routing trace (its folder, or a `Trace`); two of them, as a
+            list or by label, are shown side by side on the same texts.
+        texts: a file of texts, or a list of texts or token ids; None for a trace, which has its own.
+        similar: how to rank similar experts: `neuron_mean` or `matrix` (`static.similarity`, mean over the
+            projections), `gate` (`static.gate_similarity`), a result of either, or None. For a trace, which has no
+            weights, a result or None.
+        vocabulary: whether to compute the tokens that each expert promotes: its mean weighted output, passed through
+            the model's last norm and head. Not for traces.
         digits: significant digits of logits and weights, 1 to 6.
-        runners_up: experts listed for each token beside the chosen ones; by default 1, and all in layers of up to 16.
-        max_bytes: size limit of the page; numbers are rounded to fit.
+        runners_up: number of experts listed for each token besides the chosen ones; by default 1, and all in layers of
+            up to 16 experts.
+        max_bytes: size limit of the page in bytes; numbers are rounded to fit.
         options: those of `dynamic.run`, without `baseline`.
+
+    Returns:
+        The page; `save(path)` writes it.
 
     Raises:
         NoSuchName: there is no such `similar`.
-        NotFitting: a model comes without texts, a trace with arguments for running a model, or the routing does not fit
-            into the page.
-        NotComparable: two sources saw other texts, or `similar` is of another model.
-        OutOfRange, WrongType: a number is outside its range, or `similar` no result.
+        NotFitting: there are no texts for a model, an argument for running a model was passed with a trace, or the
+            routing does not fit into the page.
+        NotComparable: the two sources saw different texts, or `similar` is of another model.
+        OutOfRange: a number is outside its range.
+        WrongType: `similar` is not a result.
         FamilyError: the model is dense, or its MoE layers cannot be watched.
 
     Examples:
@@ -113,7 +119,7 @@ def explore(
         if vocabulary:
             raise NotFitting("A routing trace holds no outputs of experts; omit vocabulary=, or pass a model.")
     if isinstance(similar, xr.Dataset) and len(opened) > 1:
-        raise NotFitting("similar is a result of one model, and the page shows two; pass a measure's name, or None.")
+        raise NotFitting("similar is a result of one model, but the page shows two; pass a measure's name, or None.")
     analyses = [Routing(runners_up), *([Written()] if vocabulary else [])]
     subjects = [
         _subject(opened[label], label, source, analyses, similar, asked)
@@ -126,9 +132,11 @@ def explore(
 def _check(similar: object, max_bytes: int) -> None:
     if isinstance(similar, xr.Dataset) and "cosine" not in similar:
         name = similar.attrs.get("analysis")
-        raise NotFitting(f"similar is a result of {name} without cosines; pass one of similarity or gate_similarity.")
+        raise NotFitting(
+            f"similar is a result of {name} without cosines; pass one of static.similarity or static.gate_similarity."
+        )
     if max_bytes < 1:
-        raise OutOfRange(f"max_bytes={max_bytes} leaves no page; pass a size above 0, such as {PAGE_BYTES:,}.")
+        raise OutOfRange(f"max_bytes={max_bytes} has no room for a page; pass a size above 0, such as {PAGE_BYTES:,}.")
 
 
 def _opened(source: Openable | Trace | Sources) -> Opened:
@@ -140,10 +148,10 @@ def _opened(source: Openable | Trace | Sources) -> Opened:
 
 
 def _refuse_for_trace(given: Mapping[str, object]) -> None:
-    """Refuse what a trace cannot take: it holds its texts and layers already."""
+    """Raises an error if an argument does not apply to a trace, which has its own texts and layers."""
     for name, value in given.items():
         if value is not None:
-            raise NotFitting(f"A routing trace holds its texts and layers already; omit {name}=, or pass a model.")
+            raise NotFitting(f"A routing trace has its own texts and layers; omit {name}=, or pass a model.")
 
 
 def _subject(
@@ -154,7 +162,7 @@ def _subject(
     similar: str | xr.Dataset | None,
     asked: Mapping[str, Any],
 ) -> Subject:
-    """A model or trace with what the analyses have seen of it, and what its weights say."""
+    """Observes a model or trace, and computes the similarity of its experts."""
     routing = next(each for each in analyses if isinstance(each, Routing))
     written = next((each for each in analyses if isinstance(each, Written)), None)
     recorded = routing.layers(source)
@@ -177,11 +185,11 @@ def _similarity(model: MoEModel, similar: str | xr.Dataset | None, layers: Seque
 
 
 def _require_common_texts(subjects: Sequence[Subject]) -> None:
-    """Raises: NotComparable: two models saw other texts."""
+    """Raises `NotComparable` if two models saw different texts."""
     seen = [[(d.number, d.label, d.text) for d in subject.source.corpus.documents] for subject in subjects]
     if any(each != seen[0] for each in seen):
         names = " and ".join(subject.label for subject in subjects)
-        raise NotComparable(f"{names} saw other texts or labels; pass traces of the same texts.")
+        raise NotComparable(f"{names} saw different texts or labels; pass traces of the same texts.")
 
 
 def _explorer(subjects: Sequence[Subject], digits: int, max_bytes: int) -> Explorer:

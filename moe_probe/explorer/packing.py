@@ -1,4 +1,4 @@
-"""Arrays to text that a page can hold: rounded to significant digits, predicted, deflated, in base 85."""
+"""Packs arrays as text for a page: rounded to significant digits, predicted, deflated, and encoded in base 85."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ INTEGERS = (np.uint8, np.int8, np.uint16, np.int16, np.int32)
 
 
 class Encoded(NamedTuple):
-    """Integers as text: their dtype, and base 85 of the deflated array, all low bytes first."""
+    """Integers as text: their dtype, and the deflated array in base 85, all low bytes first."""
 
     dtype: str
     text: str
@@ -32,10 +32,10 @@ class Encoded(NamedTuple):
 
 @dataclass(frozen=True)
 class PackedLayer:
-    """What a page holds of one layer's routing.
+    """One layer's routing on a page.
 
     Attributes:
-        facts: how `weight` and `logits` are to be read: `exponent`, `step`, `predicted`.
+        facts: how to decode `weight` and `logits`: `exponent`, `step`, `predicted`.
         arrays: `index`, `weight` and `logits`, rank by rank.
     """
 
@@ -46,12 +46,12 @@ class PackedLayer:
 def pack(
     models: Sequence[Mapping[int, RecordedLayer]], max_size: int, digits: int = DIGITS
 ) -> tuple[int, list[dict[int, PackedLayer]]]:
-    """Packs all layers of all models into `max_size` characters, and tells the number of digits.
+    """Packs all layers of all models into `max_size` characters; returns them with the number of digits.
 
-    Weights and logits have so many significant digits, or fewer where that many do not fit.
+    Weights and logits have `digits` significant digits, or fewer if those do not fit.
 
     Raises:
-        NotFitting: one digit each does not fit.
+        NotFitting: even one digit does not fit.
     """
     for fewer in range(digits, 0, -1):
         packed = [{index: pack_layer(layer, fewer) for index, layer in layers.items()} for layers in models]
@@ -66,16 +66,17 @@ def pack(
 
 
 def size(packed: PackedLayer) -> int:
-    """Characters that a layer takes, with the elements that hold its arrays."""
+    """Number of characters of a layer, with the elements that hold its arrays."""
     return sum(len(array.text) + ELEMENT for array in packed.arrays.values()) + ELEMENT
 
 
 def pack_layer(layer: RecordedLayer, digits: int) -> PackedLayer:
-    """One layer, rounded to so many digits.
+    """Packs one layer, rounded to `digits` significant digits.
 
-    Weights are codes of `significant` numbers, each but the first as what it lacks to that of the rank before. Logits
-    are multiples of a step, each but the first less its prediction: what the weights say (`predicted`; exact but for
-    rounding where weights are a softmax), or the logit of the rank before, whichever takes less; `folded`.
+    Weights are codes of `significant` numbers; each after the first is stored as its difference from that of the
+    previous rank. Logits are multiples of a step; each after the first is stored as its difference from a prediction:
+    from the weights (`predicted`, exact up to rounding if weights are a softmax), or the logit of the previous rank,
+    whichever takes less space. Differences are `folded`.
     """
     codes, exponent = significant(layer.weight, digits)
     step = step_of(layer.logits, digits)
@@ -94,10 +95,10 @@ def pack_layer(layer: RecordedLayer, digits: int) -> PackedLayer:
 
 
 def significant(values: np.ndarray, digits: int) -> tuple[np.ndarray, int]:
-    """Whole numbers that stand for the values rounded to so many significant digits, and the least exponent.
+    """Codes (whole numbers) of the values rounded to `digits` significant digits, and the smallest exponent.
 
-    0 stands for 0; a number with exponent e and digits m, such as 5.23 with e = 0 and m = 523, for
-    1 + 9 * 10^(digits - 1) * (e - least exponent) + m - 10^(digits - 1), with the value's sign.
+    0 has the code 0. A number with exponent e and digits m, such as 5.23 with e = 0 and m = 523, has the code
+    1 + 9 * 10^(digits - 1) * (e - smallest exponent) + m - 10^(digits - 1), with the value's sign.
 
     Examples:
         >>> codes, exponent = significant(np.array([0.0523, 0.0, 5.23]), 3)
@@ -116,24 +117,24 @@ def significant(values: np.ndarray, digits: int) -> tuple[np.ndarray, int]:
 
 
 def from_significant(codes: np.ndarray, exponent: int, digits: int) -> np.ndarray:
-    """The values that codes of `significant` stand for, float64."""
+    """The values of codes of `significant`, float64."""
     base = 10 ** (digits - 1)
     power, mantissa = np.divmod(np.abs(codes) - 1, 9 * base)
     return np.where(codes == 0, 0.0, np.sign(codes) * (mantissa + base) * 10.0 ** (power + exponent - digits + 1))
 
 
 def step_of(values: np.ndarray, digits: int) -> float:
-    """A power of ten: so many digits of the largest value, and of 1 where that is smaller."""
+    """A power of ten that gives `digits` significant digits to the larger of 1 and the largest value."""
     largest = float(np.abs(values).max(initial=0))
     power = 0 if largest >= 1 or largest == 0 else int(np.floor(np.log10(largest)))
     return float(f"1e{power - digits + 1}")
 
 
 def predicted_logits(values: np.ndarray, weight: np.ndarray, step: float) -> np.ndarray:
-    """What each multiple of the step (rows, listed) is expected to be, as the page does it too.
+    """Predictions of the multiples of the step (rows, listed); the page computes the same ones.
 
-    Of a chosen expert: the first one's, plus the logarithm of how their weights (rows, k) are to each other. Of others,
-    and where weights are not positive: that of the rank before.
+    For a chosen expert: that of the first one, plus the logarithm of the ratio of their weights (rows, k). For others,
+    and for weights that are not positive: that of the previous rank.
     """
     expected = np.concatenate([np.zeros_like(values[:, :1]), values[:, :-1]], axis=1)
     known = (weight > 0) & (weight[:, :1] > 0)
@@ -145,12 +146,12 @@ def predicted_logits(values: np.ndarray, weight: np.ndarray, step: float) -> np.
 
 
 def folded(values: np.ndarray) -> np.ndarray:
-    """0, -1, 1, -2, 2, ... as 0, 1, 2, 3, 4, ..., so that high bytes of small numbers are 0."""
+    """Maps 0, -1, 1, -2, 2, ... to 0, 1, 2, 3, 4, ..., so that high bytes of small numbers are 0."""
     return np.where(values < 0, -2 * values - 1, 2 * values)
 
 
 def encode(values: np.ndarray) -> Encoded:
-    """The smallest dtype that holds the integers, and the array's text, row-major."""
+    """Encodes integers in the smallest dtype that holds them, row-major."""
     least, most = int(values.min(initial=0)), int(values.max(initial=0))
     dtype = next(d for d in INTEGERS if np.iinfo(d).min <= least and most <= np.iinfo(d).max)
     flat = np.ascontiguousarray(values, dtype=np.dtype(dtype).newbyteorder("<")).reshape(-1)
@@ -159,13 +160,13 @@ def encode(values: np.ndarray) -> Encoded:
 
 
 def deflated(content: bytes) -> bytes:
-    """Noise, for the greater part: Huffman codes rather than repetitions."""
+    """Deflates mostly random bytes: with Huffman codes only, without searching for repetitions."""
     deflate = zlib.compressobj(9, zlib.DEFLATED, zlib.MAX_WBITS, 9, zlib.Z_FILTERED)
     return deflate.compress(content) + deflate.flush()
 
 
 def base85(content: bytes) -> str:
-    """Five characters of `ALPHABET` for four bytes, the highest first; last, how many zero bytes fill up the end."""
+    """Encodes four bytes as five characters of `ALPHABET`, the highest first; the last one counts padding bytes."""
     filling = -len(content) % 4
     words = np.frombuffer(content + bytes(filling), ">u4").astype(np.uint32)
     places = np.empty((len(words), 5), np.uint8)

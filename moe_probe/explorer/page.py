@@ -1,4 +1,4 @@
-"""The page: what it knows beside the routing, and the template that holds all together."""
+"""Builds the page: its facts besides the routing, and the template that contains everything."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ class Subject:
     """One model of a page.
 
     Attributes:
-        label: what it is called.
+        label: its name on the page.
         source: the model on its texts, or the trace.
         recorded: its routing.
-        near: similarity of its experts, if there is one.
-        words: what its experts write into the vocabulary, by layer; empty where that was not computed.
-        strings: of the ids in `words`.
+        near: similarity of its experts, or None.
+        words: tokens that its experts promote, by layer; empty if they were not computed.
+        strings: strings of the ids in `words`.
     """
 
     label: str
@@ -51,12 +51,12 @@ class Subject:
 
 
 def page_html(subjects: Sequence[Subject], packed: Sequence[Mapping[int, PackedLayer]], digits: int) -> str:
-    """The whole page.
+    """Returns the whole page.
 
     Args:
         subjects: the models.
-        packed: the routing of each; empty for a page without any.
-        digits: that numbers have.
+        packed: the routing of each; empty for a page without routing.
+        digits: significant digits of the numbers.
 
     Raises:
         NotComparable: a similarity is of another model.
@@ -77,7 +77,7 @@ def page_html(subjects: Sequence[Subject], packed: Sequence[Mapping[int, PackedL
 
 
 def by_urgency(models: Sequence[Mapping[str, Any]], arrays: Arrays) -> dict[str, list[tuple[str, Encoded]]]:
-    """The arrays that stand before the page's code, so that the first tokens are soon there, and those after it."""
+    """The arrays before the page's code, so that the first tokens appear soon, and those after it."""
     first = {f"{number}-{model['layers'][0]['index']}" for number, model in enumerate(models)}
     early, later = [], []
     for name, array in arrays.items():
@@ -94,15 +94,15 @@ def page_code() -> str:
 
 
 def as_script(facts: Mapping[str, Any]) -> str:
-    """JSON that cannot end the script element that holds it."""
+    """JSON that cannot end the script element that contains it."""
     return json.dumps(facts, ensure_ascii=False, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
 
 
 def model_facts(subject: Subject, packed: Mapping[int, PackedLayer]) -> tuple[dict[str, Any], Arrays]:
-    """Layers, texts and tokens of a model as JSON takes them; and arrays by name.
+    """Layers, texts and tokens of a model as values for JSON; and arrays by name.
 
-    Arrays are `tokens` (places in `strings`) and, each after the layer's number: those of the routing, `count` (choices
-    by label and expert), `near` and `cosine`, `words` (places in `words`) and `wordlogits`.
+    Arrays are `tokens` (indices into `strings`) and, with the layer's number as a prefix, those of the routing, `count`
+    (choices by label and expert), `near` and `cosine`, `words` (indices into `words`) and `wordlogits`.
     """
     corpus = subject.source.corpus
     ids = [token for document in corpus.documents for token in document.ids]
@@ -136,7 +136,7 @@ def packed_arrays(packed: Mapping[int, PackedLayer], index: int) -> Mapping[str,
 
 
 def layer_facts(recorded: RecordedLayer, packed: PackedLayer | None) -> dict[str, Any]:
-    """What a layer is made of, and how its numbers are to be read; kinds are left out where all experts are FFNs."""
+    """Description of a layer, and how to decode its numbers; without kinds if all experts are FFNs."""
     layer = recorded.layer
     facts: dict[str, Any] = {name: getattr(layer, name) for name in ("index", "num_experts", "subtokens")}
     if set(layer.expert_kinds) != {"ffn"}:
@@ -146,7 +146,7 @@ def layer_facts(recorded: RecordedLayer, packed: PackedLayer | None) -> dict[str
 
 
 def choices_by_label(source: Source, recorded: RecordedLayer, labels: Sequence[str]) -> np.ndarray:
-    """How often each label's tokens chose each expert, (labels, E)."""
+    """Number of choices of each expert by each label's tokens, (labels, E)."""
     documents, layer = source.corpus.documents, recorded.layer
     lengths = [len(document.ids) * layer.subtokens for document in documents]
     label = np.repeat([labels.index(document.label) for document in documents], lengths)
@@ -159,7 +159,7 @@ Nearest = list[tuple[int, float]]
 
 
 def similar_experts(source: Source, near: xr.Dataset) -> dict[int, list[Nearest]]:
-    """By layer and routed expert: the most similar others and how similar they are, the nearest first.
+    """The most similar other experts and their similarity, by layer and routed expert, the nearest first.
 
     Raises:
         NotComparable: the result is of another model, or lacks layers.
@@ -179,7 +179,7 @@ def similar_experts(source: Source, near: xr.Dataset) -> dict[int, list[Nearest]
 
 
 def nearest(cosine: np.ndarray, labels: Sequence[str], experts: int) -> list[Nearest]:
-    """The nearest others of each expert; those without a cosine, such as experts of zeros, are nobody's."""
+    """The nearest others of each expert; experts without a cosine, such as those of zeros, are never among them."""
     order = np.argsort(-cosine, axis=1, kind="stable")  # NaN comes last
     lists: list[Nearest] = [[] for _ in range(experts)]
     for expert, label in enumerate(labels):
@@ -189,7 +189,7 @@ def nearest(cosine: np.ndarray, labels: Sequence[str], experts: int) -> list[Nea
 
 
 def near_arrays(source: Source, similar: Mapping[int, Sequence[Nearest]]) -> Arrays:
-    """Numbers (E, NEAREST) of the nearest, that of no expert where there are fewer; and thousandths of cosines."""
+    """Numbers (E, NEAREST) of the nearest experts, padded with that of no expert, and cosines in thousandths."""
     arrays = {}
     for index, lists in similar.items():
         none = source.layers[index].num_experts
@@ -200,7 +200,7 @@ def near_arrays(source: Source, similar: Mapping[int, Sequence[Nearest]]) -> Arr
 
 
 def word_arrays(words: Mapping[int, Words], strings: Mapping[int, str]) -> tuple[list[str], Arrays]:
-    """Distinct strings that experts write; places in them (E, WORDS), one more for none, and hundredths of logits."""
+    """Distinct strings that experts promote; indices into them (E, WORDS), padded, and logits in hundredths."""
     distinct = np.array(sorted({int(token) for each in words.values() for token in each.ids.ravel() if token >= 0}))
     arrays = {}
     for index, each in words.items():

@@ -1,4 +1,4 @@
-"""The routing that a page tells of: of every token its experts, their router logits and applied weights."""
+"""The routing that a page shows: experts of every token, their router logits and applied weights."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ class RecordedLayer:
     """One layer's routing; rows are tokens, or sub-tokens one after the other.
 
     Attributes:
-        layer: what it is made of.
+        layer: description of the layer.
         index: listed experts, (rows, listed), int16: the chosen ones, the largest selection score first, then the
-            runners-up; `layer.num_experts` in places without an expert.
-        logits: their router logits, (rows, listed), float32; 0 where `index` names no expert.
+            runners-up; padded with `layer.num_experts`.
+        logits: their router logits, (rows, listed), float32; 0 for padding.
         weight: applied weights of the chosen ones, (rows, k), float32.
     """
 
@@ -38,16 +38,17 @@ class RecordedLayer:
 
     @property
     def chosen(self) -> np.ndarray:
-        """The chosen experts, (rows, k), k the most that a row chooses."""
+        """The chosen experts, (rows, k), where k is the largest number that a row chooses."""
         return self.index[:, : self.weight.shape[1]]
 
 
 @dataclass
 class Routing(Analysis):
-    """Experts that every token lists, their logits and weights, by layer.
+    """Experts that are listed for every token, their logits and weights, by layer.
 
     Args:
-        runners_up: experts listed beside the chosen ones; None for all of a layer with up to 16 experts, 1 elsewhere.
+        runners_up: number of experts listed besides the chosen ones; None for all in layers of up to 16 experts, and 1
+            in others.
     """
 
     runners_up: int | None = None
@@ -77,7 +78,7 @@ class Routing(Analysis):
         self.next_logits.add(batch, logits.masked_fill(excluded, 0))
 
     def listed(self, layer: Layer) -> int:
-        """How many experts of each row are listed."""
+        """Number of listed experts of each row."""
         by_default = layer.num_experts if layer.num_experts <= FEW else RUNNERS_UP
         return min(layer.num_experts, layer.top_k + (by_default if self.runners_up is None else self.runners_up))
 
@@ -85,7 +86,7 @@ class Routing(Analysis):
         return {name: self.state_of(name).array for name in self.declared() if name != "score_kinds"}
 
     def layers(self, source: Source) -> dict[int, RecordedLayer]:
-        """The layers that it has seen, tokens in the order of the texts."""
+        """The observed layers, with tokens in the order of the texts."""
         recorded = {}
         for index in self.index.layers:
             layer = source.layers[index]
@@ -104,7 +105,7 @@ class Routing(Analysis):
         return recorded
 
     def _rows(self, source: Source, name: str, layer: int, fill: float) -> np.ndarray:
-        """A table's rows (rows, ranks) of a layer, batches with fewer ranks than others filled up."""
+        """A table's rows (rows, ranks) of a layer; batches with fewer ranks than others are padded."""
         parts = self.state_of(name)[layer].parts
         most = max(values.shape[-1] for _, values in parts)
         tokens, values = Rows([(tokens, padded(values, -1, most, fill)) for tokens, values in parts]).ordered()

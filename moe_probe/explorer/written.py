@@ -1,4 +1,4 @@
-"""What experts write into the vocabulary: their mean output, through the model's own last norm and head."""
+"""Tokens that experts promote: their mean output, passed through the model's own last norm and head."""
 
 from __future__ import annotations
 
@@ -23,7 +23,9 @@ WORDS = 10  # of each expert
 
 
 class Words(NamedTuple):
-    """The token ids that an expert writes most, (E, WORDS), and their logits above the vocabulary's mean; best first.
+    """The token ids that each expert promotes most, (E, WORDS), and their logits above the vocabulary's mean.
+
+    They are in descending order.
 
     `ids` is -1 for an expert that no token chose.
     """
@@ -43,15 +45,15 @@ class Written(Analysis):
     total, choices = Total("expert", "width"), Total("expert")
 
     def check(self, source: Source) -> None:
-        """Refuse layers whose experts do not write to the residual stream.
+        """Raises an error if the outputs of experts are not in the residual stream.
 
         Raises:
-            NotFitting: they write parts of it.
+            NotFitting: experts output sub-tokens.
         """
         split = next((layer.index for layer in source.layers.values() if layer.subtokens > 1), None)
         if split is not None:
             raise NotFitting(
-                f"Experts of layer {split} of {source.name} write sub-tokens, which the head cannot read; "
+                f"Experts of layer {split} of {source.name} output sub-tokens, which the head cannot read; "
                 "omit vocabulary=."
             )
 
@@ -66,7 +68,7 @@ class Written(Analysis):
         return {"total": self.total.array, "choices": self.choices.array}
 
     def words(self, model: MoEModel, execution: Execution) -> dict[int, Words]:
-        """By layer, the tokens that experts write most.
+        """Returns the tokens that experts promote most, by layer.
 
         Raises:
             NotFitting: the model has no last norm or no head.
@@ -74,7 +76,7 @@ class Written(Analysis):
         runner = Runner(model, is_layerwise(model, execution), head=True)
         norm, head = last_norm(runner), runner.module.get_output_embeddings()
         if head is None:
-            raise NotFitting(f"{model.name} has no head that writes into the vocabulary; omit vocabulary=.")
+            raise NotFitting(f"{model.name} has no language model head; omit vocabulary=.")
         return {
             layer: most_written(self.total[layer], self.choices[layer], norm, cast(nn.Module, head))
             for layer in self.total.layers
@@ -82,10 +84,10 @@ class Written(Analysis):
 
 
 def last_norm(runner: Runner) -> nn.Module:
-    """The norm that a decoder applies after its layers.
+    """Returns the norm that a decoder applies after its layers.
 
     Raises:
-        NotFitting: there is none.
+        NotFitting: the decoder has none.
     """
     children = [child for child in runner.decoder.children() if child is not runner.layers]
     norms = [child for child in children if "norm" in type(child).__name__.lower()]
@@ -96,7 +98,7 @@ def last_norm(runner: Runner) -> nn.Module:
 
 @torch.no_grad()
 def most_written(total: np.ndarray, choices: np.ndarray, norm: nn.Module, head: nn.Module) -> Words:
-    """The words of one layer's experts, of sums (E, width) of so many choices (E,)."""
+    """The words of one layer's experts, from sums of outputs (E, width) and numbers of choices (E,)."""
     weight = cast(torch.Tensor, head.weight)
     mean = torch.from_numpy(total / np.maximum(choices, 1)[:, None]).to(weight)
     logits = head(norm(mean)).float()

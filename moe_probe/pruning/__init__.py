@@ -1,7 +1,7 @@
-"""Expert scores, and what they are worth: by which experts are pruned or merged, beside what removing them costs.
+"""Expert scores, pruning and merging of experts, and the measured cost of removing them.
 
-Each file of `scores/` holds one score. Another package adds one through the entry points of the group
-`moe_probe.scores`: the entry point's name is the score's, its value the module that holds it.
+Each file of `scores/` defines one score. Other packages add scores through the entry point group `moe_probe.scores`: an
+entry point's name is the score's, its value the module that defines it.
 """
 
 from __future__ import annotations

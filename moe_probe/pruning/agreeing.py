@@ -1,4 +1,4 @@
-"""Do scores foretell what removing an expert costs?"""
+"""Do scores predict the cost of removing an expert?"""
 
 from __future__ import annotations
 
@@ -17,48 +17,52 @@ from moe_probe.statistics.bootstrap import DRAWS, check_draws, interval
 
 LEAST = 3  # experts that a rank correlation is of
 RANK = "Spearman's rank correlation with the change of the loss"
-TOO_FEW = "fewer than three experts or five documents, or values that are all the same"
-SHARED = "share of the experts with the lowest scores that cost least"
+TOO_FEW = "fewer than three experts or five documents, or equal values"
+SHARED = "share of the lowest-scored experts among those of least cost"
 
 
 @checked
 def agreement(
     scores: xr.Dataset, ablation: xr.Dataset, *, lowest: int | None = None, bootstrap: int = DRAWS
 ) -> xr.Dataset:
-    """Scores beside the ablation that they are to foretell.
+    """Compares scores with the measured ablation that they should predict.
 
-    Scores that keep small values are turned round, so that a good score always correlates positively. Experts that have
-    no value since no row chose them count as the least important; those without a value otherwise are left out. A rank
-    correlation within layers says whether a score finds the layer's experts, one over the model whether its values can
-    be compared between layers. Noise of the ablation draws correlations towards 0, and intervals with them: they are of
-    what so many documents show, not of what infinitely many would.
+    Scores that keep small values change their sign, so that a good score always correlates positively. Experts that no
+    row chose have no value and count as the least important; others without a value are skipped. A rank correlation
+    within layers says whether a score ranks the experts of a layer correctly; one over the model, whether its values
+    are comparable between layers. Noise of the ablation pulls correlations and their intervals towards 0: they describe
+    the given number of documents, not infinitely many.
 
     Args:
         scores: result of `pruning.scores`.
-        ablation: result of `intervene.ablate` of the same model: on other texts, to say that scores foretell. With
-            `by_unit=True`, it has what intervals over its documents need.
-        lowest: experts of each layer that would be pruned; a quarter by default, at least one.
-        bootstrap: resamples of the ablation's documents for the intervals, scores held fixed; 0 for none.
+        ablation: result of `intervene.ablate` of the same model; use other texts, to test a prediction. Intervals need
+            `by_unit=True`.
+        lowest: number of experts of each layer that would be pruned; a quarter by default, at least one.
+        bootstrap: resamples of the ablation's documents for the intervals, with fixed scores; 0 for none.
 
     Returns:
-        `rank_correlation` (score, layer) and `model_rank_correlation` (score), Spearman's, of the total effects;
-        `mean_rank_correlation` (score), the mean over layers; nan with fewer than three experts, or where one side is
-        constant. `overlap` (score, layer) and `model_overlap` (score), the share of the `lowest` experts (of a layer,
-        or as many of the whole model) that are among those that cost least; `overlap_chance` (layer). `importance`
-        (score, layer, expert), the scores turned so that high ones are kept, -inf where no row chose the expert, and
-        `loss_change` (layer, expert), nats, are what was compared. Correlations
-        have `_low` and `_high` where the ablation has its sums by unit, nan with fewer than five of them. `attrs` say
-        whether both are of the same texts (`same_texts`), and `lowest`.
+        Dataset, float64, with
+
+        - `rank_correlation` (score, layer), Spearman's, of the total effects, `mean_rank_correlation` (score), its mean
+          over layers, and `model_rank_correlation` (score), over all experts of the model; nan with fewer than three
+          experts, or if one side is constant; with `_low` and `_high`, their 95 % intervals, if the ablation has sums
+          by unit, nan with fewer than five units;
+        - `overlap` (score, layer) and `model_overlap` (score), the share of the `lowest` experts (of a layer, or as
+          many of the whole model) that are among those of least cost, and `overlap_chance` (layer);
+        - the compared values: `importance` (score, layer, expert), scores with a sign such that high ones are kept,
+          -inf if no row chose the expert, and `loss_change` (layer, expert), nats.
+
+        `attrs` say whether both are of the same texts (`same_texts`), and give `lowest`.
 
     Raises:
         NotComparable: the results are of different models, or have no layer in common.
-        WrongType: they are other results.
+        WrongType: a result is not of `scores` or `ablate`.
 
     Examples:
         >>> from moe_probe import intervene, pruning
-        >>> found = pruning.scores("ckpt/tiny-mixtral", [[5, 6, 7, 8]], ["reap", "ean"])
-        >>> truth = intervene.ablate("ckpt/tiny-mixtral", [[9, 10, 11], [12, 13]], by_unit=True)
-        >>> pruning.agreement(found, truth).rank_correlation.dims
+        >>> scores = pruning.scores("ckpt/tiny-mixtral", [[5, 6, 7, 8]], ["reap", "ean"])
+        >>> ablation = intervene.ablate("ckpt/tiny-mixtral", [[9, 10, 11], [12, 13]], by_unit=True)
+        >>> pruning.agreement(scores, ablation).rank_correlation.dims
         ('score', 'layer')
     """
     check_results(scores, ablation)
@@ -66,7 +70,9 @@ def agreement(
     layers = [layer for layer in scores.layer.values if layer in ablation.layer.values]
     experts = [expert for expert in scores.expert.values if expert in ablation.expert.values]
     if not layers or not experts:
-        raise NotComparable("The scores and the ablation have no layer and expert in common; run both on the same.")
+        raise NotComparable(
+            "The scores and the ablation have no layer and expert in common; run both on the same layers."
+        )
     shared = scores.sel(layer=layers, expert=experts)
     cost = ablation.sel(path="total", layer=layers, expert=experts)
     if lowest is not None:
@@ -80,7 +86,7 @@ def agreement(
 
 
 def check_results(scores: xr.Dataset, ablation: xr.Dataset) -> None:
-    """Refuse other results, and those of different models."""
+    """Raises an error if the results are of other functions, or of different models."""
     for name, result in (("scores", scores), ("ablate", ablation)):
         if not isinstance(result, xr.Dataset) or result.attrs.get("analysis") != name:
             raise WrongType(
@@ -91,9 +97,9 @@ def check_results(scores: xr.Dataset, ablation: xr.Dataset) -> None:
 
 
 def importance(scores: xr.Dataset) -> np.ndarray:
-    """Values that are high for experts to keep, (score, layer, expert).
+    """Scores with a sign such that high values are kept, (score, layer, expert).
 
-    -inf for experts that no row chose, nan where there is no value otherwise.
+    Experts that no row chose have -inf, others without a value nan.
     """
     value = scores.value.transpose("score", "layer", "expert").values
     turned = np.where(scores.keep_high.values[:, None, None], value, -value)
@@ -110,7 +116,7 @@ class Compared:
     Attributes:
         importance: (scores, layers, experts).
         cost: change of the loss, (layers, experts).
-        lowest: experts of a layer that are pruned; None for a quarter.
+        lowest: number of pruned experts of a layer; None for a quarter.
     """
 
     importance: np.ndarray
@@ -118,7 +124,7 @@ class Compared:
     lowest: int | None
 
     def pruned(self, layer: int) -> int:
-        """How many of a layer's experts are pruned."""
+        """Number of a layer's experts that are pruned."""
         there = int(np.isfinite(self.cost[layer]).sum())
         return min(self.lowest or max(1, there // 4), there)
 
@@ -138,7 +144,7 @@ class Compared:
         return {"rank_correlation": by_layer, "mean_rank_correlation": mean, "model_rank_correlation": whole}
 
     def overlaps(self) -> dict[str, np.ndarray]:
-        """Shares of the experts with the lowest scores that cost least, and the chance level."""
+        """Shares of the lowest-scored experts among those of least cost, and the chance level."""
         counts = [self.pruned(layer) for layer in range(len(self.cost))]
         by_layer = [
             [overlap(one[layer], self.cost[layer], count) for layer, count in enumerate(counts)]
@@ -151,9 +157,9 @@ class Compared:
 
 
 def spearman(one: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """Spearman's correlation of values (E,), of which -inf is the lowest, with several others (n, E), (n,).
+    """Spearman's correlation (n,) of values (E,), which may be -inf, with n others (n, E).
 
-    nan with fewer than three known pairs, and where a side is constant.
+    The correlation is nan with fewer than three pairs without nan, and if a side is constant.
     """
     known = ~np.isnan(one) & np.isfinite(others).all(0)
     if known.sum() < LEAST:
@@ -165,7 +171,7 @@ def spearman(one: np.ndarray, others: np.ndarray) -> np.ndarray:
 
 
 def overlap(one: np.ndarray, cost: np.ndarray, count: int) -> float:
-    """Share of the `count` lowest of one that are among those of the other; ties count in part, by their chance."""
+    """Share of the `count` lowest values of one among those of the other; ties count by their probability."""
     known = ~np.isnan(one) & np.isfinite(cost)
     if not 0 < count <= known.sum():
         return float("nan")
@@ -173,7 +179,7 @@ def overlap(one: np.ndarray, cost: np.ndarray, count: int) -> float:
 
 
 def taken(values: np.ndarray, count: int) -> np.ndarray:
-    """How likely each value is among the `count` lowest, where ties are broken by chance."""
+    """Probability that each value is among the `count` lowest if ties are broken at random."""
     edge = np.sort(values)[count - 1]
     below, ties = values < edge, values == edge
     return below + ties * (count - below.sum()) / ties.sum()
@@ -208,7 +214,7 @@ def _result(
         dims = ("layer",) if name == "overlap_chance" else ("score", "layer")[: values.ndim]
         arrays[name] = variable(dims, values, " ".join(_words(name)), undefined=TOO_FEW)
     arrays["importance"] = variable(
-        ("score", "layer", "expert"), compared.importance, "score, high for experts to keep", "that of the score"
+        ("score", "layer", "expert"), compared.importance, "score, high for important experts", "that of the score"
     )
     arrays["loss_change"] = variable(
         ("layer", "expert"), compared.cost, "change of the loss without the expert", "nats"

@@ -1,4 +1,4 @@
-"""Which experts of a layer, or of all layers, belong together."""
+"""Clustering of the experts of a layer, or of all layers."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ Grouping = tuple[tuple[int, ...], ...]
 
 
 def linked(distance: np.ndarray, count: int, method: str) -> Grouping:
-    """Groups of a hierarchical clustering, cut where so many are left.
+    """Groups of a hierarchical clustering, cut at `count` groups.
 
     Args:
         distance: between the experts of a layer, (E, E), symmetric.
-        count: of the groups.
+        count: number of groups.
         method: linkage: `single`, `complete` or `average`.
     """
     condensed = squareform((distance + distance.T) / 2, checks=False)
@@ -26,7 +26,7 @@ def linked(distance: np.ndarray, count: int, method: str) -> Grouping:
 
 
 def cut(tree: np.ndarray, count: int) -> np.ndarray:
-    """The group of each expert (E,) after E - count unions: exactly `count` groups, where distances are equal too."""
+    """The group of each expert (E,) after E - count unions: exactly `count` groups, even if distances are equal."""
     experts = len(tree) + 1
     ranked = tree.copy()
     ranked[:, 2] = np.arange(1, experts)  # the order of the unions in place of their distances, which may be equal
@@ -34,15 +34,15 @@ def cut(tree: np.ndarray, count: int) -> np.ndarray:
 
 
 def dominated(distances: Mapping[int, np.ndarray], usage: Mapping[int, np.ndarray], count: int) -> dict[int, Grouping]:
-    """Groups around dominant experts: the most used of the whole model, each layer's most used among them.
+    """Groups around dominant experts: the most used ones of the whole model, including the most used of each layer.
 
     Every other expert joins the nearest dominant one of its layer (MC-SMoE, arXiv 2310.01334, section 3.1). Layers have
     different numbers of groups, `count` on average.
 
     Args:
         distances: between the experts of each layer, (E, E).
-        usage: how often each is chosen, (E,), as a share of its layer.
-        count: of groups a layer, on average.
+        usage: share of each expert in the choices of its layer, (E,).
+        count: average number of groups per layer.
     """
     scaled = {layer: counts / max(counts.max(), 1e-300) for layer, counts in usage.items()}
     cells = [(layer, expert) for layer, values in scaled.items() for expert in range(len(values))]
@@ -55,7 +55,7 @@ def dominated(distances: Mapping[int, np.ndarray], usage: Mapping[int, np.ndarra
 
 
 def around(distance: np.ndarray, centers: Sequence[int]) -> Grouping:
-    """Each expert with the nearest of the centers; centers first."""
+    """Groups in which each expert joins the nearest of the centers; centers come first."""
     groups = {center: [center] for center in centers}
     for expert in range(len(distance)):
         if expert not in groups:

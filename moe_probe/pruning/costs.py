@@ -1,4 +1,4 @@
-"""What sets of interventions cost on held-out texts: loss, divergence and kept predictions, on a grid of sets."""
+"""Costs of sets of interventions on held-out texts: loss, divergence and kept predictions, on a grid of sets."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ def measured_costs(
     bootstrap: int,
     options: Mapping[str, Any],
 ) -> tuple[dict[str, xr.DataArray], dict[str, Any]]:
-    """Costs of sets of interventions, and what results say of the texts.
+    """Measures the costs of sets of interventions.
 
     Args:
-        model: that is edited.
+        model: the model to edit.
         corpus: held-out documents.
         sets: one for each point of the grid, in its order; an empty one is the unedited run.
         dims: names of the grid's dimensions, with their coordinates.
@@ -43,8 +43,8 @@ def measured_costs(
         options: those of `intervene.effect` that are not about reading texts.
 
     Returns:
-        `loss_change` with `_low` and `_high`, `kl`, `top1` (the grid), `label_loss_change` (label, the grid) where
-        documents have labels, and `base_loss`, by name; attrs.
+        Variables by name: `loss_change` with `_low` and `_high`, `kl` and `top1` on the grid, `label_loss_change`
+        (label, grid) if documents have labels, and `base_loss`; and attributes that describe the texts.
     """
     edits = {f"{place}": list(several) for place, several in enumerate(sets) if several}
     measured = effect(model, corpus, edits, control=False, bootstrap=bootstrap, **options).sel(path="total")
@@ -72,12 +72,12 @@ def measured_costs(
 
 
 class Grid:
-    """Places of edits on a grid of sets.
+    """Positions of edits on a grid of sets.
 
     Args:
         measured: result of `intervene.effect`, whose edits are numbered by their sets.
-        count: of the sets.
-        dims: of the grid.
+        count: number of sets.
+        dims: dimensions of the grid.
     """
 
     def __init__(self, measured: xr.Dataset, count: int, dims: Mapping[str, Sequence[Any]]):
@@ -93,21 +93,21 @@ class Grid:
 
 
 def weighted(values: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """Means of documents (..., documents), weighted by counts; documents of count 0 are left out."""
+    """Means over documents (..., documents), weighted by counts; documents of count 0 are skipped."""
     used = counts > 0
     return np.asarray((values[..., used] * counts[used]).sum(-1) / max(counts[used].sum(), 1))
 
 
 def check_of_model(model: MoEModel, result: object, analysis: str) -> None:
-    """Refuse what is not a result of `pruning.<analysis>`, or one of another model."""
+    """Raises an error if a result is not one of `pruning.<analysis>`, or is of another model."""
     if not isinstance(result, xr.Dataset) or result.attrs.get("analysis") != analysis:
         raise WrongType(f"{analysis} is {value_shown(result)}; pass the result of pruning.{analysis}.")
     if result.attrs["fingerprint"] != model.fingerprint:
-        raise NotComparable(f"The {analysis} are of another model than {model.name}; compute them of this one.")
+        raise NotComparable(f"The {analysis} are of another model than {model.name}; compute them for this one.")
 
 
 def check_held_out(digests: Iterable[int], corpus: Corpus) -> None:
-    """Raises: NotFitting: a document is among those, by their digests, that was computed from."""
+    """Raises `NotFitting` if a document, by its digest, is among those from which scores or groups were computed."""
     calibration = set(digests)
     seen = [
         document.number
@@ -117,5 +117,5 @@ def check_held_out(digests: Iterable[int], corpus: Corpus) -> None:
     if seen:
         raise NotFitting(
             f"{len(seen)} of {len(corpus.documents)} documents, such as number {seen[0]}, are among those that the "
-            "scores were computed from; pass other texts, so that what is chosen on some is judged on others."
+            "scores were computed from; pass other texts, so that scores are judged on held-out ones."
         )

@@ -1,4 +1,4 @@
-"""What pruning by each score costs on held-out texts, beside pruning at random."""
+"""Cost of pruning by each score on held-out texts, compared with pruning at random."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from moe_probe.texts.tokenizing import make_corpus
 
 FRACTIONS = (0.125, 0.25, 0.5)
 RANDOM = "random"  # the orders that no score gave
-MASKED = "Masked experts are as if deleted: never chosen, the others chosen and weighted by the router's own rules."
+MASKED = "Masked experts are as if deleted: the router chooses and weights only the others, by its own rules."
 
 
 def curve(
@@ -38,32 +38,38 @@ def curve(
     bootstrap: int = DRAWS,
     **options: Unpack[RunOptions],
 ) -> xr.Dataset:
-    """Held-out loss with a share of the experts masked, for each score and for random sets of as many.
+    """Measures the held-out loss with a share of the experts masked, for each score and for random orders.
 
-    A mask is as a deletion: the router chooses anew among the rest, by its own rules. Experts that have no value,
-    since no row chose them, go first. In each layer as many experts stay as a token chooses.
+    Masking is equivalent to deletion: the router chooses among the remaining experts, by its own rules. Experts that no
+    row chose have no value and go first. Each layer keeps at least as many experts as a token chooses.
 
     Args:
-        model: what the scores are of.
-        scores: result of `pruning.scores`, of other texts. A score that lacks a value of an expert that a row chose is
-            left out, with a warning.
-        texts: held out: none of the documents that the scores were computed from.
-        fractions: of the experts that are masked.
+        model: the model of the scores.
+        scores: result of `pruning.scores` on other texts. A score without a value for an expert that a row chose is
+            skipped, with a warning.
+        texts: held-out texts, without any document from which the scores were computed: strings, lists of token ids, a
+            file of texts, a `datasets` dataset, a table, or a `Corpus`.
+        fractions: shares of masked experts, such as 0.25.
         per: `layer`, the same share of each layer, or `model`, the lowest of the whole model.
-        random: random orders of the experts, drawn from the seeds 0, 1, ...
+        random: number of random orders of the experts, from the seeds 0, 1, ...
         bootstrap: resamples of documents for the intervals; 0 for none.
-        options: those of `dynamic.run` but `baseline` and `layers`.
+        options: those of `dynamic.run` except `baseline` and `layers`.
 
     Returns:
-        Dimensions `order` (the scores, then `random 0`, ...), `fraction`: `loss_change`, over all predicted tokens,
-        nats, with `_low` and `_high`, the 95 % interval over documents; `kl`, mean KL(whole || pruned) over all
-        positions, nats; `top1`, share of positions whose most likely next token stays; `pruned`, experts that are
-        masked; `label_loss_change` (order, label, fraction) where documents have labels. `base_loss`, scalar, nats.
+        Dataset whose `order` holds the scores, then `random 0`, ..., with
+
+        - `loss_change` (order, fraction), the mean change over all predicted tokens, nats, with `_low` and `_high`, the
+          95 % interval over documents;
+        - `kl` (order, fraction), the mean KL(whole || pruned) over all positions, nats;
+        - `top1` (order, fraction), the share of positions whose most likely next token stays;
+        - `pruned` (order, fraction), int64, the number of masked experts;
+        - `label_loss_change` (order, label, fraction), nats, if documents have labels;
+        - `base_loss` (), nats.
 
     Raises:
         NotComparable: the scores are of another model.
-        NotFitting: a document is among those that the scores are of, no score has all values, or too few experts would
-            be left.
+        NotFitting: the scores were computed from one of the documents, no score has all values, or too few experts
+            would be left.
 
     Examples:
         >>> from moe_probe import pruning
@@ -82,34 +88,34 @@ def curve(
     cells = [(name, fraction) for name in orders for fraction in fractions]
     pruned = [lowest(opened, orders[name], fraction, per) for name, fraction in cells]
     if not any(pruned):
-        raise NotFitting(f"No share of {list(fractions)} is a whole expert; pass larger fractions.")
+        raise NotFitting(f"No share of {list(fractions)} amounts to a whole expert; pass larger fractions.")
     dims = {"order": list(orders), "fraction": list(fractions)}
     arrays, told = measured_costs(opened, corpus, [masks(experts) for experts in pruned], dims, bootstrap, asked)
     counts = np.array([sum(map(len, experts.values())) for experts in pruned]).reshape(len(orders), len(fractions))
-    arrays["pruned"] = variable(tuple(dims), counts, "experts that are masked", "experts")
+    arrays["pruned"] = variable(tuple(dims), counts, "masked experts", "experts")
     about = provenance("curve", opened, per=per, random=random, bootstrap=bootstrap)
     told["definition"] = f"{MASKED} {told['definition']}"
     return dataset(arrays, {**about, **told})
 
 
 def with_values(scores: xr.Dataset) -> xr.Dataset:
-    """The scores without those that lack a value of an expert, though a row chose it; a warning names them.
+    """Returns the scores that have a value for every expert that a row chose; warns about the others.
 
     Raises:
-        NotFitting: none is left.
+        NotFitting: no score is left.
     """
     there = np.isfinite(scores.chosen.values) if "chosen" in scores else True
     unknown = (np.isnan(importance(scores)) & there).any((1, 2))
     if unknown.all():
-        raise NotFitting(f"No score of {', '.join(scores.score.values)} has a value of every expert; pass others.")
+        raise NotFitting(f"No score of {', '.join(scores.score.values)} has a value for every expert; pass others.")
     if unknown.any():
         names = ", ".join(scores.score.values[unknown])
-        warnings.warn(f"Nothing is pruned by {names}: some experts have no value.", stacklevel=3)
+        warnings.warn(f"Skipping {names}: some experts have no value.", stacklevel=3)
     return scores.isel(score=np.flatnonzero(~unknown))
 
 
 def orders_of(model: MoEModel, scores: xr.Dataset, random: int) -> dict[str, dict[int, np.ndarray]]:
-    """Values by which experts go, the lowest first, by order and layer."""
+    """Values by which experts are pruned, the lowest first, by order and layer."""
     layers = scores.layer.values.tolist()
     by_score = {
         str(name): {layer: values[row, : model.layer(layer).num_experts] for row, layer in enumerate(layers)}

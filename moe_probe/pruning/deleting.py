@@ -1,4 +1,4 @@
-"""NAEE: which experts of a layer go together, by how far the layer's routed output moves without them."""
+"""NAEE: chooses experts to delete together, by the change of the layer's routed output without them."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ Sets = Mapping[int, Sequence[tuple[int, ...]]]
 
 @dataclass
 class DeletionPass(Analysis):
-    """Squared distances of the routed outputs without sets of experts, in one pass; an analysis for `naee` alone."""
+    """Squared distances of the routed outputs without sets of experts, in one pass; the analysis behind `naee`."""
 
     name = "naee"
     needs = frozenset({Need.WEIGHTS, Need.OUTPUTS, Need.WITHOUT})
@@ -49,14 +49,14 @@ class DeletionPass(Analysis):
 
 @dataclass
 class Search:
-    """Sets of experts that move a layer's output least, layer by layer.
+    """Search for the sets of experts whose removal changes each layer's output least.
 
     Attributes:
-        source: what runs.
-        remove: experts of a set.
-        most_sets: sets of a layer that are tried at once; where there are more, experts are taken one after the other.
+        source: the model on its corpus.
+        remove: number of experts in a set.
+        most_sets: largest number of sets of a layer to try at once; if there are more, the search is greedy.
         options: of the passes.
-        tried: sets that were tried, by layer.
+        tried: number of sets tried, by layer.
     """
 
     source: Running
@@ -66,7 +66,7 @@ class Search:
     tried: dict[int, int] = field(default_factory=dict)
 
     def run(self) -> dict[int, tuple[tuple[int, ...], float]]:
-        """The best set that was tried, and its distance, by layer."""
+        """Returns the best set tried, and its distance, by layer."""
         exact = {layer: comb(of.num_experts, self.remove) <= self.most_sets for layer, of in self.source.layers.items()}
         best: dict[int, tuple[tuple[int, ...], float]] = {}
         every = {layer: self._all_sets(layer) for layer in exact if exact[layer]}
@@ -102,30 +102,32 @@ class Search:
 def naee(
     model: Openable, texts: Texts, remove: int, *, most_sets: int = MOST_SETS, **options: Unpack[RunOptions]
 ) -> xr.Dataset:
-    """The experts of each layer without which its routed output moves least.
+    """Finds the experts of each layer whose removal changes the layer's routed output least.
 
-    The layer's own router chooses anew among the others, by all its rules. Where a layer has no more than `most_sets`
-    sets of so many experts, all are tried, in one pass; otherwise the experts go one after the other, each the one that
-    moves the output least, in as many passes, and nothing says how far the best set is from that.
+    The layer's own router chooses among the other experts, by all of its rules. If a layer has at most `most_sets` sets
+    of the given size, one pass tries all of them. Otherwise the search is greedy: each pass removes the one expert that
+    changes the output least, which may miss the best set.
 
     Args:
         model: a checkpoint folder, a hub id or a model.
         texts: strings, lists of token ids, a file of texts, a `datasets` dataset, a table, or a `Corpus`.
-        remove: experts of each layer that go.
-        most_sets: of a layer, that are all tried.
-        options: those of `dynamic.run` but `baseline` and `checkpoint_dir`.
+        remove: number of experts to remove from each layer.
+        most_sets: largest number of sets of a layer for which all are tried.
+        options: those of `dynamic.run` except `baseline` and `checkpoint_dir`.
 
     Returns:
-        `removed` (layer, expert), bool; `distance` (layer), the Frobenius norm over all rows of z - z without the
-        experts, residual stream; `tried` (layer), sets; `exact` (layer), whether all were. `pruning.plan` takes it.
+        Dataset with `removed` (layer, expert), bool; `distance` (layer), float64, the Frobenius norm over all rows of
+        z - z without the experts, in units of the residual stream; `tried` (layer), the number of sets tried; and
+        `exact` (layer), bool, whether these were all. `pruning.plan` takes it.
 
     Raises:
-        OutOfRange: `remove` is not 1 or more.
+        OutOfRange: `remove` is below 1.
         NotFitting: fewer experts than a token chooses would be left.
-        FamilyError: the model's MoE layers cannot be watched, or its router cannot choose anew.
+        FamilyError: the model's MoE layers cannot be watched, or its router cannot choose again.
 
     Source:
-        Lu et al., arXiv 2402.14800, section 3.2; the distance is over all rows at once, its code adds those of batches.
+        Lu et al., arXiv 2402.14800, section 3.2. The distance is over all rows at once; their code sums those of
+        batches.
 
     Examples:
         >>> from moe_probe import pruning
@@ -141,7 +143,7 @@ def naee(
     for index, layer in source.layers.items():
         if layer.num_experts - remove < layer.top_k:
             raise NotFitting(
-                f"remove={remove} leaves {layer.num_experts - remove} experts of layer {index}, and a token chooses "
+                f"remove={remove} leaves {layer.num_experts - remove} experts of layer {index}, but a token chooses "
                 f"{layer.top_k}; remove fewer."
             )
     search = Search(source, remove, most_sets, asked)
@@ -155,11 +157,11 @@ def _result(source: Running, search: Search, best: Mapping[int, tuple[tuple[int,
     removed = np.array([np.isin(np.arange(experts), best[layer][0]) for layer in layers])
     exact = [comb(source.layers[layer].num_experts, search.remove) <= search.most_sets for layer in layers]
     arrays = {
-        "removed": variable(("layer", "expert"), removed, "experts that go"),
+        "removed": variable(("layer", "expert"), removed, "removed experts"),
         "distance": variable(
             ("layer",), [best[layer][1] for layer in layers], "distance of the routed output", "residual stream"
         ),
-        "tried": variable(("layer",), [search.tried[layer] for layer in layers], "sets that were tried", "sets"),
+        "tried": variable(("layer",), [search.tried[layer] for layer in layers], "sets tried", "sets"),
         "exact": variable(("layer",), exact, "all sets were tried"),
     }
     about = {**DeletionPass().attrs(source), "definition": DEFINITION}

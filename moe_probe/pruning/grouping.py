@@ -1,4 +1,4 @@
-"""Which experts are merged: groups by the similarity of their outputs, weights or router logits."""
+"""Groups of experts to merge, by the similarity of their outputs, weights or router logits."""
 
 from __future__ import annotations
 
@@ -33,14 +33,15 @@ Average = Literal["usage", "equal"]
 
 @dataclass(frozen=True)
 class Groups(StoredAsJson):
-    """Experts that are merged with each other, of each layer.
+    """Groups of experts to merge, for each layer.
 
     Attributes:
         model: name of the model.
-        groups: by layer, of all its experts; the most used one of each group first.
-        usage: rows that chose each expert, by layer.
-        by, method: how they were found.
-        calibration: a number for each document that they were found on.
+        groups: groups of all experts, by layer; the most used expert of each group is first.
+        usage: number of rows that chose each expert, by layer.
+        by: the similarity that formed the groups.
+        method: the clustering method.
+        calibration: a digest of each document that was used.
     """
 
     model: str
@@ -54,11 +55,11 @@ class Groups(StoredAsJson):
     what = "groups of experts"
 
     def merges(self, average: Average = "usage", aligned: bool = False) -> list[Merge]:
-        """The same as interventions.
+        """Returns the groups as interventions.
 
         Args:
-            average: `usage`, each expert counts as often as it is chosen, or `equal`.
-            aligned: put the neurons of each expert in the order of the group's most used one before averaging.
+            average: `usage`, which weights each expert by its number of choices, or `equal`.
+            aligned: before averaging, put the neurons of each expert into the order of the group's most used one.
 
         Examples:
             >>> Groups("a model", {0: ((1, 0), (2,))}, {0: (1, 3, 5)}, "output", "average").merges()
@@ -73,13 +74,13 @@ class Groups(StoredAsJson):
         ]
 
     def _shares(self, layer: int, groups: Sequence[Sequence[int]]) -> list[list[float]]:
-        """How often the experts of each group are chosen; alike where none of a group is."""
+        """Number of choices of the experts of each group; equal numbers if no expert of a group is chosen."""
         counts = [[float(self.usage[layer][expert]) for expert in group] for group in groups]
         return [several if sum(several) else [1.0] * len(several) for several in counts]
 
     @classmethod
     def of(cls, content: dict[str, Any]) -> Self:
-        """The groups that `save` wrote."""
+        """Returns the groups that `save` wrote."""
         for name in ("groups", "usage"):
             content[name] = {int(layer): tuple(values) for layer, values in content[name].items()}
         content["groups"] = {layer: tuple(map(tuple, groups)) for layer, groups in content["groups"].items()}
@@ -97,10 +98,10 @@ class Groups(StoredAsJson):
 
 
 def read_groups(path: str | Path) -> Groups:
-    """The groups in a file.
+    """Reads groups from a file that `Groups.save` wrote.
 
     Raises:
-        Damaged: the file holds none.
+        Damaged: the file holds no groups.
 
     Examples:
         >>> read_groups("groups.json")  # doctest: +SKIP
@@ -110,10 +111,10 @@ def read_groups(path: str | Path) -> Groups:
 
 @dataclass
 class PairPass(Analysis):
-    """The sums from which similarities of experts follow, in one pass; an analysis for `groups` alone.
+    """The sums for similarities of experts, in one pass; the analysis behind `groups`.
 
     Args:
-        by: which similarity.
+        by: name of the similarity.
     """
 
     by: By
@@ -141,7 +142,7 @@ class PairPass(Analysis):
         return {"chosen": self.chosen.array}
 
     def distance(self, layer: int) -> np.ndarray:
-        """Between the experts of a layer, (E, E)."""
+        """Distances between the experts of a layer, (E, E)."""
         sums = np.asarray(self.sums[layer])
         if self.by == "output":
             means = sums / float(self.rows[layer])
@@ -158,29 +159,32 @@ def groups(
     method: Method = "average",
     **options: Unpack[RunOptions],
 ) -> Groups:
-    """Groups of experts that are alike, to merge them.
+    """Groups similar experts, to merge them.
 
     Args:
         model: a checkpoint folder, a hub id or a model.
-        texts: strings, lists of token ids, a file of texts, a `datasets` dataset, a table, or a `Corpus`; they tell how
-            often experts are chosen, too.
-        count: groups of each layer; with `dominant`, on average over the layers.
-        by: what is alike. `output`: the mean output over all rows, Euclidean distance (HC-SMoE, arXiv 2410.08589);
+        texts: strings, lists of token ids, a file of texts, a `datasets` dataset, a table, or a `Corpus`; they also
+            determine how often experts are chosen.
+        count: number of groups of each layer; with `dominant`, on average over the layers.
+        by: the similarity. `output`: the mean output over all rows, Euclidean distance (HC-SMoE, arXiv 2410.08589);
             `routed_output`: outputs on the rows that chose either expert, mean cosine; `router_logit`: raw logits over
             all rows, cosine (MC-SMoE, arXiv 2310.01334); `weight`: the matrices, cosine, mean over projections.
         method: linkage of a hierarchical clustering, `average`, `complete` or `single`; or `dominant`: the most used
             experts of the whole model stay, and every other one joins the nearest of its layer (MC-SMoE).
-        options: those of `dynamic.run` but `baseline`.
+        options: those of `dynamic.run` except `baseline`.
+
+    Returns:
+        The groups; `merges()` gives them as interventions, `save(path)` writes them.
 
     Raises:
         OutOfRange: there are fewer experts than groups.
-        NotFitting: experts cannot be compared, since they have no weights, or no row chose either of two.
+        NotFitting: experts cannot be compared, because they have no matrices, or no row chose either of two.
         FamilyError: the model's MoE layers cannot be watched.
 
     Examples:
         >>> from moe_probe import pruning
-        >>> found = pruning.groups("ckpt/tiny-mixtral", [[5, 6, 7, 8]], 4, by="router_logit")
-        >>> len(found.groups[0])
+        >>> groups = pruning.groups("ckpt/tiny-mixtral", [[5, 6, 7, 8]], 4, by="router_logit")
+        >>> len(groups.groups[0])
         4
     """
     check_types(groups, {"by": by, "method": method})
@@ -219,21 +223,23 @@ def clustered(
 
 
 def most_used_first(group: Sequence[int], usage: np.ndarray) -> tuple[int, ...]:
-    """The experts of a group by falling usage; of equal ones, the one that stood first."""
+    """The experts of a group in descending order of usage; ties keep their order."""
     return tuple(sorted(group, key=lambda expert: -usage[expert]))
 
 
 def check_group_count(model: MoEModel, layer: int, count: int) -> None:
-    """Refuse a layer whose experts cannot be put into so many groups."""
+    """Raises an error if a layer's experts cannot form `count` groups."""
     of_layer = model.layer(layer)
     if count > of_layer.num_experts:
-        raise OutOfRange(f"count={count} is more than the {of_layer.num_experts} experts of layer {layer}.")
+        raise OutOfRange(
+            f"count={count} is more than the {of_layer.num_experts} experts of layer {layer}; pass at most that."
+        )
     if len(of_layer.weighted_experts) < of_layer.num_experts:
-        raise NotFitting(f"Layer {layer} has experts without weights, which cannot be merged; choose other layers=.")
+        raise NotFitting(f"Layer {layer} has experts without matrices, which cannot be merged; pass other layers=.")
 
 
 def check_distance(layer: int, distance: np.ndarray, by: By) -> None:
-    """Refuse experts whose distance is not known."""
+    """Raises an error if a distance between experts is undefined."""
     unknown = np.argwhere(~np.isfinite(distance) & ~np.eye(len(distance), dtype=bool))
     if len(unknown):
         one, other = unknown[0].tolist()
@@ -244,7 +250,7 @@ def check_distance(layer: int, distance: np.ndarray, by: By) -> None:
 
 
 def weight_distances(model: MoEModel, layers: Sequence[int], asked: Mapping[str, Any]) -> dict[int, np.ndarray]:
-    """1 - cosine of the experts' matrices, mean over projections, (E, E) of each layer."""
+    """1 - cosine of the experts' matrices, averaged over projections, (E, E) for each layer."""
     alike = similarity(model, layers=list(layers), n_jobs=asked["n_jobs"], progress=asked["progress"]).cosine
     mean = alike.mean("projection").transpose("layer", "expert", "other")
     return {layer: 1 - mean.sel(layer=layer).values for layer in layers}

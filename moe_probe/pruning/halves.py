@@ -1,4 +1,4 @@
-"""Texts in two halves: one to choose by, one to judge on."""
+"""Splits texts into two halves: one for calibration, one for evaluation."""
 
 from __future__ import annotations
 
@@ -9,13 +9,16 @@ from moe_probe.texts.corpus import Corpus, Document
 
 
 def halves(corpus: Corpus) -> tuple[Corpus, Corpus]:
-    """A corpus in two, for calibration and for evaluation.
+    """Splits a corpus into two halves, for calibration and for evaluation.
 
-    Of each label every second unit goes to either half; documents of one cluster, and equal ones, stay together. Which
-    goes where follows from the texts alone, not from their order.
+    Units of each label alternate between the halves; documents of one cluster, and equal documents, stay together. The
+    split depends only on the texts, not on their order.
 
     Args:
-        corpus: documents, as of `dynamic.make_corpus`.
+        corpus: documents, from `dynamic.make_corpus`.
+
+    Returns:
+        Two corpora.
 
     Raises:
         NothingToRead: there are fewer than two different documents or clusters.
@@ -30,7 +33,9 @@ def halves(corpus: Corpus) -> tuple[Corpus, Corpus]:
     for document in corpus.documents:
         units.setdefault(document.cluster or document.ids, []).append(document)
     if len(units) < 2:
-        raise NothingToRead("The texts are one document or cluster, which cannot be in two halves; pass more of them.")
+        raise NothingToRead(
+            "The texts are a single document or cluster, which cannot be split into halves; pass more of them."
+        )
     first: set[int] = set()
     ordered = sorted(units.values(), key=lambda unit: (unit[0].label, str(unit[0].cluster or unit[0].ids)))
     for place, unit in enumerate(ordered):

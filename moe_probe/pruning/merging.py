@@ -1,4 +1,4 @@
-"""What merging experts costs on held-out texts, beside pruning to the same size."""
+"""Cost of merging experts on held-out texts, compared with pruning to the same size."""
 
 from __future__ import annotations
 
@@ -39,28 +39,34 @@ def merging(
     bootstrap: int = DRAWS,
     **options: Unpack[RunOptions],
 ) -> xr.Dataset:
-    """Held-out loss with experts merged, averaged in each way, and with as many experts pruned instead.
+    """Measures the held-out loss with experts merged, for each way of averaging, and with experts pruned instead.
 
     Args:
-        model: what the groups are of.
+        model: the model of the groups.
         groups: one `Groups`, or several by name.
-        texts: held out: none of the documents that groups and scores were computed from.
-        scores: result of `pruning.scores`; each of its scores prunes to the same size. A score that lacks a value of an
-            expert that a row chose is left out, with a warning.
-        random: random orders of the experts to prune by, drawn from the seeds 0, 1, ...
+        texts: held-out texts, without any document from which groups or scores were computed: strings, lists of token
+            ids, a file of texts, a `datasets` dataset, a table, or a `Corpus`.
+        scores: result of `pruning.scores`; each of its scores prunes to the same size. A score without a value for an
+            expert that a row chose is skipped, with a warning.
+        random: number of random orders of the experts to prune by, from the seeds 0, 1, ...
         bootstrap: resamples of documents for the intervals; 0 for none.
-        options: those of `dynamic.run` but `baseline` and `layers`.
+        options: those of `dynamic.run` except `baseline` and `layers`.
 
     Returns:
-        Dimensions `groups` and `way` (`usage`, `equal`, `usage aligned`, `equal aligned`: how a group's weights are
-        averaged; `pruned by <score>`, `pruned at random <draw>`): `loss_change`, over all predicted tokens, nats, with
-        `_low` and `_high`, the 95 % interval over documents; `kl`, mean KL(whole || changed) over all positions, nats;
-        `top1`, share of positions whose most likely next token stays; `label_loss_change` (label, ...) where documents
-        have labels. `experts_left` (groups), of all layers together. `base_loss`, scalar, nats.
+        Dataset whose `way` is how a group's weights are averaged (`usage`, `equal`, `usage aligned`, `equal aligned`),
+        or how experts are pruned (`pruned by <score>`, `pruned at random <draw>`), with
+
+        - `loss_change` (groups, way), the mean change over all predicted tokens, nats, with `_low` and `_high`, the
+          95 % interval over documents;
+        - `kl` (groups, way), the mean KL(whole || changed) over all positions, nats;
+        - `top1` (groups, way), the share of positions whose most likely next token stays;
+        - `label_loss_change` (label, groups, way), nats, if documents have labels;
+        - `experts_left` (groups), the number in all layers together;
+        - `base_loss` (), nats.
 
     Raises:
         NotComparable: groups or scores are of another model.
-        NotFitting: a document is among those that groups or scores are of, or a score is nan.
+        NotFitting: groups or scores were computed from one of the documents, or a score is nan.
 
     Examples:
         >>> from moe_probe import pruning
@@ -84,7 +90,7 @@ def merging(
     sets = [several for of_groups in ways for several in of_groups.values()]
     arrays, told = measured_costs(opened, corpus, sets, dims, bootstrap, asked)
     left = [sum(map(len, each.groups.values())) for each in named.values()]
-    arrays["experts_left"] = variable(("groups",), left, "experts that are left", "experts")
+    arrays["experts_left"] = variable(("groups",), left, "experts left", "experts")
     about = provenance("merging", opened, random=random, bootstrap=bootstrap)
     told["definition"] = f"{MERGED} {MASKED} {told['definition']}"
     ways_found = {name: f"by {each.by}, {each.method}" for name, each in named.items()}
@@ -92,11 +98,11 @@ def merging(
 
 
 def named_groups(model: MoEModel, groups: Mapping[str, Groups] | Groups) -> dict[str, Groups]:
-    """Groups by name.
+    """Returns groups by name.
 
     Raises:
-        WrongType: they are something else.
-        NotComparable: they are of another model.
+        WrongType: a value is not `Groups`.
+        NotComparable: groups are of another model.
     """
     named = {"groups": groups} if isinstance(groups, Groups) else groups
     if not isinstance(named, Mapping) or not named or not all(isinstance(each, Groups) for each in named.values()):
@@ -104,14 +110,14 @@ def named_groups(model: MoEModel, groups: Mapping[str, Groups] | Groups) -> dict
     counts = {layer: model.layer(layer).num_experts for layer in model.moe_layers}
     for name, each in named.items():
         if any(counts.get(layer) != len(usage) for layer, usage in each.usage.items()):
-            raise NotComparable(f"The groups {name!r} are of {each.model}, not of {model.name}; compute them of it.")
+            raise NotComparable(f"The groups {name!r} are of {each.model}, not of {model.name}; compute them for it.")
     return {str(name): each for name, each in named.items()}
 
 
 def ways_of(
     model: MoEModel, groups: Groups, scores: xr.Dataset | None, random: int
 ) -> dict[str, Sequence[Intervention]]:
-    """The same number of experts left in each layer in several ways, by name."""
+    """Interventions that leave the same number of experts in each layer, by the name of the way."""
     ways: dict[str, Sequence[Intervention]] = {
         f"{average} aligned" if aligned else average: groups.merges(average, aligned)
         for aligned, average in product((False, True), get_args(Average))
@@ -124,7 +130,7 @@ def ways_of(
 
 
 def lowest_beyond(model: MoEModel, groups: Groups, values: Mapping[int, np.ndarray]) -> dict[int, tuple[int, ...]]:
-    """The lowest experts of each layer, so that as many stay as there are groups, but no fewer than a token chooses.
+    """The lowest experts of each layer, except as many as there are groups, and at least as many as a token chooses.
 
     Raises:
         NotComparable: the scores lack a layer of the groups.

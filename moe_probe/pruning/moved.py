@@ -1,4 +1,4 @@
-"""How far a layer's routed output moves when experts are deleted."""
+"""Change of a layer's routed output when experts are deleted."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ ROUNDING = 1e-6  # of a row's largest weight: what a second decision of the same
 def moved_squares(batch: LayerBatch) -> torch.Tensor:
     """Squared distances of the routed outputs, summed over the rows, for each set of deleted experts, (S,), float64.
 
-    Outputs count by their difference from the first expert's: no digits are lost where experts are all but equal.
+    Computing with differences from the first expert's output keeps the digits of nearly equal experts.
     """
     products = difference_products(batch.outputs)
     before, largest = batch.weights.double(), batch.top_k_weights.abs().amax(1, keepdim=True)
@@ -26,7 +26,7 @@ def moved_squares(batch: LayerBatch) -> torch.Tensor:
 
 
 def difference_products(outputs: torch.Tensor) -> torch.Tensor:
-    """Products (n, E, E) of the first expert's output and of the others' minus it, of outputs (E, n, w), float64."""
+    """Products (n, E, E) float64 of the first expert's output and of the others' differences from it."""
     differences = outputs.transpose(0, 1).double()
     differences[:, 1:] -= differences[:, :1].clone()
     return differences @ differences.mT

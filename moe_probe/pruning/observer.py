@@ -1,4 +1,4 @@
-"""REAP's observer files: what its code records of each expert, as our scores and back."""
+"""Conversion between scores and the observer files of REAP's code."""
 
 from __future__ import annotations
 
@@ -30,22 +30,22 @@ COUNTS, TOTAL, PAIRS = "expert_frequency", "total_tokens", "pairwise_expert_freq
 
 
 def read_observer(model: Openable, path: str | Path) -> xr.Dataset:
-    """Scores that REAP's observer recorded of a model (arXiv 2510.13999), as those of `pruning.scores`.
+    """Reads scores that REAP's observer recorded of a model (arXiv 2510.13999), as a result of `pruning.scores`.
 
-    Its code takes softmax and top-k of the raw logits of every family: the scores of a router that does otherwise are
-    not those of what it chooses. Which texts they are of is not in the file, so nothing can refuse to judge them on the
-    same.
+    REAP's code takes softmax and top-k of the raw logits for every family, so its scores are wrong for routers with
+    other rules. The file does not record its texts, so `pruning.curve` cannot detect that they are the same as the
+    evaluation texts.
 
     Args:
-        model: that it observed.
-        path: the file, `{layer: {name: tensor (E,)}}`; it is read without running code of it.
+        model: the observed model.
+        path: the file, `{layer: {name: tensor (E,)}}`; reading it runs no code.
 
     Returns:
-        As of `pruning.scores`, of the scores that the file has: ean, man, weighted_ean, reap, soft_count,
+        The Dataset of `pruning.scores` with the scores in the file: ean, man, weighted_ean, reap, soft_count,
         max_activation_as_published and frequency.
 
     Raises:
-        Damaged: the file is no such file.
+        Damaged: the file is not one of REAP's observer.
         NotComparable: its layers or experts are not those of the model.
 
     Examples:
@@ -87,12 +87,12 @@ def read_tables(path: str | Path) -> dict[int, dict[str, np.ndarray]]:
 
 
 def one_count(value: np.ndarray) -> bool:
-    """Whether it is one number above 0."""
+    """Whether a value is a single number above 0."""
     return value.size == 1 and bool(value > 0)
 
 
 def check_tables(model: MoEModel, content: Mapping[int, Mapping[str, np.ndarray]], path: str | Path) -> None:
-    """Refuse tables of another model."""
+    """Raises an error if the tables are of another model."""
     for layer, table in content.items():
         experts = model.layer(layer).num_experts if layer in model.moe_layers else 0
         fields = [COUNTS, *(field for field in SCORES.values() if field in table)]
@@ -106,27 +106,29 @@ def check_tables(model: MoEModel, content: Mapping[int, Mapping[str, np.ndarray]
 
 
 def write_observer(model: Openable, scores: xr.Dataset, path: str | Path) -> Path:
-    """Write scores as REAP's observer saves them, for its pruning code.
+    """Writes scores in the format of REAP's observer, for its pruning code.
 
-    Weights and choices are those that the model applies, so its code prunes by what really runs, whatever the router.
+    The weights and choices are those that the model applies, for any router, so REAP's code prunes by them.
 
     Args:
-        model: what the scores are of.
+        model: the model of the scores.
         scores: result of `pruning.scores` with ean, man, weighted_ean, reap, soft_count and
             max_activation_as_published.
-        path: of the file, which appears when it is complete.
+        path: the file, which appears when it is complete.
 
     Raises:
-        NotFitting: a score is not there.
+        NotFitting: a score is missing.
 
     Examples:
-        >>> write_observer("ckpt/tiny-mixtral", found, "observer.pt")  # doctest: +SKIP
+        >>> write_observer("ckpt/tiny-mixtral", scores, "observer.pt")  # doctest: +SKIP
     """
     opened = load(model)
     check_of_model(opened, scores, "scores")
     lacks = [name for name in SCORES if name not in scores.score.values]
     if lacks or "chosen" not in scores:
-        raise NotFitting(f"The file needs {', '.join(SCORES)}, of which {', '.join(lacks) or 'counts'} are not there.")
+        raise NotFitting(
+            f"The file needs {', '.join(SCORES)}, but the scores lack {', '.join(lacks) or 'counts'}; compute them too."
+        )
     content = {int(layer): table_of(opened, scores, int(layer)) for layer in scores.layer.values}
     with whole_file(as_path(path)) as partial:
         torch.save(content, partial)
@@ -134,7 +136,7 @@ def write_observer(model: Openable, scores: xr.Dataset, path: str | Path) -> Pat
 
 
 def table_of(model: MoEModel, scores: xr.Dataset, layer: int) -> dict[str, Any]:
-    """What the observer records of a layer; the pairs of its code are sums of counts."""
+    """The observer's record of a layer; the pairs in REAP's code are sums of counts."""
     of_layer = model.layer(layer)
     counts = torch.from_numpy(scores.chosen.sel(layer=layer).values[: of_layer.num_experts]).long()
     table: dict[str, Any] = {

@@ -1,4 +1,4 @@
-"""Super experts: those whose outputs reach extreme values."""
+"""Super experts: experts with extreme output values."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ PUBLISHED = "; above a tenth of the largest, rounded down; in the first 75 % of 
 def super_experts(
     model: Openable, scores: xr.Dataset, *, quantile: float = QUANTILE, as_published: bool = False
 ) -> xr.Dataset:
-    """Experts whose outputs reach extreme values.
+    """Finds experts with extreme output values.
 
     Args:
-        model: what the scores are of.
+        model: the model of the scores.
         scores: result of `pruning.scores` with `max_activation`, of all layers.
-        quantile: of all experts of all layers, that an expert's largest absolute output must exceed.
-        as_published: ask for more, as the published code does: more than a tenth of the largest of all, rounded down
-            (below 10, that is 0), and a layer among the first 75 % of the decoder. Its code sees one routed row of each
-            batch alone; here all rows count.
+        quantile: quantile over all experts of all layers that an expert's largest absolute output must exceed.
+        as_published: also require, as the published code does, more than a tenth of the largest value of all, rounded
+            down (below 10, that is 0), and a layer among the first 75 % of the decoder. The published code uses one
+            routed row of each batch; here all rows count.
 
     Returns:
-        `super_expert` (layer, expert), bool, False where no row chose the expert; `max_activation` (layer, expert);
-        `threshold`, scalar.
+        Dataset with `super_expert` (layer, expert), bool, False if no row chose the expert; `max_activation` (layer,
+        expert), float64, in units of the residual stream; and `threshold` (), in the same units.
 
     Raises:
         NotFitting: the scores lack `max_activation`.
@@ -43,8 +43,8 @@ def super_experts(
 
     Examples:
         >>> from moe_probe import pruning
-        >>> found = pruning.scores("ckpt/tiny-mixtral", [[5, 6, 7, 8]], "max_activation")
-        >>> int(pruning.super_experts("ckpt/tiny-mixtral", found, quantile=0.9).super_expert.sum()) > 0
+        >>> scores = pruning.scores("ckpt/tiny-mixtral", [[5, 6, 7, 8]], "max_activation")
+        >>> int(pruning.super_experts("ckpt/tiny-mixtral", scores, quantile=0.9).super_expert.sum()) > 0
         True
     """
     check_number("quantile", quantile, 0, 1, whole=False)

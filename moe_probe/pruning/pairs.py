@@ -1,4 +1,4 @@
-"""Sums over rows from which similarities of pairs of experts follow."""
+"""Sums over rows for similarities of pairs of experts."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def output_sums(batch: LayerBatch) -> torch.Tensor:
 def routed_cosines(batch: LayerBatch) -> torch.Tensor:
     """Cosines of outputs on the rows that chose either expert: their sum and number, (E, E, 2), float64.
 
-    A row where an output is zero does not count.
+    Rows in which an output is zero do not count.
     """
     directions = torch.nn.functional.normalize(batch.outputs.double(), dim=-1, eps=1e-300)
     cosines = torch.einsum("inw,jnw->nij", directions, directions)
@@ -40,12 +40,12 @@ def similarity_of_products(products: np.ndarray) -> np.ndarray:
 
 
 def ratio(values: np.ndarray, by: np.ndarray) -> np.ndarray:
-    """The quotient; nan where it is by zero."""
+    """The quotient; nan if the denominator is zero."""
     return values / np.where(by > 0, by, np.nan)
 
 
 def mean_of_others(similarity: np.ndarray) -> np.ndarray:
-    """Mean similarity of each expert (E,) with the others that it is known for; nan where it is for none."""
+    """Mean similarity of each expert (E,) with the others, without nan; nan if all are."""
     others = np.where(np.eye(len(similarity), dtype=bool), np.nan, similarity)
     known = np.isfinite(others)
     return ratio(np.where(known, others, 0).sum(1), known.sum(1))

@@ -1,4 +1,4 @@
-"""Which experts stay: made from scores, and kept as JSON."""
+"""Plans of the experts to keep, made from scores and stored as JSON."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from moe_probe.signatures import check_types
 
 @dataclass(frozen=True)
 class Plan(StoredAsJson):
-    """Which experts of each layer stay.
+    """The experts of each layer to keep.
 
     Attributes:
         model: name of the model.
-        kept: numbers of the experts that stay, ascending, by layer.
-        experts: of each layer before.
-        score: by which they were chosen.
-        fraction: of the experts that go.
+        kept: numbers of the experts to keep, ascending, by layer.
+        experts: number of experts before pruning, by layer.
+        score: name of the score.
+        fraction: share of removed experts.
     """
 
     model: str
@@ -42,13 +42,13 @@ class Plan(StoredAsJson):
     what = "plan of what to prune"
 
     def masks(self) -> list[Mask]:
-        """The same as interventions: masks of the experts that go."""
+        """Returns the plan as interventions: masks of the removed experts."""
         gone = {layer: sorted(set(range(self.experts[layer])) - set(experts)) for layer, experts in self.kept.items()}
         return [Mask(layer, experts) for layer, experts in gone.items() if experts]
 
     @classmethod
     def of(cls, content: dict[str, Any]) -> Self:
-        """The plan that `save` wrote."""
+        """Returns the plan that `save` wrote."""
         for name in ("kept", "experts"):
             content[name] = {int(layer): value for layer, value in content[name].items()}
         content["kept"] = {layer: tuple(map(int, experts)) for layer, experts in content["kept"].items()}
@@ -61,10 +61,10 @@ class Plan(StoredAsJson):
 
 
 def read_plan(path: str | Path) -> Plan:
-    """The plan in a file.
+    """Reads a plan from a file that `Plan.save` wrote.
 
     Raises:
-        Damaged: the file holds none.
+        Damaged: the file holds no plan.
 
     Examples:
         >>> read_plan("plan.json")  # doctest: +SKIP
@@ -75,38 +75,39 @@ def read_plan(path: str | Path) -> Plan:
 def plan(
     model: Openable, scores: xr.Dataset, fraction: float | None = None, score: str | None = None, *, per: Per = "layer"
 ) -> Plan:
-    """The experts that stay if the lowest by a score go, or those that `naee` found.
+    """Returns the plan that removes the experts with the lowest scores, or those that `naee` found.
 
-    Where the router selects groups of experts first, as many go from each group. Experts that no row chose go first.
+    If the router selects groups of experts first, the plan removes the same number from each group. Experts that no row
+    chose go first.
 
     Args:
-        model: what the scores are of.
-        scores: result of `pruning.scores`, or of `pruning.naee`, which says itself what goes.
-        fraction: of the experts that go, rounded to whole ones; with scores alone.
-        score: which one; may be left out where there is one alone.
-        per: `layer`, the same number in each layer, or `model`, the lowest of the whole model, which no published
-            layout can hold, but masks can.
+        model: the model of the scores.
+        scores: result of `pruning.scores`, or of `pruning.naee`, which already names the experts to remove.
+        fraction: share of experts to remove, rounded to whole experts; only for scores.
+        score: name of the score; may be omitted if there is only one.
+        per: `layer`, the same number in each layer, or `model`, the lowest of the whole model, which masks support but
+            published layouts do not.
 
     Raises:
         NoSuchName: there is no such score.
-        NotFitting: fewer experts than a token chooses would be left, a score is nan, groups would be unequal, or a
-            fraction is lacking, or given beside the result of `naee`.
+        NotFitting: fewer experts than a token chooses would be left, a score is nan, groups would be unequal, or
+            `fraction` is missing, or given for the result of `naee`.
 
     Examples:
         >>> from moe_probe import pruning
-        >>> found = pruning.scores("ckpt/tiny-mixtral", names="gate_norm")
-        >>> len(pruning.plan("ckpt/tiny-mixtral", found, 0.25).kept[0])
+        >>> scores = pruning.scores("ckpt/tiny-mixtral", names="gate_norm")
+        >>> len(pruning.plan("ckpt/tiny-mixtral", scores, 0.25).kept[0])
         6
     """
     check_types(plan, {"per": per, "score": score})
     opened = load(model)
     if isinstance(scores, xr.Dataset) and scores.attrs.get("analysis") == "naee":
         if fraction is not None or score is not None:
-            raise NotFitting("The result of naee says itself which experts go; omit fraction and score.")
+            raise NotFitting("The result of naee already names the experts to remove; omit fraction and score.")
         return plan_of_sets(opened, scores)
     check_of_model(opened, scores, "scores")
     if fraction is None:
-        raise NotFitting("plan needs the share of the experts that go; pass fraction=0.25, for example.")
+        raise NotFitting("plan needs the share of experts to remove; pass fraction=0.25, for example.")
     names = [str(name) for name in scores.score.values]
     chosen = names[0] if score is None and len(names) == 1 else score
     if chosen not in names:
@@ -120,7 +121,7 @@ def plan(
 
 
 def plan_of_sets(model: MoEModel, result: xr.Dataset) -> Plan:
-    """The experts that stay where `naee` found which go."""
+    """Returns the plan that removes the experts that `naee` found."""
     check_of_model(model, result, "naee")
     removed = result.removed.transpose("layer", "expert").values
     gone = {int(layer): np.flatnonzero(row).tolist() for layer, row in zip(result.layer.values, removed, strict=True)}
@@ -129,24 +130,24 @@ def plan_of_sets(model: MoEModel, result: xr.Dataset) -> Plan:
 
 
 def plan_without(model: MoEModel, gone: Mapping[int, Sequence[int]], score: str, fraction: float) -> Plan:
-    """The plan by which all other experts stay."""
+    """Returns the plan that removes the given experts and keeps all others."""
     counts = {layer: model.layer(layer).num_experts for layer in gone}
     kept = {layer: tuple(e for e in range(count) if e not in gone[layer]) for layer, count in counts.items()}
     return Plan(model.name, kept, counts, score, fraction)
 
 
 def groups_of(model: MoEModel) -> int:
-    """Groups of experts of which the router excludes some; 1 where there are none."""
+    """Number of groups of experts of which the router excludes some; 1 without groups."""
     config: Any = model.config.get_text_config(decoder=True)
     stated = (getattr(config, name, None) for name in ("n_group", "num_expert_group"))
     return next((groups for groups in stated if isinstance(groups, int) and groups > 1), 1)
 
 
 def by_group(model: MoEModel, values: Mapping[int, np.ndarray], fraction: float, groups: int) -> Pruned:
-    """The lowest experts of each group, as many of each.
+    """The lowest experts of each group, the same number of each.
 
     Raises:
-        NotFitting: the share is no whole number of experts of each group, or leaves too few to choose from.
+        NotFitting: the share is not a whole number of experts of each group, or leaves too few to choose from.
     """
     check_fraction(fraction)
     check_values(values)
@@ -159,10 +160,12 @@ def by_group(model: MoEModel, values: Mapping[int, np.ndarray], fraction: float,
         if count % groups:
             raise NotFitting(
                 f"A share of {fraction:g} is {count} of {experts} experts in {groups} groups, which must stay equal; "
-                f"pass a share of which {groups} divides the experts, such as {count // groups * groups / experts:g}."
+                f"pass a share that is a multiple of {groups} experts, such as {count // groups * groups / experts:g}."
             )
         if left < 2 or left * getattr(config, "topk_group", groups) < model.layer(layer).top_k:
-            raise NotFitting(f"A share of {fraction:g} leaves {left} experts in each group of layer {layer}: too few.")
+            raise NotFitting(
+                f"A share of {fraction:g} leaves {left} experts in each group of layer {layer}, too few; pass less."
+            )
         order = scores.reshape(groups, size).argsort(1, kind="stable")[:, : count // groups]
         gone[layer] = tuple(sorted((order + size * np.arange(groups)[:, None]).ravel().tolist()))
     return {layer: several for layer, several in gone.items() if several}

@@ -1,4 +1,4 @@
-"""What every expert score is: a formula with its source, and which of its ends says that an expert matters."""
+"""Base classes of expert scores: a formula with its source, and the sign that marks an expert as important."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ class Score(ABC):
     """A number per expert by which experts are kept or pruned.
 
     Attributes:
-        keep_high: whether experts with large values are kept; where not, they are pruned first.
-        formula: the definition, in the words of `moe_probe.pruning`.
-        source: paper, with section or equation where there is one.
+        keep_high: whether to keep experts with large values; if False, they are pruned first.
+        formula: the definition, in the symbols of `moe_probe.pruning.scores`.
+        source: the paper, with section or equation if there is one.
         units: of the value.
     """
 
@@ -36,7 +36,7 @@ OF_ROWS = ("norms", "turned")  # what `Seen` computes of each row and hands on t
 
 
 class Seen:
-    """A batch of a MoE layer, with what several scores take of it computed once.
+    """A batch of a MoE layer, with values that several scores use computed once.
 
     Attributes:
         batch: n rows of one layer, E experts, k of them chosen per row.
@@ -107,7 +107,7 @@ class Seen:
         return total.index_add_(0, index.flatten(), flat)
 
     def largest(self, values: torch.Tensor) -> torch.Tensor:
-        """Maxima over the rows of values (n, k) of the chosen experts, (E,), -inf where there is none."""
+        """Maxima over the rows of values (n, k) of the chosen experts, (E,); -inf for experts that no row chose."""
         total = values.new_full((self.batch.layer.num_experts,), -torch.inf)
         return total.scatter_reduce_(0, self.batch.top_k_index.flatten(), values.flatten(), "amax")
 
@@ -116,10 +116,10 @@ class OnePass(Score):
     """A score that is computed in one pass over texts, from sums over rows.
 
     Attributes:
-        needs: what batches must hold beside the choices.
-        maximum: batches are joined by their maximum instead of their sum.
-        mixed: sums of each document label are divided by their total over the layer's experts, and then added.
-        before: what a batch adds belongs to the MoE layer before it.
+        needs: what batches must hold besides the choices.
+        maximum: whether batches are joined by their maximum instead of their sum.
+        mixed: whether sums of each document label are divided by their total over the layer's experts, and then added.
+        before: whether a batch's contribution belongs to the previous MoE layer.
 
     Examples:
         >>> from moe_probe import pruning
@@ -134,21 +134,21 @@ class OnePass(Score):
 
     @abstractmethod
     def add(self, seen: Seen) -> torch.Tensor | None:
-        """What a batch adds, (E, ...); None where the batch does not hold what is needed."""
+        """Returns the contribution of a batch, (E, ...); None if the batch does not hold what the score needs."""
 
     def value(self, total: np.ndarray, chosen: np.ndarray, rows: int) -> np.ndarray:
-        """The score (E,) of what all batches added, float64.
+        """Returns the score (E,), float64, from the contributions of all batches.
 
         Args:
-            total: (E, ...).
-            chosen: rows that chose each expert, (E,); nan where there is none.
-            rows: in all.
+            total: their sum or maximum, (E, ...).
+            chosen: number of rows that chose each expert, (E,); nan for missing experts.
+            rows: number of rows.
         """
         return total
 
 
 class OfWeights(Score):
-    """A score that reads the published weights alone; interventions do not count.
+    """A score that needs only the published weights; interventions do not change it.
 
     Attributes:
         needs_base: whether it compares with another checkpoint.
@@ -158,18 +158,18 @@ class OfWeights(Score):
 
     @abstractmethod
     def of_layer(self, model: MoEModel, layer: int, base: MoEModel | None = None) -> np.ndarray:
-        """The score of each expert, (E,), float64; nan for experts without weights."""
+        """Returns the score of each expert, (E,), float64; nan for experts without matrices."""
 
 
 class Measured(Score):
-    """A score that an experiment on the texts measures, at its cost; computed only where it is named."""
+    """A score that a costly experiment on the texts measures; computed only if named."""
 
     @abstractmethod
     def measure(self, model: MoEModel, corpus: Corpus, options: Mapping[str, Any]) -> xr.DataArray:
-        """The score of each expert, (layer, expert), float64.
+        """Returns the score of each expert, (layer, expert), float64.
 
         Args:
-            model: that runs.
-            corpus: what it runs on.
+            model: the model to run.
+            corpus: the texts to run it on.
             options: those of `dynamic.run` that are not about reading texts.
         """

@@ -1,4 +1,4 @@
-"""Scores of every expert: of activations in one pass over texts, of weights from the files, and of experiments."""
+"""Computes scores of every expert: from activations in one pass over texts, from weights, and from experiments."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ from moe_probe.statistics.states import Most, Total
 from moe_probe.texts.corpus import Corpus
 from moe_probe.texts.reading import Texts
 
-UNDEFINED = "a mean or maximum over the rows of an expert that none chose, or what the model does not let be seen"
+UNDEFINED = "no row chose the expert, or the model does not give what the score needs"
 
 
 def score_of(module: ModuleType, name: str) -> Score:
-    """The score that a module is the file of."""
+    """The score that a module defines."""
     defined = (each for each in vars(module).values() if inspect.isclass(each) and each.__module__ == module.__name__)
     return next(each for each in defined if issubclass(each, Score))()
 
@@ -41,7 +41,7 @@ SCORES: Registry[Score] = Registry("moe_probe.pruning.scores", "scores", "score"
 
 
 def names() -> Mapping[str, Score]:
-    """Every score by its name, those of other packages too (entry points `moe_probe.scores`).
+    """Every score by its name, including those of other packages (entry points `moe_probe.scores`).
 
     Examples:
         >>> "reap" in names()
@@ -58,34 +58,34 @@ def scores(
     base: Openable | None = None,
     **options: Unpack[RunOptions],
 ) -> xr.Dataset:
-    """Scores of every expert, all of them from one pass over the texts.
+    """Computes scores of every expert, all of them in one pass over the texts.
 
-    Weights and choices are the model's own, whatever its router: softmax, sigmoid, correction bias, groups.
+    Weights and choices are those of the model's own router of any kind: softmax, sigmoid, correction bias, groups.
 
     Args:
-        model: a checkpoint folder, a hub id or a model; its interventions act, but on scores of the weights alone.
-        texts: strings, lists of token ids, a file of texts, a `datasets` dataset, a table, or a `Corpus`;
-            None where only scores of weights are asked for.
-        names: of scores (`pruning.names()`), one or several; `all` for those that texts and base allow but those of
-            experiments (`attribution`, `ablation`), which take passes of their own and are named.
-        base: the checkpoint that scores of change are taken from.
-        options: those of `dynamic.run` but `baseline`.
+        model: a checkpoint folder, a hub id or a model; its interventions act, except on scores of weights.
+        texts: strings, lists of token ids, a file of texts, a `datasets` dataset, a table, or a `Corpus`; None if all
+            scores need only weights.
+        names: names of scores (`pruning.names()`), one or several; `all` for those that texts and base allow, except
+            those of experiments (`attribution`, `ablation`), which take separate passes and must be named.
+        base: the earlier checkpoint, for scores of change.
+        options: those of `dynamic.run` except `baseline`.
 
     Returns:
-        `value` (score, layer, expert), float64: nan where a mean is over no rows, and for experts that a layer does not
-        have or whose weights a score needs and that have none. `keep_high` (score), whether large values are kept.
-        `chosen` (layer, expert), rows that chose the expert, where texts are given. Coordinates `formula` and `source`
-        (score), and `calibration` (document), a number for each document's content;
-        `attrs` have formulas and sources too, as `formula_<score>` and `source_<score>`.
+        Dataset with `value` (score, layer, expert), float64, nan for a mean over no rows, for experts that a layer does
+        not have, and for scores of weights of experts without matrices; `keep_high` (score), bool, whether large values
+        are kept; and, with texts, `chosen` (layer, expert), the number of rows that chose the expert. `formula` and
+        `source` (score) are coordinates, and so is `calibration` (document), a digest of each document. `attrs` have
+        formulas and sources too, as `formula_<score>` and `source_<score>`.
 
     Raises:
-        InputError: there is no such score, or it needs texts or a base that are not given.
+        InputError: there is no such score, or it needs texts or a base that were not passed.
         FamilyError: the model's MoE layers cannot be watched.
 
     Examples:
         >>> from moe_probe import pruning
-        >>> found = pruning.scores("ckpt/tiny-mixtral", ["A short text."], ["reap", "frequency"])
-        >>> found.value.dims
+        >>> scores = pruning.scores("ckpt/tiny-mixtral", ["A short text."], ["reap", "frequency"])
+        >>> scores.value.dims
         ('score', 'layer', 'expert')
     """
     asked = completed(options, SCORE_OPTIONS, "scores")
@@ -129,16 +129,16 @@ def of_experiments(
 
 
 def own_folder(options: Mapping[str, Any], name: str) -> dict[str, Path]:
-    """A folder of its own for the progress of an experiment, where progress is kept."""
+    """Gives an experiment a separate folder for its progress, if progress is saved."""
     folder = options.get("checkpoint_dir")
     return {} if folder is None else {"checkpoint_dir": Path(folder) / name}
 
 
 def chosen_scores(names: Sequence[str] | str, with_texts: bool, with_base: bool) -> list[str]:
-    """The scores asked for.
+    """Returns the requested scores.
 
     Raises:
-        InputError: there is no such score, one is named twice, or it needs what is not given.
+        InputError: there is no such score, one is named twice, or one needs texts or a base that were not passed.
     """
     if names == "all":
         cheap = {name: score for name, score in SCORES.items() if not isinstance(score, Measured)}
@@ -154,7 +154,7 @@ def chosen_scores(names: Sequence[str] | str, with_texts: bool, with_base: bool)
         if not _possible(score, with_texts, with_base):
             weights = isinstance(score, OfWeights)
             lacks = "base=, a checkpoint to compare with" if weights else "texts to run the model on"
-            raise NotFitting(f"The score {name} needs what is not given; pass {lacks}.")
+            raise NotFitting(f"The score {name} needs more than was passed; pass {lacks}.")
     return several
 
 
@@ -164,7 +164,7 @@ def _possible(score: Score, with_texts: bool, with_base: bool) -> bool:
 
 @dataclass
 class ScorePass(Analysis):
-    """The sums of several scores, in one pass; an analysis for `scores` alone.
+    """The sums of several scores, in one pass; the analysis behind `scores`.
 
     Args:
         scores: names of scores of one pass.
@@ -255,7 +255,7 @@ def of_weights(
 
 
 def check_base(model: MoEModel, base: MoEModel, layers: Sequence[int]) -> None:
-    """Refuse a base whose routers are of other shapes."""
+    """Raises an error if the routers of the base have other shapes."""
     for layer in layers:
         here = tuple(model.router_tensor(layer).shape)
         there = tuple(base.router_tensor(layer).shape) if layer in base.moe_layers else None
@@ -274,7 +274,7 @@ def scores_result(
     counts: Mapping[int, np.ndarray],
     about: Mapping[str, Any],
 ) -> xr.Dataset:
-    """Scores as a result, by name and layer, with their formulas and sources."""
+    """Returns scores, by name and layer, as a result with their formulas and sources."""
     experts = max(model.layer(layer).num_experts for layer in layers)
     of = [SCORES[name] for name in several]
     coords = {"score": list(several), "layer": list(layers), "expert": [str(expert) for expert in range(experts)]}

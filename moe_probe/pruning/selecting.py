@@ -1,4 +1,4 @@
-"""Which experts go: those that matter least, of each layer or of the whole model, never so many that top-k is short."""
+"""Selects the least important experts of each layer or of the whole model, and leaves enough for top-k."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ Pruned = Mapping[int, tuple[int, ...]]
 
 
 def lowest(model: MoEModel, values: Mapping[int, np.ndarray], fraction: float, per: Per) -> Pruned:
-    """The experts of the lowest values, by layer, ascending.
+    """The experts with the lowest values, by layer, ascending.
 
     Args:
-        model: says how many experts each layer has and chooses.
-        values: of each layer's experts, (E,); -inf goes first; of equal ones the first expert.
-        fraction: of the experts, rounded to whole ones: of each layer, or of all layers together.
-        per: `layer`, or `model`: the lowest of all, but in each layer top-k experts stay.
+        model: the model, which says how many experts each layer has and chooses.
+        values: of each layer's experts, (E,); -inf is the lowest, and ties select the first expert.
+        fraction: share of the experts of each layer, or of all layers together, rounded to whole experts.
+        per: `layer`, or `model`: the lowest of all, but each layer keeps top-k experts.
 
     Raises:
         NotFitting: a value is nan, or fewer experts than top-k would be left.
@@ -57,24 +57,24 @@ def _of_model(values: Mapping[int, np.ndarray], fraction: float, spare: Mapping[
 
 def _short(fraction: float, where: str, count: int, spare: int) -> str:
     return (
-        f"A share of {fraction:g} is {count} experts of {where}, which can spare {spare} if as many are to be left as "
+        f"A share of {fraction:g} is {count} experts of {where}, which can spare {spare} and keep as many as "
         "a token chooses; pass a smaller fraction."
     )
 
 
 def check_fraction(fraction: float) -> None:
-    """Raises: OutOfRange: it is not between 0 and 1."""
+    """Raises `OutOfRange` if a fraction is not between 0 and 1."""
     check_number("fraction", fraction, 0, 1, whole=False)
     if fraction == 1:
         raise OutOfRange("A fraction of 1 leaves no expert; pass one below 1.")
 
 
 def check_values(values: Mapping[int, np.ndarray]) -> None:
-    """Raises: NotFitting: a value is nan."""
+    """Raises `NotFitting` if a value is nan."""
     for layer, scores in values.items():
         if np.isnan(scores).any():
             expert = int(np.flatnonzero(np.isnan(scores))[0])
-            raise NotFitting(f"Expert {expert} of layer {layer} has no value; leave this score, or this layer, out.")
+            raise NotFitting(f"Expert {expert} of layer {layer} has no value; omit this score, or this layer.")
 
 
 def random_values(model: MoEModel, layers: Sequence[int], draw: int) -> dict[int, np.ndarray]:

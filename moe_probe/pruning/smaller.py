@@ -1,4 +1,4 @@
-"""A smaller checkpoint in the published layout: the experts of a plan, their rows of the router, the configuration."""
+"""Writes a smaller checkpoint in the published layout: the experts of a plan, the router's rows, the configuration."""
 
 from __future__ import annotations
 
@@ -32,27 +32,31 @@ WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".index.json")
 
 @checked
 def prune(model: Openable, plan: Plan | str | Path, destination: str | Path, *, shard_bytes: int = SHARD_BYTES) -> Path:
-    """Write the model without the experts that a plan takes away, under its published names, shard by shard.
+    """Writes the model without the experts that a plan removes, under its published names, shard by shard.
 
-    Experts are numbered anew; router, correction bias and configuration follow. The folder is opened, and its routers
-    compared with the plan, before it appears under its name. Its logits are those of `model.under(*plan.masks())`.
+    The remaining experts get new numbers; router, correction bias and configuration change accordingly. Before the
+    folder appears under its name, it is opened and its weights are compared with those of the model. Its logits are
+    those of `model.under(*plan.masks())`.
 
     Args:
-        model: a checkpoint folder, or an opened one, without interventions.
-        plan: what stays, or its file.
+        model: a checkpoint folder, or a `MoEModel` of one, without interventions.
+        plan: a plan, or its file.
         destination: a folder that does not exist yet.
-        shard_bytes: size of a shard; a single tensor may be larger.
+        shard_bytes: largest size of a shard in bytes; a shard of a single tensor may be larger.
+
+    Returns:
+        The path of the folder.
 
     Raises:
         AlreadyThere: the folder exists.
         NotComparable: the plan is of layers or experts that the model does not have.
         NotFitting: layers would have different numbers of experts, or the checkpoint is packed, live, of a format
-            without numbered or stacked experts, or has experts beside those of its layers.
+            without numbered or stacked experts, or has experts outside its MoE layers.
 
     Examples:
         >>> from moe_probe import pruning
-        >>> found = pruning.scores("ckpt/tiny-mixtral", names="gate_norm")
-        >>> plan = pruning.plan("ckpt/tiny-mixtral", found, 0.25)
+        >>> scores = pruning.scores("ckpt/tiny-mixtral", names="gate_norm")
+        >>> plan = pruning.plan("ckpt/tiny-mixtral", scores, 0.25)
         >>> pruning.prune("ckpt/tiny-mixtral", plan, "/tmp/smaller").name  # doctest: +SKIP
         'smaller'
     """
@@ -73,36 +77,36 @@ def prune(model: Openable, plan: Plan | str | Path, destination: str | Path, *, 
 
 
 def checked_checkpoint(model: MoEModel) -> Checkpoint:
-    """The files of a model that can be cut."""
+    """Returns the files of a model whose layout can be pruned."""
     checkpoint = model.checkpoint
     if checkpoint is None or model.interventions:
         raise NotFitting("A live model, or one under interventions, has no files of its own; pass the checkpoint.")
     packed = "quantization_config" in checkpoint.config or set(checkpoint.stored) != set(checkpoint)
     if packed or not all(file.suffix in (".safetensors", ".bin") for file in checkpoint.files):
         raise NotFitting(
-            f"{model.name} is packed, or no folder of safetensors; convert it first, and prune the result."
+            f"{model.name} is packed, or not a folder of safetensors; convert it first, and prune the result."
         )
     return checkpoint
 
 
 def checked_plan(model: MoEModel, plan: Plan) -> int:
-    """How many experts stay in each layer."""
+    """Returns the number of experts that stay in each layer."""
     counts = {layer: model.layer(layer).num_experts for layer in model.moe_layers}
     if dict(plan.experts) != counts or set(plan.kept) != set(counts):
         raise NotComparable(
-            f"The plan is of {len(plan.kept)} layers of {plan.model}, and does not fit the {len(counts)} MoE layers of "
-            f"{model.name} with their experts; make it of all layers of this model."
+            f"The plan is for {len(plan.kept)} layers of {plan.model} and does not fit the {len(counts)} MoE layers of "
+            f"{model.name} with their experts; make one for all layers of this model."
         )
     without = next((layer for layer in counts if len(model.layer(layer).weighted_experts) < counts[layer]), None)
     if without is not None:
         raise NotFitting(
-            f"Layer {without} of {model.name} has experts without weights, which its configuration counts apart; run "
+            f"Layer {without} of {model.name} has experts without matrices, which its configuration counts apart; run "
             "the model under plan.masks() instead."
         )
     left = {len(experts) for experts in plan.kept.values()}
     if len(left) > 1:
         raise NotFitting(
-            f"The plan leaves {min(left)} to {max(left)} experts, and a published configuration has one number for all "
+            f"The plan leaves {min(left)} to {max(left)} experts, but a published configuration has one number for all "
             "layers; make the plan per='layer', or run the model under plan.masks()."
         )
     (count,) = left
@@ -113,19 +117,19 @@ def checked_plan(model: MoEModel, plan: Plan) -> int:
             raise NotFitting(f"Layer {layer}: the router selects among {groups} groups, which the plan makes unequal.")
     most = max(model.layer(layer).top_k for layer in counts)
     if count < most:
-        raise NotFitting(f"The plan leaves {count} experts, and a token chooses {most}; keep more.")
+        raise NotFitting(f"The plan leaves {count} experts, but a token chooses {most}; keep more.")
     return count
 
 
 def smaller_config(model: MoEModel, checkpoint: Checkpoint, count: int) -> dict[str, Any]:
-    """The configuration as published, with another number of experts."""
+    """The published configuration with another number of experts."""
     config: dict[str, Any] = json.loads((checkpoint.path / "config.json").read_text(encoding="utf-8"))
     before = {model.layer(layer).num_experts for layer in model.moe_layers}
     holders = [config, *(value for value in config.values() if isinstance(value, dict))]
     changed = [(holder, name) for holder in holders for name in COUNTS if counts_all(holder.get(name), before)]
     if not changed:
         raise NotFitting(
-            f"{model.name} does not say its number of experts in one field of config.json ({', '.join(COUNTS)})."
+            f"{model.name} does not state its number of experts in one field of config.json ({', '.join(COUNTS)})."
         )
     for holder, name in changed:
         holder[name] = count
@@ -138,12 +142,12 @@ def counts_all(value: object, experts: set[int]) -> bool:
 
 
 def cut_tensor(model: MoEModel, plan: Plan, key: str, tensor: LazyTensor) -> tuple[str, LazyTensor] | None:
-    """The tensor under its new key, of the experts that stay; None where its expert goes."""
+    """The tensor of the experts that stay, under its new key; None if its expert is removed."""
     of_layer, numbered = LAYER.search(key), NUMBERED.fullmatch(key)
     layer = int(of_layer[1]) if of_layer else -1
     if layer not in plan.kept:
         if numbered:
-            raise NotFitting(f"{key} is an expert beside those of the MoE layers, which no plan tells of.")
+            raise NotFitting(f"{key} is an expert outside the MoE layers, which no plan covers; mask experts instead.")
         return key, tensor
     staying = plan.kept[layer]
     if numbered:
@@ -155,8 +159,7 @@ def cut_tensor(model: MoEModel, plan: Plan, key: str, tensor: LazyTensor) -> tup
         return key, tensor
     if "int" in tensor.kind:
         raise NotFitting(
-            f"{key} names experts by their numbers, also those that the plan takes away; run {model.name} under "
-            "plan.masks() instead."
+            f"{key} refers to experts by number, including removed ones; run {model.name} under plan.masks() instead."
         )
     experts = model.layer(layer).num_experts
     if tensor.shape[0] == experts or FLAT.search(key):
@@ -165,21 +168,21 @@ def cut_tensor(model: MoEModel, plan: Plan, key: str, tensor: LazyTensor) -> tup
 
 
 def parts_of(tensor: LazyTensor, staying: Sequence[int], experts: int, dim: int = 0) -> LazyTensor:
-    """What belongs to some experts, which lie one after the other along an axis, unread."""
+    """The parts of a tensor that belong to some experts, which are stacked along an axis; not read yet."""
     lazy: Any = tensor
     size = tensor.shape[dim] // experts
     return torch.cat([lazy.narrow(dim, expert * size, size) for expert in staying], dim)  # pyright: ignore[reportReturnType]
 
 
 def copy_beside(checkpoint: Checkpoint, folder: Path) -> None:
-    """Copy what stands beside the weights, such as the tokenizer."""
+    """Copies the files next to the weights, such as those of the tokenizer."""
     for file in checkpoint.path.iterdir():
         if file.is_file() and file.name != "config.json" and not file.name.endswith(WEIGHTS):
             shutil.copyfile(file, folder / file.name)
 
 
 def write_tensors(folder: Path, tensors: dict[str, LazyTensor], shard_bytes: int, name: str) -> None:
-    """Write the tensors, one in memory at a time, with their index."""
+    """Writes the tensors, one in memory at a time, with their index."""
     shards, weight_map, total = list(shards_of(tensors, None, shard_bytes)), {}, 0
     with reporting(f"Pruning {name}", len(shards)) as advance:
         for number, names in enumerate(shards, start=1):
@@ -192,9 +195,9 @@ def write_tensors(folder: Path, tensors: dict[str, LazyTensor], shard_bytes: int
 
 
 def check_written(model: MoEModel, plan: Plan, folder: Path) -> None:
-    """Refuse a layout that was not cut as a whole: what is written must open, with the weights that stay.
+    """Raises an error if the written folder does not open, or lacks the weights that should stay.
 
-    Of each matrix of an expert, the first rows are compared.
+    It compares the first rows of each expert's matrices.
     """
     try:
         smaller = load(folder)
@@ -204,17 +207,15 @@ def check_written(model: MoEModel, plan: Plan, folder: Path) -> None:
             for layer, kept in plan.kept.items()
         )
     except MoEProbeError as error:
-        raise NotFitting(f"{model.name} is laid out in a way that cannot be cut: {error}") from error
+        raise NotFitting(f"The layout of {model.name} cannot be pruned: {error}") from error
     if not same:
-        raise NotFitting(
-            f"{model.name} keeps its experts in a way that cannot be cut; run it under plan.masks() instead."
-        )
+        raise NotFitting(f"The layout of {model.name} cannot be pruned; run it under plan.masks() instead.")
 
 
 def first_rows(
     model: MoEModel, smaller: MoEModel, layer: int, kept: Sequence[int]
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """The beginning of each expert's matrices, in the model and in the smaller one."""
+    """The first rows of each expert's matrices, in the model and in the smaller one."""
     for number, expert in enumerate(kept):
         for projection in model.layer(layer).projections:
             before, after = (

@@ -1,4 +1,4 @@
-"""Dataclasses that are kept as JSON files, such as plans and groups."""
+"""Dataclasses that are stored as JSON files, such as plans and groups."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from moe_probe.files import as_path, whole_file
 
 
 class StoredAsJson(ABC):
-    """A dataclass with a file of its own.
+    """A dataclass that is stored in a JSON file.
 
     Attributes:
-        format: what the file calls its format.
-        what: what the file holds, in errors.
+        format: name of the format in the file.
+        what: content of the file, in errors.
     """
 
     format: ClassVar[str]
     what: ClassVar[str]
 
     def save(self, path: str | Path) -> Path:
-        """Write it as JSON; the file appears when it is complete."""
+        """Writes the object as JSON; the file appears when it is complete."""
         text = json.dumps({"format": self.format, **asdict(self)}, indent=1)  # type: ignore[call-overload]
         with whole_file(as_path(path)) as partial:
             partial.write_text(text + "\n", encoding="utf-8")
@@ -32,10 +32,10 @@ class StoredAsJson(ABC):
 
     @classmethod
     def read(cls, path: str | Path) -> Self:
-        """What `save` wrote.
+        """Reads what `save` wrote.
 
         Raises:
-            Damaged: the file holds none.
+            Damaged: the file holds something else.
         """
         try:
             content = json.loads(Path(path).read_text(encoding="utf-8"))
@@ -48,4 +48,4 @@ class StoredAsJson(ABC):
     @classmethod
     @abstractmethod
     def of(cls, content: dict[str, Any]) -> Self:
-        """What was saved, of the file's content; any error says that it is damaged."""
+        """Returns the saved object from the file's content; any error means that the file is damaged."""

@@ -1,4 +1,4 @@
-"""An expert's weights as one vector."""
+"""Statistics of all weights of an expert."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from moe_probe.model import MoEModel
 
 
 def of_experts(model: MoEModel, layer: int, statistic: Callable[[torch.Tensor], torch.Tensor]) -> np.ndarray:
-    """A statistic of all weights of each expert, (E,), float64; nan for experts without weights."""
+    """A statistic of all weights of each expert, (E,), float64; nan for experts without matrices."""
     of_layer = model.layer(layer)
     values = np.full(of_layer.num_experts, np.nan)
     for label in of_layer.weighted_experts:

@@ -1,6 +1,7 @@
-"""One page about a checkpoint: structure, dead and hot experts, similarity, specialization, what moved since a base.
+"""One page about a checkpoint: structure, load, similarity and specialization of experts, changes since a base.
 
-Each file of `sections/` is one section. Another package adds one through the entry point group `moe_probe.report`.
+Each file of `sections/` defines one section. Other packages add sections through the entry point group
+`moe_probe.report`.
 """
 
 from moe_probe.report.building import Report, report

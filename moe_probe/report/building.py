@@ -1,4 +1,4 @@
-"""The report: one pass over the texts, every section, and the files that it becomes."""
+"""Builds the report: runs one pass over the texts, makes every section, and writes the files."""
 
 from __future__ import annotations
 
@@ -29,17 +29,21 @@ SECTIONS: Registry[ModuleType] = Registry("moe_probe.report.sections", "report",
 def report(
     model: Openable, texts: Texts | None = None, *, base: Openable | None = None, **options: Unpack[RunOptions]
 ) -> Report:
-    """What one page says of a checkpoint: structure, load, similarity, specialization by label, and what moved.
+    """Makes a report about a checkpoint: structure, load, similarity, specialization by label, changes since a base.
 
     Args:
         model: a checkpoint folder, a hub id, or a model.
-        texts: what it runs on, once for all sections; without them the page tells of the weights alone.
-        base: the checkpoint that this one was tuned, pruned or merged from.
+        texts: strings, lists of token ids, a file of texts, a `datasets` dataset, or a table, which run once for all
+            sections; without texts, the report is about the weights only.
+        base: the checkpoint from which this one was tuned, pruned or merged.
         options: those of `dynamic.run`, without `baseline` and `checkpoint_dir`; `labels` for specialization by label.
+
+    Returns:
+        The report; `save(folder)` writes it, and a notebook shows it.
 
     Raises:
         InputError: the texts, layers or options do not fit the model.
-        NotFitting: labels are given without texts.
+        NotFitting: there are labels, but no texts.
         DenseModel: the model has no experts.
 
     Examples:
@@ -51,9 +55,9 @@ def report(
     asked = completed(options, REPORT_OPTIONS, "report")
     opened, before = load(model), None if base is None else load(base)
     if not opened.moe_layers:
-        raise DenseModel(f"{opened.name} is dense; a report tells of experts. Pass a Mixture-of-Experts model.")
+        raise DenseModel(f"{opened.name} is dense, but a report is about experts; pass a Mixture-of-Experts model.")
     if texts is None and asked["labels"] is not None:
-        raise NotFitting("labels= are given without texts; pass the texts that they belong to.")
+        raise NotFitting("labels= was passed without texts; pass the texts that the labels belong to.")
     return Report(opened, tuple(_sections(_subject(opened, before, texts, asked))))
 
 
@@ -80,15 +84,15 @@ class Report:
     """A report of one checkpoint.
 
     Attributes:
-        model: that it is about.
-        sections: in their order.
+        model: the checkpoint that it is about.
+        sections: its sections, in order.
     """
 
     model: MoEModel
     sections: tuple[Section, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """All numbers, and where they come from, as JSON can hold them."""
+        """Returns all numbers and their provenance as values that JSON can hold."""
         return {
             "model": self.model.name,
             "fingerprint": self.model.fingerprint,
@@ -100,28 +104,28 @@ class Report:
 
     @property
     def html(self) -> str:
-        """The page, complete in itself."""
+        """The self-contained page."""
         return render(self.model.name, self._note, self.sections)
 
     @property
     def _note(self) -> str:
-        return f"Fingerprint {self.model.fingerprint}. The numbers are in report.json, the tables beside it as CSV."
+        return f"Fingerprint {self.model.fingerprint}. The numbers are in report.json, the tables in CSV files."
 
     def _repr_html_(self) -> str:
         return self.html
 
     def save(self, folder: str | Path, *, format: Format = "pdf", dpi: int = 300) -> Path:
-        """Write `index.html`, `report.json`, a CSV of every table and a file of every figure; returns the page's path.
+        """Writes `index.html`, `report.json`, a CSV of every table and a file of every figure; returns the page's path.
 
         Args:
-            folder: that they go to.
-            format: of the figures' files: `pdf`, `png` or `svg`.
-            dpi: dots an inch, of PNG files and of what is rasterized in the others.
+            folder: the output folder.
+            format: format of the figures' files: `pdf`, `png` or `svg`.
+            dpi: resolution in dots per inch, of PNG files and of rasterized parts of the others.
 
         Raises:
             NoSuchName: there is no such format.
             OutOfRange: `dpi` is below 30 or above 2,400.
-            MachineError: the disk is full, or cannot be written to.
+            MachineError: the disk is full or not writable.
         """
         kind, target = FileKind(format, dpi), make_folder(folder)
         with whole_file(target / "report.json") as partial:

@@ -1,4 +1,4 @@
-"""Sections to one page of HTML, and the tables and figures beside it."""
+"""Writes sections as one page of HTML, with tables and figures."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ DEFAULT = FileKind()
 
 
 def render(title: str, note: str, sections: Sequence[Section], n_jobs: int = 1, kind: FileKind = DEFAULT) -> str:
-    """The page, complete in itself; its links lead to the figures that `write_section` writes."""
+    """Returns the self-contained page; its links lead to the figures that `write_section` writes."""
     figures = [figure for section in sections for _, _, figure in section.figures]
     pictures = iter(map_items(_picture, figures, n_jobs, "Pictures of the page", progress=False))
     template = Environment(autoescape=True).from_string(TEMPLATE.read_text(encoding="utf-8"))
@@ -41,7 +41,7 @@ def render(title: str, note: str, sections: Sequence[Section], n_jobs: int = 1, 
 
 
 def write_section(folder: Path, section: Section, n_jobs: int = 1, kind: FileKind = DEFAULT) -> None:
-    """Write the table of a section as CSV, and its figures.
+    """Writes the table of a section as CSV, and its figures.
 
     Raises:
         MachineError: the disk is full, or cannot be written to.
@@ -56,7 +56,7 @@ def write_section(folder: Path, section: Section, n_jobs: int = 1, kind: FileKin
 def write_page(
     folder: Path, title: str, note: str, sections: Sequence[Section], n_jobs: int = 1, kind: FileKind = DEFAULT
 ) -> Path:
-    """Write `index.html`, whose links lead to what `write_section` writes; returns its path.
+    """Writes `index.html`, whose links lead to the files that `write_section` writes; returns its path.
 
     Raises:
         MachineError: the disk is full, or cannot be written to.

@@ -1,4 +1,4 @@
-"""What a section of a report is made from, and made of."""
+"""Sections of a report, their measures, and the subject that they are made from."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from moe_probe.model import MoEModel
 
 @dataclass(frozen=True)
 class Subject:
-    """What a report is about.
+    """The subject of a report.
 
     Attributes:
         model: the checkpoint.
-        base: the checkpoint that it was made from; None where none was given.
-        results: of the dynamic analyses that the sections need, by name; empty without texts.
-        base_results: the same of the base.
-        drift: `comparisons.routing_drift` from the base to the model; None without texts or base.
-        layers: MoE layers that are looked at.
+        base: the checkpoint from which it was made, or None.
+        results: results of the dynamic analyses that the sections need, by name; empty without texts.
+        base_results: the same results for the base.
+        drift: result of `comparisons.routing_drift` from the base to the model; None without texts or base.
+        layers: the MoE layers of the report.
     """
 
     model: MoEModel
@@ -38,10 +38,10 @@ class Measure:
     """One number of a report.
 
     Attributes:
-        name: what is measured.
-        value: as it is stored; None where it is not defined.
-        shown: as it is written on the page.
-        reading: a sentence that says how to read it, with its source.
+        name: name of the measure.
+        value: its value; None if it is not defined.
+        shown: its text on the page.
+        reading: a sentence that explains it, with its source.
     """
 
     name: str

@@ -111,6 +111,6 @@ def test_halves_share_no_document_and_do_not_depend_on_the_order():
 def test_a_score_without_all_values_is_left_out_with_a_warning(scores):
     unknown = scores.copy(deep=True)
     unknown.value[0, 0, 3] = np.nan
-    with pytest.warns(UserWarning, match="Nothing is pruned by ean"):
+    with pytest.warns(UserWarning, match="Skipping ean"):
         ds = pruning.curve(FOLDER, unknown, EVALUATION, [0.25], random=0, **QUIET)
     assert ds.order.values.tolist() == ["aimer"]

@@ -164,7 +164,7 @@ def test_what_cannot_be_grouped_or_merged_is_refused():
     result = pruning.groups(FOLDER, texts, 4, progress=False)
     with pytest.raises(NotFitting, match="are among those"):
         pruning.merging(FOLDER, result, texts, **QUIET)
-    with pytest.raises(NotComparable, match="compute them of it"):
+    with pytest.raises(NotComparable, match="compute them for it"):
         pruning.merging(FOLDERS["qwen3_moe"], result, HELD_OUT, **QUIET)
     with pytest.raises(WrongType, match=r"result of pruning\.groups"):
         pruning.merging(FOLDER, 4, HELD_OUT, **QUIET)

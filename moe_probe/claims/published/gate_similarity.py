@@ -21,7 +21,7 @@ def findings(evidence: Evidence) -> Sequence[Finding]:
     experts = similarity(evidence.model, "neuron_mean", layers=list(evidence.layers)).cosine.mean("projection")
     labels = experts.expert.values.tolist()
     if len(labels) < LEAST:
-        raise NotFitting(f"{evidence.model.name} has {len(labels)} experts with weights; the test needs {LEAST}.")
+        raise NotFitting(f"{evidence.model.name} has {len(labels)} experts with matrices; the test needs {LEAST}.")
     gates = gate_similarity(evidence.model, layers=list(evidence.layers)).cosine.sel(expert=labels, other=labels)
     pairs = list(zip(experts.values, gates.values, strict=True))
     r = np.array([correlation(one, other) for one, other in pairs])
@@ -35,11 +35,11 @@ def findings(evidence: Evidence) -> Sequence[Finding]:
             for (one, other), value in zip(pairs, r, strict=True)
         ]
     )
-    return by_layer(experts.layer.values, r, low, high, p, "all pairs of experts are as similar")
+    return by_layer(experts.layer.values, r, low, high, p, "all pairs of experts are equally similar")
 
 
 def correlation(one: np.ndarray, other: np.ndarray) -> float:
-    """Pearson's over the pairs of two symmetric matrices (E, E)."""
+    """Pearson's correlation over the pairs of two symmetric matrices (E, E)."""
     at = np.tril_indices(len(one), -1)
     x, y = one[at], other[at]
     known = np.isfinite(x) & np.isfinite(y)

@@ -23,7 +23,7 @@ from moe_probe.statistics.states import PerUnit
 
 @dataclass
 class TopScore(Analysis):
-    """Number, sum and sum of squares of the highest score of a row, by document: (layer, unit, moment)."""
+    """Number, sum and sum of squares of each row's highest score, by document: (layer, unit, moment)."""
 
     name = "top_score"
     title = "Highest score by document"
@@ -45,7 +45,7 @@ class TopScore(Analysis):
 
 
 def steadier(with_it: np.ndarray, without: np.ndarray) -> tuple[float, float, float, float]:
-    """Logarithm of the ratio of variances without and with the residual, of moments (units, 3) of the documents."""
+    """Logarithm of the ratio of variances without and with the residual, from moments (units, 3) of the documents."""
 
     def statistic(sums: np.ndarray) -> np.ndarray:
         variance = sums[..., 2] / sums[..., 0] - (sums[..., 1] / sums[..., 0]) ** 2
@@ -55,13 +55,13 @@ def steadier(with_it: np.ndarray, without: np.ndarray) -> tuple[float, float, fl
 
 
 def applies(model: MoEModel) -> None:
-    """Raises: NotFitting: there is no gating residual."""
+    """Raises `NotFitting` if the model has no gating residual."""
     if not getattr(model.config, "moe_gate_residual", False):
         raise NotFitting(f"{model.name} has no gating residual; the claim is about MoE++.")
 
 
 def findings(evidence: Evidence) -> Sequence[Finding]:
-    """The same documents with and without, in all MoE layers but the first, which has no layer before it."""
+    """The same documents with and without the residual, in all MoE layers except the first, which has none."""
     layers = [layer for layer in evidence.layers if layer != evidence.model.moe_layers[0]]
     if not layers:
         raise NotFitting("The first MoE layer has no gating residual of its own; pass other layers=.")
@@ -74,7 +74,7 @@ def findings(evidence: Evidence) -> Sequence[Finding]:
 
 
 CLAIM = Claim(
-    hypothesis="The router's highest score varies less over tokens with the gating residual than with it removed.",
+    hypothesis="The router's highest score varies less over tokens with the gating residual than without it.",
     source="MoE++, arXiv 2410.07348, figure 6 (there two trained models; here one checkpoint under an intervention)",
     effect="natural logarithm of variance without the residual over variance with it",
     findings=findings,

@@ -1,4 +1,4 @@
-"""A hundred tokens of one text suffice to tell the experts' loads."""
+"""A hundred tokens of one text suffice to estimate the experts' loads."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ TOKENS, CLOSE = 100, 0.1
 
 @dataclass
 class FirstTokens(Analysis):
-    """Choices of the first TOKENS tokens of each document that is as long: (layer, unit, expert)."""
+    """Choices of the first TOKENS tokens of each document that has as many: (layer, unit, expert)."""
 
     name = "first_tokens"
     title = "Load of the first tokens"
@@ -44,7 +44,7 @@ class FirstTokens(Analysis):
 
 
 def distances(chosen: np.ndarray) -> np.ndarray:
-    """Half the sum over experts of how far each unit's shares are from those of all others, (units,)."""
+    """Total variation distance of each unit's expert shares from those of all others, (units,)."""
     others = chosen.sum(0) - chosen
     shares = [each / each.sum(1, keepdims=True) for each in (chosen, others)]
     return np.abs(shares[0] - shares[1]).sum(1) / 2
@@ -63,7 +63,7 @@ def findings(evidence: Evidence) -> Sequence[Finding]:
 
 CLAIM = Claim(
     hypothesis=f"The loads in the first {TOKENS} tokens of one text are within {CLOSE:g} of those in the other texts.",
-    source="Lo et al., arXiv 2406.18219, section 5 (short sequences stand for a corpus); the threshold is ours",
+    source="Lo et al., arXiv 2406.18219, section 5 (short sequences represent a corpus); the threshold is moe_probe's",
     effect=f"mean total variation distance of expert shares, a text's first {TOKENS} tokens from those of the others",
     findings=findings,
     needs=(FirstTokens(),),

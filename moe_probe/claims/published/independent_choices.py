@@ -1,4 +1,4 @@
-"""Experts go together little more than by chance (OLMoE)."""
+"""Experts are chosen together little more often than by chance (OLMoE)."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ LITTLE = 0.25**2
 
 @dataclass
 class PairsByUnit(Analysis):
-    """Rows that chose both of a pair of experts, by document: (layer, unit, expert, other)."""
+    """Number of rows that chose both experts of a pair, by document: (layer, unit, expert, other)."""
 
     name = "pairs_by_unit"
     title = "Pairs of experts by document"
@@ -46,7 +46,7 @@ def excess(pairs: np.ndarray, k: int) -> tuple[float, float, float, float]:
     """Mean over pairs, weighted by chance, of (lift / chance - 1)^2, with interval and p-value of LITTLE or more.
 
     Args:
-        pairs: rows that chose both, by unit, (units, E, E).
+        pairs: number of rows that chose both, by unit, (units, E, E).
         k: choices per row.
     """
     pairs = pairs.astype(float)
@@ -71,7 +71,7 @@ def excess(pairs: np.ndarray, k: int) -> tuple[float, float, float, float]:
 
 
 def applies(model: MoEModel) -> None:
-    """Raises: NotFitting: there are no pairs, or every row makes the same ones."""
+    """Raises `NotFitting` if rows have no pairs, or all rows have the same ones."""
     for index in model.moe_layers:
         layer = model.layer(index)
         if not 1 < layer.top_k < layer.num_experts:
@@ -92,9 +92,9 @@ def findings(evidence: Evidence) -> Sequence[Finding]:
 
 
 CLAIM = Claim(
-    hypothesis="Pairs of experts go together as often as their loads make them, to a quarter (root mean square).",
-    source="OLMoE, arXiv 2409.02060, section 5.2 (co-activation); the threshold is ours",
-    effect="mean over pairs, weighted by chance, of (lift / chance lift - 1)^2, without what few tokens add",
+    hypothesis="Pairs of experts are chosen together as often as their loads imply, to a quarter (root mean square).",
+    source="OLMoE, arXiv 2409.02060, section 5.2 (co-activation); the threshold is moe_probe's",
+    effect="mean over pairs, weighted by chance, of (lift / chance lift - 1)^2, corrected for few tokens",
     findings=findings,
     needs=(PairsByUnit(),),
     applies=applies,

@@ -41,7 +41,7 @@ class NormPreference(Analysis):
 
 
 def rank_correlation(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
-    """Spearman's of each row of (n, E), equal values sharing their mean rank; nan where all are equal, (n,)."""
+    """Spearman's correlation of each row of (n, E), (n,); ties share their mean rank, and nan means all are equal."""
     x, y = (_centered_ranks(values) for values in (one, other))
     return (x * y).sum(1) / (x.square().sum(1) * y.square().sum(1)).sqrt()
 

@@ -11,7 +11,7 @@ from moe_probe.model import MoEModel
 
 
 def applies(model: MoEModel) -> None:
-    """Raises: NotFitting: tokens are not split."""
+    """Raises `NotFitting` if the model does not split tokens."""
     if all(model.layer(index).subtokens == 1 for index in model.moe_layers):
         raise NotFitting(f"{model.name} has no sub-tokens; the claim is about MH-MoE.")
 
@@ -24,9 +24,9 @@ def findings(evidence: Evidence) -> Sequence[Finding]:
 
 
 CLAIM = Claim(
-    hypothesis="Sub-tokens of polysemous words and false cognates go to more different experts than those of others.",
+    hypothesis="Sub-tokens of polysemous words and false cognates choose more distinct experts than those of others.",
     source="MH-MoE, arXiv 2404.15045, section 4.4, figure 7",
-    effect="distinct experts of a token's sub-tokens, listed words less others",
+    effect="distinct experts of a token's sub-tokens, listed words minus others",
     findings=findings,
     units="word types",
     needs=(SubtokenDivergence(),),

@@ -16,16 +16,18 @@ LEAST = 20  # word types
 
 
 def rarity(types: WordTypes) -> Finding:
-    """Correlation of how rare word types are with their FFN experts."""
+    """Correlation of the rarity of word types with their number of FFN experts."""
     few = len(types.count) < LEAST or np.ptp(types.count) == 0 or np.ptp(types.density) == 0
     if few:
-        return Finding(np.nan, why=f"fewer than {LEAST} word types, or all are as frequent or use as many FFN experts")
+        return Finding(
+            np.nan, why=f"fewer than {LEAST} word types, or all have the same frequency or number of FFN experts"
+        )
     statistic, p = np.asarray(spearmanr(-types.count, types.density), float).tolist()
     return Finding(statistic, p=p)
 
 
 def findings(evidence: Evidence) -> Sequence[Finding]:
-    """Word types are the units; there is no interval, as they are not drawn."""
+    """Word types are the units; there is no interval, because they are not resampled."""
     return [rarity(word_types(evidence))]
 
 

@@ -9,7 +9,7 @@ from moe_probe.dynamic.analyses.token_specialization import TokenSpecialization
 
 
 def findings(evidence: Evidence) -> Sequence[Finding]:
-    """Beyond what the documents' own choices give, so that a topic is not taken for a token."""
+    """Excess over the documents' own choices, so that effects of a topic do not count as effects of a token."""
     ds = evidence.results["token_specialization"]
     chance = ds.context_chance.values
     low, high = ds.context_independence_low.values - chance, ds.context_independence_high.values - chance
@@ -26,7 +26,7 @@ def findings(evidence: Evidence) -> Sequence[Finding]:
 CLAIM = Claim(
     hypothesis="Two occurrences of a token have the same first choice more often than other tokens of their documents.",
     source="OpenMoE, arXiv 2402.01739, section 4; OLMoE, arXiv 2409.02060, section 5.4 (vocabulary specialization)",
-    effect="share of pairs of occurrences with one first choice, less that of tokens dealt their document's choices",
+    effect="share of pairs of occurrences with one first choice, minus that with choices permuted within documents",
     findings=findings,
     units="token ids",
     needs=(TokenSpecialization(min_count=2),),

@@ -1,1 +1,1 @@
-"""The commands, one file each: `command`, its help in the docstring, and an `epilog()` with an example."""
+"""The commands, one file each, with `command`, whose docstring is its help, and `epilog()`, which gives an example."""

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from moe_probe.cli.common import Ckpt, Out, Table, write
+from moe_probe.cli.common import Ckpt, Out, RequiredTexts, Table, write
 from moe_probe.cli.options import FIGURE_OPTIONS, MODEL_OPTIONS, drawing_of, of_run, open_model, parse_layers, takes
 from moe_probe.options import ABLATE_OPTIONS, ATTRIBUTION_OPTIONS
 
@@ -22,15 +22,15 @@ def epilog() -> str:
 def command(
     ckpt: Ckpt,
     out: Out,
-    texts: Annotated[str, typer.Option(metavar="FILE", help="Texts, as for dynamic.")],
+    texts: RequiredTexts,
     how: Annotated[
-        str, typer.Option(metavar="HOW", help="zero (weight 0), mask (as if deleted), or mean (its mean output).")
+        str, typer.Option(metavar="HOW", help="zero (weight 0), mask (as if deleted) or mean (its mean output).")
     ] = "zero",
     experts: Annotated[
         str | None, typer.Option(metavar="EXPERTS", help="Experts, such as 0,5,10-15. Default: all.")
     ] = None,
-    direct: Annotated[bool, typer.Option(help="Measure effects without rerouting too.")] = False,
-    attribution: Annotated[bool, typer.Option(help="Estimate the same from one backward pass too.")] = False,
+    direct: Annotated[bool, typer.Option(help="Also measure direct effects, without rerouting.")] = False,
+    attribution: Annotated[bool, typer.Option(help="Also estimate the changes from one backward pass.")] = False,
     bootstrap: Annotated[int, typer.Option(metavar="N", help="Resamples for the intervals; 0 for none.")] = 1000,
     table: Table = None,
     **options: Any,

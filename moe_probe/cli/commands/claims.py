@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from moe_probe.cli.common import Ckpt, Out, console
+from moe_probe.cli.common import Ckpt, Out, RequiredTexts, console
 from moe_probe.cli.options import FILE_OPTIONS, MODEL_OPTIONS, drawing_of, of_run, open_model, takes
 from moe_probe.options import REPORT_OPTIONS
 from moe_probe.shown import printable
@@ -26,14 +26,14 @@ def epilog() -> str:
 def command(
     ckpt: Ckpt,
     out: Out,
-    texts: Annotated[str, typer.Option(metavar="FILE", help="Texts, as for report.")],
+    texts: RequiredTexts,
     claim: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME", help="A claim, of those below; repeated. Default: all."),
+        typer.Option(metavar="NAME", help="A claim, of those below; may be repeated. Default: all."),
     ] = None,
     **options: Any,
 ) -> None:
-    """Test what papers observe of Mixture-of-Experts models: effect sizes, intervals, q-values and verdicts."""
+    """Test papers' observations about Mixture-of-Experts models: effect sizes, intervals, q-values and verdicts."""
     from moe_probe import claims
 
     verdicts = claims.test(open_model(ckpt, options), texts, claim or "all", **of_run(options, REPORT_OPTIONS))
@@ -42,4 +42,4 @@ def command(
     ):
         console.print(printable(f"{name}: {verdict} ({why})"))
     page = claims.page(verdicts, out, **drawing_of(options))
-    console.print(f"Wrote {page}, claims.nc, and tables (CSV) and figures beside it")
+    console.print(f"Wrote {page}, claims.nc, tables (CSV) and figures")

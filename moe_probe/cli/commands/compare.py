@@ -35,28 +35,34 @@ def epilog() -> str:
 
 @takes(*COMPARE_OPTIONS, *(name for name in MODEL_OPTIONS if name != "revision"), *FIGURE_OPTIONS)
 def command(
-    sources: Annotated[
-        list[str], typer.Argument(metavar="CKPT...", help=f"Checkpoints or traces, in their order; {NAMED}.")
-    ],
+    sources: Annotated[list[str], typer.Argument(metavar="CKPT...", help=f"Checkpoints or traces, in order; {NAMED}.")],
     out: Out,
-    texts: Annotated[str | None, typer.Option(metavar="FILE", help="Texts, as for dynamic; none for traces.")] = None,
+    texts: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE", help="Texts: .txt (one per line), .jsonl, .json, .csv, .tsv or .parquet; not for traces."
+        ),
+    ] = None,
     label: Annotated[
-        list[str] | None, typer.Option(metavar="NAME", help="What each is called; repeated. Default: its name.")
+        list[str] | None,
+        typer.Option(metavar="NAME", help="A label for each checkpoint; may be repeated. Default: its name."),
     ] = None,
     analysis: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME", help="A comparison, of those below; repeated. Default: all that can be made."),
+        typer.Option(metavar="NAME", help="A comparison, of those below; may be repeated. Default: all that apply."),
     ] = None,
     option: Options = None,
     table: Table = None,
     **options: Any,
 ) -> None:
-    """Compare checkpoints: how they use their experts, and how routing and weights moved from one to the next."""
+    """Compare checkpoints: their use of experts, and changes of routing and weights from one to the next."""
     from moe_probe import comparisons
     from moe_probe.comparisons.side_by_side import open_sources
 
     if label is not None and len(set(label)) != len(sources):
-        raise InputError(f"There are {len(sources)} checkpoints and {len(set(label))} labels; give one label for each.")
+        raise InputError(
+            f"There are {len(sources)} checkpoints and {len(set(label))} labels; pass one --label for each."
+        )
     given = parse_options(option)
     known = comparisons.names()
     for name in (*(analysis or ()), *given):
@@ -72,13 +78,13 @@ def command(
             except InputError as error:
                 if analysis is not None:
                     raise
-                console.print(f"No {name}: {printable(error)}", markup=False, highlight=False)
+                console.print(f"Skipping {name}: {printable(error)}", markup=False, highlight=False)
 
     write(results(), out, drawing_of(options), asked["n_jobs"], table)
 
 
 def unasked(sources: int) -> list[str]:
-    """Comparisons of so many sources that are made when none is asked for."""
+    """Comparisons that run on these sources if the user names none."""
     from moe_probe import comparisons
 
     names = []
@@ -98,10 +104,10 @@ def in_package(function: Any) -> bool:
 def comparison(
     name: str, sources: Opened, texts: str | None, arguments: Mapping[str, Any], run_options: Mapping[str, Any]
 ) -> xr.Dataset:
-    """One comparison of models or traces by label.
+    """Makes one comparison of models or traces, by label.
 
     Raises:
-        InputError: it cannot be made of these.
+        InputError: the comparison does not apply to them.
     """
     from moe_probe import comparisons
 
@@ -112,7 +118,7 @@ def comparison(
     asked = {key: value for key, value in run_options.items() if of_run_too or key in takes_names}
     if "before" in takes_names:
         if len(sources) != 2:
-            raise NotComparable(f"{name} compares two checkpoints; there are {len(sources)}.")
+            raise NotComparable(f"{name} compares two checkpoints, but there are {len(sources)}; pass two.")
         sides = [{label: source} for label, source in sources.items()]
         passed = sides if of_run_too else list(sources.values())
     else:

@@ -26,11 +26,11 @@ def command(
     ] = None,
     keep_int8: Annotated[bool, typer.Option("--keep-int8", help="Leave Grok-1's int8 matrices as they are.")] = False,
     shard_bytes: Annotated[
-        int, typer.Option(metavar="N", help="Size of a file; a tensor may be larger.")
+        int, typer.Option(metavar="N", help="Largest size of a file in bytes; a single tensor may be larger.")
     ] = SHARD_BYTES,
     **options: Any,
 ) -> None:
-    """Write a checkpoint as a safetensors folder that opens fast, shard by shard."""
+    """Write a checkpoint as a safetensors folder that opens fast."""
     from moe_probe.convert import convert
 
     model = open_model(source, options)

@@ -31,13 +31,13 @@ PAPERS = {
 def command(
     out: Out = Path("out/demo"),
     only: Annotated[
-        list[str] | None, typer.Option(metavar="NAME", help="Of the bundled checkpoints; repeated. Default: all.")
+        list[str] | None, typer.Option(metavar="NAME", help="A bundled checkpoint; may be repeated. Default: all.")
     ] = None,
     every: Annotated[
-        bool, typer.Option("--all", help="All figures of all layers, comparisons, and the papers' figures too.")
+        bool, typer.Option("--all", help="Also draw all figures of all layers, comparisons, and the papers' figures.")
     ] = False,
 ) -> None:
-    """Analyze each bundled checkpoint in one pass over bundled texts: a page of the main figures, and an explorer."""
+    """Analyze each bundled checkpoint in one pass over bundled texts; write a page of main figures and an explorer."""
     from joblib import cpu_count
 
     from moe_probe.report.page import write_page, write_section
@@ -69,7 +69,7 @@ def mixtures(root: Path, only: list[str] | None = None) -> list[MoEModel]:
     """The bundled checkpoints that have experts.
 
     Raises:
-        NoSuchName: one of those asked for is not among them.
+        NoSuchName: a requested checkpoint is not bundled.
     """
     from moe_probe.model import load
 
@@ -83,14 +83,14 @@ def mixtures(root: Path, only: list[str] | None = None) -> list[MoEModel]:
 
 @contextmanager
 def timed(step: str) -> Iterator[None]:
-    """Within, a step whose name and time are printed at its end."""
+    """A context that prints the name and duration of a step at its end."""
     began = time.monotonic()
     yield
     console.print(f"{step:24} {time.monotonic() - began:5.1f} s")
 
 
 def section(model: MoEModel, root: Path, texts: str, out: Path) -> Section:
-    """The main figure of every analysis of a checkpoint, its results saved beside."""
+    """Makes the main figure of every analysis of a checkpoint, and saves the results."""
     from moe_probe import plotting
     from moe_probe.facts import facts
     from moe_probe.figures import result_stem
@@ -107,7 +107,7 @@ def section(model: MoEModel, root: Path, texts: str, out: Path) -> Section:
 
 
 def results(model: MoEModel, root: Path, texts: str) -> Iterator[xr.Dataset]:
-    """Static analyses of the last layer, then what one pass over the texts gives."""
+    """Runs static analyses of the last layer, then dynamic ones in one pass over the texts."""
     from moe_probe import dynamic as analyses
     from moe_probe import static as of_weights
     from moe_probe.dynamic.driver import applicable
@@ -126,7 +126,7 @@ def results(model: MoEModel, root: Path, texts: str) -> Iterator[xr.Dataset]:
 
 
 def draw_everything(root: Path, texts: str, out: Path) -> None:
-    """Every figure of the last layers, comparisons, and the papers' figures."""
+    """Draws every figure of the last layers, comparisons, and the papers' figures."""
     from joblib import cpu_count
 
     baseline, n_jobs = str(root / "tiny-mistral"), cpu_count()

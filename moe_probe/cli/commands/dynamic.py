@@ -52,7 +52,7 @@ def command(
     table: Table = None,
     **options: Any,
 ) -> None:
-    """Run the model over texts, once for all analyses: netCDF results and PDF figures in DIR."""
+    """Run the model over texts once for all analyses; write netCDF results and PDF figures to DIR."""
     from moe_probe import dynamic
     from moe_probe.dynamic import sources
     from moe_probe.dynamic.driver import results
@@ -66,7 +66,7 @@ def command(
 
 
 def chosen(source: Source, names: list[str] | None, options: Mapping[str, Mapping[str, Any]]) -> list[Analysis]:
-    """The analyses that are asked for; else those that run unasked, as far as the source has what it takes."""
+    """The requested analyses; by default those with a star that can run on the source."""
     from moe_probe import dynamic
     from moe_probe.dynamic.asking import make_analyses
     from moe_probe.dynamic.driver import applicable
@@ -80,7 +80,7 @@ def chosen(source: Source, names: list[str] | None, options: Mapping[str, Mappin
 def with_defaults(
     given: Mapping[str, Mapping[str, Any]], options: Mapping[str, Any], out: Path
 ) -> dict[str, dict[str, Any]]:
-    """Arguments of every analysis: a baseline takes part where one is given, files go below `out`."""
+    """Arguments of every analysis, which use the baseline if there is one, and write files below `out`."""
     from moe_probe import dynamic
 
     arguments = {}

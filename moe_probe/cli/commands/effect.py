@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from moe_probe.cli.common import Ckpt, Out, Table, write
+from moe_probe.cli.common import Ckpt, Out, RequiredTexts, Table, write
 from moe_probe.cli.options import FIGURE_OPTIONS, MODEL_OPTIONS, drawing_of, interventions_of, of_run, open_model, takes
 from moe_probe.errors import NotFitting
 from moe_probe.options import EFFECT_OPTIONS
@@ -27,26 +27,30 @@ def epilog() -> str:
 def command(
     ckpt: Ckpt,
     out: Out,
-    texts: Annotated[str, typer.Option(metavar="FILE", help="Texts, as for dynamic.")],
-    direct: Annotated[bool, typer.Option(help="Measure effects without rerouting too.")] = False,
-    control: Annotated[bool, typer.Option(help="Measure the same edits of other experts chosen as often too.")] = True,
+    texts: RequiredTexts,
+    direct: Annotated[bool, typer.Option(help="Also measure direct effects, without rerouting.")] = False,
+    control: Annotated[
+        bool, typer.Option(help="Also measure each edit on other experts that are chosen about as often.")
+    ] = True,
     bootstrap: Annotated[int, typer.Option(metavar="N", help="Resamples for the intervals; 0 for none.")] = 1000,
     table: Table = None,
     **options: Any,
 ) -> None:
-    """Measure what interventions do to the model's output: netCDF result and PDF figures in DIR."""
+    """Measure effects of interventions on the model's output; write a netCDF result and PDF figures to DIR."""
     from moe_probe import intervene
 
     edits = edits_of(options.pop("under"))
     if not edits:
-        raise NotFitting("effect measures interventions, and none is given; pass --under mask.layer=3,experts=1+2.")
+        raise NotFitting(
+            "effect measures interventions, but there is none; pass one, such as --under mask.layer=3,experts=1+2."
+        )
     model, asked = open_model(ckpt, options), of_run(options, EFFECT_OPTIONS)
     measured = intervene.effect(model, texts, edits, direct=direct, control=control, bootstrap=bootstrap, **asked)
     write([measured], out, drawing_of(options), table=table)
 
 
 def edits_of(texts: list[str] | None) -> dict[str, list[Any]]:
-    """Interventions by the name of their edit; those without one are named by what they do."""
+    """Interventions by the name of their edit; those without a name get one from their arguments."""
     named: dict[str, list[str]] = {}
     for text in texts or ():
         name, colon, spelled = text.partition(":")

@@ -26,10 +26,12 @@ def command(
         list[str],
         typer.Argument(
             metavar="CKPT...",
-            help=f"A checkpoint folder, a hub id or a routing trace, or two of them side by side; {NAMED}.",
+            help=f"One or two checkpoint folders, hub ids or routing traces; {NAMED}.",
         ),
     ],
-    out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="The page.")] = Path("explorer.html"),
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="The file of the page.")] = Path(
+        "explorer.html"
+    ),
     texts: Texts = None,
     similar: Annotated[
         str,
@@ -38,7 +40,7 @@ def command(
         ),
     ] = "neuron_mean",
     vocabulary: Annotated[
-        bool, typer.Option("--vocabulary", help="Compute what each expert writes into the vocabulary.")
+        bool, typer.Option("--vocabulary", help="Compute the tokens that each expert promotes.")
     ] = False,
     digits: Annotated[
         int, typer.Option(metavar="N", help="Significant digits of logits and weights, 1 to 6.")
@@ -46,15 +48,16 @@ def command(
     runners_up: Annotated[
         int | None,
         typer.Option(
-            metavar="N", help="Experts listed beside the chosen ones. Default: 1, and all in layers of up to 16."
+            metavar="N",
+            help="Number of experts listed besides the chosen ones. Default: 1, and all in layers of up to 16.",
         ),
     ] = None,
     max_bytes: Annotated[
-        int, typer.Option(metavar="N", help="Size limit of the page; numbers are rounded to fit.")
+        int, typer.Option(metavar="N", help="Size limit of the page in bytes; numbers are rounded to fit.")
     ] = PAGE_BYTES,
     **options: Any,
 ) -> None:
-    """Write one page of HTML to look into the routing of every token; it needs no network."""
+    """Write one page of HTML that shows the routing of every token and needs no network."""
     from moe_probe import explorer
     from moe_probe.results import load_result
 

@@ -22,7 +22,7 @@ def epilog() -> str:
 def command(
     results: Annotated[Path, typer.Argument(metavar="DIR", help="A folder with results (.nc).")], **options: Any
 ) -> None:
-    """Draw the figures of saved results again."""
+    """Draw the figures of saved results."""
     from moe_probe import plotting
     from moe_probe.figures import draw
     from moe_probe.results import load_result

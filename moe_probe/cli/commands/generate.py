@@ -29,11 +29,13 @@ def epilog() -> str:
 def command(
     ckpt: Ckpt,
     out: Out,
-    texts: Annotated[str, typer.Option(metavar="FILE", help="What is to be continued, as for dynamic.")],
-    analysis: Annotated[list[str], typer.Option(metavar="NAME", help="An analysis, as for dynamic; may be repeated.")],
+    texts: Annotated[
+        str, typer.Option(metavar="FILE", help="Prompts: .txt (one per line), .jsonl, .json, .csv, .tsv or .parquet.")
+    ],
+    analysis: Annotated[list[str], typer.Option(metavar="NAME", help="A dynamic analysis; may be repeated.")],
     option: Options = None,
     table: Table = None,
-    max_new_tokens: Annotated[int | None, typer.Option(metavar="N", help="Tokens to write per text.")] = None,
+    max_new_tokens: Annotated[int | None, typer.Option(metavar="N", help="Most generated tokens per prompt.")] = None,
     **options: Any,
 ) -> None:
     """Analyze routing during greedy generation, with prompt and generated tokens labeled."""

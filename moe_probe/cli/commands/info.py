@@ -19,7 +19,7 @@ def epilog() -> str:
 @takes("revision", "config")
 def command(
     ckpt: Ckpt,
-    as_json: Annotated[bool, typer.Option("--json", help="For other programs: numbers, as JSON.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the description as JSON, for other programs.")] = False,
     **options: Any,
 ) -> None:
     """Describe a checkpoint without reading its weights."""

@@ -23,13 +23,13 @@ def epilog() -> str:
 def command(
     ckpt: Ckpt,
     destination: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="A folder that does not exist yet.")],
-    plan: Annotated[Path, typer.Option(metavar="FILE", help="What stays, as JSON.")],
+    plan: Annotated[Path, typer.Option(metavar="FILE", help="A plan (JSON) of the experts to keep.")],
     shard_bytes: Annotated[
-        int, typer.Option(metavar="N", help="Size of a file; a tensor may be larger.")
+        int, typer.Option(metavar="N", help="Largest size of a file in bytes; a single tensor may be larger.")
     ] = SHARD_BYTES,
     **options: Any,
 ) -> None:
-    """Write a checkpoint without the experts that a plan takes away, in its published layout."""
+    """Write a checkpoint without the experts that a plan removes, in its published layout."""
     from moe_probe import pruning
 
     folder = pruning.prune(open_model(ckpt, options), plan, destination, shard_bytes=shard_bytes)

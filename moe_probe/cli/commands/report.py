@@ -26,10 +26,10 @@ def command(
     ] = None,
     **options: Any,
 ) -> None:
-    """Write one page about a checkpoint: structure, dead and hot experts, specialization, what moved since its base."""
+    """Write one page about a checkpoint: structure, load, specialization of experts, and changes since its base."""
     from moe_probe.report import report
 
     how = {name: value for name, value in options.items() if name not in ("revision", "under")}
     before = None if base is None else open_model(base, how)
     page = report(open_model(ckpt, options), texts, base=before, **of_run(options, REPORT_OPTIONS))
-    console.print(f"Wrote {page.save(out, **drawing_of(options))}, report.json, and tables (CSV) and figures beside it")
+    console.print(f"Wrote {page.save(out, **drawing_of(options))}, report.json, tables (CSV) and figures")

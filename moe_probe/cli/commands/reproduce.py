@@ -32,10 +32,10 @@ def command(
     out: Out,
     texts: Texts = None,
     option: Options = None,
-    png: Annotated[bool, typer.Option("--png", help="PNG files too, beside those of --format.")] = False,
+    png: Annotated[bool, typer.Option("--png", help="Also write PNG files, besides those of --format.")] = False,
     **options: Any,
 ) -> None:
-    """Draw a paper's figures for any models, from results that are computed once and kept in DIR."""
+    """Draw a paper's figures for any models, from results that are computed once and saved in DIR."""
     from rich.table import Table
     from rich.text import Text
 
@@ -58,4 +58,4 @@ def command(
             figure = ": ".join(filter(None, (entry["figure"], entry["shows"])))
             table.add_row(*(Text(printable(text)) for text in (figure, entry["model"], entry["reason"])))
         console.print(table)
-    console.print(f"Wrote {len(made.figures)} figures of {paper}; all at a glance: {made.contact_sheet}")
+    console.print(f"Wrote {len(made.figures)} figures of {paper}; contact sheet: {made.contact_sheet}")

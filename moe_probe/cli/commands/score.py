@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 OF_SCORE = tuple(name for name in SCORE_OPTIONS if name != "checkpoint_dir")
 EXAMPLE = (
     "Example: `moe-probe score ckpt/tiny-mixtral --texts ckpt/texts.jsonl --labels domain -o out`. Without "
-    "`--evaluate`, every second document is held out; without texts, weights alone are scored."
+    "`--evaluate`, every second document is held out; without texts, only weights are scored."
 )
 
 
@@ -36,23 +36,35 @@ def command(
     ckpt: Ckpt,
     out: Out,
     texts: Texts = None,
-    evaluate: Annotated[str | None, typer.Option(metavar="FILE", help="Held-out texts to judge scores on.")] = None,
+    evaluate: Annotated[str | None, typer.Option(metavar="FILE", help="Held-out texts to evaluate scores on.")] = None,
     names: Annotated[str, typer.Option(metavar="NAMES", help="Scores, such as reap,ean. Default: all.")] = "all",
-    base: Annotated[str | None, typer.Option(metavar="CKPT", help="The checkpoint that gate_change is from.")] = None,
+    base: Annotated[str | None, typer.Option(metavar="CKPT", help="The earlier checkpoint, for gate_change.")] = None,
     fractions: Annotated[
-        str, typer.Option(metavar="SHARES", help="Shares of the experts that are masked.")
+        str, typer.Option(metavar="SHARES", help="Shares of experts to mask, such as 0.125,0.25.")
     ] = "0.125,0.25,0.5",
-    per: Annotated[str, typer.Option(metavar="WHAT", help="Shares of each layer, or of the whole model.")] = "layer",
-    random: Annotated[int, typer.Option(metavar="N", help="Random orders to compare with.")] = 5,
+    per: Annotated[
+        str,
+        typer.Option(metavar="WHAT", help="Whether shares are of each layer (layer) or of the whole model (model)."),
+    ] = "layer",
+    random: Annotated[int, typer.Option(metavar="N", help="Number of random orders to compare with.")] = 5,
     plan: Annotated[
-        str | None, typer.Option(metavar="SCORE:SHARE", help="Write plan.json: which experts stay, such as reap:0.25.")
+        str | None,
+        typer.Option(
+            metavar="SCORE:SHARE",
+            help="Write plan.json, which removes a share of experts by a score, such as reap:0.25.",
+        ),
     ] = None,
-    truth: Annotated[bool, typer.Option(help="Measure the loss without each expert, and the curves.")] = True,
+    truth: Annotated[
+        bool,
+        typer.Option(
+            help="Measure the loss without each expert, and curves of the loss over the share of masked experts."
+        ),
+    ] = True,
     bootstrap: Annotated[int, typer.Option(metavar="N", help="Resamples for the intervals; 0 for none.")] = 1000,
     table: Table = None,
     **options: Any,
 ) -> None:
-    """Score every expert, and measure what the scores are worth: netCDF results and one table."""
+    """Score every expert, and evaluate the scores on held-out texts; write netCDF results and print a table."""
     from moe_probe import intervene, pruning
     from moe_probe.cli.tables import worth_table
     from moe_probe.pruning.scoring import chosen_scores
@@ -67,7 +79,9 @@ def command(
         check_plan(wanted, chosen_scores(several, texts is not None, base is not None))
     if texts is None:
         if evaluate is not None:
-            raise NotFitting("--evaluate judges scores of --texts, which are not given; pass both, or --texts alone.")
+            raise NotFitting(
+                "--evaluate evaluates scores of --texts, but there is no --texts; pass both, or only --texts."
+            )
         scores = pruning.scores(model, None, several, base=before, **asked)
         write([scores], out, drawing, table=table)
         write_plan(model, scores, wanted, per, out)
@@ -90,7 +104,7 @@ def command(
 def two_corpora(
     model: Any, texts: str, evaluate: str | None, reading: dict[str, Any], truth: bool
 ) -> tuple[Corpus, Corpus | None]:
-    """The texts to score by, and those to judge on: None where nothing is measured on them."""
+    """The texts to compute scores from, and those to evaluate them on; None if nothing is measured on them."""
     from moe_probe import dynamic, pruning
     from moe_probe.pruning.costs import check_held_out
 
@@ -101,9 +115,7 @@ def two_corpora(
         try:
             return pruning.halves(corpus)
         except NothingToRead:
-            console.print(
-                "The texts are one document, of which none can be held out: scores alone, without their worth."
-            )
+            console.print("The texts are a single document, so none can be held out: scores are not evaluated.")
             return corpus, None
     held_out = dynamic.make_corpus(model, evaluate, **reading)
     check_held_out(corpus.digests, held_out)
@@ -114,17 +126,17 @@ def parse_plan(text: str) -> tuple[str, float]:
     """`"reap:0.25"` as ("reap", 0.25).
 
     Raises:
-        InputError: the text is no such pair.
+        InputError: the text is not such a pair.
     """
     name, _, share = text.rpartition(":")
     try:
         return name, float(share)
     except ValueError:
-        raise InputError(f"{text!r} is no score with a share; write it like reap:0.25.") from None
+        raise InputError(f"{text!r} is not a score with a share; pass one like reap:0.25.") from None
 
 
 def check_plan(wanted: tuple[str, float], names: Sequence[str]) -> None:
-    """Refuse a plan by a score that is not computed, or of a share that there is not, before anything runs."""
+    """Raises an error, before anything runs, if a plan's score is not computed, or its share is out of range."""
     from moe_probe.pruning.selecting import check_fraction
 
     if wanted[0] not in names:
@@ -133,22 +145,22 @@ def check_plan(wanted: tuple[str, float], names: Sequence[str]) -> None:
 
 
 def write_plan(model: Any, scores: xr.Dataset, wanted: tuple[str, float] | None, per: Any, out: Path) -> None:
-    """Write plan.json by the score and share that are asked for."""
+    """Writes plan.json by the requested score and share."""
     from moe_probe import pruning
 
     if wanted is not None:
         name, share = wanted
         path = pruning.plan(model, scores, share, name, per=per).save(out / "plan.json")
-        console.print(f"Wrote {path}; moe-probe prune takes it")
+        console.print(f"Wrote {path} for moe-probe prune")
 
 
 def parse_shares(text: str) -> list[float]:
     """`"0.125,0.25"` as [0.125, 0.25].
 
     Raises:
-        InputError: the text is no such list.
+        InputError: the text is not such a list.
     """
     try:
         return [float(part) for part in text.split(",")]
     except ValueError:
-        raise InputError(f"{text!r} is no list of shares; write it like 0.125,0.25,0.5.") from None
+        raise InputError(f"{text!r} is not a list of shares; pass one like 0.125,0.25,0.5.") from None

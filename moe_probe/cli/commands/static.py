@@ -42,7 +42,7 @@ def command(
     table: Table = None,
     **options: Any,
 ) -> None:
-    """Analyze the weights: netCDF results and PDF figures in DIR, a short table on screen."""
+    """Analyze the weights; write netCDF results and PDF figures to DIR, and print a short table."""
     from moe_probe import static
 
     given = parse_options(option)
@@ -88,5 +88,5 @@ def requests(names: Sequence[str] | None, level: str | None) -> list[tuple[str, 
     wanted = list(names or (name for name in known if level in static.levels(name)))
     if not wanted or any(level not in static.levels(name) for name in wanted):
         levels = "; ".join(f"{name} has {', '.join(static.levels(name)) or 'no levels'}" for name in names or known)
-        raise NoSuchName(f"There is no level {level!r}: {levels}.")
+        raise NoSuchName(f"There is no level {level!r}: {levels}; pass one of these.")
     return [(name, level) for name in wanted]

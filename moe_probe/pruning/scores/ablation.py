@@ -14,9 +14,9 @@ from moe_probe.texts.corpus import Corpus
 
 
 class Ablation(Measured):
-    """What the loss rises by without the expert, the router choosing anew among the others.
+    """Rise of the loss without the expert, with the router choosing among the others.
 
-    As many edited passes as there are experts (`intervene.ablate` with `how="mask"`), each from the edited layer on.
+    It takes one edited pass per expert, from the edited layer on (`intervene.ablate` with `how="mask"`).
     """
 
     formula = "loss with e masked - loss"

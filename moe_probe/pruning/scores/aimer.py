@@ -10,7 +10,7 @@ from moe_probe.pruning.weights import of_experts
 
 
 class Aimer(OfWeights):
-    """AIMER: how evenly large an expert's weights are; the largest is pruned first."""
+    """AIMER: uniformity of the magnitudes of an expert's weights; the largest value is pruned first."""
 
     keep_high = False
     formula = "mean |W_e| / rms(W_e), W_e all projections of the expert"

@@ -15,9 +15,9 @@ from moe_probe.texts.corpus import Corpus
 
 
 class Attribution(Measured):
-    """A first-order estimate of what the loss would rise by if the expert's output were zero.
+    """First-order estimate of the rise of the loss if the expert's output were zero.
 
-    One forward and one backward pass (`intervene.attribution`), in this process; they do not resume.
+    It takes one forward and one backward pass (`intervene.attribution`), in this process, which cannot resume.
     """
 
     formula = "- d loss / d a_e at a_e = 1, a_e a factor on w_e f_e(x)"

@@ -9,10 +9,10 @@ from moe_probe.routing import Need
 
 
 class EasyEP(OnePass):
-    """EASY-EP: what an expert adds, where the routed experts turn the residual stream.
+    """EASY-EP: norms of an expert's weighted outputs, weighted by how much routed experts rotate the residual stream.
 
-    x is the residual stream before the norm that the MoE block follows. Not known for blocks whose input no module
-    beside them gives, nor for routed sub-tokens.
+    x is the residual stream before the norm in front of the MoE block. The score is not defined for blocks whose input
+    no module of its own gives, nor for routed sub-tokens.
     """
 
     formula = "sum over S_e of w_e |f_e(x)| max(0, 1 - cos(x, x + z))"

@@ -10,11 +10,12 @@ from moe_probe.routing import Need
 
 
 class Esi(OnePass):
-    """How specialized the routing is that follows an expert: the entropy of the next MoE layer's choices after it.
+    """Specialization of the routing after an expert: the entropy of the next MoE layer's choices.
 
-    1 if rows that chose the expert spread evenly over the next layer's experts; experts with small values are kept, as
-    specialized. The last MoE layer has none. The source's abstract says entropy of an expert's influence on the routing
-    downstream and gives no formula; this is ours. Not known where the next layer has fewer experts, or other rows.
+    The value is 1 if rows that chose the expert spread evenly over the next layer's experts; experts with small values
+    are specialized and kept. The source's abstract describes it as the entropy of an expert's influence on the routing
+    downstream, without a formula; the formula here is moe_probe's. It is not defined for the last MoE layer, and if the
+    next layer has fewer experts or other rows.
     """
 
     keep_high = False

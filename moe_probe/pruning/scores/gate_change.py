@@ -9,7 +9,7 @@ from moe_probe.pruning.score import OfWeights
 
 
 class GateChange(OfWeights):
-    """How much longer an expert's row in the router has grown since a base checkpoint."""
+    """Growth of the norm of an expert's row in the router since a base checkpoint."""
 
     formula = "|g_e| - |g_e of the base|"
     source = "Chowdhury et al., arXiv 2405.16646"

@@ -9,9 +9,9 @@ from moe_probe.pruning.scores.max_activation import MaxActivation
 
 
 class MaxActivationAsPublished(MaxActivation):
-    """The largest value in an expert's outputs where it is chosen, signed, as REAP's observer records it.
+    """The largest signed value in an expert's outputs on rows that chose it, as REAP's observer records it.
 
-    A large negative value does not count; `max_activation` takes absolute values.
+    Large negative values do not count; `max_activation` takes absolute values.
     """
 
     formula = "max over S_e and channels of f_e(x)_c"

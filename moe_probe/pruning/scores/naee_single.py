@@ -11,7 +11,7 @@ from moe_probe.routing import Need
 
 
 class NaeeSingle(OnePass):
-    """NAEE for one expert: how far the layer's routed output moves when the expert is deleted.
+    """NAEE for one expert: the change of the layer's routed output when the expert is deleted.
 
     The model's own router chooses again without the expert, by all its rules: correction bias, groups, scaling.
     """

@@ -10,7 +10,7 @@ from moe_probe.routing import Need
 
 
 class Reap(OnePass):
-    """Router-weighted expert activation pruning: the mean of what an expert adds where it is chosen."""
+    """Router-weighted expert activation pruning: the mean norm of an expert's weighted output on rows that chose it."""
 
     formula = "sum over S_e of w_e |f_e(x)| / |S_e|"
     source = "Lasby et al., arXiv 2510.13999"

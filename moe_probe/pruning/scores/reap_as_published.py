@@ -10,10 +10,10 @@ from moe_probe.routing import Need
 
 
 class ReapAsPublished(OnePass):
-    """REAP as its code of before March 2026 computes it for every family: softmax and top-k of the raw logits.
+    """REAP as its code before March 2026 computes it for every family: softmax and top-k of the raw logits.
 
-    Not what sigmoid, bias-corrected and grouped routers choose and apply: `reap` is. P are rows whose k largest raw
-    logits have e's among them.
+    Routers with sigmoid, correction bias or groups choose and weight differently; `reap` uses their own choices. P are
+    the rows in which the raw logit of e is among the k largest.
     """
 
     formula = "sum over P of softmax(logits)_e |f_e(x)| / |P|"

@@ -11,7 +11,7 @@ from moe_probe.routing import Need
 
 
 class RoutedOutputSimilarity(OnePass):
-    """How alike an expert's outputs are to those of the others, where either is chosen; the most alike goes first."""
+    """Similarity of an expert's outputs to those of others on rows that chose either; the most similar go first."""
 
     keep_high = False
     formula = "mean over the other experts j of the mean over S_e and S_j together of cos(f_e(x), f_j(x))"

@@ -11,9 +11,9 @@ from moe_probe.routing import Need
 
 
 class RouterLogitSimilarity(OnePass):
-    """How alike an expert's router logits are to those of the others; the most alike is pruned first.
+    """Similarity of an expert's router logits to those of the others; the most similar is pruned first.
 
-    z_e are the raw logits of expert e over all rows, a vector.
+    z_e is the vector of the raw logits of expert e over all rows.
     """
 
     keep_high = False

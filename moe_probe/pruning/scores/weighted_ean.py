@@ -9,7 +9,7 @@ from moe_probe.routing import Need
 
 
 class WeightedEan(OnePass):
-    """Weighted expert activation norm: what an expert adds to the residual stream, summed."""
+    """Weighted expert activation norm: norms of an expert's contributions to the residual stream, summed."""
 
     formula = "sum over S_e of w_e |f_e(x)|"
     source = "Lasby et al., arXiv 2510.13999"

@@ -1,4 +1,4 @@
-"""What moved since the checkpoint that this one was made from."""
+"""Changes since the checkpoint from which this one was made."""
 
 from __future__ import annotations
 
@@ -10,15 +10,13 @@ from moe_probe import plotting, static
 from moe_probe.report.section import Measure, Section, Subject
 
 PLACE, NEEDS = 50, ("expert_load",)
-MOVED_READING = (
-    "|after - before| / |before| of its matrices, mean over the projections. 0 is an expert that did not move."
-)
+MOVED_READING = "|after - before| / |before| of its matrices, mean over the projections. 0 is an unchanged expert."
 ROUTER_READING = "The same of the gate embeddings, mean over all of them."
 CHANGED_READING = (
     "The share of tokens whose set of experts is another one than in the base, with the 95 % interval over documents. "
     "The largest layer is given."
 )
-DIED_READING = "The base uses them on these texts, this checkpoint does not."
+DIED_READING = "The base chooses them on these texts, but this checkpoint does not."
 
 
 def section(subject: Subject) -> Section | None:
@@ -37,7 +35,7 @@ def section(subject: Subject) -> Section | None:
         ),
     ]
     table = {"change of experts": moved.mean("expert").values}
-    figures = [("weight_drift", "How far every expert moved.", plotting.plot(weights))]
+    figures = [("weight_drift", "Relative change of every expert.", plotting.plot(weights))]
     if subject.drift is not None:
         changed = subject.drift.changed
         measures.append(

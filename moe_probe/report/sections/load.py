@@ -1,4 +1,4 @@
-"""How evenly tokens are spread over the experts, and which experts are dead, cold or hot."""
+"""Balance of the experts' load, and dead, cold and hot experts."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from moe_probe.report.section import Measure, Section, Subject
 PLACE, NEEDS = 20, ("expert_load",)
 COLD, HOT = 0.1, 2.0  # times the mean load
 DEAD_READING = (
-    "No token of these texts chooses them. More or other texts may; an expert that no domain ever uses can be removed."
+    "No token of these texts chooses them. More or other texts may; an expert that none chooses can be removed."
 )
 COLD_READING = f"Their load is below {COLD} of the mean of their layer (a threshold of this report)."
 HOT_READING = (
@@ -53,7 +53,7 @@ def relative(ds: xr.Dataset) -> xr.DataArray:
 
 
 def _named(ds: xr.Dataset, where: xr.DataArray) -> list[str]:
-    """`layer.expert` of what is marked."""
+    """`layer.expert` of the marked experts."""
     layers, experts = np.nonzero(where.transpose("layer", "expert").values)
     return [f"{ds.layer.values[i]}.{ds.expert.values[j]}" for i, j in zip(layers, experts, strict=True)]
 

@@ -1,4 +1,4 @@
-"""Experts that are unusually like, or unlike, the others of their layer."""
+"""Experts that are unusually similar, or dissimilar, to the others of their layer."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ PLACE, NEEDS = 30, ()
 SCALE = float(norm.ppf(0.75))  # of a median absolute deviation, to a normal distribution's standard deviation
 OUTLYING = 3.5  # scaled median absolute deviations
 OUTLIER_READING = (
-    f"Their mean cosine with the other experts of their layer lies more than {OUTLYING} scaled median absolute "
+    f"Their mean cosine with the other experts of their layer is more than {OUTLYING} scaled median absolute "
     "deviations from the layer's median (Iglewicz and Hoaglin, How to Detect and Handle Outliers, 1993)."
 )
 CLOSEST_READING = (
@@ -24,7 +24,7 @@ CLOSEST_READING = (
 
 
 def section(subject: Subject) -> Section | None:
-    """Cosines of mean neurons; None where fewer than three experts of a layer have matrices."""
+    """Cosines of mean neurons; None if fewer than three experts of a layer have matrices."""
     ds = static.similarity(subject.model, level="neuron_mean", layers=list(subject.layers))
     cosine = ds.cosine.mean("projection")
     if cosine.sizes["expert"] < 3:

@@ -1,4 +1,4 @@
-"""Which experts are chosen more, or less, by documents of one label than by all."""
+"""Experts that documents of one label choose more, or less, often than all documents do."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ PLACE, NEEDS = 40, ("expert_load",)
 LINES = 20  # of the table
 READING = (
     "The 95 % interval over documents of the share among one label's tokens does not contain the share among all "
-    "labeled tokens. By chance 5 % of the pairs would be counted too."
+    "labeled tokens. By chance, 5 % of the pairs would count too."
 )
 
 
 def section(subject: Subject) -> Section | None:
-    """Pairs of label and expert; None where documents have no labels or too few have each for an interval."""
+    """Pairs of label and expert; None if documents have no labels, or too few documents for an interval."""
     ds = subject.results.get("expert_load")
     if ds is None or "label_share_low" not in ds:
         return None
@@ -32,7 +32,7 @@ def section(subject: Subject) -> Section | None:
 
 
 def _table(ds: xr.Dataset, apart: xr.DataArray) -> pd.DataFrame:
-    """The pairs that are farthest from chance, those with the largest ratio first."""
+    """The pairs with the largest differences from chance, in descending order of the ratio."""
     share = ds.label_share.transpose("layer", "label", "expert")
     ratio = np.log((share / ds.label_share_chance).where(apart & (share > 0)).transpose("layer", "label", "expert"))
     flat = np.argsort(-np.abs(ratio.values), axis=None)  # NaN last

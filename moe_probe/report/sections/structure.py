@@ -1,4 +1,4 @@
-"""What the checkpoint is made of."""
+"""Structure of the checkpoint."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from moe_probe.report.section import Measure, Section, Subject
 
 PLACE, NEEDS = 10, ()
 READINGS = {
-    "parameters": "Active parameters are those of the routed experts that a token chooses and of everything outside "
-    "the experts.",
+    "parameters": "Active parameters are those of the routed experts that a token chooses, and those "
+    "outside the experts.",
     "also on disk": "Parameters that no forward pass of the language model uses.",
     "top-k": "Every token is the weighted sum of this many experts' outputs.",
 }
