@@ -1,1 +1,1 @@
-"""Texts as documents of token ids; words, parts of speech and pictures in them."""
+"""Converts texts to documents of token ids; finds words, parts of speech and pictures in them."""

@@ -17,14 +17,13 @@ class Document:
     """Token ids of one text, in order.
 
     Attributes:
-        number: of its row in the texts, blank rows counted; results carry it as the coordinate `document`.
-        ids: token ids, special tokens included.
-        label: domain, task or other group; "" where none is given.
-        text: what was tokenized; for token ids, their strings one after the other.
-        spans: the characters of `text` that each token stands for, (tokens, 2): start and end; empty for special
-            tokens.
-        cluster: what it is resampled with, such as its source; "" for itself.
-        unit: number of what is resampled as one in intervals; a corpus gives them, by content and not by place.
+        number: number of its row in the texts, counting blank rows; the coordinate `document` of results.
+        ids: token ids, including special tokens.
+        label: domain, task or other group; "" for none.
+        text: the tokenized text; for token ids, their strings one after the other.
+        spans: start and end of each token's characters in `text`, (tokens, 2); empty for special tokens.
+        cluster: the cluster with which it is resampled, such as its source; "" for the document alone.
+        unit: number of its resampling unit; a corpus assigns it by content, independent of the order.
     """
 
     number: int
@@ -38,11 +37,11 @@ class Document:
 
 @dataclass(frozen=True)
 class Corpus:
-    """Documents, and the strings of their tokens where a tokenizer is at hand.
+    """Documents, and the strings of their tokens if there is a tokenizer.
 
     Attributes:
-        documents: in order.
-        strings: of each token id, with the blank that it begins with; the id itself without a tokenizer.
+        documents: the documents, in order.
+        strings: string of each token id, with its leading blank; the id itself without a tokenizer.
         special: ids that stand for no text, such as the beginning of a sequence.
 
     Examples:
@@ -61,33 +60,33 @@ class Corpus:
             object.__setattr__(self, "documents", numbered_units(self.documents))
 
     def tokens(self) -> Tokens:
-        """What is known of each token, document by document."""
+        """The tokens of all documents, with their documents, positions and ids."""
         return Batch(self.documents).tokens()
 
     @property
     def num_tokens(self) -> int:
-        """Tokens of all documents."""
+        """Number of tokens of all documents."""
         return sum(len(document.ids) for document in self.documents)
 
     @property
     def fingerprint(self) -> str:
-        """Identifies the tokens and labels in results."""
+        """A hash of the tokens and labels, for results."""
         content = [(document.number, document.ids, document.label) for document in self.documents]
         return hashlib.sha256(repr(content).encode()).hexdigest()[:16]
 
     @property
     def digests(self) -> list[int]:
-        """A number for each document's token ids, whatever its place and label: the same where the ids are."""
+        """A digest of each document's token ids, equal for equal ids, whatever position and label."""
         contents = (repr(document.ids).encode() for document in self.documents)
         return [int.from_bytes(hashlib.sha256(each).digest()[:8], "big", signed=True) for each in contents]
 
     def beginning(self, tokens: int) -> Corpus:
-        """The first document alone, no longer than so many tokens."""
+        """A corpus of the first document, cut to at most `tokens` tokens."""
         first = self.documents[0]
         return replace(self, documents=(replace(first, ids=first.ids[:tokens], spans=first.spans[:tokens]),))
 
     def split(self, parts: int) -> list[Corpus]:
-        """At most `parts` corpora of about as many tokens each, which keep the documents' numbers."""
+        """Splits into at most `parts` corpora with similar numbers of tokens, which keep the documents' numbers."""
         heaps: list[list[Document]] = [[] for _ in range(min(parts, len(self.documents)))]
         sizes = [0] * len(heaps)
         for document in sorted(self.documents, key=lambda d: -len(d.ids)):
@@ -97,7 +96,7 @@ class Corpus:
         return [replace(self, documents=tuple(sorted(heap, key=lambda d: d.number))) for heap in heaps]
 
     def batches(self, batch_tokens: int) -> Iterator[Batch]:
-        """Batches of documents of like length, at most `batch_tokens` places each (at least one document)."""
+        """Yields batches of documents of similar length, with at most `batch_tokens` places or one document each."""
         waiting: list[Document] = []
         for document in sorted(self.documents, key=lambda d: (len(d.ids), d.number)):
             if waiting and (len(waiting) + 1) * len(document.ids) > batch_tokens:
@@ -131,7 +130,7 @@ class Batch:
         return (torch.arange(self.shape[1]) < lengths[:, None]).long()
 
     def places(self) -> Tokens:
-        """As `tokens`, with the padding, whose positions go on beyond the document."""
+        """All tokens including padding, whose positions continue beyond the document."""
         rows, places = self.shape
         return Tokens(
             document=np.repeat([document.number for document in self.documents], places),
@@ -142,7 +141,7 @@ class Batch:
         )
 
     def tokens(self) -> Tokens:
-        """What is known of each token, padding left out, in row-major order."""
+        """All tokens without padding, in row-major order."""
         lengths = [len(document.ids) for document in self.documents]
         return Tokens(
             document=np.repeat([document.number for document in self.documents], lengths),
@@ -157,7 +156,7 @@ class Batch:
 class Tokens:
     """Document number, position in it, id, document label and unit of each token; arrays of one length.
 
-    The unit is what intervals resample as one: the document, unless it is said otherwise.
+    The unit is what intervals resample as a whole: by default the document.
     """
 
     document: np.ndarray
@@ -193,10 +192,10 @@ class Tokens:
 
 
 def numbered_units(documents: Sequence[Document]) -> tuple[Document, ...]:
-    """The documents with numbers of units: those of a label in a row, in an order that their content gives.
+    """Returns the documents with numbers of units, which are consecutive within a label and ordered by content.
 
-    So neither the order of lines nor batches change what is resampled together where documents are too many to be kept
-    one by one.
+    If there are too many documents to keep each one, neighbors are resampled together; the order by content makes this
+    independent of the order of lines and batches.
     """
     places: dict[tuple[str, int], tuple[str, bytes, int]] = {}
     keys = [(document.cluster, -1 if document.cluster else at) for at, document in enumerate(documents)]
@@ -221,7 +220,7 @@ def bin_start(place: np.ndarray) -> np.ndarray:
 def of_ids(
     number: int, ids: Sequence[int], label: str, strings: Mapping[int, str], special: frozenset[int]
 ) -> Document:
-    """A document whose text is put together of its tokens' strings."""
+    """Returns a document whose text is the concatenation of its tokens' strings."""
     parts = ["" if token in special else strings[token] for token in ids]
     ends = np.cumsum([len(part) for part in parts])
     spans = np.stack([ends - [len(part) for part in parts], ends], axis=1)

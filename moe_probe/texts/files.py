@@ -1,4 +1,4 @@
-"""Files of texts, to rows: CSV, TSV, JSON, JSON lines, Parquet, and plain text with a row per line."""
+"""Reads files of texts as rows: CSV, TSV, JSON, JSON lines, Parquet, and plain text with a row per line."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ COMPRESSED = {
 
 
 def read_file(path: str | os.PathLike[str]) -> Any:
-    """The rows of a file: strings, values by column, or whatever JSON holds. Nothing in them is interpreted.
+    """Returns the rows of a file: strings, values by column, or JSON values, without interpreting them.
 
     Raises:
-        NothingToRead: there is no such file, nothing in it, or it is not what its suffix says.
+        NothingToRead: the file does not exist, is empty, or is not what its suffix says.
     """
     place = Path(path).expanduser()
     try:
@@ -59,7 +59,7 @@ def _text(content: bytes) -> str:
 
 
 def _lines(content: bytes) -> list[str]:
-    """Lines, which end with a line feed and with nothing else that Unicode counts as one."""
+    """Splits into lines at line feeds only, not at other line ends of Unicode."""
     lines = [line.removesuffix("\r") for line in _text(content).split("\n")]
     while lines and not lines[-1].strip():
         lines.pop()

@@ -1,4 +1,4 @@
-"""What texts come as, files, tables, lists, token ids and chats, to rows; no tokenizer is needed."""
+"""Reads texts of any form (files, tables, lists, token ids, chats) as rows, without a tokenizer."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ ACCEPTED = (
 
 @dataclass(frozen=True)
 class Chat:
-    """Messages of a conversation, each with its `role` and `content`; the tokenizer's template makes a text of them."""
+    """Messages of a conversation, each with `role` and `content`, which the tokenizer's template makes into a text."""
 
     messages: tuple[Mapping[str, Any], ...]
 
@@ -39,10 +39,10 @@ class Row:
     """One text before it is tokenized.
 
     Attributes:
-        number: of the row among all that were given, blank ones counted.
+        number: number of the row, counting blank rows.
         content: a text, token ids, or a conversation.
-        label: domain, task or other group; "" where none is given.
-        cluster: what it is drawn anew with in intervals; "" for itself.
+        label: domain, task or other group; "" for none.
+        cluster: the cluster with which intervals resample it; "" for the row alone.
     """
 
     number: int
@@ -62,7 +62,7 @@ def read_rows(
     unit: Sequence[str] | str | None = None,
     split: str | None = None,
 ) -> list[Row]:
-    """The rows that texts come as, read once: several models can each tokenize them.
+    """Reads texts as rows, once, so that several models can tokenize them.
 
     Args:
         texts: a list (or generator) of strings, of lists of token ids, of rows with named columns, or of chats; a file
@@ -71,15 +71,15 @@ def read_rows(
             returned, whose padding is dropped; `{label: [texts]}`; or rows that were read already.
         column: the column of the text; by default `text`, `content`, `document`, `sentence`, `messages` or `input_ids`.
         labels: a label per row, blank ones included, or the name of the column that holds it.
-        unit: a cluster per row, or the name of the column that holds it: rows of one are drawn anew together.
+        unit: a cluster per row, or the name of the column that holds it; intervals resample clusters as a whole.
         split: of a dataset that has several.
 
     Returns:
-        Rows that are not blank, with the numbers that they had among all.
+        Rows that are not blank, with their numbers among all rows.
 
     Raises:
-        NothingToRead: there is no such file, or no text in it.
-        WrongType: what is given, or one of its rows, is none of these.
+        NothingToRead: the file does not exist, or has no text.
+        WrongType: the texts, or a row, are of another type.
         NoSuchName: there is no such column or split.
         NotFitting: the labels do not fit the rows.
 
@@ -100,20 +100,20 @@ def read_rows(
         if content is not None and not _is_blank(content)
     ]
     if not rows:
-        raise NothingToRead("The corpus is empty; give at least one text that is not blank.")
+        raise NothingToRead("The corpus is empty; pass at least one text that is not blank.")
     _warn_of_blanks(len(records), {row.number for row in rows})
     return rows
 
 
 def refuse_options(what: str, **options: object) -> None:
-    """Refuse options that have no effect on `what`.
+    """Raises an error if options would have no effect on `what`.
 
     Raises:
         NotFitting: one of them is not None.
     """
     stated = [name for name, value in options.items() if value is not None]
     if stated:
-        raise NotFitting(f"The texts are {what}, so {stated[0]}= has no effect; leave it out, or pass the texts.")
+        raise NotFitting(f"The texts are {what}, so {stated[0]}= has no effect; omit it, or pass the texts.")
 
 
 def _warn_of_blanks(total: int, numbers: set[int]) -> None:
@@ -132,11 +132,11 @@ def _is_blank(content: str | tuple[int, ...] | Chat) -> bool:
 
 
 def _records(texts: Any, column: str | None, labels: Any, split: str | None) -> tuple[list[Any], list[str] | None]:
-    """Rows as they come, and their labels where the container itself has them."""
+    """The rows, and their labels if the container has them."""
     if _is_split(texts):
         texts, split = _one_split(texts, split), None
     if split is not None:
-        raise NotFitting(f"The texts have no splits, so split={split!r} has no effect; leave it out.")
+        raise NotFitting(f"The texts have no splits, so split={split!r} has no effect; omit it.")
     if isinstance(texts, str | os.PathLike):
         texts = read_file(os.fsdecode(texts))
     if isinstance(texts, Mapping):
@@ -152,7 +152,7 @@ def _is_split(texts: Any) -> bool:
 def _one_split(texts: Mapping[str, Any], split: str | None) -> Any:
     if split is None:
         raise NotFitting(
-            f"The dataset has the splits {', '.join(texts)}; say which one is meant: split={next(iter(texts))!r}."
+            f"The dataset has the splits {', '.join(texts)}; pass one of them, such as split={next(iter(texts))!r}."
         )
     if split not in texts:
         raise NoSuchName.among("split", split, texts)
@@ -160,7 +160,7 @@ def _one_split(texts: Mapping[str, Any], split: str | None) -> Any:
 
 
 def _of_sequence(texts: Any, column: str | None) -> list[Any]:
-    """Rows of tables, arrays and whatever else can be gone through in order."""
+    """Rows of tables, arrays and other sequences."""
     if isinstance(texts, pd.DataFrame):
         return texts.to_dict("records")
     if callable(getattr(texts, "to_pylist", None)):  # of pyarrow
@@ -191,14 +191,14 @@ def _of_array(texts: np.ndarray | torch.Tensor) -> list[Any]:
 
 
 def _of_mapping(texts: Any, column: str | None, labels: Any) -> tuple[list[Any], list[str] | None]:
-    """Rows of what a tokenizer returned, of columns by name, or of texts by label."""
+    """Rows of a tokenizer's output, of columns by name, or of texts by label."""
     if IDS in texts and (column is None or column == IDS):
         return _encoded(texts), None
     lists = {str(key): _values_of(key, value) for key, value in texts.items()}
     lengths = {len(values) for values in lists.values()}
     if column is not None or isinstance(labels, str):
         if len(lengths) > 1:
-            raise NotFitting(f"The columns {', '.join(lists)} have {sorted(lengths)} rows; give all of them as many.")
+            raise NotFitting(f"The columns {', '.join(lists)} have {sorted(lengths)} rows; pass columns of one length.")
         return [dict(zip(lists, values, strict=True)) for values in zip(*lists.values(), strict=True)], None
     ambiguous = next((name for name in TEXT_COLUMNS if name in lists), None)
     if ambiguous is not None and len(lists) > 1 and len(lengths) == 1:
@@ -212,12 +212,12 @@ def _of_mapping(texts: Any, column: str | None, labels: Any) -> tuple[list[Any],
 
 def _values_of(key: object, values: Any) -> list[Any]:
     if isinstance(values, str) or not isinstance(values, Iterable):
-        raise WrongType(f"{key!r} has {_kind(values)}; give a list of texts for each label: {{{key!r}: [text]}}.")
+        raise WrongType(f"{key!r} has {_kind(values)}; pass a list of texts for each label: {{{key!r}: [text]}}.")
     return _of_sequence(values, column="")
 
 
 def _encoded(texts: Mapping[str, Any]) -> list[Any]:
-    """Rows of what a tokenizer returned: one where its ids are of a single text."""
+    """Rows of a tokenizer's output; a single row if its ids are of a single text."""
     ids, mask = texts[IDS], texts.get(MASK)
     single = getattr(ids, "ndim", 2) == 1 or (isinstance(ids, list | tuple) and len(ids) > 0 and not np.ndim(ids[0]))
     if single:
@@ -225,7 +225,7 @@ def _encoded(texts: Mapping[str, Any]) -> list[Any]:
     masks = [None] * len(ids) if mask is None else list(mask)
     if len(masks) != len(ids):
         raise NotFitting(
-            f"There are {len(ids)} rows of input_ids, but {len(masks)} of attention_mask; give one for each."
+            f"There are {len(ids)} rows of input_ids, but {len(masks)} of attention_mask; pass one for each."
         )
     return [{IDS: row, MASK: row_mask} for row, row_mask in zip(ids, masks, strict=True)]
 
@@ -236,7 +236,7 @@ def _is_chat(value: Any) -> bool:
 
 
 def _content(record: Any, number: int, column: str | None) -> str | tuple[int, ...] | Chat | None:
-    """The text, token ids or conversation of a row; None where it has none."""
+    """The text, token ids or conversation of a row; None if it has none."""
     if isinstance(record, pd.Series):
         record = record.to_dict()
     if isinstance(record, Mapping):
@@ -248,14 +248,16 @@ def _content(record: Any, number: int, column: str | None) -> str | tuple[int, .
     if isinstance(record, list | tuple | np.ndarray | torch.Tensor):
         parts: Any = record
         return Chat(tuple(parts)) if _is_chat(parts) else token_ids(parts, number)
-    raise WrongType(f"Row {number} is {_kind(record)}; give strings or lists of token ids.")
+    raise WrongType(f"Row {number} is {_kind(record)}; pass strings or lists of token ids.")
 
 
 def _field(record: Mapping[str, Any], number: int, column: str | None) -> str | tuple[int, ...] | Chat | None:
     if column is None:
         column = next((name for name in TEXT_COLUMNS if name in record), None)
         if column is None:
-            raise NotFitting(f"The rows have the columns {', '.join(map(str, record))}; say which holds the text.")
+            raise NotFitting(
+                f"The rows have the columns {', '.join(map(str, record))}; pass the one with the text as column=."
+            )
     value = _named(record, column)
     if column == IDS and record.get(MASK) is not None:
         return _unpadded(value, record[MASK], number)
@@ -263,13 +265,13 @@ def _field(record: Mapping[str, Any], number: int, column: str | None) -> str | 
     if is_number and not (isinstance(value, float) and np.isnan(value)):
         return str(value)
     if isinstance(value, Mapping):
-        raise WrongType(f"Row {number} has {_kind(value)} in its column {column!r}; give the column of a text.")
+        raise WrongType(f"Row {number} has {_kind(value)} in its column {column!r}; pass a column of texts.")
     return _content(value, number, column)
 
 
 def _named(record: Mapping[str, Any], column: str) -> Any:
     if column not in record:
-        raise NoSuchName(f"The rows have no column {column!r}, but {', '.join(map(str, record))}; name one of these.")
+        raise NoSuchName(f"The rows have no column {column!r}, but {', '.join(map(str, record))}; pass one of these.")
     return record[column]
 
 
@@ -278,7 +280,7 @@ def _unpadded(ids: Any, mask: Any, number: int) -> tuple[int, ...]:
     values, attended = token_ids(ids, number), np.asarray(mask).astype(bool)
     if attended.shape != (len(values),):
         raise NotFitting(
-            f"Row {number} has {len(values)} ids, but a mask of shape {attended.shape}; give one for each."
+            f"Row {number} has {len(values)} ids, but a mask of shape {attended.shape}; pass one for each."
         )
     return tuple(value for value, keep in zip(values, attended, strict=True) if keep)
 
@@ -297,17 +299,17 @@ def token_ids(values: Any, number: int) -> tuple[int, ...]:
     ids = [_index(value) for value in values]
     wrong = next((value for value, token in zip(values, ids, strict=True) if token is None), None)
     if any(token is None for token in ids):
-        raise WrongType(f"Row {number} holds {_kind(wrong)} ({str(wrong)[:40]!r}); give strings or lists of token ids.")
+        raise WrongType(f"Row {number} holds {_kind(wrong)} ({str(wrong)[:40]!r}); pass strings or lists of token ids.")
     whole = tuple(token for token in ids if token is not None)
     if whole and min(whole) < 0:
         raise OutOfRange(
-            f"Row {number} has the token id {min(whole)}; ids start at 0: drop padding and ignored places."
+            f"Row {number} has the token id {min(whole)}; ids start at 0; remove padding and ignored positions."
         )
     return whole
 
 
 def _index(value: Any) -> int | None:
-    """A whole number; None for whatever else (True is not 1 here)."""
+    """A whole number; None for any other value (True does not count as 1)."""
     if isinstance(value, bool | np.bool_) or (isinstance(value, torch.Tensor) and value.dtype == torch.bool):
         return None
     try:
@@ -323,14 +325,14 @@ def _labels(records: Sequence[Any], labels: Any, what: str = "label") -> list[st
     if isinstance(labels, str):
         if not all(isinstance(record, Mapping) for record in records):
             raise NotFitting(
-                f"The texts have no columns, so there is no column {labels!r}; give a {what} for each text."
+                f"The texts have no columns, so there is no column {labels!r}; pass a {what} for each text."
             )
         return [_label(_named(record, labels)) for record in records]
     if isinstance(labels, Mapping | set | frozenset | bytes) or not isinstance(labels, Iterable):
-        raise WrongType(f"The {what}s are {_kind(labels)}; give a list, one for each text, or the name of a column.")
+        raise WrongType(f"The {what}s are {_kind(labels)}; pass a list, one for each text, or the name of a column.")
     listed = list(labels)
     if len(listed) != len(records):
-        raise NotFitting(f"There are {len(listed)} {what}s for {len(records)} documents; give one for each.")
+        raise NotFitting(f"There are {len(listed)} {what}s for {len(records)} documents; pass one for each.")
     return [_label(label) for label in listed]
 
 
@@ -338,7 +340,7 @@ def _label(value: Any) -> str:
     if value is None or value is pd.NA or (isinstance(value, float) and np.isnan(value)):
         return ""
     if isinstance(value, Mapping | list | tuple | set | bytes):
-        raise WrongType(f"A label is {_kind(value)}; labels are strings or numbers.")
+        raise WrongType(f"A label is {_kind(value)}; pass strings or numbers.")
     label = str(value)
     if any("\ud800" <= character <= "\udfff" for character in label):
         raise InputError(f"The label {label!a} holds half a character (a lone surrogate); write it another way.")

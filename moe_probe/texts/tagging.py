@@ -1,4 +1,4 @@
-"""Parts of speech, by whatever tags words."""
+"""Parts of speech of words, from any tagger."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ PENN = {  # by the first two letters of a Penn Treebank tag
 
 
 def make_tagger(tagger: Any) -> Tagger | None:
-    """A callable from words to tags: of a callable, a spaCy pipeline, `"textblob"`, or None.
+    """Returns a callable from words to tags, from a callable, a spaCy pipeline, `"textblob"`, or None.
 
     Raises:
-        WrongType: it is none of these.
+        WrongType: the tagger is of another type.
         MissingPackage: textblob is not installed.
     """
     if tagger is None:
@@ -50,25 +50,27 @@ def make_tagger(tagger: Any) -> Tagger | None:
     if callable(tagger):
         return cast(Tagger, tagger)
     raise WrongType(
-        f"A tagger is a callable, a spaCy pipeline or 'textblob', not {str(tagger)[:80]!r}; give one of these."
+        f"A tagger is a callable, a spaCy pipeline or 'textblob', not {str(tagger)[:80]!r}; pass one of these."
     )
 
 
 def tag_words(tagger: Tagger, words: Sequence[Words]) -> np.ndarray:
-    """The part of speech of each token's word, "" where it has none, (tokens,) of str.
+    """Returns the part of speech of each token's word, (tokens,) of str, "" for tokens without a word.
 
     Raises:
-        NotFitting: the tagger gives more or fewer tags than words.
+        NotFitting: the tagger returns more or fewer tags than words.
     """
     parts = [np.zeros(0, dtype=object)]
     for document in words:
         tagged = tagger(document.texts.tolist()) if len(document.texts) else []
         if isinstance(tagged, str) or not isinstance(tagged, Iterable):
-            raise NotFitting(f"The tagger gave a {type(tagged).__name__}; it must give a list, one tag for each word.")
+            raise NotFitting(
+                f"The tagger returned a {type(tagged).__name__}; it must return a list with a tag for each word."
+            )
         tags = list(tagged)
         if len(tags) != len(document.texts):
             raise NotFitting(
-                f"The tagger gave {len(tags)} tags for {len(document.texts)} words; it must give one each."
+                f"The tagger returned {len(tags)} tags for {len(document.texts)} words; it must return one for each."
             )
         parts.append(np.asarray([*map(str, tags), ""], dtype=object)[document.of_token])
     return np.concatenate(parts)

@@ -1,4 +1,4 @@
-"""Rows of text to documents of token ids, by a model's own tokenizer."""
+"""Converts rows of text to documents of token ids, with a model's own tokenizer."""
 
 from __future__ import annotations
 
@@ -37,30 +37,30 @@ def make_corpus(
     add_special_tokens: bool | None = None,
     strip: bool | None = None,
 ) -> Corpus:
-    """Documents of whatever texts come as.
+    """Converts texts of any form to documents of token ids.
 
     Args:
-        model: gives the tokenizer, the size of the vocabulary and the longest sequence.
+        model: a model with its tokenizer, vocabulary and longest sequence.
         texts: a list of strings, of lists of token ids or of chats; a file (`.txt`: a document per line; `.jsonl`,
             `.json`, `.csv`, `.tsv`, `.parquet`: a document per row); a DataFrame or a `datasets` dataset; what a
             tokenizer returned; `{label: [texts]}`; rows of `reading.read_rows`; or a corpus, which stays as it is.
         labels: a label per row, or the name of the column that holds it.
-        unit: a cluster per row, or the name of the column that holds it: intervals draw those of one anew together.
+        unit: a cluster per row, or the name of the column that holds it; intervals resample clusters as a whole.
         column: the column of the text; `text`, `content`, `document` or `sentence` by default.
         split: of a dataset that has several.
-        max_length: tokens per document at most; the model's maximum by default.
+        max_length: most tokens per document; the model's maximum by default.
         add_special_tokens: whether the tokenizer adds its special tokens, such as the beginning of a sequence; by
-            default unless the text begins with them already. A chat has those of its template.
-        strip: whether blanks at both ends of a text are left out; by default they are, but for texts that begin with
-            their special tokens, and where `add_special_tokens` is given.
+            default unless the text already begins with them. A chat has those of its template.
+        strip: whether to remove blanks at both ends of a text; by default yes, except for texts that begin with their
+            special tokens, and if `add_special_tokens` is given.
 
     Returns:
-        A document per row that is not blank; it keeps the number of its row.
+        A corpus with a document for each row that is not blank; documents keep the numbers of their rows.
 
     Raises:
         NothingToRead: there is no text, or no tokenizer.
-        WrongType: the texts are none of these.
-        OutOfRange: a token id outside the vocabulary, or max_length below 1.
+        WrongType: the texts are of another type.
+        OutOfRange: a token id is outside the vocabulary, or `max_length` is below 1.
     """
     if isinstance(texts, Corpus):
         stated = {"labels": labels, "unit": unit, "column": column, "split": split, "max_length": max_length}
@@ -82,7 +82,7 @@ def make_corpus(
 
 @dataclass(frozen=True)
 class _Encoded:
-    """A text, its token ids, and the characters of each where the tokenizer can tell."""
+    """A text, its token ids, and the characters of each token if the tokenizer gives them."""
 
     text: str
     ids: tuple[int, ...]
@@ -108,17 +108,17 @@ def _corpus(
 
 
 class _Encoder:
-    """Token ids of texts and chats by one tokenizer; arguments are those of `make_corpus`."""
+    """Converts texts and chats to token ids with one tokenizer; takes arguments of `make_corpus`."""
 
     def __init__(self, model: MoEModel, add_special_tokens: bool | None, strip: bool | None):
         self.model, self.tokenizer = model, model.tokenizer
         self.add_special_tokens, self.strip = add_special_tokens, strip
 
     def encode(self, rows: Sequence[Row]) -> dict[int, _Encoded]:
-        """By row number.
+        """Returns the encoded rows by row number.
 
         Raises:
-            NothingToRead: the tokenizer cannot read a text, or makes no tokens of it.
+            NothingToRead: the tokenizer cannot read a text, or returns no tokens for it.
         """
         texts = {row.number: self._text(row) for row in rows}
         self._warn_of_unusable(texts)
@@ -136,7 +136,7 @@ class _Encoder:
                 encoded[number] = _Encoded(texts[number], tuple(ids), _shifted(spans, blank))
         empty = next((number for number, text in encoded.items() if not text.ids), None)
         if empty is not None:
-            raise NothingToRead(f"The tokenizer of {self.model.name} makes no tokens of row {empty}; leave it out.")
+            raise NothingToRead(f"The tokenizer of {self.model.name} returns no tokens for row {empty}; omit this row.")
         return encoded
 
     def _text(self, row: Row) -> str:
@@ -184,7 +184,7 @@ class _Encoder:
 
     @cached_property
     def _added(self) -> tuple[str, str]:
-        """What the tokenizer puts before and after a text, as it is written."""
+        """The texts that the tokenizer adds before and after a text."""
         full = self.tokenizer("a")["input_ids"]
         plain = self.tokenizer("a", add_special_tokens=False)["input_ids"]
         for start in range(len(full) - len(plain) + 1):
@@ -210,7 +210,7 @@ class _Encoder:
 
 
 def _shifted(spans: Any, blank: int) -> np.ndarray | None:
-    """Characters of tokens in a text with so many blanks before it; those of special tokens stay empty."""
+    """Characters of tokens in a text after `blank` leading blanks; those of special tokens stay empty."""
     if spans is None:
         return None
     places = np.asarray(spans, np.int64).reshape(-1, 2)
@@ -227,13 +227,13 @@ def _check_vocabulary(ids: dict[int, tuple[int, ...]], model: MoEModel) -> None:
         if tokens and not 0 <= min(tokens) <= max(tokens) < size:
             wrong = next(token for token in tokens if not 0 <= token < size)
             raise OutOfRange(
-                f"Document {number} has the token id {wrong}; {model.name} has the ids 0 to {size - 1}: use its "
+                f"Document {number} has the token id {wrong}; {model.name} has the ids 0 to {size - 1}; use its "
                 "tokenizer."
             )
 
 
 def window(model: MoEModel) -> int | None:
-    """Tokens that a model was made for; None where its configuration does not say."""
+    """The longest sequence in tokens that a model was made for; None if its configuration does not say."""
     stated = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
     return stated if isinstance(stated, int) and stated > 0 else None
 
@@ -259,9 +259,9 @@ def _truncated(ids: dict[int, tuple[int, ...]], model: MoEModel, max_length: int
 
 
 def check_fits(corpus: Corpus, model: MoEModel, batch_tokens: int = 4096) -> None:
-    """Refuse, before the pass, documents whose attention does not fit into free memory.
+    """Raises an error, before the pass, if the attention of a document does not fit into free memory.
 
-    Eager attention holds a score per head for every pair of tokens. Attention that does not hold them needs no check.
+    Eager attention holds a score per head for every pair of tokens. Other attention needs no check.
 
     Raises:
         NotFitting: the longest documents need more memory than is free.
@@ -282,7 +282,7 @@ def check_fits(corpus: Corpus, model: MoEModel, batch_tokens: int = 4096) -> Non
 
 
 def _heads(model: MoEModel) -> int | None:
-    """Attention heads of a layer, of the one with most where layers differ; None where the configuration has none."""
+    """The largest number of attention heads of a layer; None if the configuration does not say."""
     fields = model.config.get_text_config(decoder=True).to_dict()
     heads = [fields.get("num_attention_heads"), *(fields.get("num_attention_heads_per_layer") or ())]
     return max((count for count in heads if isinstance(count, int)), default=None)
@@ -304,10 +304,10 @@ def _free_memory(model: MoEModel) -> int:
 def token_strings(
     tokens: Iterable[int], model: MoEModel, needed: bool = False
 ) -> tuple[dict[int, str], frozenset[int]]:
-    """Each token id's own string, and which ids are special; the ids themselves where there is no tokenizer.
+    """Returns the string of each token id, and the special ids; without a tokenizer, the ids as strings.
 
-    A string begins with the blank that the token stands for. Decoders drop it at the beginning of a text, so each token
-    is decoded after another one.
+    Strings keep their leading blanks. Decoders drop these at the beginning of a text, so each token is decoded after
+    another one.
 
     Raises:
         InputError: there is no tokenizer, but one is needed.

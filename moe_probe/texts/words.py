@@ -1,4 +1,4 @@
-"""Words of a text, and which tokens they were split into; the word lists that ship with the package."""
+"""Words of a text, the tokens that they are split into, and the word lists of the package."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ class Words:
     """The words of one document.
 
     Attributes:
-        texts: each word as it is written, (words,).
-        starts, ends: its characters in the document's text, (words,).
-        of_token: the word that each token belongs to, -1 for punctuation and special tokens, (tokens,).
+        texts: the words as written, (words,).
+        starts, ends: their characters in the document's text, (words,).
+        of_token: index of the word that each token belongs to, -1 for punctuation and special tokens, (tokens,).
     """
 
     texts: np.ndarray
@@ -36,12 +36,12 @@ class Words:
 
     @property
     def tokens(self) -> np.ndarray:
-        """Tokens that each word was split into, (words,)."""
+        """Number of tokens of each word, (words,)."""
         return np.bincount(self.of_token[self.of_token >= 0], minlength=len(self.texts))
 
 
 def find_words(document: Document) -> Words:
-    """Words of a document: letters, digits and inner apostrophes; a token belongs to the first word that it touches."""
+    """Finds words: letters, digits and inner apostrophes; a token belongs to the first word that it overlaps."""
     spans = [match.span() for match in WORD.finditer(document.text)]
     bounds = np.asarray(spans, np.int64).reshape(-1, 2)
     texts = np.asarray([document.text[start:end] for start, end in spans], dtype=object)
@@ -49,7 +49,7 @@ def find_words(document: Document) -> Words:
 
 
 def first_overlap(document: Document, bounds: np.ndarray) -> np.ndarray:
-    """For each token the first of some disjoint ascending character ranges (n, 2) that it touches, or -1."""
+    """For each token, the first of disjoint ascending character ranges (n, 2) that it overlaps, or -1."""
     at = np.searchsorted(bounds[:, 1], document.spans[:, 0], side="right")
     starts = np.append(bounds[:, 0], np.iinfo(np.int64).max)[at]
     touches = (starts < document.spans[:, 1]) & (document.spans[:, 0] < document.spans[:, 1])
@@ -57,11 +57,11 @@ def first_overlap(document: Document, bounds: np.ndarray) -> np.ndarray:
 
 
 def word_list(name: str) -> list[str]:
-    """English words of a list that ships with the package, each of them with a gloss in its file.
+    """Returns the English words of one of the package's lists, whose files have a gloss for each word.
 
     Args:
-        name: `polysemous_en`, or `false_cognates_es`, `_fr`, `_de`: words that mean something else in Spanish, French
-            or German.
+        name: `polysemous_en`, or `false_cognates_es`, `false_cognates_fr` or `false_cognates_de`: words that mean
+            something else in Spanish, French or German.
 
     Raises:
         NoSuchName: there is no such list.
@@ -77,18 +77,18 @@ def word_list(name: str) -> list[str]:
 
 
 def normal_form(word: str) -> str:
-    """A word as lists have it: without case and possessive ending."""
+    """Returns a word in the form of the lists: without case and possessive ending."""
     return re.sub(r"['’]s$", "", word.casefold())
 
 
 def tokens_of_words(corpus: Corpus, words: Collection[str]) -> np.ndarray:
-    """Whether each token of the corpus is part of one of these words, whatever their case, (tokens,) bool.
+    """Whether each token of the corpus is part of one of these words, ignoring case, (tokens,) bool.
 
     Raises:
         WrongType: the words are not strings, or one string.
     """
     if isinstance(words, str) or not all(isinstance(word, str) for word in words):
-        raise WrongType(f"The words are {str(words)[:80]!r}; give a list of strings: ['word'].")
+        raise WrongType(f"The words are {str(words)[:80]!r}; pass a list of strings: ['word'].")
     wanted = {normal_form(word) for word in words}
     parts = []
     for document in corpus.documents:
@@ -99,14 +99,14 @@ def tokens_of_words(corpus: Corpus, words: Collection[str]) -> np.ndarray:
 
 
 def tokens_of_spans(corpus: Corpus, spans: Spans) -> np.ndarray:
-    """Whether each token touches one of its document's character ranges, (tokens,) bool.
+    """Whether each token overlaps one of its document's character ranges, (tokens,) bool.
 
     Args:
         corpus: the documents.
         spans: (start, end) pairs in the text, by document number.
 
     Raises:
-        WrongType: the spans are not pairs of numbers by document number.
+        WrongType: the spans are not pairs of numbers, by document number.
         NotFitting: a range is empty, or outside its document.
     """
     _check_spans(spans)
@@ -135,7 +135,7 @@ def _check_spans(spans: Spans) -> None:
         what = f"Document {wrong} has the spans {str(spans[wrong])[:80]}"
     else:
         what = f"The spans are a {type(spans).__name__}"
-    raise WrongType(f"{what}; give (start, end) pairs of characters by document number: {{0: [(4, 9)]}}.")
+    raise WrongType(f"{what}; pass (start, end) pairs of characters by document number: {{0: [(4, 9)]}}.")
 
 
 def _are_ranges(ranges: Any) -> bool:
@@ -147,5 +147,5 @@ def _are_ranges(ranges: Any) -> bool:
 
 
 def special_tokens(corpus: Corpus) -> np.ndarray:
-    """Whether each token stands for no text, (tokens,) bool."""
+    """Whether each token is special, which means that it stands for no text, (tokens,) bool."""
     return np.isin(corpus.tokens().token_id, sorted(corpus.special))

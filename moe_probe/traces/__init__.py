@@ -1,1 +1,1 @@
-"""Recorded routing: Parquet files that take the place of a model."""
+"""Recorded routing: Parquet files that replace a model in analyses."""

@@ -1,4 +1,4 @@
-"""Routing traces as they are read: LayerBatches without the model, verified before an analysis sees them."""
+"""Reads routing traces as LayerBatches, without the model, and verifies them before an analysis uses them."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ TOKEN_KEYS = ("document", "position", "token_id")
 
 @dataclass(frozen=True)
 class Part:
-    """One file of rows: its name, how many rows it and each of its batches have, and checksums of its columns."""
+    """One file of rows: its name, numbers of rows in all and of each batch, and checksums of its columns."""
 
     name: str
     rows: int
@@ -60,17 +60,17 @@ class Part:
 
 @dataclass(frozen=True)
 class Trace:
-    """A recorded routing, and what its results say of the model: takes the place of a model in analyses.
+    """Recorded routing, which replaces a model in analyses that need only routing.
 
     Attributes:
-        folder: where it is.
-        name, family, fingerprint: of the model.
-        moe_layers: that were recorded.
+        folder: its folder.
+        name, family, fingerprint: those of the model.
+        moe_layers: the recorded MoE layers.
         corpus: the documents.
         files: paths of the Parquet files, in the order in which they were written; a row group is a batch of the pass.
-        parts: what the card says of each of them.
-        score_kinds: by layer, the function that made the scores, such as "softmax".
-        model_layers: MoE layers of the model, recorded or not; those recorded where it does not say.
+        parts: the card's description of each file.
+        score_kinds: the function that computed the scores, such as "softmax", by layer.
+        model_layers: all MoE layers of the model; the recorded ones if the trace does not state them.
     """
 
     folder: Path
@@ -86,7 +86,7 @@ class Trace:
     model_layers: tuple[int, ...] = ()
 
     def layer(self, index: int) -> Layer:
-        """What layer `index` is made of."""
+        """The description of layer `index`."""
         return self._layers[index]
 
     @property
@@ -96,14 +96,14 @@ class Trace:
 
     @property
     def num_rows(self) -> int:
-        """Choices recorded."""
+        """Number of recorded choices."""
         return self.dataset.count_rows()
 
     def to_dataframe(self, columns: Sequence[str] | None = None) -> pd.DataFrame:
-        """The rows by layer, document, position, subtoken and rank, with the token's `string`.
+        """Returns the rows, sorted by layer, document, position, subtoken and rank, with the token's `string`.
 
         Args:
-            columns: those to read, beside the five that rows are sorted by; all by default.
+            columns: columns to read besides the five that rows are sorted by; all by default.
         """
         wrong = next((name for name in columns or () if name not in (*COLUMNS, "string")), None)
         if wrong is not None:
@@ -117,22 +117,22 @@ class Trace:
         return frame if columns is None else frame[[*KEYS, *(c for c in columns if c not in KEYS)]]
 
     def batches(self, start_file: int = 0) -> Iterator[LayerBatch]:
-        """The recorded batches in the order in which the pass gave them, one file in memory at a time.
+        """Yields the recorded batches in the order of the pass, with one file in memory at a time.
 
         Args:
-            start_file: the first file to read; a pass that has seen so many files goes on here.
+            start_file: the first file to read, at which a pass resumes.
 
         Raises:
-            Damaged: a file was cut off or changed. No batch of such a file is given.
+            Damaged: a file was cut off or changed. No batch of such a file is yielded.
         """
         for number in range(start_file, len(self.files)):
             yield from self.file_batches(number)
 
     def file_batches(self, number: int) -> list[LayerBatch]:
-        """The batches of one file, as they were recorded; how a tool has cut it into row groups does not matter.
+        """Yields the batches of one file as they were recorded, however a tool has split it into row groups.
 
         Raises:
-            Damaged: the file was cut off or changed, or its rows stand in another order.
+            Damaged: the file was cut off or changed, or its rows are in another order.
         """
         rows, sizes = self._rows(number, tuple(COLUMNS)), self.parts[number].batches
         with damage(self.files[number]):
@@ -142,7 +142,7 @@ class Trace:
             return [self._batch(rows.slice(start, size)) for start, size in zip(starts, sizes, strict=False)]
 
     def _rows(self, number: int, columns: Sequence[str]) -> pa.Table:
-        """Rows of a file, verified."""
+        """The verified rows of a file."""
         path = self.files[number]
         with damage(path):
             with pq.ParquetFile(path, page_checksum_verification=True) as file:
@@ -180,10 +180,10 @@ class Trace:
         return LayerBatch(layer, Tokens(document, position, token, label, self._units[at]), **fields)
 
     def _check(self, values: Mapping[str, np.ndarray], layer: Layer) -> None:
-        """Refuse rows of what there is not.
+        """Raises an error if rows refer to experts, documents or tokens that do not exist.
 
         Raises:
-            ValueError: says what.
+            ValueError: they do; the message says which.
         """
         expert = values["expert"]
         if not (expert.min() >= 0 and expert.max() < layer.num_experts):
@@ -211,7 +211,7 @@ class Trace:
 
     @cached_property
     def _documents(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Numbers of the documents in ascending order, where each one's ids start and end, and all ids."""
+        """Numbers of the documents in ascending order, start and end of each one's ids, and all ids."""
         documents = sorted(self.corpus.documents, key=lambda document: document.number)
         starts = np.cumsum([0, *(len(document.ids) for document in documents)])
         ids = np.concatenate([np.asarray(document.ids, np.int64) for document in documents])
@@ -220,7 +220,7 @@ class Trace:
 
 @contextmanager
 def damage(path: str | Path) -> Iterator[None]:
-    """Turn whatever a damaged file leads its readers to into one sentence."""
+    """A context that turns any error from reading a damaged file into one sentence."""
     try:
         yield
     except Damaged:
@@ -231,7 +231,7 @@ def damage(path: str | Path) -> Iterator[None]:
 
 
 def _stands_in_order(rows: pa.Table, layer: Layer) -> bool:
-    """Whether rows are a batch of a layer: all ranks of all sub-tokens of one token after the other."""
+    """Whether rows are a batch of a layer in order: all ranks of all sub-tokens of one token after the other."""
     size = layer.top_k * layer.subtokens
     whole, remainder = divmod(rows.num_rows, size)
     if remainder:
@@ -250,7 +250,7 @@ def _stands_in_order(rows: pa.Table, layer: Layer) -> bool:
 
 
 def _per_row(column: pa.ChunkedArray, layer: Layer) -> torch.Tensor | None:
-    """All experts' values of each row, (n, E); None where they were not recorded."""
+    """All experts' values of each row, (n, E); None if they were not recorded."""
     if column.null_count == len(column):
         return None
     array = column.combine_chunks()
@@ -273,10 +273,16 @@ def is_trace(folder: str | Path) -> bool:
 
 @checked
 def read_trace(folder: str | Path) -> Trace:
-    """Open a trace that `RoutingTrace` has written; rows are read, and verified, when asked for.
+    """Opens a trace that `RoutingTrace` wrote; rows are read, and verified, on use.
+
+    Args:
+        folder: the folder of the trace.
+
+    Returns:
+        The trace, which analyses take in place of a model.
 
     Raises:
-        NothingToRead: the folder holds no trace, or one that was not finished.
+        NothingToRead: the folder holds no trace, or an unfinished one.
         Damaged: the trace was cut off or changed, or is of another format.
 
     Examples:
@@ -286,8 +292,8 @@ def read_trace(folder: str | Path) -> Trace:
     folder = Path(folder)
     if not (folder / CARD).is_file():
         unfinished = (folder / MANIFEST).is_file()
-        reason = "its run did not come to its end; run it again" if unfinished else f"it holds no {CARD}"
-        raise NothingToRead(f"{brief(folder)} is no routing trace: {reason}.")
+        reason = "its run was not finished; run it again" if unfinished else f"it holds no {CARD}"
+        raise NothingToRead(f"{brief(folder)} is not a routing trace: {reason}.")
     card = _card(folder)
     with damage(folder / CARD):
         trace = _trace(folder, card)
@@ -300,7 +306,7 @@ def read_trace(folder: str | Path) -> Trace:
 
 
 def _card(folder: Path) -> dict[str, Any]:
-    """The card of a trace, which is what it was and of this format."""
+    """The card of a trace, after checking its content and format."""
     path = folder / CARD
     with damage(path):
         card = json.loads(path.read_text(encoding="utf-8"))
@@ -341,7 +347,7 @@ def _trace(folder: Path, card: Mapping[str, Any]) -> Trace:
 
 def _model_layers(stated: Any, layers: Collection[int]) -> tuple[int, ...]:
     if not isinstance(stated, list) or not all(type(layer) is int for layer in stated) or not {*stated} >= {*layers}:
-        raise ValueError("its model lacks layers that it recorded")
+        raise ValueError("its model lacks recorded layers")
     return tuple(sorted(stated))
 
 
@@ -356,7 +362,7 @@ def _read_documents(folder: Path, expected: str) -> tuple[Document, ...]:
 
 
 def _num_rows(path: str, part: Part) -> int:
-    """Rows of a file, as its footer says."""
+    """Number of rows of a file, from its footer."""
     if not Path(path).is_file():
         raise Damaged(f"{brief(Path(path).parent)} is a damaged routing trace: {part.name} is missing; {REMEDY}.")
     with damage(path):

@@ -1,4 +1,4 @@
-"""A recorded trace as a source of batches: whatever needs routing alone can be computed from it."""
+"""A recorded trace as a source of batches, for analyses that need only routing."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ class Recorded(Source):
 
     Attributes:
         trace: where rows are read.
-        layers: the MoE layers that it tells of.
-        corpus: the documents that it tells of.
+        layers: the MoE layers that it gives.
+        corpus: the documents that it gives.
     """
 
     trace: Trace
@@ -36,17 +36,19 @@ class Recorded(Source):
 
     @classmethod
     def of(cls, trace: Trace, layers: Sequence[int] | int | None = None) -> Self:
-        """The layers asked for, all by default.
+        """Returns a source for some layers, all by default.
 
         Raises:
             NotFitting: the trace does not hold one of them.
-            WrongType: one of them is no number.
+            WrongType: one of them is not a whole number.
         """
         chosen = list(trace.moe_layers) if layers is None else list(whole_numbers(layers))
         lacking = [layer for layer in chosen if layer not in trace.moe_layers]
         if lacking or not chosen:
             held = ", ".join(map(str, trace.moe_layers))
-            raise NotFitting(f"The trace of {trace.name} holds the layers {held}; asked for {lacking or 'none'}.")
+            raise NotFitting(
+                f"The trace of {trace.name} holds the layers {held}, not {lacking or 'none'}; pass some of those."
+            )
         return cls(trace, {layer: trace.layer(layer) for layer in sorted(chosen)}, trace.corpus)
 
     @property
@@ -56,7 +58,7 @@ class Recorded(Source):
 
     @property
     def moe_layers(self) -> tuple[int, ...]:
-        """All of the model, as the trace says."""
+        """All MoE layers of the model, as the trace states them."""
         return self.trace.model_layers
 
     @property
@@ -71,15 +73,15 @@ class Recorded(Source):
 
     @property
     def num_batches(self) -> int:
-        """Files: batches are not counted ahead."""
+        """Number of files, because batches are not counted in advance."""
         return len(self.trace.files)
 
     def split(self, parts: int) -> list[Self]:
-        """The same trace, with parts of its documents."""
+        """Splits the trace into sources with parts of its documents."""
         return [replace(self, corpus=part) for part in self.corpus.split(parts)]
 
     def steps(self, needs: frozenset[Need], done: int = 0) -> Generator[Iterator[LayerBatch]]:
-        """A step per file."""
+        """Yields a step per file."""
         before = LayerBefore(self.moe_layers)
         for number in range(len(self.trace.files)):
             step = self._file(number, before)
@@ -98,7 +100,7 @@ class Recorded(Source):
                     yield following
 
     def _own(self, batch: LayerBatch) -> LayerBatch | None:
-        """The batch's documents that this source tells of; None where it has none of them."""
+        """The batch reduced to this source's documents; None if it has none of them."""
         if len(self._numbers) == len(self.trace.corpus.documents):
             return batch
         keep = np.isin(batch.tokens.document, self._numbers)

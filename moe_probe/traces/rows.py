@@ -1,4 +1,4 @@
-"""Rows of a trace: their columns, their order, and checksums of what they hold, whatever wrote the file."""
+"""Rows of a trace: their columns, order and checksums, which do not depend on the program that wrote the file."""
 
 from __future__ import annotations
 
@@ -47,10 +47,10 @@ def schema() -> pa.Schema:
 
 
 def conform(rows: pa.Table, columns: Iterable[str] = tuple(COLUMNS)) -> pa.Table:
-    """The columns as this version has them, each in one piece; tools that rewrite files change their types.
+    """Returns the columns with this version's types, each in one piece; tools that rewrite files change types.
 
     Raises:
-        ValueError: a column is missing, or holds something else.
+        ValueError: a column is missing, or holds other values.
     """
     arrays, fields = [], [schema().field(name) for name in columns]
     for field in fields:
@@ -76,7 +76,7 @@ def _digest(column: Any) -> str:
 
 
 def _parts(column: Any) -> Iterable[bytes]:
-    """The bytes of a column's values, and of which of them are missing."""
+    """The bytes of a column's values, and of the mask of missing ones."""
     if column.null_count:
         yield np.packbits(column.is_null().to_numpy(zero_copy_only=False)).tobytes()
         column = column.drop_null()
@@ -90,7 +90,7 @@ def _parts(column: Any) -> Iterable[bytes]:
 
 
 def part_names(files: Any) -> list[str]:
-    """Names of the row files that a card lists, in any format; whatever is not one of ours is left out."""
+    """Names of the row files that a card lists, in any format; others are skipped."""
     listed = [entry.get("name") if isinstance(entry, Mapping) else entry for entry in files or ()]
     return [name for name in listed if isinstance(name, str) and is_part(name)]
 

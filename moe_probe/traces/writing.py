@@ -1,7 +1,7 @@
-"""Routing traces, written while a pass runs: files of rows, and at the end the card that makes the folder a trace.
+"""Writes routing traces during a pass: files of rows, and at the end the card that makes the folder a trace.
 
-A pass turns each batch into a table (`to_table`), writes some of them to a file of its own name (`new_part`,
-`write_file`) and ends with `finish`. `files.owned_folder` keeps other writers out meanwhile.
+A pass converts each batch to a table (`to_table`), writes groups of tables to files with unique names (`new_part`,
+`write_file`) and ends with `finish`. Meanwhile, `files.owned_folder` locks the folder against other writers.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ VERSION = {b"moe_probe.trace": str(FORMAT).encode()}
 
 
 def to_table(batch: LayerBatch, norms: bool = False) -> pa.Table:
-    """A batch's choices, a row each, rank 0 first: the largest of what top-k ranked. What it does not hold is null.
+    """Returns a batch's choices, one per row, in descending order of selection score; missing values are null.
 
     Args:
-        batch: of one layer.
-        norms: whether the norms of the chosen experts' outputs are kept; the batch has to hold the outputs.
+        batch: a batch of one layer.
+        norms: whether to keep the norms of the chosen experts' outputs, which the batch must then hold.
     """
     n, k = batch.top_k_index.shape
     parts, tokens = batch.layer.subtokens, batch.tokens
@@ -76,7 +76,7 @@ def to_table(batch: LayerBatch, norms: bool = False) -> pa.Table:
 
 
 def _order(batch: LayerBatch) -> torch.Tensor:
-    """The choices of each row, (n, k), by what top-k ranked; by what is known of it otherwise."""
+    """The choices of each row, (n, k), in the order of selection scores, or of other values if those are unknown."""
     if batch.holds("selection") or not batch.holds("scores"):
         known = batch.holds("selection") or batch.holds("top_k_weights")
         ranked = batch.ranked_by if known else torch.zeros(batch.top_k_index.shape, dtype=torch.float32)
@@ -86,7 +86,7 @@ def _order(batch: LayerBatch) -> torch.Tensor:
 
 
 def _selection(batch: LayerBatch) -> torch.Tensor | None:
-    """What top-k ranked, where that is not the scores."""
+    """The selection scores, if they differ from the scores."""
     held = batch.tensors()
     selection, scores = held.get("selection"), held.get("scores")
     same = selection is not None and scores is not None and torch.equal(selection, scores)
@@ -114,17 +114,17 @@ def _column(values: Any, field: pa.Field, rows: int) -> pa.Array:
 
 
 def new_part() -> str:
-    """A name for a file of rows that no other file has."""
+    """A unique name for a file of rows."""
     return f"part-{uuid.uuid4().hex}.parquet"
 
 
 def write_file(tables: Sequence[pa.Table], path: Path) -> None:
-    """Write one Parquet file, a row group per table; it appears under its name only when it is complete.
+    """Writes one Parquet file, a row group per table; it appears under its name only when it is complete.
 
-    The folder's manifest says first that the file is this trace's own.
+    Before that, the folder's manifest records that the file belongs to this trace.
 
     Raises:
-        MachineError: the disk is full, or cannot be written to.
+        MachineError: the disk is full or not writable.
     """
     rows = conform(pa.concat_tables([table.replace_schema_metadata(None) for table in tables]))
     kinds = {str(table["layer"][0]): _kind(table) for table in tables if table.num_rows}
@@ -153,7 +153,7 @@ def _claim(folder: Path, entries: Iterable[Mapping[str, Any]]) -> None:
 
 
 def claimed(folder: Path) -> dict[str, dict[str, Any]]:
-    """What the folder's manifest says of each file of rows that unfinished passes have written, by name."""
+    """The manifest's description of each file of rows that unfinished passes wrote, by name."""
     entries = {}
     with suppress(FileNotFoundError):
         for line in (folder / MANIFEST).read_text(encoding="utf-8", errors="replace").splitlines():
@@ -164,7 +164,7 @@ def claimed(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def recorded(folder: Path) -> dict[str, dict[str, Any]]:
-    """What the card of the finished trace in a folder says of each file of rows, by name; nothing without a card."""
+    """The card's description of each file of rows of a finished trace, by name; empty without a card."""
     with suppress(OSError, ValueError, RecursionError, LookupError, TypeError, AttributeError):
         card = json.loads((folder / CARD).read_text(encoding="utf-8"))
         kinds = {"score_kinds": card.get("score_kinds", {})}
@@ -174,19 +174,19 @@ def recorded(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def finish(folder: Path, files: Sequence[str], rows: int, source: Source) -> None:
-    """Write what makes the folder a trace: its documents and the card.
+    """Writes the documents and the card, which make the folder a trace.
 
-    Files of rows that earlier passes left here, finished or not, are deleted. Nothing else in the folder is touched.
+    Files of rows that earlier passes left here, finished or not, are deleted. Other files in the folder stay.
 
     Raises:
-        AlreadyThere: another run has taken files of this one away.
+        AlreadyThere: another run has removed files of this one.
     """
     old = recorded(folder)
     entries = old | claimed(folder)  # a pass that goes on after its end finishes once more
     gone = next((name for name in files if "digests" not in entries.get(name, {})), None)
     gone = gone or next((name for name in files if not (folder / name).is_file()), None)
     if gone is not None:
-        raise AlreadyThere(f"{brief(folder)} has lost {gone} to another run; record again, into another folder.")
+        raise AlreadyThere(f"Another run removed {gone} from {brief(folder)}; record again, into another folder.")
     _write_documents(source.corpus, folder / DOCUMENTS)
     card = _card(source, [entries[name] for name in files])
     card |= {"documents": file_digest(folder / DOCUMENTS), "rows": rows}
@@ -217,7 +217,7 @@ def _card(source: Source, entries: Sequence[Mapping[str, Any]]) -> dict[str, Any
 
 
 def card_digest(card: Mapping[str, Any]) -> str:
-    """A checksum of a card's content, itself left out."""
+    """A checksum of a card's content without the checksum."""
     return digest(json.dumps({key: value for key, value in card.items() if key != "digest"}, sort_keys=True))
 
 

@@ -120,7 +120,7 @@ def test_rows_that_were_read_once_serve_several_models():
 
 def test_a_dataset_of_several_splits_needs_one():
     splits = {"train": Dataset(FRAME.to_dict("records")), "test": Dataset([{"text": "held out"}])}
-    with pytest.raises(NotFitting, match="has the splits train, test; say which one is meant: split='train'"):
+    with pytest.raises(NotFitting, match="has the splits train, test; pass one of them, such as split='train'"):
         read_rows(splits)
     assert contents(splits, split="test") == ["held out"]
     with pytest.raises(NoSuchName, match="did you mean 'train'"):
@@ -137,7 +137,7 @@ def test_a_dataset_of_several_splits_needs_one():
         ({"a set"}, WrongType, "The texts are a set"),
         (None, WrongType, "The texts are None"),
         (5, WrongType, "an int"),
-        ([1, 2, 3], WrongType, "Row 0 is an int; give strings or lists of token ids"),
+        ([1, 2, 3], WrongType, "Row 0 is an int; pass strings or lists of token ids"),
         (["a", 1.5], WrongType, "Row 1 is a float"),
         ([[1, True]], WrongType, "Row 0 holds a bool"),
         ([[1, 2.0]], WrongType, "Row 0 holds a float"),
@@ -150,10 +150,10 @@ def test_a_dataset_of_several_splits_needs_one():
         (np.zeros(0, int), NothingToRead, "corpus is empty"),
         ([], NothingToRead, "corpus is empty"),
         ({}, NothingToRead, "corpus is empty"),
-        ([{"words": "a"}], NotFitting, "The rows have the columns words; say which holds the text"),
+        ([{"words": "a"}], NotFitting, "The rows have the columns words; pass the one with the text"),
         ([{"text": {"a": 1}}], WrongType, "a dict in its column 'text'"),
         ([{"text": True}], WrongType, "Row 0 is a bool"),
-        ({"a": "one text"}, WrongType, r"'a' has a str; give a list of texts for each label: \{'a': \[text\]\}"),
+        ({"a": "one text"}, WrongType, r"'a' has a str; pass a list of texts for each label: \{'a': \[text\]\}"),
         ({"text": ["a"], "label": ["b"]}, NotFitting, "may be columns or labels; pass column='text'"),
         (
             {"input_ids": [[1]], "attention_mask": [[1], [1]]},
@@ -172,7 +172,7 @@ def test_whatever_else_is_refused_in_a_sentence(texts, error, words):
 @pytest.mark.parametrize(
     ("labels", "error", "words"),
     [
-        (["a"], NotFitting, "There are 1 labels for 2 documents; give one for each"),
+        (["a"], NotFitting, "There are 1 labels for 2 documents; pass one for each"),
         ("domain", NotFitting, "no columns, so there is no column 'domain'"),
         ({"a": 1}, WrongType, "The labels are a dict"),
         (5, WrongType, "The labels are an int"),

@@ -23,13 +23,13 @@ def test_import_loads_no_matplotlib():
 @pytest.mark.parametrize(
     ("picture", "error", "words"),
     [
-        ("none.png", NothingToRead, r"none\.png is not a file; give a picture"),
+        ("none.png", NothingToRead, r"none\.png is not a file; pass a picture"),
         (__file__, NothingToRead, "is not a picture"),
         ("a\0b.png", NothingToRead, "is not a"),
         (np.zeros((2, 2), int), WrongType, "not of int64; convert it"),
         (np.zeros((2, 2), complex), WrongType, "not of complex128"),
         (np.asarray("x"), WrongType, "not of <U1"),
-        (np.zeros(4), WrongType, r"not \(4,\); give one picture"),
+        (np.zeros(4), WrongType, r"not \(4,\); pass one picture"),
         (np.zeros((0, 4)), WrongType, r"not \(0, 4\)"),
         (np.full((2, 2), 1.5), OutOfRange, "has the values 1.5 to 1.5; scale them"),
         (np.full((2, 2), np.nan), OutOfRange, "has the values nan to nan"),
@@ -54,7 +54,7 @@ def test_taggers_that_are_none_are_refused(monkeypatch):
         with pytest.raises(WrongType, match="A tagger is a callable, a spaCy pipeline or 'textblob', not "):
             make_tagger(tagger)
     for tags in ("abc", 5, ["a"]):
-        with pytest.raises(NotFitting, match="it must give"):
+        with pytest.raises(NotFitting, match="it must return"):
             tag_words(lambda words, tags=tags: tags, [find_words(CORPUS.documents[0])])
     monkeypatch.setitem(sys.modules, "textblob.en", None)
     with pytest.raises(MissingPackage, match=r'pip install "moe-probe\[pos\]"'):

@@ -333,7 +333,7 @@ def test_a_run_whose_files_another_one_took_away_says_so(tmp_path):
     mine = new_part()
     write_file([to_table(batches[0])], tmp_path / mine)
     record(tmp_path, batches, corpus, layer)
-    with pytest.raises(MoEProbeError, match=f"has lost {mine} to another run; record again, into another folder"):
+    with pytest.raises(MoEProbeError, match=f"Another run removed {mine} from .*; record again, into another folder"):
         finish(tmp_path, [mine], 6, Told(corpus, layer))
     assert read_trace(tmp_path).num_rows == 6
 

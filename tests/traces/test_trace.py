@@ -125,7 +125,7 @@ def test_a_trace_is_the_same_however_the_pass_runs(options, tmp_path):
 def test_a_killed_trace_goes_on_where_it_was(execution, tmp_path):
     trace, folder = str(tmp_path / "trace"), str(tmp_path / "state")
     run_and_kill("test_trace", trace, batch_tokens=12, execution=execution, checkpoint_dir=folder)
-    with pytest.raises(InputError, match="its run did not come to its end; run it again"):
+    with pytest.raises(InputError, match="its run was not finished; run it again"):
         dynamic.read_trace(trace)
     run(trace, batch_tokens=12, execution=execution, checkpoint_dir=folder)
     run(tmp_path / "whole")
@@ -150,7 +150,7 @@ def test_a_full_disk_leaves_nothing_that_looks_whole(tmp_path, monkeypatch):
         run(tmp_path, batch_tokens=12)
     assert all(pq.ParquetFile(path).metadata.num_rows for path in tmp_path.glob("*.parquet"))
     assert not list(tmp_path.glob("*.partial"))
-    with pytest.raises(InputError, match="its run did not come to its end"):
+    with pytest.raises(InputError, match="its run was not finished"):
         dynamic.read_trace(tmp_path)
 
 
