@@ -3,7 +3,7 @@
     python benchmarks/calibration.py [REPEATS] [NAME ...]
 
 Simulates every analysis with an interval, a chance level or a p-value in all worlds of `tests/dynamic/simulated.py`,
-and writes the table of `docs/trust.md`: the rate over all of them, and that of the worst world.
+and writes the table of `docs/trust.md`: the rate over all of them, and that of the worst scenario.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def rates(name: str, repeats: int) -> dict[str, list[float]]:
 def table(names: list[str], repeats: int) -> None:
     """Print a row for each variable."""
     print(
-        "| analysis | variable | holds the truth | chance excluded | worst world |\n|---|---|---|---|---|", flush=True
+        "| analysis | variable | contains the truth | chance excluded | worst scenario |\n|---|---|---|---|---|", flush=True
     )
     for name in names:
         for key, values in rates(name, repeats).items():
