@@ -40,7 +40,8 @@ def rates(name: str, repeats: int) -> dict[str, list[float]]:
 def table(names: list[str], repeats: int) -> None:
     """Print a row for each variable."""
     print(
-        "| analysis | variable | contains the truth | chance excluded | worst scenario |\n|---|---|---|---|---|", flush=True
+        "| analysis | variable | contains the truth | chance excluded | worst scenario |\n|---|---|---|---|---|",
+        flush=True,
     )
     for name in names:
         for key, values in rates(name, repeats).items():

@@ -69,7 +69,7 @@ def test_a_compiled_layer_is_looked_through():
 
 
 def test_other_modules_are_refused():
-    with pytest.raises(WrongType, match="Linear is no transformers model"):
+    with pytest.raises(WrongType, match="Linear is not a transformers model"):
         moe_probe.load(nn.Linear(2, 2))
 
 

@@ -98,7 +98,7 @@ class Repository:
             names = sorted(filter(FILE_NAME.fullmatch, self.files))
             names = names or [name for name in self.files if name.endswith(".gguf")]
             if not names:
-                raise MissingFiles(f"{self.name} holds no weights at its top; give a repository that does.")
+                raise MissingFiles(f"{self.name} holds no weights at its top; pass a repository that does.")
             return names
         named = read_json(self.folder / index).get("weight_map")
         names = sorted(set(named.values())) if isinstance(named, dict) else []

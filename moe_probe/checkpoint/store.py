@@ -144,7 +144,7 @@ def open_checkpoint(path: str | Path, config: Mapping[str, Any] | None = None) -
     """
     folder = Path(path).expanduser()
     if not folder.is_dir() and not opens_alone(folder):
-        raise MissingFiles(f"{folder} is not a folder; give the folder that holds the checkpoint's files.")
+        raise MissingFiles(f"{folder} is not a folder; pass the folder that holds the checkpoint's files.")
     formats = sorted(FORMATS.values(), key=lambda each: each.preference)
     for each in formats if folder.is_dir() else [each for each in formats if folder.suffix in _suffixes(each)]:
         opened = each.open(folder)
@@ -180,9 +180,9 @@ def _hint(folder: Path) -> str:
         return f"the checkpoint is one of the folders in {folder / 'snapshots'}; "
     steps = sorted((path.name for path in folder.glob("checkpoint-*") if path.is_dir()), key=dot_natural)
     if steps:
-        return f"the folder is a trainer's output: give one of its checkpoints, such as {folder / steps[-1]}; "
+        return f"the folder is a trainer's output: pass one of its checkpoints, such as {folder / steps[-1]}; "
     below = sorted(path.parent.name for path in folder.glob("*/config.json"))
-    return f"give one of its subfolders {', '.join(below[:5])}; " if below else ""
+    return f"pass one of its subfolders {', '.join(below[:5])}; " if below else ""
 
 
 def dot_natural(name: str) -> tuple[int, str]:

@@ -231,7 +231,7 @@ class DeclaredArchitecture(Architecture):
     def _router(self, layer: Layer) -> tuple[str, LazyTensor]:
         if self.family.router is None:
             raise NoSuchName(
-                f"The router of {self.family.name} is no matrix with one row per expert; omit its analyses."
+                f"The router of {self.family.name} is not a matrix with one row per expert; omit its analyses."
             )
         key = self.family.router.format(layer=layer.index)
         return key, self.published[key]

@@ -42,7 +42,7 @@ def unwrapped_model(model: nn.Module) -> PreTrainedModel:
             inner = inner.get_base_model()
         else:
             raise WrongType(
-                f"{type(inner).__name__} is no transformers model; pass a PreTrainedModel, or one in torch.compile, "
+                f"{type(inner).__name__} is not a transformers model; pass a PreTrainedModel, or one in torch.compile, "
                 "DataParallel or PEFT."
             )
     return inner

@@ -96,7 +96,7 @@ def _of_type(config: PreTrainedConfig, name: str, named: object) -> type[PreTrai
     ):
         return named
     raise UnknownModel(
-        f"config.json names the class {name!r}, which is no {config.model_type} model of transformers; use the "
+        f"config.json names the class {name!r}, which is not a {config.model_type} model of transformers; use the "
         "published file."
     )
 

@@ -58,7 +58,7 @@ def _existing(device: str | int | torch.device) -> Device:
         raise NotFitting("device='meta' holds no values, so nothing could be computed; pass 'cpu' or 'cuda'.")
     if place.type == "cuda" and (place.index or 0) >= torch.cuda.device_count():
         raise NotFitting(
-            f"device={str(device)!r} is not there: torch sees {torch.cuda.device_count()} CUDA devices; pass 'cpu'."
+            f"device={str(device)!r} does not exist: torch sees {torch.cuda.device_count()} CUDA devices; pass 'cpu'."
         )
     return device
 

@@ -193,7 +193,7 @@ class ModuleArchitecture(Architecture):
     def _layout(self, path: str) -> FusedExperts | FlatExperts:
         layout = experts_layout(part(self.module, path))
         if layout is None:
-            raise UnknownModel(f"{path!r} is no MoE block.")
+            raise UnknownModel(f"{path!r} is not a MoE block; pass the path of one.")
         return layout
 
     def _kinds(self, path: str, experts: int) -> tuple[str, ...]:

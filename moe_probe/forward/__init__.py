@@ -1,1 +1,1 @@
-"""A model at work: its MoE layers found, watched and run, in memory or a layer at a time."""
+"""Finds, watches and runs the MoE layers of a model, in memory or one layer at a time."""

@@ -1,4 +1,4 @@
-"""From raw router logits to the affinity of every expert: which function it is, and what confirms it."""
+"""The affinity of every expert as a function of raw router logits: finds the function, and confirms it."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ TOLERANCE = 2e-2  # of a row's largest weight: routers compute in low precision,
 
 @dataclass(frozen=True)
 class Affinity:
-    """The function of a router's logits that its choice and weights follow.
+    """The function of a router's logits that determines its choices and weights.
 
     Attributes:
-        name: of the function, in FUNCTIONS; `router` where the router itself says it.
-        function: (n, E) to (n, E).
-        confirmed: whether the choices or weights that were seen follow it, on every row.
+        name: name of the function in FUNCTIONS; `router` if the router itself provides it.
+        function: maps (n, E) to (n, E).
+        confirmed: whether the observed choices or weights agree with it in every row.
     """
 
     name: str
@@ -39,18 +39,18 @@ class Affinity:
 
     @property
     def kind(self) -> str:
-        """The name, marked where nothing confirms it."""
+        """The name, marked if nothing confirms it."""
         return self.name if self.confirmed else f"{self.name} (assumed)"
 
 
 @dataclass(frozen=True)
 class Choice:
-    """What a router did with some rows, float32.
+    """A router's decision for some rows, float32.
 
     Attributes:
         logits: raw, (n, E).
         ranked: what its top-k was taken of, (n, E); None where that was not seen.
-        index, weights: chosen experts and what multiplies their outputs, (n, k).
+        index, weights: chosen experts and their applied weights, (n, k).
     """
 
     logits: torch.Tensor
@@ -60,20 +60,21 @@ class Choice:
 
 
 def find_affinity(router: nn.Module, config: object, called: Iterable[str], choice: Choice) -> Affinity:
-    """The affinity of a router.
+    """Finds the affinity of a router.
 
-    A router of our own says it (`selection_scores`). Otherwise candidates are, in this order, the function that the
-    configuration names, those that the router called, and all of FUNCTIONS; the first one that weights or ranks
-    follow is taken.
+    moe_probe's own routers provide it (`selection_scores`). For others, candidates are, in this order, the function
+    that the configuration names, those that the router called, and all of FUNCTIONS; the first one that agrees with the
+    weights or ranks is the affinity.
 
     Args:
         router: the router.
-        config: of the model.
-        called: names in FUNCTIONS of what the router called on its logits.
-        choice: what it did.
+        config: configuration of the model.
+        called: names in FUNCTIONS of the functions that the router called on its logits.
+        choice: the router's decision.
 
     Returns:
-        The affinity; not confirmed where neither weights nor ranks tell, as with one expert of weight 1 per token.
+        The affinity; it is not confirmed if weights and ranks do not determine it, as for one expert of weight 1 per
+        token.
     """
     if hasattr(router, "selection_scores"):
         return Affinity("router", cast(Function, router.selection_scores))

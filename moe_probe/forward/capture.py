@@ -1,4 +1,4 @@
-"""Forward hooks that see all that MoE layers do, and change nothing but what an intervention changes."""
+"""Forward hooks that observe MoE layers, and change only what an intervention changes."""
 
 from __future__ import annotations
 
@@ -29,25 +29,25 @@ def capture(
     asked: Collection[int] | None = None,
     deleted: Mapping[int, Sequence[Sequence[int]]] = MappingProxyType({}),
 ) -> Iterator[Mapping[int, WatchedSite]]:
-    """Within, `on_event` is called after every call of each site's block.
+    """A context in which `on_event` is called after every call of each site's block.
 
-    The first call of each site is checked: the experts' outputs, weighted and added, are the block's routed output.
+    The first call of each site is checked: the weighted sum of the experts' outputs equals the block's routed output.
 
     Args:
-        sites: where to look.
-        on_event: what to do with what was seen; must not change it. None to have nothing told, which is quicker.
-        owner: whose forward passes are watched; by default those that are nobody's, such as a call of the model.
-        config: of the model.
-        interventions: what changes in these sites' layers, or a function that says what does so now.
-        tokens: says which tokens run, for interventions.
-        only: tokens (tokens,) bool to which an intervention is confined; None for all.
-        needs: `Need.RESIDUAL`, `Need.SELECTED` and `Need.WITHOUT` are told only where they are asked for.
-        asked: layers of which `needs` are told; all by default.
-        deleted: sets of experts of each layer without which `Need.WITHOUT` asks what would be chosen; by default each
+        sites: the MoE layers to watch.
+        on_event: receives each event, which it must not change; None for no events, which is faster.
+        owner: owner of the forward passes to watch; by default passes without an owner, such as a call of the model.
+        config: configuration of the model.
+        interventions: the interventions on these sites' layers, or a function that returns the current ones.
+        tokens: returns the tokens that run, for interventions.
+        only: tokens (tokens,) bool in which an intervention acts; None for all.
+        needs: `Need.RESIDUAL`, `Need.SELECTED` and `Need.WITHOUT` are recorded only if they are among these.
+        asked: layers for which `needs` are recorded; all by default.
+        deleted: sets of experts of each layer for which `Need.WITHOUT` records the choice without them; by default each
             expert alone.
 
     Raises:
-        CannotWatch: a block does something else than weighting its experts' outputs, or was called without its experts.
+        CannotWatch: a block computes something else than the weighted sum, or ran without calling its experts.
     """
     watched = {}
     for site in sites:

@@ -1,4 +1,4 @@
-"""The dense model beside a MoE: what its FFNs do with the same token ids."""
+"""The dense baseline of a MoE: outputs of its FFNs on the same token ids."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class DenseFFN:
 
     @contextmanager
     def watching(self, module: PreTrainedModel, layers: Sequence[int]) -> Iterator[None]:
-        """Within, the FFNs of these layers are watched.
+        """A context in which the FFNs of these layers are watched.
 
         Raises:
             InputError: the model has no dense FFN in one of them.
@@ -66,12 +66,12 @@ class DenseFFN:
 def _path(architecture: ModuleArchitecture, layer: int) -> str:
     path = architecture.dense_path(layer)
     if path is None:
-        raise InputError(f"The baseline has no dense FFN in layer {layer}; give a model with as many layers.")
+        raise InputError(f"The baseline has no dense FFN in layer {layer}; pass a model with as many layers.")
     return path
 
 
 def dense_ffn(model: MoEModel, layer: int) -> nn.Module:
-    """A copy of the FFN of a dense layer, with its weights; nothing else is read of a model that is not loaded.
+    """Returns a copy of the FFN of a dense layer with its weights, without reading others if the model is not loaded.
 
     Raises:
         InputError: the layer has no dense FFN.

@@ -1,8 +1,8 @@
-"""The derivative of the loss to a factor on each chosen expert's weighted output, at 1.
+"""The derivative of the loss with respect to a factor on each chosen expert's weighted output, at 1.
 
-With the model in memory, one forward and one backward pass through the whole of it. Layerwise, what enters each layer
-is kept while the layers run from first to last, and each layer then runs once more, from last to first, with its
-derivatives; so weights are read twice.
+With the model in memory, it takes one forward and one backward pass. Layerwise, the inputs of each layer are kept while
+the layers run from first to last, and each layer then runs again, from last to first, with its derivatives; so weights
+are read twice.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from moe_probe.texts.corpus import Batch, Tokens
 
 @dataclass(frozen=True)
 class Derivatives:
-    """Of one batch's loss, summed over its predicted tokens, in one layer.
+    """Derivatives of one batch's loss, summed over its predicted tokens, in one layer.
 
     Attributes:
-        index: chosen experts, (rows, k), padding too.
-        slopes: derivative to a factor on each choice, (rows, k), nats.
+        index: chosen experts, (rows, k), including padding.
+        slopes: derivative with respect to a factor on each choice, (rows, k), nats.
     """
 
     index: torch.Tensor
@@ -40,7 +40,7 @@ class Derivatives:
 
 
 class Factors(Intervention):
-    """A factor of 1 on the weight of every choice, whose derivative is asked for."""
+    """An intervention with a factor of 1 on the weight of every choice, to differentiate with respect to it."""
 
     stage = 8
 
@@ -66,7 +66,7 @@ class Factors(Intervention):
 
 @contextmanager
 def constant(module: nn.Module) -> Iterator[None]:
-    """Within, no derivative to a parameter is taken."""
+    """A context in which no derivatives with respect to parameters are computed."""
     wanted = [parameter for parameter in module.parameters() if parameter.requires_grad]
     for parameter in wanted:
         parameter.requires_grad_(False)

@@ -1,4 +1,4 @@
-"""Where a model runs: in memory, or one layer at a time; and that it is left as it was."""
+"""Runs a model in memory or one layer at a time, and restores its state afterwards."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ LOCKS_LOCK = threading.Lock()
 
 
 class Runner:
-    """A model that a pass goes through: in memory, or a layer at a time; its decoder alone, or up to the head."""
+    """Runs passes through a model: in memory, or one layer at a time; only the decoder, or up to the head."""
 
     def __init__(self, model: MoEModel, layerwise: bool, head: bool = False):
         self.streamed = StreamedModule(model, head) if layerwise else None
@@ -43,7 +43,7 @@ class Runner:
         return iter(order) if self.streamed is None else self.streamed.each_layer(order)
 
     def start(self, batch: Batch, owner: object, spill: Spill | None = None) -> Forward:
-        """A forward pass that waits at its first layer."""
+        """Returns a forward pass that waits at its first layer."""
         inputs = {"input_ids": batch.input_ids().to(self.device), "use_cache": False}
         mask = batch.attention_mask()
         if not mask.all():
@@ -56,7 +56,7 @@ class Runner:
 
 @contextmanager
 def borrowed(module: nn.Module) -> Iterator[None]:
-    """Within, this thread alone uses the module, in evaluation mode; its modes are restored afterwards."""
+    """A context in which only this thread uses the module, in evaluation mode; its modes are restored afterwards."""
     with LOCKS_LOCK:
         lock = LOCKS.setdefault(module, threading.RLock())
     with lock:
@@ -85,12 +85,12 @@ def is_layerwise(model: MoEModel, execution: str) -> bool:
 
     Raises:
         NoSuchName: there is no such execution.
-        NotFitting: a live model, or one that was changed in memory, is to be read from files.
+        NotFitting: execution is layerwise, but the model is live or was changed in memory.
     """
     if execution not in get_args(Execution):
         raise NoSuchName.among("execution", execution, get_args(Execution))
     if execution == "layerwise" and model.checkpoint is None:
-        raise NotFitting("A live model is in memory already; layerwise execution reads published files.")
+        raise NotFitting("A live model is already in memory; layerwise execution needs published files.")
     layerwise = execution == "layerwise" or (execution == "auto" and not fits_in_memory(model))
     if layerwise:
         model.require_unchanged()

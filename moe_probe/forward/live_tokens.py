@@ -1,4 +1,4 @@
-"""Which tokens run in a call of a live model, as its arguments tell."""
+"""The tokens of a call of a live model, determined from its arguments."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class LiveTokens:
 
     @contextmanager
     def watching(self, module: nn.Module) -> Iterator[Callable[[], Tokens]]:
-        """Within, calls of the module are watched; gives the function that says which tokens run."""
+        """A context in which calls of the module are watched; yields a function that returns the running tokens."""
         handles = [
             module.register_forward_pre_hook(self._before, with_kwargs=True),
             module.register_forward_hook(self._after, always_call=True),

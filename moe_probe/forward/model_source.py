@@ -1,4 +1,4 @@
-"""What sources that are a model at work have in common."""
+"""The base class of sources that run a model."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from moe_probe.routing import Intervention, Source
 
 
 def require_told(interventions: Sequence[Intervention]) -> None:
-    """Refuse interventions that need another run where there is none.
+    """Raises an error if interventions need another run and there is none.
 
     Raises:
-        NotFitting: naming the first one.
+        NotFitting: one does; the message names the first.
     """
     waiting = next((each for each in interventions if each.needs), None)
     if waiting is not None:
-        raise NotFitting(f"{waiting!r} needs the unedited run, and there is none of these tokens; {MAKING}.")
+        raise NotFitting(f"{waiting!r} needs the unedited run of these tokens, and there is none; {MAKING}.")
 
 
 class ModelSource(Source):
-    """A model that runs or writes.
+    """A model that runs or generates.
 
     Attributes:
         model: the model.
-        layers: the MoE layers that are asked for.
+        layers: the requested MoE layers.
     """
 
     model: MoEModel

@@ -1,4 +1,4 @@
-"""What a model did with each token of some texts: what interventions take another run's choices and outputs from."""
+"""Recorded runs: choices and outputs for each token, which interventions take from another run."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ class LayerReference:
     """What was seen of one layer; a row per token, or sub-token, by document and position.
 
     Attributes:
-        index, weights: chosen experts and what multiplied their outputs, (n, k).
-        inputs: of the experts, (n, w); None where not asked for.
+        index, weights: chosen experts and their applied weights, (n, k).
+        inputs: inputs of the experts, (n, w); None if they were not requested.
         means: mean unweighted output of each expert over the rows that chose it, (E, w), nan for one that none
-            chose; None where not asked for.
-        shared: mean output of the shared block, (d,); None where there is none.
+            chose; None if they were not requested.
+        shared: mean output of the shared block, (d,); None without a shared block.
     """
 
     index: torch.Tensor
@@ -40,12 +40,12 @@ class LayerReference:
 
 @dataclass(frozen=True, repr=False)
 class Reference:
-    """A run that others are held against, made by `intervene.reference`.
+    """A recorded run, made by `intervene.reference`.
 
     Attributes:
-        document, position: of its tokens, in this order.
-        token_id: their ids.
-        layers: what was seen of each layer.
+        document, position: those of its tokens, sorted by them.
+        token_id: ids of its tokens.
+        layers: record of each layer.
     """
 
     document: np.ndarray
@@ -77,7 +77,7 @@ class Reference:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Identifies all that was recorded."""
+        """A hash of everything recorded."""
         check = hashlib.sha256()
         for array in (self.document, self.position, self.token_id):
             check.update(np.ascontiguousarray(array).tobytes())
@@ -111,7 +111,7 @@ class Recording:
         self.shared: dict[int, tuple[torch.Tensor, int]] = {}
 
     def add(self, batch: LayerBatch) -> None:
-        """Take in what some tokens did in one layer."""
+        """Adds the routing of some tokens in one layer."""
         tensors = {"index": batch.top_k_index.cpu(), "weights": batch.top_k_weights.cpu()}
         if Need.INPUT in self.needs:
             tensors["inputs"] = batch.expert_input.cpu()
@@ -132,7 +132,7 @@ class Recording:
             self.shared[layer.index] = total, count + len(batch.shared_output)
 
     def reference(self) -> Reference:
-        """All that was added."""
+        """Returns the recorded run."""
         tokens = Tokens.joined([tokens for tokens, _ in next(iter(self.parts.values()))])
         order = np.lexsort((tokens.position, tokens.document))
         layers = {index: self._layer(index, parts, order) for index, parts in self.parts.items()}
@@ -155,7 +155,7 @@ class Recording:
 
 @torch.no_grad()
 def record_reference(source: Source, needs: Collection[Need]) -> Reference:
-    """What a source's model does with its texts."""
+    """Records the run of a source's model on its texts."""
     recording = Recording(needs)
     asked = {Need.CHOICES, Need.WEIGHTS, *needs} - {Need.LOGITS}
     for step in source.steps(frozenset(asked)):

@@ -57,7 +57,7 @@ class Requests:
         for name, experts in (("promoted", promote), ("demoted", demote)):
             self.fields[name] = self._masks(name) | (experts.to(self.device) & rows[:, None])
         if bool((self.fields["promoted"] & self.fields["demoted"]).any()):
-            raise NotFitting(f"Layer {self.layer.index}: an expert is promoted and demoted for one token; pass either.")
+            raise NotFitting(f"Layer {self.layer.index}: an expert is promoted and demoted for one token; do only one.")
 
     def set_top_k(self, top_k: int, rows: torch.Tensor) -> None:
         there = self.fields.get("top_k", torch.full(self.size[:1], -1, dtype=torch.long, device=self.device))

@@ -1,8 +1,8 @@
-"""Passes that begin in the middle: what an edited run shares with the unedited one is never run again.
+"""Passes that start at a later layer, so that edited runs do not repeat what they share with the unedited run.
 
-A pass that begins at layer l is the model's own forward, in which the layers before l, and the modules of layer l that
-run before its MoE block (attention), give back what the unedited run left there; the experts of layer l run on the rows
-whose choices or weights are others. So masks, positions and the head are the model's own, and every family runs.
+A pass that starts at layer l is the model's own forward pass, in which the layers before l, and the modules of layer l
+that run before its MoE block (attention), return the outputs of the unedited run; the experts of layer l run only on
+the rows with other choices or weights. So masks, positions and the head are the model's own, and every family runs.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from moe_probe.texts.corpus import Batch, Tokens
 
 
 class Watching(Intervention):
-    """Shows each call to whoever wants to see it, and changes nothing."""
+    """Passes each call to its observers, and changes nothing."""
 
     stage = 10
 
@@ -64,7 +64,7 @@ def same_memory(one: torch.Tensor, other: torch.Tensor) -> bool:
 
 @contextmanager
 def standing_in(module: nn.Module, function: Callable[..., Any]) -> Iterator[None]:
-    """Within, `function(forward, *arguments)` stands in for a module's `forward(*arguments)`."""
+    """A context in which `function(forward, *arguments)` replaces a module's `forward(*arguments)`."""
     before = vars(module).get("forward")
     module.forward = partial(function, module.forward)
     try:
@@ -80,10 +80,10 @@ class Resuming:
     """Runs of one model, unedited and edited ones, that share layers.
 
     Args:
-        model: what runs; its own interventions act in every run.
-        layerwise: read one layer at a time instead of loading the model.
-        own: the model's interventions, which know what they need.
-        starts: layers where edited runs begin.
+        model: the model, whose own interventions act in every run.
+        layerwise: whether to read one layer at a time instead of loading the model.
+        own: the model's interventions, with the knowledge of other runs that they need.
+        starts: layers at which edited runs start.
 
     Attributes:
         layers: number of decoder layers.
@@ -101,7 +101,7 @@ class Resuming:
 
     @contextmanager
     def hooked(self) -> Iterator[None]:
-        """Within, the model is borrowed and watched."""
+        """A context in which the model is borrowed and watched."""
         self.sites = find_sites(self.runner.module)
         sites = self.sites.values()
         with ExitStack() as stack:
@@ -129,7 +129,7 @@ class Resuming:
 
     @contextmanager
     def _skipping(self) -> Iterator[None]:
-        """Within, layers that a run shares with its base give back what the base left."""
+        """A context in which layers that a run shares with its base return the base's outputs."""
         with ExitStack() as stack:
             for index, layer in enumerate(self.runner.layers):
                 stack.enter_context(standing_in(layer, partial(self._forward, index)))
@@ -186,7 +186,7 @@ class Resuming:
         return run.entering.output
 
     def begin(self, run: Run, spill: Spill | None = None) -> None:
-        """Start a pass; it waits before the first layer that it runs."""
+        """Starts a pass, which waits before the first layer that it runs."""
         self.run = run
         run.forward = self.runner.start(run.batch, self, spill)
         for _ in range(run.start):
@@ -195,13 +195,13 @@ class Resuming:
             run.entering = None
 
     def advance(self, run: Run) -> None:
-        """Run a pass up to the next layer, or to its end."""
+        """Runs a pass up to the next layer, or to its end."""
         self.run, self._acting = run, run.acting
         for _ in run.forward.advance():
             pass
 
     def finish(self, run: Run) -> None:
-        """Run a pass to its end."""
+        """Runs a pass to its end."""
         for _ in range(run.start, self.layers):
             self.advance(run)
 

@@ -1,4 +1,4 @@
-"""A model that runs over a corpus, as a source of batches: with the model in memory, or one layer at a time."""
+"""A source of batches that runs a model over a corpus, in memory or one layer at a time."""
 
 from __future__ import annotations
 
@@ -34,12 +34,13 @@ class Running(ModelSource):
     """A model on a corpus.
 
     Attributes:
-        model, corpus: what runs on what.
-        layers: the MoE layers that are watched; those after the last one are not run.
-        baseline: a dense model that runs beside; None for none.
-        batch_tokens: places per batch, padding included.
-        layerwise: read one layer at a time instead of loading the model.
-        deleted: sets of experts, by layer, without which batches tell what would be chosen; each alone by default.
+        model: the model.
+        corpus: the corpus.
+        layers: the watched MoE layers; layers after the last one do not run.
+        baseline: a dense model that runs on the same batches, or None.
+        batch_tokens: most tokens per batch, padding included.
+        layerwise: whether to read one layer at a time instead of loading the model.
+        deleted: sets of experts, by layer, for which batches record the choice without them; each alone by default.
     """
 
     model: MoEModel
@@ -99,7 +100,7 @@ class Running(ModelSource):
 
     @torch.no_grad()
     def steps(self, needs: frozenset[Need], done: int = 0) -> Generator[Iterable[LayerBatch | LogitBatch]]:
-        """A step per batch, or per layer where layers are read one at a time (earlier layers then run again).
+        """Yields a step per batch, or layerwise a step per layer (earlier layers run again on resuming).
 
         Raises:
             FamilyError: the model's MoE layers cannot be watched.
@@ -115,8 +116,8 @@ class Pass:
     """One pass of a `Running` source.
 
     Attributes:
-        source: what runs.
-        needs: what is asked of it.
+        source: the source to run.
+        needs: the needs to meet.
     """
 
     source: Running
@@ -137,7 +138,7 @@ class Pass:
 
     @contextmanager
     def hooked(self) -> Iterator[None]:
-        """Within, the models are borrowed and watched."""
+        """A context in which the models are borrowed and watched."""
         layers, model = list(self.source.layers), self.source.model
         with ExitStack() as stack:
             for runner in self.runners:
@@ -215,13 +216,13 @@ class Pass:
 
 
 def check_gate(model: MoEModel, layer: int, gate: torch.Tensor) -> None:
-    """Refuse a router that computes with other gate embeddings than `model.router_weight` tells of.
+    """Raises an error if a router computes with other gate embeddings than `model.router_weight` returns.
 
-    Embeddings are compared by their directions: some routers normalize them. Where weights were changed in memory,
-    `router_weight` refuses to tell of the files, and there is nothing to compare.
+    Only directions are compared, because some routers normalize embeddings. If weights were changed in memory,
+    `router_weight` raises an error, and there is nothing to compare.
 
     Raises:
-        CannotWatch: they differ.
+        CannotWatch: the gate embeddings differ.
     """
     if model.changed_in_memory:
         return
@@ -232,13 +233,13 @@ def check_gate(model: MoEModel, layer: int, gate: torch.Tensor) -> None:
     if not bool((cosine.abs() > SAME_DIRECTION).logical_or(gate.float().norm(dim=1) == 0).all()):
         raise CannotWatch(
             f"Layer {layer}: the router computes with other gate embeddings than the model's router_weight (cosines "
-            f"down to {float(cosine.min()):.2f}), so weights and routing would tell of two models; load the model as "
+            f"down to {float(cosine.min()):.2f}), so weights and routing would differ; load the model as "
             "it runs."
         )
 
 
 def layer_batch(event: Event, tokens: Tokens, keep: torch.Tensor, **beside: torch.Tensor) -> LayerBatch:
-    """What was seen of the tokens to keep, (places,) bool; padding never reaches an analysis."""
+    """The batch of the tokens to keep, (places,) bool; padding never reaches an analysis."""
     rows = slice(None) if bool(keep.all()) else keep.repeat_interleave(event.site.layer.subtokens)
     batch = LayerBatch(
         layer=event.site.layer,
@@ -264,7 +265,7 @@ def layer_batch(event: Event, tokens: Tokens, keep: torch.Tensor, **beside: torc
 
 @contextmanager
 def closing_all(forwards: Sequence[Forward]) -> Iterator[Sequence[Forward]]:
-    """Within, the passes; afterwards what has not run of them is given up."""
+    """A context with passes, whose remaining parts are closed afterwards."""
     with ExitStack() as stack:
         for forward in forwards:
             stack.enter_context(closing(forward))
@@ -272,6 +273,6 @@ def closing_all(forwards: Sequence[Forward]) -> Iterator[Sequence[Forward]]:
 
 
 def exhaust(items: Iterable[object]) -> None:
-    """Go through them all."""
+    """Consumes all items."""
     for _ in items:
         pass

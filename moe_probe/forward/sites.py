@@ -25,7 +25,7 @@ from moe_probe.families.transformers_moe import ROUTERS, ModuleArchitecture
 # blocks that stand outside the protocol, and why none of their experts' outputs can be weighted after the fact
 OUTSIDE = {
     "Llama4TextMoe": "it multiplies the experts' inputs, not their outputs, by the router's scores",
-    "JetMoeMoE": "its experts are no module of their own: rows are sorted by expert inside the block",
+    "JetMoeMoE": "its experts are not a module: rows are sorted by expert inside the block",
 }
 # experts that cannot be called with one choice per token: they get a second one, of weight 0, to the last expert
 TWO_CHOICES = {"LongcatFlashExperts"}

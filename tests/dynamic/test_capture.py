@@ -14,7 +14,7 @@ from moe_probe.forward.sites import OUTSIDE, find_sites
 from moe_probe.forward.unweighted import LEARNED_ROWS
 from moe_probe.routing import Need
 
-REFUSED = {"llama4_text": "multiplies the experts' inputs", "jetmoe": "no module of their own"}
+REFUSED = {"llama4_text": "multiplies the experts' inputs", "jetmoe": "its experts are not a module"}
 RUN = [model_type for model_type in MODEL_TYPES if model_type not in REFUSED]
 OURS = ["deepseek", "grok1_hf", "moe_plus_plus", "mh_moe", "x_moe"]
 IDS = [5, 6, 7, 8, 9, 3]

@@ -433,7 +433,7 @@ def test_damage_is_one_sentence(tmp_path):
 def test_several_models_in_a_folder_are_named(tmp_path):
     for name in ("m.Q4_K_M.gguf", "m.Q8_0.gguf"):
         write(tmp_path / name, "llama", mixtral_tensors(), META)
-    with pytest.raises(MoEProbeError, match=r"2 GGUF models \(m.Q4_K_M.gguf, m.Q8_0.gguf\); give the file"):
+    with pytest.raises(MoEProbeError, match=r"2 GGUF models \(m.Q4_K_M.gguf, m.Q8_0.gguf\); pass the file"):
         moe_probe.load(tmp_path)
     assert moe_probe.load(tmp_path / "m.Q8_0.gguf").moe_layers == (0, 1)
 

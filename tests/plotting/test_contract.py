@@ -182,7 +182,7 @@ def test_every_kind_can_be_compared(name):
     ("results", "sentence"),
     [
         ({}, "results is empty"),
-        ([by_hand.similarity()], "no mapping"),
+        ([by_hand.similarity()], "not a mapping"),
         ({"a": by_hand.similarity(), "b": by_hand.coactivation()}, "of similarity, coactivation"),
     ],
 )

@@ -56,7 +56,7 @@ class FairseqFile(TorchFile):
         foreign = [name for name in names if not KNOWN_GLOBALS.fullmatch(name)]
         if foreign:
             raise UnsafeFile(
-                f"{self.path} is no checkpoint of fairseq: its pickle names {foreign[0]}, code that it wants to run, "
+                f"{self.path} is not from fairseq: its pickle names {foreign[0]}, code that it wants to run, "
                 "which is refused."
             )
         with torch.serialization.safe_globals([(Inert, name) for name in names]):

@@ -92,7 +92,7 @@ def reader(path: Path) -> Any:
 
 def _damaged(path: Path, error: Exception) -> DamagedFile:
     reason = " ".join(str(error).split())[:200] or type(error).__name__
-    return DamagedFile(f"{path} is truncated, damaged or no GGUF file ({reason}); download it again.")
+    return DamagedFile(f"{path} is truncated, damaged or not a GGUF file ({reason}); download it again.")
 
 
 def _require_filled(opened: Any) -> None:
@@ -271,10 +271,10 @@ def open_gguf(path: Path) -> Opened | None:
 def _check(files: list[Path], fields: Mapping[str, Any], tensors: Mapping[str, LazyTensor]) -> None:
     kind = fields.get("general.type", "model")
     if kind != "model" or "general.architecture" not in fields:
-        raise CheckpointError(f"{files[0]} holds no model (general.type is {kind!r}); give the file of the model.")
+        raise CheckpointError(f"{files[0]} holds no model (general.type is {kind!r}); pass the file of the model.")
     parts, stated = fields.get("split.count", 1) or 1, fields.get("split.tensors.count")
     if parts != len(files):
-        raise MissingFiles(f"{files[0]} is one of {parts} parts, but {len(files)} are there; download the others too.")
+        raise MissingFiles(f"{files[0]} is one of {parts} parts, but there are {len(files)}; download the others too.")
     if stated is not None and stated != len(tensors):
         raise DamagedFile(f"The parts of {files[0]} hold {len(tensors)} tensors, not {stated}; download them again.")
 
@@ -300,7 +300,7 @@ def _only_model(folder: Path) -> list[str]:
         models.setdefault(name if match is None else f"{match[1]} of {int(match[3])}", name)
     if len(models) > 1:
         listed = ", ".join(list(models.values())[:6])
-        raise MissingFiles(f"{folder} holds {len(models)} GGUF models ({listed}); give the file of one of them.")
+        raise MissingFiles(f"{folder} holds {len(models)} GGUF models ({listed}); pass the file of one of them.")
     return _parts_of(folder / next(iter(models.values()))) if models else []
 
 

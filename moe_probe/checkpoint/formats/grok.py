@@ -58,7 +58,7 @@ def _tensor_folder(folder: Path) -> Path:
         return folder
     if not (folder / FOLDER).resolve().is_relative_to(folder.resolve()):
         raise UnsafeFile(
-            f"{folder / FOLDER} is a link that leads out of the folder, which is refused; give the folder it leads to."
+            f"{folder / FOLDER} is a link that leads out of the folder, which is refused; pass that folder."
         )
     return folder / FOLDER
 

@@ -113,7 +113,9 @@ class Options:
         """A whole number of the options."""
         value = self.get(name, default)
         if isinstance(value, bool) or not isinstance(value, int):
-            raise DamagedFile(f"The option {name}={value!r} of {self.checkpoint.path} is no whole number; correct it.")
+            raise DamagedFile(
+                f"The option {name}={value!r} of {self.checkpoint.path} is not a whole number; correct it."
+            )
         return value
 
     def fields(self) -> dict[str, Any]:
@@ -154,7 +156,7 @@ class Options:
     def _embedding(self) -> LazyTensor:
         key = "decoder.embed_tokens.weight"
         if key not in self.checkpoint:
-            raise MissingWeight(f"{self.checkpoint.path} has no tensor {key!r}; it is no decoder of fairseq's.")
+            raise MissingWeight(f"{self.checkpoint.path} has no tensor {key!r}; it is not a decoder of fairseq.")
         return self.checkpoint[key]
 
     def _routing(self) -> dict[str, Any]:

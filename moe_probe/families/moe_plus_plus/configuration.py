@@ -96,7 +96,7 @@ class MoePlusPlusConfig(PreTrainedConfig):
         super().__post_init__(**kwargs)
         rope_type = (self.rope_parameters or {})["rope_type"]
         if rope_type not in ("default", "linear", "dynamic"):
-            raise ValueError(f"the rope type is {rope_type!r}; MoE++ knows linear, dynamic and ntk")
+            raise ValueError(f"the rope type is {rope_type!r}; MoE++ supports linear, dynamic and ntk")
 
     @property
     def num_ffn_experts(self) -> int:
