@@ -29,7 +29,7 @@ DOCS = Path(__file__).parent
 PACKAGE = Path(moe_probe.__file__).parent
 SECTIONS = {
     "Of the weights": "They read the published files once, and run no model.",
-    "Of the model at work": "They watch a forward pass over texts, a model that writes, or a recorded trace.",
+    "Of the model at work": "They observe a forward pass over texts, a model that generates, or a recorded trace.",
     "Of several checkpoints": "They compare models on the same texts.",
 }
 
@@ -56,7 +56,7 @@ def analyses() -> dict[str, dict[str, Any]]:
 def _analysis_pages() -> Iterator[tuple[str, str]]:
     index = [
         "# Analyses",
-        "Each page says what an analysis answers, shows an example with its figure, and gives formula, "
+        "Each page states the question that an analysis answers, shows an example with its figure, and gives formula, "
         "needs, cost and source.",
     ]
     for section, named in analyses().items():
@@ -179,7 +179,7 @@ model, again and again, each a little different: they show how a figure looks, a
 FORMATS_SAY = """\
 `load` takes a folder, a GGUF file or a hub id. Packed matrices are decoded as they are read, a slice at a
 time; a slice reads its own bytes. Decoded values equal those of the format's own package
-(`tests/checkpoint/test_packed.py`). What no encoding explains is refused by name when the model opens."""
+(`tests/checkpoint/test_packed.py`). Opening a model raises an error that names any tensor that no encoding explains."""
 STATIC_ONLY = """\
 transformers has no code for these; a family of theirs is a declaration of where the matrices are. Dynamic
 analyses are refused. GGUF files of any architecture with `ffn_*_exps` tensors open in the same way."""
@@ -252,7 +252,7 @@ def _error_pages() -> Iterator[tuple[str, str]]:
         if said.get(cls.__name__):
             parts += [
                 "## Sentences",
-                "… stands for what differs.",
+                "… stands for the part that differs.",
                 "```text\n" + "\n".join(said[cls.__name__]) + "\n```",
             ]
         yield f"errors/{cls.__name__}.md", "\n\n".join(part for part in parts if part) + "\n"

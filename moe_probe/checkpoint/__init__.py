@@ -1,4 +1,4 @@
-"""Published files to named lazy tensors. Knows nothing of mixtures of experts."""
+"""Opens published files as named lazy tensors, without knowing about mixtures of experts."""
 
 from typing import TYPE_CHECKING
 

@@ -76,7 +76,7 @@ class Directed(LowRank):
 
 
 def is_adapter(path: Path) -> bool:
-    """Whether a path is a folder of an adapter alone."""
+    """Whether a path is a folder that holds only an adapter."""
     return path.is_dir() and present(path, CONFIG) and not present(path, "config.json")
 
 
@@ -129,7 +129,7 @@ def _require_plain(folder: Path, config: Mapping[str, Any]) -> None:
 def _changed(
     base: Mapping[str, LazyTensor], stored: Mapping[str, LazyTensor], config: Mapping[str, Any], path: Path
 ) -> Iterator[tuple[str, LazyTensor]]:
-    """Keys of the base, and what the adapter makes of them."""
+    """Keys of the base, and the tensors that the adapter changes them to."""
     lengths = {match[1]: tensor for key, tensor in stored.items() if (match := MAGNITUDE.fullmatch(key))}
     if bool(lengths) is not bool(config.get("use_dora")):
         raise DamagedFile(

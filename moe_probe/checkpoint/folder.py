@@ -1,4 +1,4 @@
-"""The folder of a published checkpoint: which weight files it has, where each key is, and nothing outside of it."""
+"""The folder of a published checkpoint: finds its weight files and keys, and refuses anything outside of it."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def _kind(mode: int) -> str:
 
 
 def _roots(folder: Path) -> list[Path]:
-    """Where the files of a folder may lie: in it, or among the blobs of the hub's cache that it is a snapshot of."""
+    """Where the files of a folder may be: in it, or among the blobs of the hub's cache if it is a snapshot there."""
     home = folder.resolve()
     snapshot = next((place for place in (home, *home.parents) if place.parent.name == SNAPSHOTS), None)
     return [home] if snapshot is None else [home, snapshot.parent.parent / BLOBS]
@@ -100,7 +100,7 @@ class Opened:
 
 
 class Format(Protocol):
-    """One way of keeping a checkpoint in files.
+    """A file format of checkpoints.
 
     Attributes:
         preference: formats are tried from the lowest on, because publishers often ship the same weights twice.

@@ -1,4 +1,4 @@
-"""A model on the Hugging Face hub: configuration and headers are read at once, weights file by file when asked.
+"""A model on the Hugging Face hub: configuration and headers are read at once, weight files downloaded on use.
 
 Of what a repository holds, the files of one format are used: safetensors, whose headers are read by range; else torch's
 `.bin`, or one GGUF model, which are downloaded whole. Files come to the cache of huggingface_hub and stay there.

@@ -1,8 +1,8 @@
-"""Whose weights are these: a hash of what is stored, from a small part of the bytes.
+"""The identity of stored weights: a hash of a small part of the bytes.
 
-A file of huggingface_hub's cache is known by the hash in its name. Small checkpoints are read whole. Of larger ones,
-blocks of every matrix are read (an expert of a fused tensor is a matrix of its own) and routers whole; sizes and times
-of the files stand for the rest, so that a change which no block meets is noticed too.
+The hash in the name of a file of huggingface_hub's cache identifies it. Small checkpoints are read completely. Of
+larger ones, all of the routers and blocks of every matrix are read (each expert of a fused tensor counts as a matrix);
+sizes and modification times of the files reveal changes outside of the blocks.
 """
 
 from __future__ import annotations

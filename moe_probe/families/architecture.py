@@ -1,4 +1,4 @@
-"""What a model is made of, and where its weights are: the words that every family speaks."""
+"""Descriptions of models and the location of their weights, in terms that all families share."""
 
 from __future__ import annotations
 
@@ -33,17 +33,18 @@ DENSE = "F"
 
 @dataclass(frozen=True)
 class Layer:
-    """One decoder layer.
+    """The description of one decoder layer.
 
     Attributes:
         index: number of the layer, as in the checkpoint.
-        hidden_size: width of the residual stream, d.
-        intermediate_size: neurons of one routed expert, ff; on a dense layer, of its FFN (0 if it has none).
-        num_experts: routed experts, whatever their kind; 0 on a dense layer.
-        top_k: experts chosen per token (per sub-token where there are some).
+        hidden_size: width d of the residual stream.
+        intermediate_size: number ff of neurons of one routed expert; in a dense layer, of its FFN (0 if it has none).
+        num_experts: number E of routed experts of all kinds; 0 in a dense layer.
+        top_k: number k of experts chosen per token (per sub-token in MH-MoE).
         expert_kinds: kind of each routed expert: `ffn`, `constant`, `copy` or `zero`.
-        num_shared: shared experts that every token uses; published models store them as one FFN, labeled `"S"`.
-        subtokens: parts that the layer splits a token into before routing (MH-MoE); 1 elsewhere.
+        num_shared: number of shared experts that every token uses; published models store them as one FFN, labeled
+            `"S"`.
+        subtokens: number of parts into which the layer splits a token before routing (MH-MoE); 1 in other layers.
         projections: the matrices of an FFN expert, in the order up, gate, down.
     """
 
@@ -139,7 +140,7 @@ class Architecture(ABC):
 
     @abstractmethod
     def layer(self, index: int) -> Layer:
-        """What decoder layer `index` is made of."""
+        """The description of decoder layer `index`."""
 
     @abstractmethod
     def _router(self, layer: Layer) -> tuple[str, LazyTensor]:
