@@ -1,4 +1,4 @@
-"""A router's decision, once more and otherwise: by its own code, with a bias, a mask or another number of experts."""
+"""Lets a router decide again by its own code, with a bias, a mask or another number of experts."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class Redecider:
         return replace(most, index=index, weights=weights)
 
     def _decide(self, call: SiteCall, requests: Requests, count: int) -> SiteCall:
-        """The router's own decision, with so many experts per row."""
+        """The router's own decision, with `count` experts per row."""
         router, layer, shift = self.site.router, self.site.layer, requests.shift(call.logits)
         corrections = correction_biases(self.site.block, layer.num_experts)
         mode = Redeciding(layer.num_experts, layer.top_k, shift, corrections, count, requests.get("scores"))
@@ -84,7 +84,7 @@ class Redecider:
         )
 
     def _require_asked(self, seen: int, wanted: int, mode: Redeciding, requests: Requests) -> None:
-        """Raises: CannotWatch: the router chose otherwise than by one top-k of all its experts."""
+        """Raises `CannotWatch` if the router did not choose by one top-k of all its experts."""
         chose_otherwise = mode.counted == 0 and (requests.get("scores") is not None or wanted != mode.top_k)
         if seen != wanted or chose_otherwise:
             raise self._undecidable(f"does not choose by one top-k of all {mode.experts} experts")

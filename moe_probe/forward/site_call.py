@@ -1,4 +1,4 @@
-"""One call of a site's experts, as interventions see it."""
+"""One call of the experts of a watched layer, for interventions."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ Only = Callable[[Intervention], torch.Tensor | None]
 
 @dataclass(frozen=True)
 class SiteCall:
-    """What reaches a site's experts: a `routing.Call`.
+    """The arguments of one call of a site's experts: a `routing.Call`.
 
     Attributes:
         site: the layer's modules.
-        tokens: the tokens, those of padding too; empty where nobody says which.
+        tokens: the tokens, including those of padding; empty if the call does not say which.
         rows, logits, index, weights: as for `routing.Call`.
-        ranked: what top-k was taken of, (n, E), where it was seen.
-        again: decides once more as requested.
-        requests: what has been asked of the router.
+        ranked: the values that top-k ranked, (n, E), if they were observed.
+        again: lets the router decide again with requests.
+        requests: the requests to the router so far.
         only: tokens to which an intervention is confined, (tokens,) bool; None for all.
         memory: as for `routing.Call`.
     """

@@ -1,7 +1,7 @@
-"""Where a module routes: found by protocol, and checked before it is trusted.
+"""Finds the MoE layers of a module by a protocol, and checks them.
 
 The protocol is that of transformers 5: an experts module called with (hidden_states, top_k_index, top_k_weights), and
-beside it a router whose outputs hold the raw router logits.
+next to it a router whose outputs contain the raw router logits.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ SKIPPED_AS_FIRST = {"ZayaExperts"}
 
 @dataclass(frozen=True)
 class Site:
-    """One MoE layer of a live module: what it is made of, its block, router and experts.
+    """One MoE layer of a live module: its description, block, router and experts.
 
     Attributes:
         shared: the shared experts in the block, whose output is part of the block's.
-        shared_beside: shared experts that stand beside the block in the decoder layer (Granite).
-        beside: all modules that stand beside the block, such as the norm before it.
+        shared_beside: shared experts outside the block in the decoder layer (Granite).
+        beside: all modules of the decoder layer outside the block, such as the norm before it.
     """
 
     layer: Layer

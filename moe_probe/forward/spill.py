@@ -1,4 +1,4 @@
-"""Hidden states that wait on disk between two layers."""
+"""Stores hidden states on disk between two layers."""
 
 from __future__ import annotations
 

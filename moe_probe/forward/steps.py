@@ -1,4 +1,4 @@
-"""A forward pass that stops before every decoder layer and after every MoE block, so that many can run side by side."""
+"""A forward pass that pauses before every decoder layer and after every MoE block, so that many can interleave."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ Seen = TypeVar("Seen")
 
 
 class Forward(Generic[Seen]):
-    """A call of a model that gives way whenever it reaches a decoder layer, or has seen something.
+    """A call of a model that pauses at every decoder layer and after every event.
 
-    The model's own code runs, unchanged, in a greenlet. Masks, positions and whatever the model hands from layer to
-    layer stay in its frames meanwhile.
+    The model's own code runs, unchanged, in a greenlet. Masks, positions and other values that the model passes from
+    layer to layer stay in its frames.
 
     Args:
-        call: what to run.
-        owner: whose pass it is.
-        spill: where hidden states wait between layers; None to leave them in memory.
+        call: the call to run.
+        owner: owner of the pass.
+        spill: stores hidden states between layers; None to keep them in memory.
 
     Attributes:
-        output: what the call returned; None until it has.
+        output: the result of the call; None until it has returned.
     """
 
     def __init__(self, call: Callable[[], Any], owner: object, spill: Spill | None = None):
@@ -44,13 +44,13 @@ class Forward(Generic[Seen]):
         self.output = self.call()
 
     def advance(self) -> Iterator[Seen]:
-        """Run up to the next layer's beginning, or to the end, and give what was handed over on the way."""
+        """Runs up to the start of the next layer, or to the end, and yields the events on the way."""
         vars(self.greenlet)["forward"] = self
         while not self.greenlet.dead and (handed := self.greenlet.switch()) not in ((), None):
             yield handed
 
     def close(self) -> None:
-        """Give up what has not run, and the temporary files."""
+        """Closes the rest of the pass, and deletes temporary files."""
         if not self.greenlet.dead:
             self.greenlet.throw()
         if self.spill is not None:

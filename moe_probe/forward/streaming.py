@@ -1,4 +1,4 @@
-"""A model whose layers are read from the published files when their turn comes, and dropped after it."""
+"""A model whose layers are read from the published files when they run, and freed afterwards."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from moe_probe.model import MoEModel
 
 
 def one_device(device: Device) -> torch.device:
-    """Where streamed layers go.
+    """Returns the device of streamed layers.
 
     Raises:
-        NotFitting: the model is spread over several places.
+        NotFitting: the model is spread over several devices.
     """
     if isinstance(device, dict) or device in SPREAD:
         raise NotFitting(f"Layerwise execution runs on one device, not {device!r}; pass device='cpu' or 'cuda'.")
@@ -62,7 +62,7 @@ class StreamedModule:
         self._require_written(self.module if head else self.decoder, besides=tuple(self.prefixes))
 
     def _require_written(self, part: nn.Module, besides: tuple[str, ...] = ()) -> None:
-        """Raises: MissingWeight: something that a pass uses has no values."""
+        """Raises `MissingWeight` if a parameter or buffer that a pass uses has no values."""
         inside = {id(tensor) for tensor in (*part.parameters(), *part.buffers())}
         tensors = (*self.module.named_parameters(), *self.module.named_buffers())
         for name, tensor in tensors:

@@ -1,4 +1,4 @@
-"""One MoE layer while it is watched: its parts as they run, and what interventions make of them."""
+"""Watches one MoE layer: hooks on its parts, and the changes that interventions make."""
 
 from __future__ import annotations
 
@@ -72,9 +72,9 @@ class WatchedSite:
         only: tokens to which an intervention is confined.
         needs: what is asked for beside what every event has.
         deleted: sets of experts without which `Need.WITHOUT` asks what would be chosen; each one alone by default.
-        affinity: found at the first call that is told of.
+        affinity: the affinity, found at the first recorded call.
         checked: whether a call has been checked.
-        anew: whether the router can choose anew; None until that is asked for.
+        anew: whether the router can choose again; None until that is needed.
     """
 
     site: Site
@@ -148,7 +148,7 @@ class WatchedSite:
 
     @property
     def wants_selected(self) -> bool:
-        """Whether events tell of the chosen experts' unweighted outputs."""
+        """Whether events include the chosen experts' unweighted outputs."""
         return Need.SELECTED in self.needs and self.on_event is not None
 
     def call_of(self, rows: torch.Tensor, index: torch.Tensor, weights: torch.Tensor) -> SiteCall:
@@ -305,7 +305,7 @@ class WatchedSite:
         return affinity, without_excluded(ranked, num_groups(self.site.router, self.config))
 
     def end_deciding(self) -> None:
-        """The mode that looks on while the router decides is left."""
+        """Leaves the mode that observes the router's decision."""
         if self.deciding is not None and "decided" not in self.parts:
             self.parts["decided"] = True
             self.deciding.__exit__(None, None, None)

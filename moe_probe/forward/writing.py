@@ -1,4 +1,4 @@
-"""A model that writes, as a source of batches: one prompt at a time, with the model's own `generate`."""
+"""A source of batches in which a model generates, one prompt at a time, with its own `generate`."""
 
 from __future__ import annotations
 
@@ -47,13 +47,14 @@ SEVERAL = ("assistant_model", "streamer", "input_ids", "inputs", "attention_mask
 class Writing(ModelSource):
     """A model that continues prompts.
 
-    Every token bears the label `prompt` or `generated`. The last generated token is not seen: nothing follows it.
+    Every token has the label `prompt` or `generated`. The last generated token has no routing, because the model never
+    processes it.
 
     Attributes:
-        model: loaded whole.
-        prompts: what is continued.
-        layers: the MoE layers that are watched.
-        options: of transformers' `generate`.
+        model: the model, which is loaded into memory.
+        prompts: the prompts.
+        layers: the watched MoE layers.
+        options: those of transformers' `generate`.
         written: ids of all tokens that went through the model, by the prompt's number.
     """
 
@@ -181,7 +182,7 @@ class Writing(ModelSource):
 
 
 def label_of(prompt: int, position: np.ndarray) -> np.ndarray:
-    """Whether the tokens at some positions are of the prompt of so many tokens."""
+    """Labels of tokens at some positions: `prompt` for the first `prompt` tokens, then `generated`."""
     return np.where(position < prompt, PROMPT, GENERATED).astype(object)
 
 
@@ -230,7 +231,7 @@ def _is_of_generation(value: object) -> bool:
 
 
 def check_generation(config: GenerationConfig | None, options: Mapping[str, Any]) -> None:
-    """Raises: NotFitting, NoSuchName, WrongType: generation as asked for runs rows that are not those of one text."""
+    """Raises an error (`NotFitting`, `NoSuchName`, `WrongType`) if generation would run rows of several texts."""
     for name, given in options.items():
         if name not in _known_options():
             close = get_close_matches(name, _known_options(), n=1)
