@@ -43,7 +43,7 @@ def test_pictures_that_are_none_are_refused(picture, error, words):
 def test_patches_that_there_are_not_are_refused():
     with pytest.raises(OutOfRange, match="4 x 4 pixels has no 4 x 4 patches"):
         patch_energy(np.zeros((4, 4)), (4, 4))
-    with pytest.raises(OutOfRange, match="0 x 2 patches has none"):
+    with pytest.raises(OutOfRange, match="0 x 2 patches is empty"):
         patch_energy(np.zeros((4, 4)), (0, 2))
     with pytest.raises(NoSuchName, match="did you mean 'spectrum'"):
         patch_energy(np.zeros((4, 4)), (2, 2), energy="spectrun")
@@ -63,7 +63,7 @@ def test_taggers_that_are_none_are_refused(monkeypatch):
 
 def test_words_and_spans_that_are_none_are_refused():
     for words in ("bank", [1, 2]):
-        with pytest.raises(WrongType, match="give a list of strings"):
+        with pytest.raises(WrongType, match="pass a list of strings"):
             tokens_of_words(CORPUS, words)
     for spans in ([(0, 1)], {0: (0, 1)}, {0: [(0, "1")]}, {0: [(0.5, 1)]}, {0: [1]}, {0: "ab"}):
         with pytest.raises(WrongType, match="pairs of characters by document number"):
