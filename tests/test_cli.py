@@ -146,7 +146,7 @@ def test_layers_are_read_as_people_write_them():
         ("tiny-mixtral", ["8 ffn; 96 neurons", "707,136 in all"]),
         ("tiny-deepseek-moe", ["16 ffn + 2 shared", "3: 1-3"]),
         ("tiny-grok-1", ["674,880 in all", "int8 with scales", "50 files"]),
-        ("tiny-moe-plus-plus", ["8 ffn, 2 constant, 1 copy, 1 zero", "leave them out", "at most"]),
+        ("tiny-moe-plus-plus", ["8 ffn, 2 constant, 1 copy, 1 zero", "skip them", "at most"]),
         ("tiny-mh-moe", ["336,960 in all", "2: 1, 3", "per sub-token"]),
         ("tiny-x-moe", ["469,824 in all", "1 per token"]),
     ],
@@ -256,7 +256,7 @@ def test_compare_makes_what_can_be_made_and_says_what_cannot(tmp_path):
     others = ["ckpt/tiny-mixtral", "ckpt/tiny-mh-moe", "--texts", tmp_path / "texts.txt", "-o", tmp_path / "other"]
     done = run("compare", *others)
     assert done.returncode == 0, done.stderr
-    assert "No weight_drift: Layer 0: tiny-mixtral has 8 experts" in " ".join(done.stdout.split())
+    assert "Skipping weight_drift: Layer 0: tiny-mixtral has 8 experts" in " ".join(done.stdout.split())
     assert [path.stem for path in (tmp_path / "other").glob("*.nc")] == ["expert_activation"]
     done = run("compare", *others, "--analysis", "weight_drift")
     assert done.returncode == 2

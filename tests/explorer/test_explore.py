@@ -110,7 +110,7 @@ def test_two_models_stand_side_by_side_on_the_same_texts():
 
 def test_sources_of_other_texts_are_refused(trace, tmp_path):
     dynamic.routing_trace("ckpt/tiny-mixtral", TEXTS[:2], path=tmp_path / "trace", progress=False)
-    with pytest.raises(NotComparable, match="saw other texts or labels"):
+    with pytest.raises(NotComparable, match="saw different texts or labels"):
         explorer.explore([trace, tmp_path / "trace"])
     with pytest.raises(NotComparable, match="takes 1 to 2 checkpoints"):
         explorer.explore({"a": trace, "b": trace, "c": trace})

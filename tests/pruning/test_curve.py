@@ -89,7 +89,7 @@ def test_what_cannot_be_pruned_is_refused(scores):
             pruning.curve(FOLDER, scores, EVALUATION, **({"random": 0} | wrong), **QUIET)
     unknown = scores.copy(deep=True)
     unknown.value[:, 0, 3] = np.nan
-    with pytest.raises(NotFitting, match="No score of ean, aimer has a value of every expert"):
+    with pytest.raises(NotFitting, match="No score of ean, aimer has a value for every expert"):
         pruning.curve(FOLDER, unknown, EVALUATION, **QUIET)
 
 

@@ -157,7 +157,7 @@ def test_what_cannot_be_grouped_or_merged_is_refused():
     texts = documents("mixtral")
     with pytest.raises(OutOfRange, match="8 experts"):
         pruning.groups(FOLDER, texts, 9, progress=False)
-    with pytest.raises(NotFitting, match="without weights"):
+    with pytest.raises(NotFitting, match="without matrices"):
         pruning.groups(FIXTURES / "moe_plus_plus" / "checkpoint", texts, 4, progress=False)
     with pytest.raises(NotFitting, match="cannot be compared by='routed_output'"):
         pruning.groups(FOLDER, [[5, 6]], 4, by="routed_output", progress=False)

@@ -85,7 +85,7 @@ def test_names_are_text_on_the_page(mixtral):
 def test_what_cannot_be_reported_is_said(mixtral):
     with pytest.raises(DenseModel, match="is dense"):
         report(CKPT / "tiny-mistral")
-    with pytest.raises(NotFitting, match="labels= are given without texts"):
+    with pytest.raises(NotFitting, match="labels= was passed without texts"):
         report(mixtral, labels=LABELS)
     with pytest.raises(NoSuchName, match="did you mean 'layers'"):
         report(mixtral, layer=0)
