@@ -136,7 +136,7 @@ def test_what_experts_write_is_their_mean_output_through_the_models_norm_and_hea
 def test_a_trace_and_split_tokens_write_no_words(trace):
     with pytest.raises(NotFitting, match="omit vocabulary="):
         explorer.explore(trace, vocabulary=True)
-    with pytest.raises(NotFitting, match="write sub-tokens"):
+    with pytest.raises(NotFitting, match="output sub-tokens"):
         explorer.explore("ckpt/tiny-mh-moe", TEXTS, vocabulary=True, similar=None, progress=False)
 
 
@@ -184,7 +184,7 @@ def test_a_page_is_saved_whole_and_shows_in_a_notebook(trace, tmp_path):
         ),
         ({"texts": TEXTS, "similar": "gat"}, "did you mean 'gate'"),
         ({"texts": TEXTS, "similar": 3}, "similar is 3; pass one of neuron_mean"),
-        ({"texts": TEXTS, "max_bytes": 0}, "leaves no page"),
+        ({"texts": TEXTS, "max_bytes": 0}, "has no room for a page"),
         ({"texts": TEXTS, "max_bytes": "1"}, "max_bytes is '1'; pass a whole number"),
         ({"texts": TEXTS, "digits": 7}, "from 1 to 6"),
         ({"texts": TEXTS, "runners_up": -1}, "of at least 0"),
