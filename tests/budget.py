@@ -3,7 +3,7 @@
 import time
 from statistics import median
 
-STANDARD = 0.05  # seconds of the processor that the piece of work takes where a budget means seconds
+STANDARD = 0.035  # seconds of the processor that the piece of work takes where a budget means seconds
 
 
 def seconds_here(budget):

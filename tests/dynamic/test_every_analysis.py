@@ -211,7 +211,7 @@ def test_analyses_are_asked_for_by_instance_class_or_name():
         make_analyses("expert_lod")
     with pytest.raises(WrongType, match="patch_divergence needs grid; pass grid="):
         make_analyses("patch_divergence")
-    with pytest.raises(WrongType, match="3 is no analysis"):
+    with pytest.raises(WrongType, match="3 is not an analysis"):
         make_analyses([3])
 
 
@@ -228,7 +228,7 @@ def test_the_three_kinds_of_source_refuse_alike(tmp_path):
             drive([])
         with pytest.raises(NotFitting, match="expert_load is given twice"):
             drive([dynamic.ExpertLoad(), dynamic.ExpertLoad(threshold=1)])
-        with pytest.raises(NotFitting, match="FFN experts only"):
+        with pytest.raises(NotFitting, match="only FFN experts"):
             drive([dynamic.Complexity()])
     for drive in drivers[:2]:
         with pytest.raises(NotFitting, match="max_bytes is 10 bytes"):

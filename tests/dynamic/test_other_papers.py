@@ -135,7 +135,7 @@ def test_ffn_experts_by_class_by_hand():
 def test_a_tagger_must_tag_every_word():
     layer, corpus = layer_of(2, 1, kinds=("ffn", "zero")), corpus_of([[7, 7]])
     batch = batch_of(layer, corpus, torch.zeros(2, 2), [[0], [1]])
-    with pytest.raises(InputError, match="gave 1 tags for 2 words"):
+    with pytest.raises(InputError, match="returned 1 tags for 2 words"):
         result(dynamic.FFNExpertsPerToken(1, lambda words: ["x"]), ByHand(layer), corpus, [batch])
     with pytest.raises(InputError, match="A tagger is a callable"):
         dynamic.FFNExpertsPerToken(tagger="nltk")

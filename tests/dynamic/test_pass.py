@@ -153,7 +153,7 @@ def test_bad_input_is_refused_in_one_sentence(tmp_path):
         dynamic.run(dense, [[1]], choices)
     with pytest.raises(InputError, match="2 labels for 1 documents"):
         dynamic.run(model, [[1]], choices, labels=["a", "b"])
-    with pytest.raises(InputError, match="live model is in memory"):
+    with pytest.raises(InputError, match="live model is already in memory"):
         dynamic.run(model.module, [[1]], choices, execution="layerwise")
 
 

@@ -284,7 +284,7 @@ def test_a_router_that_cannot_choose_anew_leaves_scores_of_deletion_undefined():
 def test_shared_experts_beside_the_block_have_no_recorded_mean():
     model = moe_probe.load(tiny_model("granitemoeshared"))
     edits = {"mean": [intervene.Mean(model.moe_layers[0], [SHARED])]}
-    with pytest.raises(NotFitting, match="beside the MoE block"):
+    with pytest.raises(NotFitting, match="outside the MoE block"):
         intervene.effect(model, DOCUMENTS, edits, progress=False)
 
 

@@ -796,7 +796,7 @@ def test_adapters_of_other_kinds_are_refused(tmp_path, plain, config, words):
 def test_folders_that_hold_something_else_say_what_to_give(tmp_path):
     for step in (500, 1000):
         write(tmp_path / f"checkpoint-{step}", mixtral(), MIXTRAL)
-    with pytest.raises(CheckpointError, match=r"trainer's output: give .*checkpoint-1000"):
+    with pytest.raises(CheckpointError, match=r"trainer's output: pass one of .*checkpoint-1000"):
         moe_probe.load(tmp_path)
     with pytest.raises(CheckpointError, match="pass its folder"):
         moe_probe.load(tmp_path / "checkpoint-500" / "model.safetensors")

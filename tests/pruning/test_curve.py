@@ -104,7 +104,7 @@ def test_halves_share_no_document_and_do_not_depend_on_the_order():
     assert [sum(each.label == "b" for each in half.documents) for half in (one, other)] == [1, 1]
     turned = pruning.halves(dynamic.make_corpus(model, texts[::-1], labels=labels[::-1]))[0]
     assert {document.ids for document in turned.documents} == {document.ids for document in one.documents}
-    with pytest.raises(NothingToRead, match="one document"):
+    with pytest.raises(NothingToRead, match="single document"):
         pruning.halves(dynamic.make_corpus(model, [[5, 6], [5, 6]]))
 
 

@@ -59,7 +59,7 @@ def test_a_plan_is_written_that_prune_takes(tmp_path):
     assert done.exit_code == 0, done.output
     assert json.loads((tmp_path / "smaller" / "config.json").read_text())["num_local_experts"] == 6
     done = run("--plan", "gate_norm", "-o", str(tmp_path / "other"))
-    assert "write it like reap:0.25" in str(done.exception)
+    assert "pass one like reap:0.25" in str(done.exception)
     done = run("--names", "gate_norm", "--plan", "reap:0.25", "-o", str(tmp_path / "other"))
     assert "no score of these 'reap'" in str(done.exception)
     done = run("--names", "gate_norm", "--plan", "gate_norm:1.5", "-o", str(tmp_path / "other"))

@@ -77,7 +77,7 @@ def test_an_expert_that_is_never_chosen_has_sums_of_zero_and_means_of_nan():
         assert (np.isnan(ds.value.sel(score=score).values) == none).all(), score
     for score in ("frequency", "ean", "weighted_ean", "soft_count", "easy_ep", "naee_single"):
         assert (ds.value.sel(score=score).values[none] == 0).all(), score
-    assert "none chose" in ds.value.attrs["undefined"]
+    assert "no row chose" in ds.value.attrs["undefined"]
 
 
 def found_in(model, texts, names="all", **options):

@@ -103,7 +103,7 @@ def test_cka_of_unrelated_experts_is_0_on_average(neurons):
     apart = ~np.eye(8, dtype=bool)
     assert abs(found.cka.values[0, 0][apart].mean()) < 0.02
     assert found.attrs["estimator"] == "unbiased HSIC"
-    with pytest.raises(NotFitting, match="metric='cka' alone"):
+    with pytest.raises(NotFitting, match="only to metric='cka'"):
         static.similarity(live(normal(3, 8, 32)), as_published=True)
 
 
