@@ -58,7 +58,8 @@ def limits(values: xr.DataArray, layer: int, scale: str, diagonal: bool = False)
         return 0.0, 1.0
     outside = BEYOND if known.size > MANY and not diagonal else 0.0
     low, high = (float(end) for end in np.quantile(known, [outside, 1 - outside]))
-    return low, high
+    alike = 0.1 * (abs(low) or 1.0) if low == high else 0.0  # one color, the same in all panels
+    return low - alike, high + alike
 
 
 def ratio_colors(values: Any, even: float) -> dict[str, Any]:

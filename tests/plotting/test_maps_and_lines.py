@@ -23,6 +23,17 @@ def test_no_map_is_interpolated(make):
             assert {image.get_interpolation() for image in axes.images} <= {"nearest"}
 
 
+@pytest.mark.parametrize("value", [0.0, 1.0, -3.0])
+def test_maps_of_one_value_have_one_color(value):
+    ds = by_hand.similarity(layers=1)
+    figure = plotting.plot(ds.assign(cosine=ds.cosine * 0 + value), layer=0)
+    rendered(figure)
+    images = [image for axes in figure.axes for image in axes.images if image.get_array().ndim == 2][:3]
+    colors = {tuple(image.to_rgba(np.array([value]))[0]) for image in images}
+    assert len(images) == 3
+    assert len(colors) == 1
+
+
 @pytest.mark.parametrize("chance", [0.0, np.nan])
 def test_a_lift_without_chance_is_drawn_around_one(chance):
     ds = by_hand.coactivation()
