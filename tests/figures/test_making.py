@@ -111,7 +111,7 @@ def test_texts_that_can_be_read_once_reach_every_model(tmp_path, unrendered):
         ({"max_length": -1}, OutOfRange, "max_length is -1"),
         ({"max_length": "3"}, WrongType, "max_length is '3'"),
         ({"png": "yes"}, WrongType, "png is 'yes'"),
-        ({"baseline": "ckpt/tiny-mixtral"}, NotFitting, "Mixture-of-Experts itself"),
+        ({"baseline": "ckpt/tiny-mixtral"}, NotFitting, "is a Mixture-of-Experts model"),
         ({"options": {"output_norm": {}}}, NoSuchName, "did you mean 'output_norms'"),
         ({"options": {"gate_choices": 3}}, WrongType, "pass a mapping"),
     ],
