@@ -3,7 +3,16 @@
 import time
 from statistics import median
 
+import pytest
+
 STANDARD = 0.035  # seconds of the processor that the piece of work takes where a budget means seconds
+
+
+def one_in_three(values):
+    """Parameters of a test of which `make test` runs every third, and `make thorough` the others."""
+    return [
+        pytest.param(value, marks=[pytest.mark.thorough] if number % 3 else []) for number, value in enumerate(values)
+    ]
 
 
 def seconds_here(budget):

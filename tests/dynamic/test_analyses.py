@@ -254,7 +254,7 @@ def test_subtokens_are_rows_of_their_token():
 
 @pytest.mark.parametrize("subtokens", [1, pytest.param(2, marks=pytest.mark.thorough)])
 @pytest.mark.parametrize("maker", MAKERS)
-@settings(max_examples=30)
+@settings(max_examples=10)
 @given(order=st.permutations(range(len(DOCUMENTS))), cut=st.integers(1, 2), seed=st.integers(0, 9))
 def test_merging_in_any_order_gives_the_same(maker, subtokens, order, cut, seed):
     layers = [layer_of(5, 2, index, subtokens, kinds=KINDS) for index in (0, 3)]
@@ -272,7 +272,7 @@ def test_merging_in_any_order_gives_the_same(maker, subtokens, order, cut, seed)
 
 
 @pytest.mark.parametrize("maker", UNLABELLED)
-@settings(max_examples=30)
+@settings(max_examples=10)
 @given(new=st.permutations(range(5)), seed=st.integers(0, 9))
 def test_relabelling_experts_permutes_results(maker, new, seed):
     layer, corpus = layer_of(5, 2), corpus_of(DOCUMENTS)

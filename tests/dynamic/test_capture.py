@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from budget import one_in_three
 from conftest import FIXTURES
 from test_transformers_moe import MODEL_TYPES, tiny_model
 from transformers import AutoModelForCausalLM
@@ -98,7 +99,7 @@ def test_every_expert_of_our_own_families_is_seen(family):
     assert_all_is_seen_and_nothing_changes(moe_probe.load(FIXTURES / family / "checkpoint").module)
 
 
-@pytest.mark.parametrize("model_type", RUN)
+@pytest.mark.parametrize("model_type", one_in_three(RUN))
 def test_every_model_type_runs_layer_by_layer_like_in_memory(model_type, tmp_path):
     tiny_model(model_type).save_pretrained(tmp_path)
     model = moe_probe.load(tmp_path)

@@ -40,6 +40,7 @@ def test_logits_are_those_of_the_model(execution):
     np.testing.assert_allclose(kept.logits, expected, atol=1e-5)
 
 
+@pytest.mark.thorough
 @pytest.mark.xdist_group("workers")  # on one worker: processes are started once
 def test_parts_of_a_corpus_are_put_together():
     folder = FIXTURES / "mixtral" / "checkpoint"

@@ -120,7 +120,7 @@ def test_what_changes_nothing_has_no_effect():
     model = moe_probe.load("ckpt/tiny-mixtral")
     found = intervene.effect(model, IDS, {"all": Only(1, "all"), "k": TopK(1, 2)}, direct=True, progress=False)
     np.testing.assert_allclose(found.loss_change.sel(document=[0, 1, 2]), 0, atol=1e-6)
-    np.testing.assert_allclose(found.kl, 0, atol=1e-7)
+    np.testing.assert_allclose(found.kl, 0, atol=5e-7)  # single precision of log-probabilities near -7
     assert float(found.top1.min()) == 1
     assert float(found.rerouted.max()) == 0
 

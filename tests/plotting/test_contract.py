@@ -6,6 +6,7 @@ import gallery
 import numpy as np
 import pytest
 import results_by_hand as by_hand
+from budget import one_in_three
 from figure_checks import check_figure, check_texts, maps, rendered
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -58,7 +59,7 @@ def panels(figure):
     return [axes for axes in figure.axes if axes.get_label() != "<colorbar>" and axes not in twins]
 
 
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("name", one_in_three(KINDS))
 def test_axes_that_are_given_are_drawn_on_and_come_back(name):
     ds = gallery.example(name)
     count = len(panels(plotting.plot(ds)))

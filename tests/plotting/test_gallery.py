@@ -6,7 +6,7 @@ from time import process_time
 
 import gallery
 import pytest
-from budget import seconds_here
+from budget import one_in_three, seconds_here
 from figure_checks import check_figure, check_legends, check_letters, check_room, check_texts, rendered
 
 from moe_probe import plotting
@@ -47,7 +47,7 @@ def test_every_kind_is_readable_at_every_size(name, experts, layers):
     check(gallery.resized(gallery.example(name), experts, layers))
 
 
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("name", one_in_three(KINDS))
 def test_a_figure_that_is_asked_for_at_a_columns_width_is_readable(name):
     figure = plotting.plot(gallery.resized(gallery.example(name), 64, 4), figsize=(3.3, 2.6))
     _, texts = rendered(figure)
