@@ -108,7 +108,8 @@ def ablate(
 
         - `loss_change` (path, layer, expert), the mean change over all predicted tokens, nats, positive for harm; path
           is `total` or `direct`; with `_low` and `_high`, the 95 % interval over documents;
-        - `kl` (path, layer, expert), the mean of KL(unedited || edited) over all positions, nats;
+        - `kl` (path, layer, expert), the mean of KL(unedited || edited) over all positions, nats, of float32
+          log-probabilities, whose rounding is up to 1e-6 nats and may be below 0;
         - `top1` (path, layer, expert), the share of positions whose most likely next token stays;
         - `label_loss_change` (path, label, layer, expert), with its interval, if documents have labels;
         - `base_loss` (), nats;

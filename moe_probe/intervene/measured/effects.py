@@ -95,7 +95,8 @@ def effect(
         - `base_loss` (document), the mean negative log-likelihood of a document's tokens after the first, nats, nan for
           a document of one token;
         - `loss` and `loss_change` (edit, path, document), nats;
-        - `kl` (edit, path, document), the mean of KL(unedited || edited) over all positions, nats;
+        - `kl` (edit, path, document), the mean of KL(unedited || edited) over all positions, nats, of float32
+          log-probabilities, whose rounding is up to 1e-6 nats and may be below 0;
         - `top1` (edit, path, document), the share of positions whose most likely next token stays;
         - `rerouted` (edit, path, layer, document), the share of the unedited run's choices that change;
         - `mean_loss_change` (edit, path), the mean over all predicted tokens, nats, with `_low` and `_high`, the 95 %
