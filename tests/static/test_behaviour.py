@@ -56,7 +56,7 @@ def test_router_spectrum_is_the_singular_values(mixtral):
     np.testing.assert_allclose(found.effective_rank.sel(layer=3), np.exp(-(share * np.log(share)).sum()), rtol=1e-10)
 
 
-@pytest.mark.parametrize("backend", ["loky", "threading"])
+@pytest.mark.parametrize("backend", [pytest.param("loky", marks=pytest.mark.xdist_group("workers")), "threading"])
 def test_the_number_of_workers_does_not_change_a_digit(mixtral, backend):
     alone = static.similarity(mixtral, "neuron_aligned", layers=0)
     with parallel_config(backend=backend):
