@@ -7,6 +7,7 @@ import transformers
 
 import moe_probe
 from moe_probe import dynamic, static
+from moe_probe.checkpoint.formats import gguf as gguf_format
 from moe_probe.errors import CheckpointError, FamilyError, MoEProbeError
 
 gguf = pytest.importorskip("gguf")
@@ -371,8 +372,10 @@ def test_old_files_have_one_tensor_per_expert(tmp_path):
     assert np.array_equal(old.expert_weight(1, "2", "gate"), tensors["blk.1.ffn_gate_exps.weight"][2])
 
 
+@pytest.mark.parametrize("piece", [gguf_format.PIECE_ELEMENTS, 96, 1])
 @pytest.mark.parametrize("kind", ["Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "BF16", "F16"])
-def test_blocks_are_what_the_package_dequantizes_slice_by_slice(tmp_path, kind):
+def test_blocks_are_what_the_package_dequantizes_slice_by_slice(tmp_path, monkeypatch, kind, piece):
+    monkeypatch.setattr(gguf_format, "PIECE_ELEMENTS", piece)
     tensors = mixtral_tensors()
     model = moe_probe.load(write(tmp_path / "m.gguf", "llama", tensors, META, [kind]))
     quantized = gguf.quants.quantize(tensors["blk.1.ffn_down_exps.weight"], gguf.GGMLQuantizationType[kind])

@@ -33,6 +33,7 @@ NAME = "gguf"
 SUFFIX = ".gguf"
 PART = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf")
 BESIDE = re.compile(r"(mmproj|imatrix)", re.IGNORECASE)  # files of towers and of statistics, beside those of weights
+PIECE_ELEMENTS = 1 << 17  # dequantized at a time
 PLAIN = {
     "F32": "float32",
     "F16": "float16",
@@ -218,8 +219,19 @@ class Blocks(PackedMatrix):
         blocks = covering(columns, self.unit[1])
         place = (*lead, rows, slice(blocks.start * self.length, blocks.stop * self.length))
         stored = np.ascontiguousarray(self.entry[place].read().numpy())
+        shape = (*stored.shape[:-1], stored.shape[-1] // self.length * self.unit[1])
+        return torch.from_numpy(self._dequantized(stored.reshape(-1)).reshape(shape))
+
+    def _dequantized(self, stored: np.ndarray) -> np.ndarray:
+        """The values of blocks that follow each other, many at a time: the package takes 16 rows, however short."""
         gguf = package()
-        return torch.from_numpy(gguf.quants.dequantize(stored, gguf.GGMLQuantizationType[self.blocks]))
+        kind, size = gguf.GGMLQuantizationType[self.blocks], self.unit[1]
+        values = np.empty((len(stored) // self.length, size), np.float32)
+        step = max(1, PIECE_ELEMENTS // size)
+        for start in range(0, len(values), step):
+            piece = stored[None, start * self.length : (start + step) * self.length]
+            values[start : start + step] = gguf.quants.dequantize(piece, kind).reshape(-1, size)
+        return values
 
 
 def _tensor(file: GgufFile, stored: Any) -> LazyTensor:
