@@ -6,9 +6,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import gguf_files
 import packing
 import pytest
-import test_gguf
 import test_releases
 import torch
 
@@ -106,9 +106,9 @@ def declared(folder):
 
 def of_llama_cpp(folder):
     """Mixtral as GGUF, in blocks of 4 bits."""
-    made = test_gguf.tensors_of(test_gguf.original("Mixtral", test_gguf.CASES["llama"][1]), permuted=True)
+    made = gguf_files.tensors_of(gguf_files.original("Mixtral", gguf_files.CASES["llama"][1]), permuted=True)
     folder.mkdir()
-    return test_gguf.write(folder / "m.gguf", "llama", made, test_gguf.META, kinds=["Q4_0"])
+    return gguf_files.write(folder / "m.gguf", "llama", made, gguf_files.META, kinds=["Q4_0"])
 
 
 def pickled(folder):

@@ -60,7 +60,8 @@ def curve(
 
         - `loss_change` (order, fraction), the mean change over all predicted tokens, nats, with `_low` and `_high`, the
           95 % interval over documents;
-        - `kl` (order, fraction), the mean KL(whole || pruned) over all positions, nats;
+        - `kl` (order, fraction), the mean KL(whole || pruned) over all positions, nats, of float32 log-probabilities,
+          whose rounding is up to 1e-6 nats and may be below 0;
         - `top1` (order, fraction), the share of positions whose most likely next token stays;
         - `pruned` (order, fraction), int64, the number of masked experts;
         - `label_loss_change` (order, label, fraction), nats, if documents have labels;

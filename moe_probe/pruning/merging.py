@@ -58,7 +58,8 @@ def merging(
 
         - `loss_change` (groups, way), the mean change over all predicted tokens, nats, with `_low` and `_high`, the
           95 % interval over documents;
-        - `kl` (groups, way), the mean KL(whole || changed) over all positions, nats;
+        - `kl` (groups, way), the mean KL(whole || changed) over all positions, nats, of float32 log-probabilities,
+          whose rounding is up to 1e-6 nats and may be below 0;
         - `top1` (groups, way), the share of positions whose most likely next token stays;
         - `label_loss_change` (label, groups, way), nats, if documents have labels;
         - `experts_left` (groups), the number in all layers together;

@@ -125,6 +125,17 @@ def test_what_changes_nothing_has_no_effect():
     assert float(found.rerouted.max()) == 0
 
 
+def test_small_divergences_are_right_to_a_millionth():
+    model, edit = moe_probe.load("ckpt/tiny-mixtral"), Scale(1, [2], 1.0001)
+    found = intervene.effect(model, IDS, {"hardly": edit}, progress=False).kl.sel(edit="hardly", path="total")
+    logits = [dynamic.record(each, IDS, logits=True, progress=False).logits for each in (model, model.under(edit))]
+    before, after = (torch.tensor(each.values).double().log_softmax(-1) for each in logits)
+    by_token = (before.exp() * (before - after)).sum(-1).numpy()
+    lengths = [len(ids) for ids in IDS]
+    wanted = [part.mean() for part in np.split(by_token, np.cumsum(lengths)[:-1])]
+    np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-6)
+
+
 def test_a_direct_effect_reroutes_nothing_and_the_last_layers_effect_is_direct():
     asked = {"first": Mask(0, [2]), "last": Mask(3, [6])}
     found = intervene.effect(opened("mixtral"), documents("mixtral"), asked, direct=True, progress=False)
@@ -179,7 +190,7 @@ def test_workers_measure_the_same():
 @pytest.mark.parametrize("execution", ["resident", "layerwise"])
 def test_a_killed_ablation_resumes_where_it_was(tmp_path, execution, monkeypatch):
     model = opened("mixtral")
-    model.module  # noqa: B018 - loaded before the fork
+    assert not model.module.training  # loaded before the fork
     options = {"progress": False, "execution": execution, "batch_tokens": 20}
     whole = intervene.ablate(model, documents("mixtral"), **options)
     called = SimpleNamespace(run=lambda *args, **kwargs: intervene.ablate(*args, **kwargs))

@@ -22,11 +22,11 @@ def logits(model, ids, **options):
 
 
 @pytest.mark.parametrize("execution", ["resident", "layerwise", "live"])
-@pytest.mark.parametrize("case", one_in_three(cases("mixtral")["cases"]))
-@pytest.mark.parametrize("name", FOLDERS)
-def test_logits_are_those_of_the_block_written_out_by_hand(name, case, execution):
-    if case not in cases(name)["cases"]:
-        pytest.skip("no such case")
+@pytest.mark.parametrize(
+    "named", one_in_three((name, case) for name in FOLDERS for case in cases(name)["cases"]), ids=" ".join
+)
+def test_logits_are_those_of_the_block_written_out_by_hand(named, execution):
+    name, case = named
     model = moe_probe.load(FOLDERS[name])
     if execution == "live":
         model = moe_probe.load(model.module)
