@@ -14,6 +14,16 @@ from typing import Self
 LONGEST = 1200  # characters of a sentence
 
 
+def reason(error: BaseException) -> str:
+    """Returns the message of another library's error on one line, for use in a sentence; its class if it has none.
+
+    Examples:
+        >>> reason(ValueError("first line,\\n  second line."))
+        'first line, second line'
+    """
+    return " ".join(str(error).split())[:200].rstrip(".") or type(error).__name__
+
+
 class MoEProbeError(Exception):
     """Base of every error that moe_probe raises on purpose; its message escapes unprintable characters."""
 

@@ -3,40 +3,33 @@
 from __future__ import annotations
 
 import copy
-import operator
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from functools import cached_property, partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from huggingface_hub import snapshot_download, try_to_load_from_cache
-from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from moe_probe.checkpoint import Checkpoint, LazyTensor, open_checkpoint
-from moe_probe.checkpoint.adapter import base_of, is_adapter, with_adapter
-from moe_probe.checkpoint.folder import present
-from moe_probe.checkpoint.hub import open_hub
+from moe_probe.checkpoint import Checkpoint, LazyTensor
+from moe_probe.checkpoint.finding import find_checkpoint, refuse_revision
 from moe_probe.checkpoint.identity import digest
 from moe_probe.checkpoint.store import opens_alone
-from moe_probe.errors import DenseModel, MissingFiles, NotFitting, NothingToRead, OutOfRange, WrongType
+from moe_probe.errors import DenseModel, NotFitting, NothingToRead, OutOfRange, WrongType
 from moe_probe.facts import facts, ranges
 from moe_probe.families import Architecture, Layer, find_family
 from moe_probe.families.counting import Counts
 from moe_probe.families.live import LiveTensors, signature, unwrapped_model
-from moe_probe.families.modules import Device, default_dtype, load_module, reason, stored_dtype, with_config
+from moe_probe.families.modules import Device, default_dtype, load_module, stored_dtype, with_config
 from moe_probe.families.places import checked_device, checked_dtype
 from moe_probe.families.places import device_name as _device_name
 from moe_probe.families.releases import as_family
 from moe_probe.families.transformers_moe import live_architecture
 from moe_probe.shown import html_table
-from moe_probe.signatures import check_types, value_shown
+from moe_probe.signatures import check_types, value_shown, whole_numbers
 from moe_probe.tokenizer import Tokenizer, check_tokenizer, open_tokenizer, tokenizer_folder
 
 TOKENIZER_ABOVE = {"grok1": 2}  # folders between the weights and the repository that has the tokenizer
@@ -430,23 +423,6 @@ def _signatures(module: nn.Module) -> list[tuple]:
     return [signature(value) for value in module.state_dict(keep_vars=True).values() if isinstance(value, torch.Tensor)]
 
 
-def whole_numbers(layers: Iterable[int] | int) -> tuple[int, ...]:
-    """Returns one layer, or several, as a tuple of whole numbers.
-
-    Raises:
-        WrongType: one of them is not a whole number.
-    """
-    try:
-        if isinstance(layers, str | bytes | bool):
-            raise TypeError
-        return tuple(operator.index(index) for index in (layers if isinstance(layers, Iterable) else [layers]))
-    except TypeError:
-        raise WrongType(f"layers={layers!r} is not a list of whole numbers; pass one, such as 3, or [0, 3].") from None
-
-
-Source = MoEModel | PreTrainedModel | nn.Module | str | Path  # what `load` opens
-
-
 def load(
     source: Openable,
     *,
@@ -481,10 +457,10 @@ def load(
     """
     options = Options(check_tokenizer(tokenizer), checked_device(device), checked_dtype(dtype), config)
     if isinstance(source, MoEModel):
-        _refuse_revision(revision, f"{source.name}, which is open already")
+        refuse_revision(revision, f"{source.name}, which is open already")
         return _reopen(source, options)
     if isinstance(source, nn.Module):
-        _refuse_revision(revision, "a live model")
+        refuse_revision(revision, "a live model")
         return _open_live(source, options)
     if not isinstance(source, str | Path):
         raise WrongType(
@@ -508,7 +484,7 @@ class Options:
 
 
 def _open_files(source: str | Path, revision: str | None, options: Options) -> MoEModel:
-    checkpoint = _open_checkpoint(source, revision, options.config)
+    checkpoint = find_checkpoint(source, revision, options.config)
     spelled = as_family(checkpoint)
     family = find_family(spelled)
     architecture = family.open(spelled)
@@ -576,71 +552,3 @@ def _reconfigured(model: MoEModel, options: Options) -> MoEModel:
     )
     other.name, other.interventions = model.name, model.interventions
     return other
-
-
-def _refuse_revision(revision: str | None, source: str) -> None:
-    if revision is not None:
-        raise NotFitting(f"revision={revision!r} is for hub ids, but the model is {source}; omit revision=.")
-
-
-def _open_checkpoint(source: str | Path, revision: str | None, config: Mapping[str, Any] | None) -> Checkpoint:
-    path = Path(source).expanduser()
-    if not _is_hub_id(source, path):
-        _refuse_revision(revision, f"the folder {path}")
-        _require_folder(path)
-        if is_adapter(path):
-            return with_adapter(_open_checkpoint(base_of(path), None, config), path)
-        return open_checkpoint(path, config)
-    folder = _snapshot(str(source), revision)
-    if folder is not None:
-        with suppress(MissingFiles):  # the hub has what the cache lacks
-            return open_checkpoint(folder, config)
-    try:
-        return open_hub(str(source), revision, config)
-    except MissingFiles as error:
-        cached = "incomplete in" if folder is not None else "not in"
-        raise MissingFiles(
-            f"{source} is not a folder{nearest(path)}, is {cached} the hub's local cache, and {error}"
-        ) from error
-
-
-def _is_hub_id(source: str | Path, path: Path) -> bool:
-    """Whether a string is a hub id: `owner/name`, and neither that path nor a folder `owner` exists."""
-    named = isinstance(source, str) and source.count("/") == 1 and not source.startswith((".", "~", "/"))
-    return named and not path.exists() and not path.parent.is_dir()
-
-
-def _require_folder(path: Path) -> None:
-    if path.is_dir() or opens_alone(path):
-        return
-    if path.is_file():
-        raise MissingFiles(f"{path} is a file, not a folder; pass its folder, {path.parent}.")
-    if present(path.parent, "config.json"):
-        raise MissingFiles(f"{path} does not exist; pass the folder of the checkpoint, {path.parent}.")
-    raise MissingFiles(f"{path} is not a folder{nearest(path)}; pass the folder that holds the checkpoint's files.")
-
-
-def nearest(path: Path) -> str:
-    """A hint at the folder whose name is most similar to that of a missing path; empty if there is none."""
-    try:
-        names = [place.name for place in path.parent.iterdir() if place.is_dir()]
-    except OSError:
-        return ""
-    close = get_close_matches(path.name, names, n=1)
-    return f" (did you mean {path.parent / close[0]}?)" if close else ""
-
-
-def _snapshot(name: str, revision: str | None) -> Path | None:
-    """The folder of a hub id in the local cache; None where it is not there."""
-    try:
-        for file in ("config.json", "params.json"):  # of a snapshot that may lack what is not used
-            cached = try_to_load_from_cache(name, file, revision=revision)
-            if isinstance(cached, str):
-                return Path(cached).parent
-        return Path(snapshot_download(name, revision=revision, local_files_only=True))
-    except LocalEntryNotFoundError:
-        return None
-    except (HFValidationError, OSError) as error:
-        raise MissingFiles(
-            f"{name} is neither a folder{nearest(Path(name))} nor a hub id ({reason(error)})."
-        ) from error

@@ -15,7 +15,7 @@ import numpy as np
 import xarray as xr
 
 from moe_probe.checked import digest, seal, unsealed
-from moe_probe.errors import Damaged, NothingToRead
+from moe_probe.errors import Damaged, NothingToRead, reason
 from moe_probe.files import as_path, whole_file
 from moe_probe.shown import brief, html_table
 from moe_probe.signatures import checked
@@ -182,8 +182,7 @@ def load_result(path: str | Path) -> xr.Dataset:
         whole = stored == _digest(loaded)
         plain = _plain(loaded) if whole else loaded
     except Exception as error:  # HDF5 and its readers raise whatever a damaged file leads them to
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise Damaged(f"{brief(path)} is not a result file ({reason}); compute the result again.") from error
+        raise Damaged(f"{brief(path)} is not a result file ({reason(error)}); compute the result again.") from error
     if analysis is None:
         raise Damaged(
             f"{brief(path)} is a netCDF file, but not a result of moe_probe: it has no attribute 'analysis'; pass a "

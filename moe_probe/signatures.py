@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import operator
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -51,6 +52,20 @@ def check_number(name: str, value: Any, least: float, most: float | None = None,
     if not (least <= value < math.inf) or (most is not None and value > most):
         span = f"of at least {least:,}" if most is None else f"from {least:,} to {most:,}"
         raise OutOfRange(f"{name} is {value_shown(value)}; pass a {'whole ' if whole else ''}number {span}.")
+
+
+def whole_numbers(layers: Iterable[int] | int) -> tuple[int, ...]:
+    """Returns one layer, or several, as a tuple of whole numbers.
+
+    Raises:
+        WrongType: one of them is not a whole number.
+    """
+    try:
+        if isinstance(layers, str | bytes | bool):
+            raise TypeError
+        return tuple(operator.index(index) for index in (layers if isinstance(layers, Iterable) else [layers]))
+    except TypeError:
+        raise WrongType(f"layers={layers!r} is not a list of whole numbers; pass one, such as 3, or [0, 3].") from None
 
 
 def check_jobs(n_jobs: object) -> None:

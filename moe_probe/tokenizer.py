@@ -8,7 +8,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from transformers.tokenization_utils_sentencepiece import SentencePieceBackend
 
 from moe_probe.checkpoint.folder import inside, present
-from moe_probe.errors import NothingToRead, WrongType
+from moe_probe.errors import NothingToRead, WrongType, reason
 
 Tokenizer = PreTrainedTokenizerBase | str | Path  # what can be given as one
 FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")
@@ -58,8 +58,9 @@ def open_tokenizer(source: str | Path | PreTrainedTokenizerBase) -> PreTrainedTo
         tokenizer.decode(tokenizer("a")["input_ids"])  # some fields are looked at only now
         return tokenizer
     except Exception as error:  # tokenizers' Rust code raises plain exceptions, others whatever a field leads to
-        cause = " ".join(str(error).split())[:300] or type(error).__name__
-        raise NothingToRead(f"{source} holds no usable tokenizer ({cause}); pass another one: tokenizer=.") from error
+        raise NothingToRead(
+            f"{source} holds no usable tokenizer ({reason(error)}); pass another one: tokenizer=."
+        ) from error
 
 
 def check_files(folder: Path) -> None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
-from moe_probe.errors import DamagedFile, MissingFiles, UnsafeFile
+from moe_probe.errors import DamagedFile, MissingFiles, UnsafeFile, reason
 
 if TYPE_CHECKING:
     from moe_probe.checkpoint.lazy import LazyTensor
@@ -33,8 +33,7 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8-sig"), object_hook=_special_float)
     except (OSError, ValueError, TypeError, RecursionError, MemoryError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise DamagedFile(f"{path} is not readable JSON ({reason}); download the file again.") from error
+        raise DamagedFile(f"{path} is not readable JSON ({reason(error)}); download the file again.") from error
     if not isinstance(value, dict):
         raise DamagedFile(f"{path} holds a {type(value).__name__}, expected a JSON object; download the file again.")
     return value
@@ -58,8 +57,9 @@ def inside(folder: Path, name: str) -> Path:
         target = path.resolve()
         mode = target.stat().st_mode if target.exists() else None
     except (OSError, RuntimeError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UnsafeFile(f"{folder} names the file {_shown(name)}, which cannot be a file ({reason}).") from error
+        raise UnsafeFile(
+            f"{folder} names the file {_shown(name)}, which cannot be a file ({reason(error)})."
+        ) from error
     lexical_escape = Path(name).is_absolute() or ".." in Path(name).parts
     if lexical_escape or not any(target.is_relative_to(root) for root in _roots(folder)):
         raise UnsafeFile(

@@ -24,7 +24,7 @@ from moe_probe.checkpoint.formats.tensor_parallel import FILE_NAME, joined
 from moe_probe.checkpoint.identity import digest, hash_of_names
 from moe_probe.checkpoint.lazy import Index, LazyTensor, Size, Stored, Typed
 from moe_probe.checkpoint.store import Checkpoint, open_checkpoint, unwrapped
-from moe_probe.errors import CheckpointError, DamagedFile, MissingFiles
+from moe_probe.errors import CheckpointError, DamagedFile, MissingFiles, reason
 
 if TYPE_CHECKING:
     import torch
@@ -69,7 +69,7 @@ class Repository:
         try:
             return Path(hf_hub_download(self.name, name, revision=self.commit))
         except HUB_FAILURES as error:
-            raise MissingFiles(f"{name} of {self.name} cannot be downloaded ({_reason(error)}); try again.") from error
+            raise MissingFiles(f"{name} of {self.name} cannot be downloaded ({reason(error)}); try again.") from error
 
     def _announce(self) -> None:
         if not self.announced:
@@ -138,13 +138,9 @@ def _repository(name: str, revision: str | None) -> Repository:
         folder = snapshot_download(name, revision=revision, allow_patterns=small)  # which notes the revision
     except HUB_FAILURES as error:
         raise MissingFiles(
-            f"fetching {name} from the hub failed ({_reason(error)}); check the name, the revision and the connection."
+            f"fetching {name} from the hub failed ({reason(error)}); check the name, the revision and the connection."
         ) from error
     return Repository(name, str(info.sha), top, Path(folder))
-
-
-def _reason(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 class HubFile:
@@ -164,9 +160,9 @@ class HubFile:
                 self.repository.name, self.name, revision=self.repository.commit
             )
         except HUB_FAILURES as error:
-            raise MissingFiles(f"{self.name} of {self.repository.name} cannot be read ({_reason(error)}).") from error
+            raise MissingFiles(f"{self.name} of {self.repository.name} cannot be read ({reason(error)}).") from error
         except Exception as error:  # the hub's library raises what its parser meets
-            raise DamagedFile(f"{self.name} of {self.repository.name} has no header ({_reason(error)}).") from error
+            raise DamagedFile(f"{self.name} of {self.repository.name} has no header ({reason(error)}).") from error
         odd = next((info.dtype for info in header.tensors.values() if info.dtype not in KINDS), None)
         if odd is not None:
             raise CheckpointError(f"{self.name} of {self.repository.name} stores {odd}, a type that is not read.")

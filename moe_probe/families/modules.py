@@ -18,7 +18,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.utils import logging as transformers_logging
 
 from moe_probe.checkpoint import LazyTensor
-from moe_probe.errors import DamagedFile, MissingWeight, UnknownModel
+from moe_probe.errors import DamagedFile, MissingWeight, UnknownModel, reason
 from moe_probe.families.conversion import COMPUTED, Converted
 from moe_probe.families.live import offloaded
 from moe_probe.families.repair import repaired
@@ -60,11 +60,6 @@ def make_config(fields: Mapping[str, Any]) -> PreTrainedConfig:
             "such as 'bfloat16'."
         )
     return config
-
-
-def reason(error: BaseException) -> str:
-    """An error of another library, in one line."""
-    return " ".join(str(error).split())[:300] or type(error).__name__
 
 
 def model_class(config: PreTrainedConfig) -> type[PreTrainedModel]:

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from transformers import GenerationConfig, GenerationMixin
 
-from moe_probe.errors import CannotWatch, MachineError, MoEProbeError, NoSuchName, NotFitting, WrongType
+from moe_probe.errors import CannotWatch, MachineError, MoEProbeError, NoSuchName, NotFitting, WrongType, reason
 from moe_probe.families import Layer
 from moe_probe.forward.capture import capture
 from moe_probe.forward.execution import Runner, borrowed
@@ -202,12 +202,8 @@ def said(options: Mapping[str, Any]) -> Iterator[None]:
             raise MachineError(f"The memory is full ({brief(error)}); pass shorter prompts or fewer tokens.") from error
         shown = ", ".join(f"{name}={value_shown(value)}" for name, value in options.items())
         raise NotFitting(
-            f"The model's own generate does not take {shown} with this prompt ({_reason(error)}); correct or omit them."
+            f"The model's own generate does not take {shown} with this prompt ({reason(error)}); correct or omit them."
         ) from error
-
-
-def _reason(error: Exception) -> str:
-    return " ".join(brief(error).split())[:200].rstrip(".") or type(error).__name__
 
 
 def every_place(event: Event) -> torch.Tensor:

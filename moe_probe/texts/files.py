@@ -14,7 +14,7 @@ import pandas as pd
 from pandas.errors import ParserWarning
 
 from moe_probe.deferred import needed
-from moe_probe.errors import NothingToRead
+from moe_probe.errors import NothingToRead, reason
 from moe_probe.shown import brief
 
 COMPRESSED = {
@@ -49,9 +49,10 @@ def read_file(path: str | os.PathLike[str]) -> Any:
     try:
         return READERS.get(suffix, _lines)(content)
     except (ValueError, ParserWarning, RecursionError) as error:
-        reason = " ".join(str(error).split())[:200]
         kind = suffix.lstrip(".") if suffix in READERS else "UTF-8 text"
-        raise NothingToRead(f"{brief(path)} cannot be read as {kind} ({reason}); correct it, or its suffix.") from error
+        raise NothingToRead(
+            f"{brief(path)} cannot be read as {kind} ({reason(error)}); correct it, or its suffix."
+        ) from error
 
 
 def _text(content: bytes) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from moe_probe.errors import NoSuchName, NothingToRead, OutOfRange, WrongType
+from moe_probe.errors import NoSuchName, NothingToRead, OutOfRange, WrongType, reason
 from moe_probe.shown import brief
 
 ENERGIES = ("gradient", "spectrum")
@@ -44,8 +44,7 @@ def _read(path: str | os.PathLike[str]) -> np.ndarray:
             raise NothingToRead(f"{brief(path)} is not a file; pass a picture such as a PNG.")
         return imread(Path(path))
     except (OSError, SyntaxError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise NothingToRead(f"{brief(path)} is not a picture ({reason}); pass one such as a PNG.") from error
+        raise NothingToRead(f"{brief(path)} is not a picture ({reason(error)}); pass one such as a PNG.") from error
 
 
 def patch_energy(

@@ -13,7 +13,7 @@ import psutil
 import torch
 from rich.filesize import decimal
 
-from moe_probe.errors import InputError, MachineError, NotFitting, NothingToRead, OutOfRange, WrongType
+from moe_probe.errors import InputError, MachineError, NotFitting, NothingToRead, OutOfRange, WrongType, reason
 from moe_probe.families.modules import on_cpu
 from moe_probe.model import MoEModel
 from moe_probe.signatures import check_number, checked
@@ -153,7 +153,7 @@ class _Encoder:
             return str(self.tokenizer.apply_chat_template(messages, tokenize=False))
         except Exception as error:  # templates are programs, which raise what they like
             raise NotFitting(
-                f"The chat template of {self.model.name} refuses row {row.number} ({_reason(error)}); correct its "
+                f"The chat template of {self.model.name} refuses row {row.number} ({reason(error)}); correct its "
                 "messages."
             ) from error
 
@@ -165,12 +165,12 @@ class _Encoder:
             encoded = self.tokenizer(texts, add_special_tokens=add, return_offsets_mapping=fast, verbose=False)
         except Exception as error:  # tokenizers of other packages raise what they like
             raise NothingToRead(
-                f"The tokenizer of {self.model.name} cannot read the texts ({_reason(error)}); correct them."
+                f"The tokenizer of {self.model.name} cannot read the texts ({reason(error)}); correct them."
             ) from error
         except BaseException as error:
             if type(error).__name__ != "PanicException":  # of Rust: no memory or no threads left
                 raise
-            raise MachineError(f"The tokenizer failed ({_reason(error)}); free some memory, and run again.") from error
+            raise MachineError(f"The tokenizer failed ({reason(error)}); free some memory, and run again.") from error
         return encoded["input_ids"], encoded["offset_mapping"] if fast else [None] * len(texts)
 
     def _warn_of_unusable(self, texts: dict[int, str]) -> None:
@@ -215,10 +215,6 @@ def _shifted(spans: Any, blank: int) -> np.ndarray | None:
         return None
     places = np.asarray(spans, np.int64).reshape(-1, 2)
     return np.where(places[:, :1] < places[:, 1:], places + blank, 0)
-
-
-def _reason(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def _check_vocabulary(ids: dict[int, tuple[int, ...]], model: MoEModel) -> None:

@@ -16,7 +16,7 @@ import torch
 
 from moe_probe.checked import file_digest
 from moe_probe.deferred import Extra
-from moe_probe.errors import Damaged, NoSuchName, NothingToRead
+from moe_probe.errors import Damaged, NoSuchName, NothingToRead, reason
 from moe_probe.families import Layer
 from moe_probe.routing import LayerBatch
 from moe_probe.shown import brief
@@ -226,8 +226,7 @@ def damage(path: str | Path) -> Iterator[None]:
     except Damaged:
         raise
     except (OSError, ArithmeticError, LookupError, TypeError, ValueError, RuntimeError, pa.ArrowException) as error:
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise Damaged(f"{brief(path)} is damaged ({reason}); {REMEDY}.") from error
+        raise Damaged(f"{brief(path)} is damaged ({reason(error)}); {REMEDY}.") from error
 
 
 def _stands_in_order(rows: pa.Table, layer: Layer) -> bool:

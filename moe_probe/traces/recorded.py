@@ -11,8 +11,8 @@ import numpy as np
 
 from moe_probe.errors import NotFitting
 from moe_probe.families import Layer
-from moe_probe.model import whole_numbers
 from moe_probe.routing import ROUTING, LayerBatch, LayerBefore, Need, Source
+from moe_probe.signatures import whole_numbers
 from moe_probe.texts.corpus import Corpus
 from moe_probe.traces.reading import Trace
 

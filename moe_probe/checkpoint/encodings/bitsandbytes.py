@@ -18,7 +18,7 @@ from moe_probe.checkpoint.encodings._quantization import Quantization
 from moe_probe.checkpoint.encodings._scaled import Same, Scaled
 from moe_probe.checkpoint.lazy import Index, LazyTensor, Size, Stored, itemsize_of
 from moe_probe.checkpoint.slices import covering
-from moe_probe.errors import DamagedFile
+from moe_probe.errors import DamagedFile, reason
 
 if TYPE_CHECKING:
     import torch
@@ -153,8 +153,9 @@ def _state(key: str, tensor: LazyTensor) -> dict[str, Any]:
             raise ValueError(f"{state['quant_type']} as {state['dtype']}")
         return state
     except (ValueError, KeyError, TypeError) as error:
-        reason = " ".join(str(error).split())[:100]
-        raise DamagedFile(f"{key!r} is no state of a 4-bit layer ({reason}); download the checkpoint again.") from error
+        raise DamagedFile(
+            f"{key!r} is no state of a 4-bit layer ({reason(error)}); download the checkpoint again."
+        ) from error
 
 
 def _eight_bits(module: str, tensors: Mapping[str, LazyTensor]) -> Packed:

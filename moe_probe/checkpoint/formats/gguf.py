@@ -22,7 +22,7 @@ from moe_probe.checkpoint.lazy import Index, LazyTensor, Size, Stored, Typed, it
 from moe_probe.checkpoint.mapped import FileState, map_file
 from moe_probe.checkpoint.slices import covering
 from moe_probe.deferred import needed
-from moe_probe.errors import CheckpointError, DamagedFile, MissingFiles
+from moe_probe.errors import CheckpointError, DamagedFile, MissingFiles, reason
 
 if TYPE_CHECKING:
     import torch
@@ -92,8 +92,7 @@ def reader(path: Path) -> Any:
 
 
 def _damaged(path: Path, error: Exception) -> DamagedFile:
-    reason = " ".join(str(error).split())[:200] or type(error).__name__
-    return DamagedFile(f"{path} is truncated, damaged or not a GGUF file ({reason}); download it again.")
+    return DamagedFile(f"{path} is truncated, damaged or not a GGUF file ({reason(error)}); download it again.")
 
 
 def _require_filled(opened: Any) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any, Protocol
 
 from moe_probe.checkpoint import Checkpoint, LazyTensor
-from moe_probe.errors import DamagedFile
+from moe_probe.errors import DamagedFile, reason
 from moe_probe.families import require_names
 from moe_probe.registry import Registry
 
@@ -69,8 +69,8 @@ def _respelled(release: Release, checkpoint: Checkpoint) -> Spelled:
     try:
         return release.respelled(checkpoint)
     except DAMAGE as error:
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        cause = f"{type(error).__name__}: {reason(error)}"
         raise DamagedFile(
-            f"The configuration of {checkpoint.path} is not that of the release that it claims to be ({reason}); use "
+            f"The configuration of {checkpoint.path} is not that of the release that it claims to be ({cause}); use "
             "the published files."
         ) from error
