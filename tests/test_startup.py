@@ -133,6 +133,12 @@ def test_parts_are_found_in_a_new_process():
     assert "dynamic" in dir(__import__("moe_probe"))
 
 
+def test_processes_that_draw_a_page_load_no_models():
+    loaded, _ = imported("from moe_probe.report.page import draw_section")
+    assert "matplotlib" in loaded
+    assert not loaded & {"torch", "transformers", "sklearn"}
+
+
 MODULES = ["errors", "results", "options", "checkpoint"]
 
 

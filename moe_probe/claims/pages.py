@@ -13,7 +13,7 @@ from moe_probe.claims.testing import RATE
 from moe_probe.errors import WrongType
 from moe_probe.figures.saving import FileKind, Format
 from moe_probe.files import make_folder
-from moe_probe.report.page import write_page, write_section
+from moe_probe.report.page import draw_section, write_page
 from moe_probe.report.section import Measure, Section
 from moe_probe.results import save
 
@@ -49,13 +49,12 @@ def page(ds: xr.Dataset, folder: str | Path, *, format: Format = "pdf", dpi: int
     kind, target = FileKind(format, dpi), make_folder(folder)
     save(ds, target / "claims.nc")
     sections = [_overview(ds), *(_section(ds, str(claim)) for claim in ds.claim.values)]
-    for section in sections:
-        write_section(target, section, kind=kind)
+    drawn = [draw_section(section, target, kind=kind) for section in sections]
     note = (
         f"Fingerprint {ds.attrs['fingerprint']}. Intervals are 95 % over {ds.attrs['resampled']} where p is. q: "
         f"{ds.attrs['correction']}, at {RATE:g}. {ds.attrs['rule'].capitalize()}."
     )
-    return write_page(target, ds.attrs["model"], note, sections, kind=kind)
+    return write_page(target, ds.attrs["model"], note, drawn, kind)
 
 
 def _overview(ds: xr.Dataset) -> Section:

@@ -17,7 +17,7 @@ from moe_probe.files import make_folder, whole_file
 from moe_probe.model import MoEModel, Openable, load
 from moe_probe.options import REPORT_OPTIONS, RunOptions, completed
 from moe_probe.registry import Registry
-from moe_probe.report.page import render, write_page, write_section
+from moe_probe.report.page import draw_section, render, write_page
 from moe_probe.report.section import Section, Subject
 from moe_probe.signatures import checked
 from moe_probe.texts.reading import Texts
@@ -105,7 +105,7 @@ class Report:
     @property
     def html(self) -> str:
         """The self-contained page."""
-        return render(self.model.name, self._note, self.sections)
+        return render(self.model.name, self._note, [draw_section(each) for each in self.sections])
 
     @property
     def _note(self) -> str:
@@ -130,6 +130,5 @@ class Report:
         kind, target = FileKind(format, dpi), make_folder(folder)
         with whole_file(target / "report.json") as partial:
             partial.write_text(json.dumps(self.to_dict(), indent=1, default=str), encoding="utf-8")
-        for section in self.sections:
-            write_section(target, section, kind=kind)
-        return write_page(target, self.model.name, self._note, self.sections, kind=kind)
+        drawn = [draw_section(section, target, kind=kind) for section in self.sections]
+        return write_page(target, self.model.name, self._note, drawn, kind)

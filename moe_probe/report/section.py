@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-import pandas as pd
-import xarray as xr
-from matplotlib.figure import Figure
+if TYPE_CHECKING:
+    import pandas as pd
+    import xarray as xr
+    from matplotlib.figure import Figure
 
-from moe_probe.model import MoEModel
+    from moe_probe.model import MoEModel
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from importlib.resources import files
 from pathlib import Path
@@ -40,16 +41,17 @@ def command(
     """Analyze each bundled checkpoint in one pass over bundled texts; write a page of main figures and an explorer."""
     from joblib import cpu_count
 
-    from moe_probe.report.page import write_page, write_section
+    from moe_probe.report.page import draw_section, write_page
 
-    root, n_jobs = bundled(), cpu_count()
-    texts, sections = str(root / "texts.jsonl"), []
-    for model in mixtures(root, only):
-        with timed(model.name):
-            sections.append(section(model, root, texts, out))
-            write_section(out, sections[-1], n_jobs)
-    with timed("page"):
-        page = write_page(out, "moe_probe demo", "The main figure of every analysis, by checkpoint.", sections, n_jobs)
+    root, others, drawn = bundled(), max(cpu_count(), 2), []
+    texts = str(root / "texts.jsonl")
+    with ThreadPoolExecutor(1) as drawing:  # other processes draw a checkpoint while this one analyzes the next
+        for model in mixtures(root, only):
+            with timed(model.name):
+                drawn.append(drawing.submit(draw_section, section(model, root, texts, out), out, others))
+        with timed("page"):
+            sections = [each.result() for each in drawn]
+            page = write_page(out, "moe_probe demo", "The main figure of every analysis, by checkpoint.", sections)
     with timed("explorer"):
         explorer = out / "explorer.html"
         explore.command([str(root / "tiny-mixtral")], explorer, texts, labels="domain", progress=False)
