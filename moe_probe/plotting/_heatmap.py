@@ -31,6 +31,7 @@ MOST_BESIDE = 4  # square maps side by side
 NAMED = ("label", "place", "task")  # rows whose labels tell what they are
 HATCHED = {"page": 128, "panel": 32}  # columns of a map as wide as a page, or as a panel, that a hatch is seen in
 Room = Literal["page", "panel"]
+DISCOVERIES = 0.05  # q below which a cell is framed
 CORNERS = np.array([(-0.5, -0.5), (0.5, -0.5), (0.5, 0.5), (-0.5, 0.5)])  # of a cell
 
 
@@ -128,6 +129,12 @@ def hatched(columns: int, room: Room = "page") -> str:
     return "hatched" if columns <= HATCHED[room] else "struck through"
 
 
+def within(ds: xr.Dataset, name: str, chance: xr.DataArray | float) -> xr.DataArray:
+    """Whether the interval of `ds[name]` contains chance, or there is none although other values have one."""
+    low, high = (ds[f"{name}_{end}"] for end in ("low", "high"))
+    return ~((low > chance) | (high < chance)) & ds[name].notnull() & bool(low.notnull().any())
+
+
 def mark_intervals(page: Page, axes: Axes, ds: xr.Dataset, name: str, chance: xr.DataArray) -> None:
     """Marks on a map (y, x) of `ds[name]` which cells differ from chance, and explains the marks in a note.
 
@@ -157,11 +164,12 @@ def mark_intervals(page: Page, axes: Axes, ds: xr.Dataset, name: str, chance: xr
     )
 
 
-def frames(axes: Axes, where: np.ndarray) -> None:
-    """Draws frames around the cells (y, x) of a map."""
-    y, x = np.nonzero(where)
+def mark_discoveries(page: Page, axes: Axes, q: xr.DataArray, over: str) -> None:
+    """Draws frames around the cells of a map with q (y, x) below DISCOVERIES, and explains them in a note."""
+    y, x = np.nonzero((q < DISCOVERIES).values)
     boxes = list(np.stack([x, y], 1)[:, None] + CORNERS)
     axes.add_collection(PolyCollection(boxes, facecolor="none", edgecolor="black", linewidth=0.6), autolim=False)
+    page.note(f"frames: q < {DISCOVERIES:g} over {over}")
 
 
 def crosses(axes: Axes, where: np.ndarray) -> None:

@@ -10,7 +10,7 @@ import xarray as xr
 
 from moe_probe.errors import NoSuchName
 from moe_probe.plotting._choices import pick_layer
-from moe_probe.plotting._heatmap import bounded, heatmaps, ratio_colors
+from moe_probe.plotting._heatmap import bounded, heatmaps, ratio_colors, within
 from moe_probe.plotting._lines import said_of_intervals
 from moe_probe.plotting._maps import Order, ordered, pair_grid
 from moe_probe.plotting._page import Drawn, Look, Page
@@ -65,14 +65,15 @@ def _shown(ds: xr.Dataset, variable: str) -> xr.DataArray:
     values = ds[variable]
     if variable == "flow":
         flow = values / ds.flow_chance if "flow_chance" in ds else values
+        if "flow_excess_low" in ds:
+            flow = flow.where(~within(ds, "flow_excess", 0.0), 1.0)
         return flow.transpose("layer", "source", "expert") if "source" in ds.dims else flow
     values = values.where(ds.expert != ds.other)
     if variable == "conditional":
         return values.transpose("layer", "expert", "other")
     chance = ds.chance_lift if "chance_lift" in ds else xr.ones_like(values)
-    known = f"{variable}_low" in ds
-    within = (ds.lift_low <= chance) & (chance <= ds.lift_high) if known else xr.zeros_like(values, bool)
-    return (values / chance).where(~within, 1.0).where(values.notnull()).transpose("layer", "expert", "other")
+    white = within(ds, "lift", chance) & values.notnull() if "lift_low" in ds else xr.zeros_like(values, bool)
+    return (values / chance).where(~white, 1.0).transpose("layer", "expert", "other")
 
 
 def _colors(values: xr.DataArray, variable: str) -> dict[str, Any]:
@@ -82,10 +83,12 @@ def _colors(values: xr.DataArray, variable: str) -> dict[str, Any]:
 
 
 def _note(ds: xr.Dataset, variable: str) -> str:
-    if variable != "lift" or "lift_low" not in ds:
+    low = {"lift": "lift_low", "flow": "flow_excess_low"}.get(variable)
+    if low not in ds:
         return ""
-    known = bool(ds.lift_low.notnull().any())
-    return f"white: the interval includes chance ({said_of_intervals(ds)})" if known else "no intervals"
+    if not bool(ds[low].notnull().any()):
+        return "no intervals"
+    return f"white: the interval includes chance, or there is none; {said_of_intervals(ds)}"
 
 
 def strongest(ds: xr.Dataset, layer: int | None = None, count: int = PAIRS, **look: Unpack[Look]) -> Drawn:

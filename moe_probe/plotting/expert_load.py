@@ -14,15 +14,16 @@ from moe_probe.plotting._choices import pick_layer
 from moe_probe.plotting._heatmap import (
     cell_axes,
     crosses,
-    frames,
     hatch,
     hatched,
     layer_map,
     map_size,
+    mark_discoveries,
     mark_intervals,
     ratio_bar,
     ratio_colors,
     show,
+    within,
 )
 from moe_probe.plotting._lines import layer_axis, line, said_of_intervals
 from moe_probe.plotting._maps import label_grid
@@ -37,7 +38,6 @@ BALANCE = {
     "switch_loss": "Switch loss",
 }
 DIMS = ("layer", "expert")
-DISCOVERIES = 0.05
 FEW = 32  # experts that stand by number
 Order = Literal["number", "load", "specialization"]
 BAR = "load / even load"
@@ -110,8 +110,7 @@ def _marks(page: Page, axes: Axes, of_layer: xr.Dataset) -> None:
     if "label_share_chance" in of_layer:
         mark_intervals(page, axes, of_layer.transpose("label", ...), "label_share", of_layer.label_share_chance)
     if "label_share_q" in of_layer:
-        frames(axes, (of_layer.label_share_q < DISCOVERIES).transpose("label", "expert").values)
-        page.note(f"frames: q < {DISCOVERIES:g} over layers, labels, experts")
+        mark_discoveries(page, axes, of_layer.label_share_q.transpose("label", "expert"), "layers, labels, experts")
 
 
 def _ordered(of_layer: xr.Dataset, order: str) -> xr.Dataset:
@@ -152,11 +151,9 @@ def _within(ds: xr.Dataset) -> tuple[xr.DataArray | None, str]:
     """Whether a label's interval contains the share in all documents, (layer, label, expert), and a note on it."""
     if "label_share_low" not in ds or "label_share_chance" not in ds:
         return None, ""
-    within = (ds.label_share_low <= ds.label_share_chance) & (ds.label_share_chance <= ds.label_share_high)
+    hatches = within(ds, "label_share", ds.label_share_chance).transpose("layer", "label", "expert")
     how = hatched(ds.sizes["expert"], "panel")
-    return within.transpose(
-        "layer", "label", "expert"
-    ), f"{how}: interval includes all documents; {said_of_intervals(ds)}"
+    return hatches, f"{how}: interval includes all documents, or there is none; {said_of_intervals(ds)}"
 
 
 def details(ds: xr.Dataset) -> Iterator[tuple[str, Figure]]:

@@ -14,7 +14,16 @@ from matplotlib.patches import Patch
 from moe_probe.errors import NoSuchName
 from moe_probe.plotting._choices import pick_layer
 from moe_probe.plotting._grid import Grid
-from moe_probe.plotting._heatmap import cell_axes, crosses, map_size, mark_intervals, ratio_bar, ratio_colors, show
+from moe_probe.plotting._heatmap import (
+    cell_axes,
+    crosses,
+    map_size,
+    mark_discoveries,
+    mark_intervals,
+    ratio_bar,
+    ratio_colors,
+    show,
+)
 from moe_probe.plotting._lines import chance_interval, chance_line, layer_axis, line, said_of_intervals
 from moe_probe.plotting._maps import label_grid
 from moe_probe.plotting._page import Drawn, Look, Page
@@ -66,6 +75,8 @@ def _map(page: Page, of_layer: xr.Dataset) -> None:
     ratio_bar(page, image, axes, BAR)
     if "share_chance" in of_layer:
         mark_intervals(page, axes, of_layer.transpose("task", "expert", ...), "share", of_layer.share_chance)
+    if "share_q" in of_layer:
+        mark_discoveries(page, axes, of_layer.share_q.transpose("task", "expert"), "layers, tasks, experts")
 
 
 def _bars(page: Page, of_layer: xr.Dataset) -> None:

@@ -19,6 +19,7 @@ from moe_probe.plotting._heatmap import (
     ratio_bar,
     ratio_colors,
     show,
+    within,
 )
 from moe_probe.plotting._lines import chance_line, layer_axis, line, said_of_intervals
 from moe_probe.plotting._maps import label_grid
@@ -65,7 +66,8 @@ def plot(ds: xr.Dataset, **look: Unpack[Look]) -> Drawn:
 def places(ds: xr.Dataset, layer: int | None = None, **look: Unpack[Look]) -> Drawn:
     """Draws the load of one layer's experts by position in the document, divided by an even load.
 
-    Hatched: the 95 % interval contains the expert's share at all positions together. Circles: there is no interval.
+    Hatched: the 95 % interval of the difference from the share at all positions contains 0. Circles: there is no
+    interval.
     """
     layer = pick_layer(ds, layer)
     with Page(ds, look) as page:
@@ -77,8 +79,8 @@ def places(ds: xr.Dataset, layer: int | None = None, **look: Unpack[Look]) -> Dr
         cell_axes(axes, values, "place", "expert")
         axes.set_ylabel("position")
         ratio_bar(page, image, axes, BAR)
-        if "position_chance" in ds:
-            mark_intervals(page, axes, of_layer, "position_share", of_layer.position_chance)
+        if "position_excess" in ds:
+            mark_intervals(page, axes, of_layer, "position_excess", xr.zeros_like(of_layer.position_excess))
         return page.finish(f"{page.ds.attrs['model']}, layer {layer}")
 
 
@@ -98,14 +100,15 @@ def figures(ds: xr.Dataset) -> Iterator[tuple[str, Figure]]:
     yield "token_specialization", plot(ds)
     named = _named_places(ds)
     values, note = named.position_share * ds.sizes["expert"], ""
-    within = xr.zeros_like(values, bool)
-    if "position_share_low" in ds and "position_chance" in ds:
-        within = (named.position_share_low <= ds.position_chance) & (ds.position_chance <= named.position_share_high)
-        note = f"{hatched(ds.sizes['expert'], 'panel')}: interval includes chance; {said_of_intervals(ds)}"
-    within = within.transpose("layer", "place", "expert")
+    hatches = xr.zeros_like(values, bool)
+    if "position_excess_low" in ds:
+        hatches = within(named, "position_excess", 0.0)
+        how = hatched(ds.sizes["expert"], "panel")
+        note = f"{how}: interval includes chance, or there is none; {said_of_intervals(ds)}"
+    hatches = hatches.transpose("layer", "place", "expert")
 
     def mark(axes: Axes, layer: int) -> None:
-        hatch(axes, within.sel(layer=layer).values, "panel")
+        hatch(axes, hatches.sel(layer=layer).values, "panel")
 
     stem = "token_specialization_places"
     yield from label_grid(stem, values, ratio_colors(values, 1), BAR, note, rows="place", mark=mark)

@@ -10,6 +10,7 @@ import numpy as np
 
 from moe_probe.routing import LayerBatch
 from moe_probe.statistics.bootstrap import DRAWS, LEAST_UNITS, LEVEL
+from moe_probe.statistics.rates import discoveries, p_of_draws
 from moe_probe.statistics.states import Kept, PerUnit, UnitSums
 
 ENDS = [(1 - LEVEL) / 2, (1 + LEVEL) / 2]
@@ -70,6 +71,21 @@ def permuted(tables: Mapping[str, np.ndarray], layer: int, draws: int) -> np.nda
     units = np.concatenate([table[layer] for table in tables.values()]).astype(float)
     dealt = generator.permuted(np.tile(label, (draws, 1)), axis=1)
     return np.stack([(dealt == at).astype(float) @ units for at in range(len(tables))], axis=1)
+
+
+def share_tests(tables: Mapping[str, np.ndarray], permutations: int) -> tuple[np.ndarray, np.ndarray]:
+    """Tests whether a label's share of an expert differs from the share among all labels, (layers, labels, E) each.
+
+    Returns:
+        Two-sided p-values, the share of random permutations of the labels among documents with a difference as large,
+        and q-values, with the false discovery rate controlled over layers, labels and experts.
+    """
+    counts = totals(tables)
+    pooled = expert_shares(counts.sum(1))
+    away = np.abs(expert_shares(counts) - pooled[:, None])
+    null = (np.abs(expert_shares(permuted(tables, at, permutations)) - pooled[at]) for at in range(len(pooled)))
+    p = np.stack([p_of_draws(one, draws) for one, draws in zip(away, null, strict=True)])
+    return p, discoveries(p)
 
 
 @dataclass(frozen=True)

@@ -162,6 +162,8 @@ def task_load(rng, world):
         "share: cover": inside(ds, "share", share),
         "ffn_per_token: cover": inside(ds, "ffn_per_token", K * share[:4].sum()),
         "share_chance: null": outside(ds, "share", ds.share_chance),
+        "share_p: null": (ds.share_p.values < 0.05).ravel(),
+        "share_q: null": np.array([bool((ds.share_q < 0.05).any())]),
     }
     for name in ("task_distance", "ffn_spread"):
         found[f"{name}: cover"] = inside(ds, name, 0)
@@ -185,13 +187,16 @@ def flow(rng, world):
     before = np.argsort(-world.draw(rng)[1], axis=1)[:, :K]
     layer = layer_of(E, K, 1)
     values = torch.as_tensor(logits, dtype=torch.float32)
-    analysis = dynamic.Coactivation(bootstrap=0)
+    analysis = dynamic.Coactivation()
     batch = batch_of(layer, corpus, values, values.topk(K).indices)
     analysis.update(batch.with_before(0, torch.from_numpy(before.copy())))
     ds = analysis.result(ByHand(layer, corpus=corpus)).isel(layer=0)
     rows = np.bincount(before.ravel(), minlength=E)
     error = np.sqrt(ds.flow_chance * (1 - ds.flow_chance) / K / xr_like(ds, rows))
-    return {"flow_chance: null": (abs(ds.flow - ds.flow_chance) > 1.96 * error).values.ravel()}
+    return {
+        "flow_chance: null": (abs(ds.flow - ds.flow_chance) > 1.96 * error).values.ravel(),
+        "flow_excess: null": outside(ds, "flow_excess", 0),
+    }
 
 
 def xr_like(ds, rows):
@@ -211,6 +216,7 @@ def token_specialization(rng, world):
     if not world.word:
         found["position_chance: null"] = outside(ds, "position_share", ds.position_chance)
         found["repetition_chance: null"] = outside(ds, "repetition", ds.repetition_chance)
+        found["position_excess: null"] = outside(ds, "position_excess", 0)
         found["repetition_excess: null"] = outside(ds, "repetition_excess", 0)
         found["vocabulary_p: null"] = (ds.vocabulary_p.values < 0.05).ravel()
         found["vocabulary_q: null"] = np.array([bool((ds.vocabulary_q < 0.05).any())])

@@ -138,6 +138,7 @@ def test_flow_between_layers_by_hand():
     found = result(dynamic.Coactivation(), ByHand(*layers), corpus, [first, second])
     assert np.isnan(found.flow.sel(layer=1)).all()
     assert found.flow.sel(layer=4).values.tolist() == [[0.5, 0.5], [0, 1]]
+    np.testing.assert_allclose(found.flow_excess.sel(layer=4), [[1 / 2 - 1 / 3, 1 / 2 - 2 / 3], [-1 / 3, 1 / 3]])
 
 
 def test_lift_of_random_choices_is_near_its_chance_level():
@@ -169,6 +170,7 @@ def test_specialization_by_hand():
     assert float(published.vocabulary_first_mean) == pytest.approx((2 / 3 + 1) / 2)
     assert found.place.values.tolist() == [0, 1, 2, 4]
     np.testing.assert_allclose(found.position_share, [[1, 0], [1, 0], [0, 1], [0, 1]])
+    np.testing.assert_allclose(found.position_excess, found.position_share - np.array([2 / 5, 3 / 5]))
 
 
 def test_published_specialization_counts_all_choices():

@@ -138,5 +138,8 @@ def token_specialization(count=8, layers=1, seed=0):
     share = rng.dirichlet(np.ones(count), size=(layers, 3))
     variables |= {"position_share": (places, share), "position_chance": (BY_LAYER, share[:, 0])}
     variables |= {"position_share_low": (places, share * 0.9), "position_share_high": (places, share * 1.1)}
+    excess = share - share[:, :1]
+    variables |= {"position_excess": (places, excess), "position_excess_low": (places, excess - 0.02)}
+    variables["position_excess_high"] = places, excess + 0.02
     coords = {"layer": range(layers), "expert": experts(count), "choice": ["first", "any"], "place": [0, 1, 2]}
     return xr.Dataset(variables, coords, attrs("token_specialization"))

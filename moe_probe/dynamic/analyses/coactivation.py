@@ -13,8 +13,9 @@ import xarray as xr
 from moe_probe.dynamic.analysis import Analysis
 from moe_probe.routing import LayerBatch, Need, Source
 from moe_probe.statistics.bootstrap import DRAWS, check_draws, interval
+from moe_probe.statistics.by_label import expert_shares
 from moe_probe.statistics.margins import chance_pairs
-from moe_probe.statistics.states import PerUnit, Same, Total
+from moe_probe.statistics.states import PerUnit, Same
 
 LEAST_PAIRS = 10  # that chance makes, from which on an interval is given
 BLOCKS = 64  # groups of documents whose tables of pairs are kept
@@ -36,10 +37,13 @@ class Coactivation(Analysis):
       expert leaves one choice less for the others;
     - `flow` (layer, source, expert): the share of each expert among the choices of rows that chose `source` in the
       previous MoE layer; nan in the first MoE layer, and if the previous one is not known or has more experts;
-    - `flow_chance` (layer, expert): the same share whatever was chosen before.
+    - `flow_chance` (layer, expert): the same share whatever was chosen before;
+    - `flow_excess` (layer, source, expert): `flow` less `flow_chance`, 0 if the previous choice does not matter; with
+      `flow_excess_low` and `flow_excess_high`, its 95 % interval over documents, nan where chance predicts fewer than
+      ten choices.
 
     Args:
-        bootstrap: resamples of the documents for the interval; 0 for none (64 times less memory).
+        bootstrap: resamples of the documents for the intervals; 0 for none (64 times less memory).
         chance: whether to compute the chance levels.
         as_published: count what OLMoE's code counts, pairs of neighbors in the top-k list, highest score first, which
             omits most pairs if k is above 2. `chance_lift` (layer) is then the lift if all experts were chosen equally
@@ -65,10 +69,11 @@ class Coactivation(Analysis):
         "lift": ("P(both) / (P(expert) P(other))", "1"),
         "chance_lift": ("lift of experts drawn at random", "1"),
         "flow": ("share of choices after choosing source in the previous MoE layer", "1"),
+        "flow_excess": ("share after choosing source, above that of all rows", "1"),
     }
 
     both, rows = PerUnit("expert", "other", most=BLOCKS), PerUnit(most=BLOCKS)
-    flows, sources, k = Total("source", "expert"), Same(), Same()
+    flows, sources, k = PerUnit("source", "expert", most=BLOCKS), Same(), Same()
 
     def __post_init__(self) -> None:
         check_draws(self.bootstrap)
@@ -77,20 +82,14 @@ class Coactivation(Analysis):
         selected, layer = batch.selected.double(), batch.layer
         unit = np.repeat(batch.tokens.unit, layer.subtokens) if self.bootstrap else np.zeros(len(selected), np.int64)
         count = neighbors(batch) if self.as_published else lambda rows: selected[rows].T @ selected[rows]
+        before = chosen_before(batch, selected)
         units = np.unique(unit)
-        rows = (torch.from_numpy(np.flatnonzero(unit == each)).to(selected.device) for each in units)
+        rows = [torch.from_numpy(np.flatnonzero(unit == each)).to(selected.device) for each in units]
         self.both.add(batch, (units, torch.stack([count(each).round().long().cpu() for each in rows])))
+        flows = torch.stack([(before[each].T @ selected[each]).round().long().cpu() for each in rows])
+        self.flows.add(batch, (units, flows))
         self.rows.add(batch, (unit, torch.ones(len(selected), dtype=torch.int64)))
         self.k.add(batch, batch.top_k_index.shape[1])
-        self._follow(batch, selected)
-
-    def _follow(self, batch: LayerBatch, selected: torch.Tensor) -> None:
-        """Counts choices in this layer by the choices of the same row in the previous MoE layer."""
-        experts = batch.layer.num_experts
-        flow = torch.zeros(experts, experts, dtype=torch.int64)
-        if batch.layer_before is not None and len(batch.before) == len(selected) and int(batch.before.max()) < experts:
-            flow = (torch.zeros_like(selected).scatter_(1, batch.before, 1.0).T @ selected).round().long()
-        self.flows.add(batch, flow)
         self.sources.add(batch, -1 if batch.layer_before is None else batch.layer_before)
 
     def variables(self, source: Source) -> Mapping[str, xr.DataArray]:
@@ -105,14 +104,22 @@ class Coactivation(Analysis):
             "flow": flow / flow.sum("expert"),
             "flow_chance": chosen / chosen.sum("expert"),
         }
+        variables["flow_excess"] = variables["flow"] - variables["flow_chance"]
         if not self.chance:
-            variables = {name: value for name, value in variables.items() if "chance" not in name}
-        if self.bootstrap:
-            counted = zip(*(PerUnit.tables(state)[""] for state in (self.both, self.rows)), strict=True)
-            drawn = [lift_interval(count, rows, self.bootstrap) for count, rows in counted]
-            for end, values in zip(("low", "high"), zip(*drawn, strict=True), strict=True):
-                variables[f"lift_{end}"] = pairs.copy(data=np.stack(values))
-        return variables
+            variables = {n: v for n, v in variables.items() if "chance" not in n and "excess" not in n}
+        return variables | (self._intervals(variables) if self.bootstrap else {})
+
+    def _intervals(self, variables: Mapping[str, xr.DataArray]) -> dict[str, xr.DataArray]:
+        """Intervals of the lift and, with chance levels, of the flow."""
+        both, rows, flows = (PerUnit.tables(state)[""] for state in (self.both, self.rows, self.flows))
+        drawn = {"lift": [lift_interval(*one, self.bootstrap) for one in zip(both, rows, strict=True)]}
+        if "flow_excess" in variables:
+            drawn["flow_excess"] = [flow_interval(one, self.bootstrap) for one in flows]
+        return {
+            f"{name}_{end}": variables[name].copy(data=np.stack(values))
+            for name, ends in drawn.items()
+            for end, values in zip(("low", "high"), zip(*ends, strict=True), strict=True)
+        }
 
     def _chance(self, pairs: xr.DataArray) -> xr.DataArray:
         """Lift of experts that are chosen as often, but independently of each other."""
@@ -151,6 +158,29 @@ def lift_interval(count: np.ndarray, rows: np.ndarray, draws: int) -> tuple[np.n
     by_chance = chosen[:, :, None] * chosen[:, None, :] / rows[:, None, None]
     ends = interval(lift, {"count": count, "rows": rows}, draws, by_chance, (0, np.inf))
     few = by_chance.sum(0) < LEAST_PAIRS
+    return np.where(few, np.nan, ends[0]), np.where(few, np.nan, ends[1])
+
+
+def chosen_before(batch: LayerBatch, selected: torch.Tensor) -> torch.Tensor:
+    """Which experts the same rows chose in the previous MoE layer, (n, E) of 0 and 1; all 0 if that is not known."""
+    before = torch.zeros_like(selected)
+    known = batch.layer_before is not None and len(batch.before) == len(selected)
+    if known and int(batch.before.max()) < batch.layer.num_experts:
+        before.scatter_(1, batch.before, 1.0)
+    return before
+
+
+def flow_excess(total: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Shares of experts after each source, less those after any, from counts (..., sources, E)."""
+    flow = total["flow"]
+    return expert_shares(flow) - expert_shares(flow.sum(-2, keepdims=True))
+
+
+def flow_interval(flow: np.ndarray, draws: int) -> tuple[np.ndarray, np.ndarray]:
+    """Interval of the excess from counts (documents, sources, E); nan where chance predicts fewer than LEAST_PAIRS."""
+    after = flow.sum(-1, keepdims=True)
+    ends = interval(flow_excess, {"flow": flow}, draws, np.broadcast_to(after, flow.shape), (-1, 1))
+    few = after.sum(0) * np.nan_to_num(expert_shares(flow.sum((0, 1)))) < LEAST_PAIRS
     return np.where(few, np.nan, ends[0]), np.where(few, np.nan, ends[1])
 
 

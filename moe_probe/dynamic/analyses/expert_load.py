@@ -15,8 +15,7 @@ from moe_probe.dynamic.analysis import Analysis
 from moe_probe.routing import LayerBatch, Need, Source
 from moe_probe.signatures import check_number
 from moe_probe.statistics.bootstrap import DRAWS, FEW, check_draws, interval, ratio_interval
-from moe_probe.statistics.by_label import add_by_label, expert_shares, labeled_tables, permuted, totals
-from moe_probe.statistics.rates import discoveries, p_of_draws
+from moe_probe.statistics.by_label import add_by_label, expert_shares, labeled_tables, share_tests, totals
 from moe_probe.statistics.states import PerUnit, Same, Total
 
 
@@ -186,12 +185,7 @@ class ExpertLoad(Analysis):
             ]
             values["label_share_low"], values["label_share_high"] = np.moveaxis(np.array(ends), [0, 1, 2], [2, 1, 0])
         if self.permutations and len(tables) > 1:
-            away = np.abs(values["label_share"] - pooled[:, None])
-            null = (
-                np.abs(expert_shares(permuted(tables, at, self.permutations)) - pooled[at]) for at in range(len(pooled))
-            )
-            values["label_share_p"] = np.stack([p_of_draws(one, draws) for one, draws in zip(away, null, strict=True)])
-            values["label_share_q"] = discoveries(values["label_share_p"])
+            values["label_share_p"], values["label_share_q"] = share_tests(tables, self.permutations)
         variables = {name: xr.DataArray(v, coords, ("layer", "label", "expert")) for name, v in values.items()}
         if self.chance:
             variables["label_share_chance"] = like.copy(data=pooled)

@@ -16,7 +16,15 @@ from moe_probe.errors import NotFitting
 from moe_probe.families import Layer
 from moe_probe.routing import LayerBatch, Source
 from moe_probe.statistics.bootstrap import DRAWS, check_draws, ratio_interval
-from moe_probe.statistics.by_label import add_by_label, apart, expert_shares, labeled_tables, total_variation, totals
+from moe_probe.statistics.by_label import (
+    add_by_label,
+    apart,
+    expert_shares,
+    labeled_tables,
+    share_tests,
+    total_variation,
+    totals,
+)
 from moe_probe.statistics.states import PerUnit, TokenTable
 
 KINDS = ["ffn", "constant", "copy", "zero"]
@@ -33,7 +41,10 @@ class TaskLoad(Analysis):
     p[t,l,e] is the share of expert e in the choices of task t in layer l, and k the number of choices per token (or
     sub-token). The result has, float64:
 
-    - `share` (task, layer, expert), p, and `share_chance` (layer, expert), the share over all tasks;
+    - `share` (task, layer, expert), p, and `share_chance` (layer, expert), the share over all tasks; `share_p` (task,
+      layer, expert), the two-sided p-value of their difference, the share of random permutations of the tasks among
+      documents with a difference as large, and `share_q`, with the false discovery rate controlled over tasks, layers
+      and experts (Benjamini and Hochberg 1995);
     - `ffn_per_token` (task, layer), k times the sum of p over the experts of kind `ffn`;
     - `activation` (task, layer, kind), k times the sum of p over the experts of a kind, and `activation_per_expert`,
       that divided by the number of these experts;
@@ -57,7 +68,7 @@ class TaskLoad(Analysis):
     Args:
         accuracy: the model's accuracy by task, such as `{"sums": 0.9, "prose": 0.4}`.
         bootstrap: resamples of the documents for the intervals; 0 for none.
-        permutations: permutations of the tasks for the chance level; 0 for none.
+        permutations: permutations of the tasks for the chance levels and p-values; 0 for none.
         as_published: omit the correction of distance and spread, which are then above 0 even if tasks do not differ.
 
     Raises:
@@ -129,6 +140,8 @@ class TaskLoad(Analysis):
         if self.bootstrap:
             variables |= _intervals(tables, weight, self.bootstrap)
         if self.permutations:
+            tested = zip(("share_p", "share_q"), share_tests(tables, self.permutations), strict=True)
+            variables |= {name: (("layer", "task", "expert"), values) for name, values in tested}
             variables["share_chance"] = ("layer", "expert"), expert_shares(counts.sum(1))
         coords = self._named(layers, tasks, kinds, layer)
         order = ("task", "layer", "other", "kind", "expert")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -13,7 +13,8 @@ import xarray as xr
 from moe_probe.dynamic.analysis import Analysis, expert_labels, labeled
 from moe_probe.routing import LayerBatch, Need, Source
 from moe_probe.signatures import check_number
-from moe_probe.statistics.bootstrap import DRAWS, check_draws, jackknife_interval, ratio_interval
+from moe_probe.statistics.bootstrap import DRAWS, check_draws, interval, jackknife_interval, ratio_interval
+from moe_probe.statistics.by_label import expert_shares
 from moe_probe.statistics.id_counts import BLOCKS, IdCounts, mean_of_known
 from moe_probe.statistics.rates import discoveries
 from moe_probe.statistics.states import PerUnit, Same, UnitSums
@@ -25,6 +26,7 @@ MOST_SHIFTS = 64  # distances at which tokens of a document are compared for the
 DIMS = {
     "position_share": ("layer", "place", "expert"),
     "position_chance": ("layer", "expert"),
+    "position_excess": ("layer", "place", "expert"),
     "repetition": ("layer", "choice"),
     "repetition_chance": ("layer", "choice"),
     "repetition_excess": ("layer", "choice"),
@@ -53,7 +55,7 @@ class TokenSpecialization(Analysis):
     - `vocabulary_p` (layer, expert) and `context_p` (layer), their two-sided p-values, and `vocabulary_q`, with the
       false discovery rate controlled over layers and experts;
     - `position_share` (layer, place, expert), the share of choices by position in the document, binned as 0, 1, 2-3,
-      4-7, ..., and `position_chance` (layer, expert), the share at all positions;
+      4-7, ..., `position_chance` (layer, expert), the share at all positions, and `position_excess`, the difference;
     - `repetition` (layer, choice), the share of tokens that have the same `first` choice as the next token, or `any` of
       their k choices in common with it (Mixtral, table 5); `repetition_chance`, the same for all pairs of tokens of a
       document (in long documents, pairs at 64 evenly spaced distances); and `repetition_excess`, the difference.
@@ -95,6 +97,7 @@ class TokenSpecialization(Analysis):
         "vocabulary_first_mean": ("share of a token id's occurrences with its most frequent first choice", "1"),
         "context_independence": ("pairs of occurrences with one first choice", "1"),
         "position_share": ("share of choices by position", "1"),
+        "position_excess": ("share of choices by position, above that at all positions", "1"),
         "repetition": ("next token with the same choice", "1"),
         "token_ids": ("token ids that count", "token ids"),
     }
@@ -218,11 +221,14 @@ class TokenSpecialization(Analysis):
                 "repetition_chance": chance.sum(1) / pairs.sum(1),
             }
         if self.chance:
+            values_of["position_excess"] = values_of["position_share"] - values_of["position_chance"][:, None]
             values_of["repetition_excess"] = values_of["repetition"] - values_of["repetition_chance"]
         if self.bootstrap:
             values_of |= self._ends("position_share", place, rows, (0, 1))
             values_of |= self._ends("repetition", following, pairs, (0, 1))
             if self.chance:
+                drawn = [interval(_beyond_all_places, {"place": one}, self.bootstrap, one.sum(-1)) for one in place]
+                values_of |= _named_ends("position_excess", drawn)
                 values_of |= self._ends("repetition_excess", following - chance, pairs, (-1, 1))
         return values_of
 
@@ -231,10 +237,19 @@ class TokenSpecialization(Analysis):
     ) -> dict[str, np.ndarray]:
         """Ends of the intervals of a ratio of sums (layers, units, ...)."""
         drawn = [ratio_interval(one, of, self.bootstrap, limits) for one, of in zip(total, count, strict=True)]
-        return {
-            f"{name}_{end}": np.stack(values)
-            for end, values in zip(("low", "high"), zip(*drawn, strict=True), strict=True)
-        }
+        return _named_ends(name, drawn)
+
+
+def _named_ends(name: str, drawn: Sequence[tuple[np.ndarray, np.ndarray]]) -> dict[str, np.ndarray]:
+    """Lower and upper ends of all layers, from those of each."""
+    ends = zip(("low", "high"), zip(*drawn, strict=True), strict=True)
+    return {f"{name}_{end}": np.stack(values) for end, values in ends}
+
+
+def _beyond_all_places(total: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Share of each expert at each position, less that at all positions, from choices (n, places, E)."""
+    place = total["place"]
+    return expert_shares(place) - expert_shares(place.sum(1, keepdims=True))
 
 
 def _dense(sums: UnitSums) -> np.ndarray:

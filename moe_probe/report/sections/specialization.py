@@ -12,7 +12,7 @@ PLACE, NEEDS = 40, ("expert_load",)
 LINES = 20  # of the table
 READING = (
     "The 95 % interval over documents of the share among one label's tokens does not contain the share among all "
-    "labeled tokens. By chance, 5 % of the pairs would count too."
+    "labeled tokens. By chance, up to 5 % of the pairs would count too."
 )
 
 
