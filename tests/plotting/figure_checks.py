@@ -1,5 +1,6 @@
 """What is asked of every figure, whatever it shows: each check takes a figure that was drawn."""
 
+from itertools import product
 from unittest.mock import patch
 
 import numpy as np
@@ -145,13 +146,7 @@ def check_colors(figure, pixels, stem, sample=200):
             continue  # smaller than pixels can tell
         expected = image.cmap(image.norm(np.ma.masked_invalid(values[rows, columns])), bytes=True).astype(int)
         right_color = np.zeros(sample, bool)
-        for across, up in (
-            (-0.2, -0.2),
-            (-0.2, 0.2),
-            (0.2, 0.2),
-            (0.2, -0.2),
-            (0.0, 0.2),
-        ):
+        for across, up in product((-0.3, -0.1, 0.1, 0.3), repeat=2):
             at = places + np.array([across, up]) * cells
             seen = pixels[(figure.bbox.height - at[:, 1]).astype(int), at[:, 0].astype(int)].astype(int)
             right_color |= np.abs(seen - expected)[:, :3].max(1) <= 3
