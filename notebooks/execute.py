@@ -1,4 +1,6 @@
-"""Run the notebooks top to bottom: `python notebooks/execute.py [--store] [NAME...]`; any error ends with its cell.
+"""Run the notebooks top to bottom, several at a time: `python notebooks/execute.py [--store] [NAME...]`.
+
+Any error ends with its cell.
 
 `--store` keeps the new outputs in the files; without it the files stay as they are.
 """
@@ -11,6 +13,7 @@ import time
 from pathlib import Path
 
 import nbformat
+from joblib import Parallel, cpu_count, delayed
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 
@@ -26,6 +29,14 @@ def execute(path: Path, store: bool) -> float:
     if store:
         nbformat.write(settled(notebook), path)
     return time.perf_counter() - begin
+
+
+def outcome(name: str, store: bool) -> float | str:
+    """Seconds that a notebook took, or the error that ended it."""
+    try:
+        return execute(FOLDER / f"{name}.ipynb", store)
+    except CellExecutionError as error:
+        return str(error)
 
 
 def settled(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
@@ -53,12 +64,12 @@ def main() -> None:
     parser.add_argument("names", nargs="*", help="all by default")
     parser.add_argument("--store", action="store_true")
     arguments = parser.parse_args()
-    for name in arguments.names or sorted(path.stem for path in FOLDER.glob("*.ipynb")):
-        try:
-            took = execute(FOLDER / f"{name}.ipynb", arguments.store)
-        except CellExecutionError as error:
-            sys.exit(f"{name}: {error}")
-        print(f"{name}: {took:.0f} s")
+    names = arguments.names or sorted(path.stem for path in FOLDER.glob("*.ipynb"))
+    run = Parallel(n_jobs=min(len(names), cpu_count()), return_as="generator")
+    for name, ended in zip(names, run(delayed(outcome)(name, arguments.store) for name in names), strict=True):
+        if isinstance(ended, str):
+            sys.exit(f"{name}: {ended}")
+        print(f"{name}: {ended:.0f} s", flush=True)
 
 
 if __name__ == "__main__":
