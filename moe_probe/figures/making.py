@@ -227,22 +227,12 @@ class Maker:
     def _results(
         self, label: str, subject: Subject, corpus: Corpus | None, recipes: Sequence[Recipe]
     ) -> Iterator[tuple[Recipe, xr.Dataset]]:
-        for recipe in (recipe for recipe in recipes if isinstance(recipe, FromWeights)):
-            request = [recipe.name, *self._subject(subject)]
+        for recipe in sorted(recipes, key=lambda one: isinstance(one, FromModel)):
             try:
-                result = self._saved(label, recipe, request)
-                if result is None:
-                    result = self._keep(label, recipe, request, recipe.compute(subject))
-            except (InputError, FamilyError) as error:
-                self.album.cannot(recipe, label, str(error))
-            else:
-                yield recipe, result
-        for recipe in (recipe for recipe in recipes if isinstance(recipe, FromModel)):
-            if corpus is None:
-                self.album.cannot(recipe, label, NO_TEXTS)
-                continue
-            try:
-                yield recipe, self._from_model(label, recipe, subject, corpus)
+                if isinstance(recipe, FromWeights):
+                    yield recipe, self._from_weights(label, recipe, subject)
+                elif isinstance(recipe, FromModel):
+                    yield recipe, self._from_model(label, recipe, subject, corpus)
             except (InputError, FamilyError) as error:
                 self.album.cannot(recipe, label, str(error))
         of_texts = [recipe for recipe in recipes if isinstance(recipe, FromTexts)]
@@ -254,7 +244,14 @@ class Maker:
                 part = corpus if tokens is None else corpus.beginning(tokens)
                 yield from self._from_texts(label, subject, part, list(group))
 
-    def _from_model(self, label: str, recipe: FromModel, subject: Subject, corpus: Corpus) -> xr.Dataset:
+    def _from_weights(self, label: str, recipe: FromWeights, subject: Subject) -> xr.Dataset:
+        request = [recipe.name, *self._subject(subject)]
+        saved = self._saved(label, recipe, request)
+        return self._keep(label, recipe, request, recipe.compute(subject)) if saved is None else saved
+
+    def _from_model(self, label: str, recipe: FromModel, subject: Subject, corpus: Corpus | None) -> xr.Dataset:
+        if corpus is None:
+            raise NotFitting(NO_TEXTS)
         arguments = self.options.get(recipe.name, {})
         request = [recipe.name, *self._subject(subject), corpus.fingerprint, arguments]
         saved = self._saved(label, recipe, request)
