@@ -22,6 +22,7 @@ from moe_probe.plotting._style import COLUMN, LONGEST_LINE, PAGE, Figure, style,
 HIGHEST = 9.2  # inches of a page
 LEFT, RIGHT, TOP, BOTTOM = 0.55, 0.95, 0.04, 0.4  # inches around the panels
 LINE, NOTED = 0.17, 0.1  # inches of a legend, or of a note; of each more line of it
+HALF_LETTER = 0.1  # inches by which the lowest number of a color bar may reach below it
 ABOVE, BETWEEN = 0.17, 0.07  # a panel's title; the gap beside it
 WIDEST, PART = 2.6, 0.6  # inches of a panel; of a page that few panels take
 SMALLEST, LOWEST = 1.0, 2.2  # inches of few panels, which stand in a column; of a single row
@@ -150,7 +151,7 @@ class Grid:
             lines = "\n".join(self.notes(size[0]))
             figure.text(0.5, 0.03 / size[1], lines, ha="center", va="bottom", **NOTE)
         if self.bar and image is not None:
-            lowest = max(bottom - self.below, 0.1)  # beside a low panel, the bar reaches down to the note
+            lowest = bottom - self.below + HALF_LETTER  # beside a low panel, the bar reaches down to the note
             high = min(size[1] - self.top - lowest, 2.5)
             place = (size[0] - RIGHT + 0.12, size[1] - self.top - high, 0.11, high - ABOVE)
             beside = figure.add_axes((place[0] / size[0], place[1] / size[1], place[2] / size[0], place[3] / size[1]))
