@@ -21,6 +21,7 @@ from moe_probe.static.geometry import NONE, Geometry, Tree
 
 CHUNK_ELEMENTS = 1 << 20
 SLAB_ELEMENTS = 1 << 23
+READ_ELEMENTS, READS_A_THREAD = 1 << 26, 4  # values that all threads hold; each read decodes several slabs
 FEATURE_BLOCK_BYTES = 1 << 27
 SMALLEST_SQUARE, SMALLEST_NORMAL = 1e-24, 1e-36  # below, sums of squares of float32, and single ones, lose digits
 SAMPLE_ELEMENTS, SAMPLE_READS, LEAST_READS = (
@@ -85,12 +86,17 @@ def _sum_over_slabs(
     tensors: Sequence[LazyTensor], reduce: Callable[[list[torch.Tensor]], torch.Tensor]
 ) -> torch.Tensor:
     """The float64 sum over all slabs of `reduce(flattened slab of each tensor)`, computed on all cores."""
+    slabs, threads = list(_row_slabs(tensors)), torch.get_num_threads()
+    together = min(READ_ELEMENTS // (SLAB_ELEMENTS * threads), len(slabs) // (READS_A_THREAD * threads))
+    reads = [slabs[at : at + max(together, 1)] for at in range(0, len(slabs), max(together, 1))]
 
-    def one(bounds: tuple[int, int]) -> torch.Tensor:
-        return reduce([t[bounds[0] : bounds[1]].read().reshape(-1) for t in tensors])
+    def one(several: list[tuple[int, int]]) -> list[torch.Tensor]:
+        first, last = several[0][0], several[-1][1]
+        read = [t[first:last].read() for t in tensors]
+        return [reduce([rows[start - first : stop - first].reshape(-1) for rows in read]) for start, stop in several]
 
-    with ThreadPoolExecutor(torch.get_num_threads(), initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        return torch.stack(list(pool.map(one, _row_slabs(tensors)))).sum(0)
+    with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        return torch.stack([part for parts in pool.map(one, reads) for part in parts]).sum(0)
 
 
 def _chunks(slab: list[torch.Tensor], dtype: torch.dtype = torch.float32) -> Iterator[torch.Tensor]:
