@@ -21,7 +21,7 @@ from moe_probe.forward.sites import find_sites
 from moe_probe.pruning.score import OnePass
 from moe_probe.routing import Need
 
-DOCUMENTS, TOKENS, BATCH, ROUNDS = 16, 128, 512, 3
+DOCUMENTS, TOKENS, BATCH, ROUNDS = 64, 128, 512, 2  # in shorter runs, the check of the first batch counts
 VOCABULARY = 512
 
 
