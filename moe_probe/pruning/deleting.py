@@ -19,7 +19,7 @@ from moe_probe.errors import NotFitting
 from moe_probe.forward.running import Running
 from moe_probe.model import Openable, load
 from moe_probe.options import SCORE_OPTIONS, RunOptions, completed
-from moe_probe.pruning.moved import moved_squares
+from moe_probe.pruning.moved import least_squares, moved_squares
 from moe_probe.results import dataset, variable
 from moe_probe.routing import LayerBatch, Need, Source
 from moe_probe.signatures import check_number
@@ -27,7 +27,10 @@ from moe_probe.statistics.states import Total
 from moe_probe.texts.reading import Texts
 
 MOST_SETS = 500  # that are all tried
-DEFINITION = "distance: Frobenius norm over all rows of the routed output minus that with the experts deleted"
+DEFINITION = (
+    "distance: Frobenius norm over all rows of the routed output minus that with the experts deleted; distance_bound: "
+    "no set of so many experts has a smaller distance, because an expert's output is that far from the others' span"
+)
 Sets = Mapping[int, Sequence[tuple[int, ...]]]
 
 
@@ -48,6 +51,31 @@ class DeletionPass(Analysis):
 
 
 @dataclass
+class LeastPass(Analysis):
+    """Lower bounds of the squared distances of the routed outputs without each expert, in the pass of `naee`."""
+
+    name = "naee_bound"
+    needs = frozenset({Need.WEIGHTS, Need.OUTPUTS})
+
+    least = Total("expert")
+
+    def update(self, batch: LayerBatch) -> None:
+        self.least.add(batch, least_squares(batch))
+
+    def variables(self, source: Source) -> Mapping[str, xr.DataArray]:
+        squares = self.least.array.values
+        return {"least": variable(("layer", "expert"), squares, "least squared distance", "residual stream^2")}
+
+    def bound(self, layer: int, remove: int, top_k: int) -> float:
+        """Returns a lower bound of the distance without any `remove` experts.
+
+        A row may have chosen several of them, min(k, remove) at most; its change is at least the mean of their bounds.
+        """
+        squares = np.sort(np.asarray(self.least[layer]))[:remove].sum()
+        return float(np.sqrt(squares / min(top_k, remove)))
+
+
+@dataclass
 class Search:
     """Search for the sets of experts whose removal changes each layer's output least.
 
@@ -57,6 +85,7 @@ class Search:
         most_sets: largest number of sets of a layer to try at once; if there are more, the search is greedy.
         options: of the passes.
         tried: number of sets tried, by layer.
+        bounds: lower bounds of the distance, of layers whose search is greedy.
     """
 
     source: Running
@@ -64,6 +93,7 @@ class Search:
     most_sets: int
     options: Mapping[str, object]
     tried: dict[int, int] = field(default_factory=dict)
+    bounds: dict[int, float] = field(default_factory=dict)
 
     def run(self) -> dict[int, tuple[tuple[int, ...], float]]:
         """Returns the best set tried, and its distance, by layer."""
@@ -73,8 +103,9 @@ class Search:
         if every:
             best |= self._best(every)
         gone: dict[int, tuple[int, ...]] = {layer: () for layer in exact if not exact[layer]}
-        for _ in range(self.remove if gone else 0):
-            step = self._best({layer: self._one_more(layer, experts) for layer, experts in gone.items()})
+        for number in range(self.remove if gone else 0):
+            sets = {layer: self._one_more(layer, experts) for layer, experts in gone.items()}
+            step = self._best(sets, [LeastPass()] if number == 0 else [])
             best |= step
             gone = {layer: step[layer][0] for layer in gone}
         return best
@@ -86,14 +117,17 @@ class Search:
         left = set(range(self.source.layers[layer].num_experts)) - set(gone)
         return [tuple(sorted((*gone, expert))) for expert in sorted(left)]
 
-    def _best(self, sets: Sets) -> dict[int, tuple[tuple[int, ...], float]]:
+    def _best(self, sets: Sets, beside: Sequence[LeastPass] = ()) -> dict[int, tuple[tuple[int, ...], float]]:
         layers = {layer: self.source.layers[layer] for layer in sets}
         source = replace(self.source, layers=layers, deleted=sets)
-        (analysis,) = observe(source, [DeletionPass()], self.options)
-        assert isinstance(analysis, DeletionPass)
+        deletions, *others = observe(source, [DeletionPass(), *beside], self.options)
+        assert isinstance(deletions, DeletionPass)
+        for least in others:
+            assert isinstance(least, LeastPass)
+            self.bounds |= {layer: least.bound(layer, self.remove, of.top_k) for layer, of in layers.items()}
         best = {}
         for layer, several in sets.items():
-            squares = np.asarray(analysis.moved[layer])
+            squares = np.asarray(deletions.moved[layer])
             self.tried[layer] = self.tried.get(layer, 0) + len(several)
             best[layer] = several[int(squares.argmin())], float(np.sqrt(squares.min()))
         return best
@@ -106,7 +140,7 @@ def naee(
 
     The layer's own router chooses among the other experts, by all of its rules. If a layer has at most `most_sets` sets
     of the given size, one pass tries all of them. Otherwise the search is greedy: each pass removes the one expert that
-    changes the output least, which may miss the best set.
+    changes the output least, which may miss the best set; `distance_bound` says how much closer any set could be.
 
     Args:
         model: a checkpoint folder, a hub id or a model.
@@ -117,8 +151,14 @@ def naee(
 
     Returns:
         Dataset with `removed` (layer, expert), bool; `distance` (layer), float64, the Frobenius norm over all rows of
-        z - z without the experts, in units of the residual stream; `tried` (layer), the number of sets tried; and
-        `exact` (layer), bool, whether these were all. `pruning.plan` takes it.
+        z - z without the experts, in units of the residual stream; `distance_bound` (layer), float64, which no set of
+        `remove` experts is below (the distance itself if all were tried); `tried` (layer), the number of sets tried;
+        and `exact` (layer), bool, whether these were all. `pruning.plan` takes it.
+
+        The bound is moe_probe's: a row that chose a removed expert e with weight w_e changes by at least w_e times the
+        distance of e's output from the span of the other experts' outputs, whatever is chosen instead. A row may have
+        chosen m = min(k, remove) removed experts, so the square is the sum of the `remove` smallest such squares over
+        the experts, divided by m.
 
     Raises:
         OutOfRange: `remove` is below 1.
@@ -156,11 +196,13 @@ def _result(source: Running, search: Search, best: Mapping[int, tuple[tuple[int,
     experts = max(layer.num_experts for layer in source.layers.values())
     removed = np.array([np.isin(np.arange(experts), best[layer][0]) for layer in layers])
     exact = [comb(source.layers[layer].num_experts, search.remove) <= search.most_sets for layer in layers]
+    bounds = [search.bounds.get(layer, best[layer][1]) for layer in layers]
     arrays = {
         "removed": variable(("layer", "expert"), removed, "removed experts"),
         "distance": variable(
             ("layer",), [best[layer][1] for layer in layers], "distance of the routed output", "residual stream"
         ),
+        "distance_bound": variable(("layer",), bounds, "least possible distance", "residual stream"),
         "tried": variable(("layer",), [search.tried[layer] for layer in layers], "sets tried", "sets"),
         "exact": variable(("layer",), exact, "all sets were tried"),
     }

@@ -1,4 +1,4 @@
-"""Change of a layer's routed output when experts are deleted."""
+"""Change of a layer's routed output when experts are deleted, and the least change that is possible."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import torch
 from moe_probe.routing import LayerBatch
 
 ROUNDING = 1e-6  # of a row's largest weight: what a second decision of the same may differ by
+JITTER = 1e-10  # of the largest squared output; added to products that may be singular
 
 
 def moved_squares(batch: LayerBatch) -> torch.Tensor:
@@ -23,6 +24,23 @@ def moved_squares(batch: LayerBatch) -> torch.Tensor:
         change[:, 0] = change.sum(1)
         squares.append((change[:, None] @ products @ change[..., None]).sum())
     return torch.stack(squares).clamp(min=0)
+
+
+def least_squares(batch: LayerBatch) -> torch.Tensor:
+    """Lower bounds (E,), float64, of the squared distances of the routed outputs without each expert.
+
+    Whatever else is deleted and chosen instead, a row of an expert of weight w changes by at least w times the distance
+    of the expert's output from the span of the other experts' outputs. The squares are summed over the rows.
+    """
+    outputs, weights = batch.outputs.transpose(0, 1).double(), batch.weights.double()
+    products = outputs @ outputs.mT
+    jitter = JITTER * products.diagonal(dim1=1, dim2=2).amax(1)
+    identity = torch.eye(products.shape[1], dtype=torch.float64, device=products.device)
+    lower, failed = torch.linalg.cholesky_ex(products + jitter[:, None, None] * identity)
+    inverse = torch.linalg.solve_triangular(lower, identity.expand_as(lower), upper=False)
+    apart = 1 / inverse.square().sum(1) - 10 * jitter[:, None]  # squared distances from the span of the others
+    known = (failed == 0)[:, None] & (weights != 0)
+    return torch.where(known, weights.square() * apart.clamp(min=0), 0).sum(0)
 
 
 def difference_products(outputs: torch.Tensor) -> torch.Tensor:

@@ -39,6 +39,38 @@ def test_the_best_of_all_sets_is_found(name):
     np.testing.assert_allclose(ds.distance[0], distances[best], rtol=1e-4)
     assert ds.tried.item() == len(sets)
     assert ds.exact.item()
+    assert ds.distance_bound.item() == ds.distance.item()
+
+
+@pytest.mark.parametrize("name", FOLDERS)
+@pytest.mark.parametrize("remove", [1, 2, 3])
+def test_no_set_is_below_the_bound_of_a_greedy_search(name, remove):
+    model = opened(name)
+    layer = model.moe_layers[-1]
+    if model.layer(layer).num_experts - remove < model.layer(layer).top_k:
+        return
+    options = {"layers": [layer], "progress": False}
+    best = pruning.naee(model, documents(name), remove, most_sets=10_000, **options)
+    greedy = pruning.naee(model, documents(name), remove, most_sets=1, **options)
+    assert best.exact.item()
+    assert not greedy.exact.item()
+    assert 0 < greedy.distance_bound.item() <= best.distance.item() <= greedy.distance.item() * (1 + 1e-6)
+
+
+def test_the_bound_is_the_distance_from_the_span_of_the_other_outputs():
+    name, layer = "mixtral", 2
+    record = dynamic.record(opened(name), documents(name), layers=[layer], outputs="all", progress=False)
+    outputs, squares = record.output.sel(layer=layer).transpose("token", "expert", "hidden").values, np.zeros(8)
+    index = record.topk_expert.sel(layer=layer).values.reshape(len(outputs), -1)
+    weights = record.topk_weight.sel(layer=layer).values.reshape(len(outputs), -1)
+    for row, chosen, applied in zip(outputs.astype(float), index, weights, strict=True):
+        for expert, weight in zip(chosen, applied, strict=True):
+            others = np.delete(row, expert, axis=0).T
+            fitted = others @ np.linalg.lstsq(others, row[expert], rcond=None)[0]
+            squares[expert] += weight**2 * ((row[expert] - fitted) ** 2).sum()
+    ds = pruning.naee(opened(name), documents(name), 3, layers=[layer], most_sets=1, progress=False)
+    expected = np.sqrt(np.sort(squares)[:3].sum() / 2)
+    np.testing.assert_allclose(ds.distance_bound.item(), expected, rtol=1e-4)
 
 
 def test_beyond_so_many_sets_experts_go_one_after_the_other():
