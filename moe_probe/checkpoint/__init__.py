@@ -1,4 +1,4 @@
-"""Opens published files as named lazy tensors, without knowing about mixtures of experts."""
+"""Opens published weight files as lazy tensors by key; knows nothing about mixtures of experts."""
 
 from typing import TYPE_CHECKING
 

@@ -1,6 +1,7 @@
-"""A folder with a LoRA or DoRA adapter of PEFT, opened together with its base, read in slices.
+"""Opens a folder with a LoRA or DoRA adapter of PEFT together with its base model; weights are read in slices.
 
-LoRA is W + scale B A (arXiv 2106.09685). DoRA gives each row of that a length of its own (arXiv 2402.09353).
+LoRA is W + scale B A (arXiv 2106.09685). DoRA also rescales each row of this sum to a learned length
+(arXiv 2402.09353).
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ WEIGHTS = {"adapter_model.safetensors": SafetensorsFile, "adapter_model.bin": To
 PREFIX = "base_model.model."
 MAGNITUDE = re.compile(r"(.+)\.lora_magnitude_vector(?:\.default)?(?:\.weight)?")
 FACTOR = re.compile(r"(.+)\.lora_([AB])(?:\.default)?\.weight")
-# what other adapters, and variants of LoRA, are configured with: their arithmetic is another one
+# config fields of other adapters and of LoRA variants, whose arithmetic differs
 VARIANTS = (
     "fan_in_fan_out",
     "target_parameters",
@@ -43,7 +44,7 @@ VARIANTS = (
 
 
 class LowRank(Typed):
-    """W (out, in) + scale B (out, r) A (r, in), computed in float32 and rounded to the type of W."""
+    """The source of W (out, in) + scale B (out, r) A (r, in), computed in float32 and rounded to the dtype of W."""
 
     def __init__(self, weight: LazyTensor, down: LazyTensor, up: LazyTensor, scale: float):
         self.weight, self.down, self.up, self.scale = weight, down, up, scale
@@ -62,7 +63,7 @@ class LowRank(Typed):
 
 
 class Directed(LowRank):
-    """m (V / |V|), each row of V = W + scale B A with the length m of its own; whole rows are read for that."""
+    """The source of m (V / |V|): each row of V = W + scale B A is rescaled to its length in m. Reads whole rows."""
 
     def __init__(self, weight: LazyTensor, down: LazyTensor, up: LazyTensor, scale: float, magnitude: LazyTensor):
         super().__init__(weight, down, up, scale)
@@ -76,15 +77,15 @@ class Directed(LowRank):
 
 
 def is_adapter(path: Path) -> bool:
-    """Whether a path is a folder that holds only an adapter."""
+    """Whether a path is a folder that holds an adapter and no complete model."""
     return path.is_dir() and present(path, CONFIG) and not present(path, "config.json")
 
 
 def base_of(folder: Path) -> str:
-    """Folder or hub id of the model that an adapter belongs to.
+    """Returns the folder or hub id of an adapter's base model.
 
     Raises:
-        DamagedFile: its configuration names none.
+        DamagedFile: the adapter's configuration names no base model.
     """
     named = read_json(inside(folder, CONFIG)).get("base_model_name_or_path")
     if not isinstance(named, str) or not named:
@@ -96,11 +97,11 @@ def base_of(folder: Path) -> str:
 
 
 def with_adapter(base: Checkpoint, folder: Path) -> Checkpoint:
-    """The base with the adapter's changes, under the base's keys; nothing is computed before a slice is read.
+    """Returns the base with the adapter's changes, under the base's keys; computes nothing until a slice is read.
 
     Raises:
         MissingFiles: the adapter's weights are missing.
-        CheckpointError: the adapter is of another kind, or changes what the base does not have.
+        CheckpointError: the adapter is of an unsupported kind, or changes a tensor that the base lacks.
     """
     config = read_json(inside(folder, CONFIG))
     _require_plain(folder, config)
@@ -129,7 +130,7 @@ def _require_plain(folder: Path, config: Mapping[str, Any]) -> None:
 def _changed(
     base: Mapping[str, LazyTensor], stored: Mapping[str, LazyTensor], config: Mapping[str, Any], path: Path
 ) -> Iterator[tuple[str, LazyTensor]]:
-    """Keys of the base, and the tensors that the adapter changes them to."""
+    """Yields the keys of the base that the adapter changes, each with its new tensor."""
     lengths = {match[1]: tensor for key, tensor in stored.items() if (match := MAGNITUDE.fullmatch(key))}
     if bool(lengths) is not bool(config.get("use_dora")):
         raise DamagedFile(
@@ -189,6 +190,6 @@ def _directed(low_rank: LowRank, magnitude: LazyTensor | None, key: str, path: P
 
 
 def _of_module(pattern: Any, module: str, default: Any) -> Any:
-    """A number that the configuration states for some modules by the ends of their names."""
+    """Returns the value of the first pattern that matches the end of a module's name, or the default."""
     matching = (value for name, value in (pattern or {}).items() if re.match(rf"(.*\.)?({name})$", module))
     return next(matching, default)

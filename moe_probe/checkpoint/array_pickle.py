@@ -1,8 +1,8 @@
-"""Arrays in pickles, located without running the pickle.
+"""Locates arrays in pickles without running the pickle.
 
-A pickle is a program for a stack machine. The machine here knows the instructions that build numpy arrays and nothing
-else; it imports nothing and calls nothing: a global is a name to it, refused unless it is one of `NAMES`. Values are
-left in the file: what comes out says where they lie, so that a slice of them can be mapped.
+A pickle is a program for a stack machine. The machine here supports only the instructions that build numpy arrays. It
+imports nothing and calls nothing: a global is only a name, which is refused unless it is in `NAMES`. Values stay in the
+file: the result records where they lie, so that a slice of them can be mapped.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from moe_probe.checkpoint.lazy import itemsize_of
 from moe_probe.errors import DamagedFile, UnsafeFile
 
 # every global that pickles of numpy arrays, ml_dtypes' bfloat16 and Grok-1's weights name (numpy 1 and 2, protocols
-# 0 to 5), with the word for it below
+# 0 to 5), and the word that represents it below
 NAMES = {
     "numpy.core.multiarray _reconstruct": "array",
     "numpy._core.multiarray _reconstruct": "array",
@@ -38,30 +38,30 @@ DAMAGE = (ValueError, TypeError, LookupError, OSError, OverflowError, struct.err
 
 
 class Payload(NamedTuple):
-    """Bytes of the file that are values of an array."""
+    """The range of bytes of the file that holds the values of an array."""
 
     start: int
     length: int
 
 
 class Name(str):
-    """A global of the pickle, as the word that `NAMES` has for it."""
+    """A global of the pickle, represented by its word in `NAMES`."""
 
 
 @dataclass
 class DType:
-    """`numpy.dtype`; `code` is its first argument."""
+    """A `numpy.dtype`; `code` is its first argument."""
 
     code: str
 
 
 @dataclass
 class Array:
-    """`numpy.ndarray`: what its pickle says of it.
+    """A `numpy.ndarray`, as its pickle describes it.
 
     Attributes:
         data: where the values lie in the file; the bytes themselves in protocols 0 to 2, which escape them.
-        fortran: the first index varies fastest.
+        fortran: whether the first index varies fastest.
     """
 
     shape: tuple[int, ...] = ()
@@ -70,7 +70,7 @@ class Array:
     data: Payload | bytes = b""
 
     def check(self) -> None:
-        """ValueError unless the values are as many as the shape says."""
+        """Raises ValueError unless the number of values matches the shape."""
         length = self.data.length if isinstance(self.data, Payload) else len(self.data)
         if not all(isinstance(size, int) and size > 0 for size in self.shape):
             raise ValueError(f"an array of shape {self.shape}")
@@ -79,15 +79,15 @@ class Array:
 
 
 class Quantized(dict):
-    """Grok-1's `QuantizedWeight8bit`: `weight` and `scales`."""
+    """Grok-1's `QuantizedWeight8bit`: a dict of `weight` and `scales`."""
 
 
 def read_pickle(path: Path) -> Array | Quantized:
-    """The array, or the quantized weight, that a file holds; its values are not read.
+    """Returns the array, or the quantized weight, in a file; its values stay in the file (see `Array.data`).
 
     Raises:
         DamagedFile: the pickle is truncated, or holds something else.
-        UnsafeFile: the pickle names anything but arrays.
+        UnsafeFile: the pickle names a global that is not in `NAMES`.
     """
     try:
         with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
@@ -113,7 +113,7 @@ class Machine:
         self.memo: dict[int, Any] = {}
 
     def run(self) -> Any:
-        """Execute up to STOP; the object that is then on the stack."""
+        """Executes the pickle up to STOP; returns the object on top of the stack."""
         while True:
             opcode = pickletools.code2op.get(self.file.read(1).decode("latin1"))  # pyright: ignore[reportAttributeAccessIssue]
             if opcode is None:
@@ -126,14 +126,14 @@ class Machine:
                 self.step(opcode.name, None if opcode.arg is None else opcode.arg.reader(self.file))
 
     def skip(self, width: int) -> Payload:
-        """Step over bytes whose length is a number of `width` bytes."""
+        """Steps over bytes whose length is stored in `width` bytes; returns where they lie."""
         length = int.from_bytes(self.file.read(width), "little")
         payload = Payload(self.file.tell(), length)
         self.file.seek(length, 1)  # ValueError past the end
         return payload
 
     def step(self, opcode: str, argument: Any) -> None:  # noqa: C901 - a case for each instruction
-        """One instruction that is neither STOP nor a payload."""
+        """Executes one instruction that is neither STOP nor a payload."""
         stack = self.stack
         match opcode:
             case "PROTO" | "FRAME":
@@ -178,7 +178,7 @@ class Machine:
                 raise ValueError(f"the instruction {opcode}, which no pickle of an array has")
 
     def pop(self, count: int, keep: int = 0) -> list[Any]:
-        """The last `count` objects; the first `keep` of them stay on the stack."""
+        """Pops and returns the last `count` objects; the first `keep` of them stay on the stack."""
         start = len(self.stack) - count
         if start < 0:
             raise ValueError("an instruction without its operands")
@@ -203,7 +203,7 @@ def _pairs(items: list[Any]) -> dict[str, Any]:
 
 
 def _call(function: Any, arguments: Any) -> Any:
-    """What the call of a global makes; `copyreg`'s `cls.__new__(cls)` included."""
+    """Returns what a call of a global creates, including `copyreg`'s `cls.__new__(cls)`."""
     match function, arguments:
         case Name("array"), (Name("ndarray"), _, _):
             return Array()
@@ -221,7 +221,7 @@ def _call(function: Any, arguments: Any) -> Any:
 
 
 def _build(target: Any, state: Any) -> None:
-    """`target.__setstate__(state)`."""
+    """Sets the state of an object, as `target.__setstate__(state)` would."""
     match target, state:
         case Array(), (_, tuple(shape), DType(code), fortran, data):
             target.shape, target.kind, target.fortran, target.data = shape, KINDS[code], bool(fortran), data

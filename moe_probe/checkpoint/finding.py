@@ -1,4 +1,4 @@
-"""Where the files of a source are: a folder, a file, an adapter beside its base, the hub's local cache, or the hub."""
+"""Finds the files of a source: a folder, a file, an adapter with its base model, the hub's local cache, or the hub."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from moe_probe.errors import MissingFiles, NotFitting, reason
 
 
 def find_checkpoint(source: str | Path, revision: str | None, config: Mapping[str, Any] | None) -> Checkpoint:
-    """Opens the files of a folder, of a file that is a whole model, or of a hub id.
+    """Opens the checkpoint of a folder, of a file that holds a whole model, or of a hub id.
 
     Raises:
-        MissingFiles: they are neither here nor on the hub.
-        NotFitting: a revision of a folder.
-        CheckpointError: they are damaged, unsafe or of no known format.
+        MissingFiles: the files are neither local nor on the hub.
+        NotFitting: `revision` is given for a folder or file.
+        CheckpointError: the files are damaged, unsafe or of no known format.
     """
     path = Path(source).expanduser()
     if not _is_hub_id(source, path):
@@ -35,7 +35,7 @@ def find_checkpoint(source: str | Path, revision: str | None, config: Mapping[st
         return open_checkpoint(path, config)
     folder = _snapshot(str(source), revision)
     if folder is not None:
-        with suppress(MissingFiles):  # the hub has what the cache lacks
+        with suppress(MissingFiles):  # files missing from the cache may be on the hub
             return open_checkpoint(folder, config)
     try:
         return open_hub(str(source), revision, config)
@@ -63,7 +63,7 @@ def _require_folder(path: Path) -> None:
 
 
 def _nearest(path: Path) -> str:
-    """A hint at the folder whose name is most similar to that of a missing path; empty if there is none."""
+    """Returns a hint at the folder whose name is similar to that of a missing path, or an empty string."""
     try:
         names = [place.name for place in path.parent.iterdir() if place.is_dir()]
     except OSError:
@@ -73,9 +73,9 @@ def _nearest(path: Path) -> str:
 
 
 def _snapshot(name: str, revision: str | None) -> Path | None:
-    """The folder of a hub id in the local cache; None where it is not there."""
+    """Returns the folder of a hub id in the local cache, or None if the cache lacks it."""
     try:
-        for file in ("config.json", "params.json"):  # of a snapshot that may lack what is not used
+        for file in ("config.json", "params.json"):  # a snapshot may lack files that are not needed
             cached = try_to_load_from_cache(name, file, revision=revision)
             if isinstance(cached, str):
                 return Path(cached).parent
@@ -89,6 +89,6 @@ def _snapshot(name: str, revision: str | None) -> Path | None:
 
 
 def refuse_revision(revision: str | None, source: str) -> None:
-    """Raises NotFitting if a revision is given for what is not a hub id."""
+    """Raises NotFitting if a revision is given for a source that is not a hub id."""
     if revision is not None:
         raise NotFitting(f"revision={revision!r} is for hub ids, but the model is {source}; omit revision=.")

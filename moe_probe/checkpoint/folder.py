@@ -1,4 +1,4 @@
-"""The folder of a published checkpoint: finds its weight files and keys, and refuses anything outside of it."""
+"""Finds the weight files and keys in the folder of a published checkpoint, and refuses files outside of it."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from moe_probe.errors import DamagedFile, MissingFiles, UnsafeFile, reason
 if TYPE_CHECKING:
     from moe_probe.checkpoint.lazy import LazyTensor
 
-# files that say how the weights are quantized where config.json does not, and the method that writes them
+# files that hold the quantization settings if config.json does not, and the method that writes each file
 QUANTIZED = {
     "hf_quant_config.json": "modelopt",
     "quantize_config.json": "gptq",
     "quant_config.json": "awq",
     "quantization_config.json": "auto-round",
 }
-SNAPSHOTS, BLOBS = "snapshots", "blobs"  # of huggingface_hub's cache
+SNAPSHOTS, BLOBS = "snapshots", "blobs"  # folders of huggingface_hub's cache
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in a file that `inside` gave.
+    """Reads the JSON object in a file whose path comes from `inside`.
 
     Raises:
-        DamagedFile: the file holds something else.
+        DamagedFile: the file is not readable JSON, or holds another type.
     """
     try:
         value = json.loads(path.read_text(encoding="utf-8-sig"), object_hook=_special_float)
@@ -40,17 +40,17 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def _special_float(fields: dict[str, Any]) -> Any:
-    """transformers writes infinity as `{"__float__": "Infinity"}`, because JSON has no such number."""
+    """Converts `{"__float__": "Infinity"}` to a float (transformers writes it because JSON has no infinity)."""
     return float(fields["__float__"]) if fields.keys() == {"__float__"} else fields
 
 
 def inside(folder: Path, name: str) -> Path:
-    """The file `name` of `folder`.
+    """Returns the path of the file `name`, after checking that it lies in `folder`; it need not exist.
 
     The links that huggingface_hub's cache makes (`snapshots/<revision>/file` -> `blobs/<hash>`) are allowed.
 
     Raises:
-        UnsafeFile: the file lies elsewhere (absolute, `..`, or a link that leads out), or is no regular file.
+        UnsafeFile: the file lies elsewhere (absolute, `..`, or a link that leads out), or is not a regular file.
     """
     path = folder / name
     try:
@@ -84,7 +84,7 @@ def _kind(mode: int) -> str:
 
 
 def _roots(folder: Path) -> list[Path]:
-    """Where the files of a folder may be: in it, or among the blobs of the hub's cache if it is a snapshot there."""
+    """Returns the folders that may hold a folder's files: itself, and the hub cache's blobs if it is a snapshot."""
     home = folder.resolve()
     snapshot = next((place for place in (home, *home.parents) if place.parent.name == SNAPSHOTS), None)
     return [home] if snapshot is None else [home, snapshot.parent.parent / BLOBS]
@@ -92,7 +92,7 @@ def _roots(folder: Path) -> list[Path]:
 
 @dataclass(frozen=True)
 class Opened:
-    """What a folder's files of one format say: options that describe the model, named unread tensors, the files."""
+    """The content of a folder in one format: config fields, unread tensors by key, and the weight files."""
 
     config: dict[str, Any]
     tensors: dict[str, LazyTensor]
@@ -103,8 +103,8 @@ class Format(Protocol):
     """A file format of checkpoints.
 
     Attributes:
-        preference: formats are tried from the lowest on, because publishers often ship the same weights twice.
-        expects: the files that it looks for, as errors list them.
+        preference: formats are tried in ascending order, because publishers often ship the same weights twice.
+        expects: the files that the format consists of, as errors list them.
     """
 
     @property
@@ -115,12 +115,12 @@ class Format(Protocol):
 
     @property
     def open(self) -> Callable[[Path], Opened | None]:
-        """Opens a folder; None where it has no files of this format."""
+        """A function that opens a folder, and returns None if it has no files of this format."""
         ...
 
 
 class ContainerFile(Protocol):
-    """One weight file of some format, with the names that the format uses in a folder."""
+    """One weight file of a format, with the file names that the format uses in a folder."""
 
     SINGLE: ClassVar[str]
     INDEX: ClassVar[str]
@@ -128,13 +128,13 @@ class ContainerFile(Protocol):
     def __init__(self, path: Path): ...
 
     def tensors(self) -> dict[str, LazyTensor]:
-        """Every tensor of the file, unread."""
+        """Returns every tensor of the file by key, unread."""
         ...
 
 
 @dataclass(frozen=True)
 class FilesOfOneKind:
-    """A format of `config.json` and one file, or shards with an index."""
+    """A format of `config.json` with one weight file, or with shards and their index."""
 
     container: type[ContainerFile]
     preference: int
@@ -144,9 +144,9 @@ class FilesOfOneKind:
         return f"config.json with {self.container.SINGLE} (or {self.container.INDEX} and its shards)"
 
     def open(self, folder: Path) -> Opened | None:
-        """The tensors of the folder; None when it has none of the files.
+        """Opens the folder; returns None if it has neither the single file nor the index.
 
-        Where a folder has both a single file and an index, the single file counts, as for transformers.
+        If a folder has both, the single file is used, as in transformers.
 
         Raises:
             MissingFiles: a shard or config.json is missing.
@@ -163,7 +163,7 @@ class FilesOfOneKind:
 
 
 def indexed(folder: Path, container: type[ContainerFile]) -> tuple[dict[str, LazyTensor], list[Path]]:
-    """The tensors of all shards that the index names, and the shards.
+    """Returns the tensors of all shards that the index names, and the paths of the shards.
 
     Raises:
         MissingFiles: a shard is missing.
@@ -179,16 +179,16 @@ def indexed(folder: Path, container: type[ContainerFile]) -> tuple[dict[str, Laz
 
 
 def present(folder: Path, name: str) -> bool:
-    """Whether the folder has an entry of that name, a broken link included."""
+    """Whether the folder has an entry of that name; a broken link counts."""
     return (folder / name).is_symlink() or (folder / name).exists()
 
 
 def configuration(folder: Path) -> dict[str, Any]:
-    """config.json of a folder, with how its weights are quantized where another file says so.
+    """Returns the fields of a folder's config.json, with quantization settings from another file if it has none.
 
     Raises:
-        MissingFiles: there is none.
-        DamagedFile: it is no JSON object.
+        MissingFiles: the folder has no config.json.
+        DamagedFile: config.json is not a JSON object.
     """
     path = inside(folder, "config.json")
     if not path.exists():

@@ -1,7 +1,7 @@
-"""A model on the Hugging Face hub: configuration and headers are read at once, weight files downloaded on use.
+"""A model on the Hugging Face hub: opening it reads configuration and headers; weight files are downloaded on use.
 
-Of what a repository holds, the files of one format are used: safetensors, whose headers are read by range; else torch's
-`.bin`, or one GGUF model, which are downloaded whole. Files come to the cache of huggingface_hub and stay there.
+Only the files of one format are used: safetensors, whose headers are read with range requests; otherwise files that are
+downloaded whole, such as torch's `.bin` or one GGUF model. Downloaded files stay in huggingface_hub's cache.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ if TYPE_CHECKING:
 else:
     from moe_probe.deferred import torch
 
-SMALL = (".json", ".model", ".txt", ".jinja", ".tiktoken", ".bpe", ".vocab", ".spm")  # what describes a model
+SMALL = (".json", ".model", ".txt", ".jinja", ".tiktoken", ".bpe", ".vocab", ".spm")  # suffixes of small files
 INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json", "consolidated.safetensors.index.json")
 SINGLES = ("model.safetensors", "pytorch_model.bin", "consolidated.safetensors", "qmodel.pt")
-# of the connection too: by what class, the hub's library changed with its HTTP library
+# base class that covers failed connections too; it depends on the HTTP library that huggingface_hub uses
 HTTP_ERROR = next((base for base in HfHubHTTPError.__mro__ if base.__name__ == "HTTPError"), HfHubHTTPError)
 HUB_FAILURES: Any = (HTTP_ERROR, LocalEntryNotFoundError, OSError)
-READERS = 8  # headers that are read at a time
+READERS = 8  # headers read at a time
 
 
 @dataclass(frozen=True)
@@ -45,9 +45,9 @@ class Repository:
     """A revision of a repository.
 
     Attributes:
-        name, commit: which.
-        files: those at its top, by name.
-        folder: of the cache, with the small files.
+        name, commit: hub id of the repository, and commit of the revision.
+        files: the top-level files, by name.
+        folder: the folder in the cache that holds the small files.
     """
 
     name: str
@@ -57,10 +57,10 @@ class Repository:
     announced: list[bool] = field(default_factory=list)
 
     def download(self, name: str) -> Path:
-        """A file, from the cache or the hub; before the first one, how much there is to come is said.
+        """Returns the path of a file in the cache, downloaded if necessary; prints the total size before the first one.
 
         Raises:
-            MissingFiles: the hub cannot be reached.
+            MissingFiles: the file cannot be downloaded.
         """
         try:
             return Path(hf_hub_download(self.name, name, revision=self.commit, local_files_only=True))
@@ -80,15 +80,15 @@ class Repository:
             )
 
     def size(self, name: str) -> int:
-        """Bytes of a file."""
+        """Returns the size of a file in bytes."""
         return self.files[name].size or 0
 
     @cached_property
     def weights(self) -> list[str]:
-        """The weight files of one format.
+        """Names of the weight files, all of one format.
 
         Raises:
-            MissingFiles: there are none, or the index names one that there is not.
+            MissingFiles: the repository has no weights, or lacks a file that the index names.
         """
         index = next((name for name in INDEXES if name in self.files), None)
         single = next((name for name in SINGLES if name in self.files), None)
@@ -109,10 +109,10 @@ class Repository:
 
 
 def open_hub(name: str, revision: str | None, config: Mapping[str, Any] | None = None) -> Checkpoint:
-    """A model of the hub; reads its configuration, and headers by range where it has safetensors.
+    """Opens a model on the hub; reads its configuration, and the headers of safetensors files with range requests.
 
     Raises:
-        MissingFiles: the hub cannot be reached, or has no such model or no weights of it.
+        MissingFiles: the hub cannot be reached, or has no such model or no weights for it.
         CheckpointError: a file is damaged.
     """
     repository = _repository(name, revision)
@@ -135,7 +135,7 @@ def _repository(name: str, revision: str | None) -> Repository:
         info = HfApi().model_info(name, revision=revision, files_metadata=True)
         top = {each.rfilename: each for each in info.siblings or () if "/" not in each.rfilename}
         small = [file for file in top if file.endswith(SMALL)]
-        folder = snapshot_download(name, revision=revision, allow_patterns=small)  # which notes the revision
+        folder = snapshot_download(name, revision=revision, allow_patterns=small)  # records the revision
     except HUB_FAILURES as error:
         raise MissingFiles(
             f"fetching {name} from the hub failed ({reason(error)}); check the name, the revision and the connection."
@@ -144,16 +144,16 @@ def _repository(name: str, revision: str | None) -> Repository:
 
 
 class HubFile:
-    """A safetensors file of a repository: its header is read by range, its values once it is downloaded."""
+    """A safetensors file of a repository: its header is read with range requests, its values after a download."""
 
     def __init__(self, repository: Repository, name: str):
         self.repository, self.name = repository, name
 
     def tensors(self) -> dict[str, LazyTensor]:
-        """Every entry of the header, unread.
+        """Returns every tensor of the header by key, unread.
 
         Raises:
-            DamagedFile: the header is none.
+            DamagedFile: the file has no valid header.
         """
         try:
             header = HfApi().parse_safetensors_file_metadata(
@@ -161,7 +161,7 @@ class HubFile:
             )
         except HUB_FAILURES as error:
             raise MissingFiles(f"{self.name} of {self.repository.name} cannot be read ({reason(error)}).") from error
-        except Exception as error:  # the hub's library raises what its parser meets
+        except Exception as error:  # the hub's library passes on any error of its parser
             raise DamagedFile(f"{self.name} of {self.repository.name} has no header ({reason(error)}).") from error
         odd = next((info.dtype for info in header.tensors.values() if info.dtype not in KINDS), None)
         if odd is not None:
@@ -173,12 +173,12 @@ class HubFile:
 
     @cached_property
     def local(self) -> Mapping[str, LazyTensor]:
-        """The tensors of the downloaded file."""
+        """The tensors of the file, which is downloaded on first use."""
         return SafetensorsFile(self.repository.download(self.name)).tensors()
 
 
 class HubEntry(Typed):
-    """One tensor of a file of the hub."""
+    """One tensor of a file on the hub."""
 
     def __init__(self, file: HubFile, key: str, shape: Size, kind: str):
         self.file, self.key, self.shape, self.kind = file, key, shape, kind
@@ -188,7 +188,7 @@ class HubEntry(Typed):
 
 
 class HubCheckpoint(Checkpoint):
-    """A checkpoint whose weight files come when they are asked for."""
+    """A checkpoint whose weight files are downloaded on first use."""
 
     def __init__(
         self,
@@ -212,7 +212,7 @@ class HubCheckpoint(Checkpoint):
 
     @property
     def identity(self) -> str:
-        """That of the same files in the cache: the hub knows their hashes."""
+        """The identity that the same files have in the cache, computed from the hashes that the hub states."""
         stated = (self.repository.files[name] for name in self.repository.weights)
         hashes = sorted(str(each.lfs.sha256 if each.lfs else each.blob_id) for each in stated)
         return digest([hash_of_names(self.stored), *hashes])

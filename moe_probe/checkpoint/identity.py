@@ -1,8 +1,8 @@
 """The identity of stored weights: a hash of a small part of the bytes.
 
-The hash in the name of a file of huggingface_hub's cache identifies it. Small checkpoints are read completely. Of
-larger ones, all of the routers and blocks of every matrix are read (each expert of a fused tensor counts as a matrix);
-sizes and modification times of the files reveal changes outside of the blocks.
+A file in huggingface_hub's cache is identified by the hash that is its name. Other small checkpoints are read
+completely. Of larger ones, the routers are read completely, and sample blocks of every other matrix (each expert of a
+fused tensor counts as a matrix). Sizes and modification times of the files reveal changes outside of these blocks.
 """
 
 from __future__ import annotations
@@ -29,24 +29,24 @@ if TYPE_CHECKING:
 else:
     from moe_probe.deferred import torch
 
-READ_WHOLE = 2**24  # checkpoints of at most so many bytes
-WHOLE_ROUTER = 2**25  # bytes; what is larger is no router
+READ_WHOLE = 2**24  # bytes; checkpoints up to this size are read completely
+WHOLE_ROUTER = 2**25  # bytes; a larger tensor is not a router
 ROUTER = re.compile(r"(^|[._])(gate|router|wg|wg_reduction)([._]|$)(?!proj)")
 BLOB = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
-BLOCK, SHARE = 512, 128  # bytes of a block; one byte in so many is read
-SPACING = 400 * 1024  # bytes between blocks of a matrix, so that their pages too are 1 % of it
-BLOCKS = 100_000  # in all, at most 4 of a matrix and at least one
-PART = 2**21  # values that are summed at a time
+BLOCK, SHARE = 512, 128  # most bytes per block; about one byte in SHARE is read at most
+SPACING = 400 * 1024  # bytes between blocks of a matrix, so that their memory pages, too, are 1 % of it
+BLOCKS = 100_000  # blocks in total, if possible; 1 to 4 per matrix
+PART = 2**21  # values summed at a time
 
 
 def digest(facts: Any) -> str:
-    """Sixteen hexadecimal digits for anything that JSON holds; other values by their `repr`."""
+    """Returns a hash of anything that JSON can hold, as 16 hexadecimal digits; other values count by their `repr`."""
     text = json.dumps(facts, sort_keys=True, default=repr)
     return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()[:16]
 
 
 def identity_of_files(files: Iterable[Path], tensors: Mapping[str, LazyTensor]) -> str:
-    """The identity of stored tensors.
+    """Returns the identity of stored tensors, as 16 hexadecimal digits.
 
     Args:
         files: the weight files.
@@ -65,7 +65,7 @@ def identity_of_files(files: Iterable[Path], tensors: Mapping[str, LazyTensor]) 
 
 
 def hash_of_names(tensors: Mapping[str, LazyTensor]) -> str:
-    """The SHA-256 of keys, shapes and dtypes."""
+    """Returns the SHA-256 of the keys, shapes and dtypes of tensors."""
     hasher = hashlib.sha256()
     for key in sorted(tensors):
         hasher.update(
@@ -75,19 +75,19 @@ def hash_of_names(tensors: Mapping[str, LazyTensor]) -> str:
 
 
 def blob_name(path: Path) -> str | None:
-    """The hash of a file's content that huggingface_hub's cache keeps as its name; None for other files."""
+    """Returns the content hash by which huggingface_hub's cache names a file, or None for a file outside the cache."""
     target = path.resolve()
     return target.name if target.parent.name == BLOBS and BLOB.fullmatch(target.name) else None
 
 
 def hash_of_file(path: Path) -> str:
-    """The SHA-256 of a file's content."""
+    """Returns the SHA-256 of a file's content."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def hash_of_samples(tensors: Mapping[str, LazyTensor]) -> str:
-    """The SHA-256 of blocks of every stored tensor, and of the routers."""
+    """Returns the SHA-256 of whole routers and of sample blocks of every other stored tensor."""
     hasher, most = hashlib.sha256(), max(1, min(4, BLOCKS // max(1, len(tensors))))
     with ExitStack() as stack:
         files = OpenFiles(stack)
@@ -102,26 +102,26 @@ def hash_of_samples(tensors: Mapping[str, LazyTensor]) -> str:
 
 
 class OpenFiles:
-    """The files that stored tensors lie in, each opened once."""
+    """The files that hold the stored tensors, each opened once."""
 
     def __init__(self, stack: ExitStack):
         self.stack = stack
         self.opened: dict[Path, BinaryIO] = {}
 
     def reader(self, source: TensorSource) -> tuple[int, Callable[[int, int], bytes]]:
-        """How many bytes a source has as stored, and a function that reads some: from a start, so many."""
-        span: tuple[Path, int, int] | None = getattr(source, "span", None)  # bytes that lie in a file as they are
+        """Returns the number of bytes that a source stores, and a function that reads `size` bytes from `start`."""
+        span: tuple[Path, int, int] | None = getattr(source, "span", None)  # bytes stored contiguously in a file
         if span is not None:
             path, first, length = span
             file = self.file(path)
             return length, lambda start, size: read_at(file, first + start, size)
-        raw: Callable[[], torch.Tensor] | None = getattr(source, "raw", None)  # bytes, mapped where possible
+        raw: Callable[[], torch.Tensor] | None = getattr(source, "raw", None)  # returns the bytes, mapped if possible
         stored = source.read(_everything(source.shape)) if raw is None else raw()
         values = stored.contiguous().flatten().view(torch.uint8).numpy()
         return len(values), lambda start, size: values[start : start + size].tobytes()
 
     def file(self, path: Path) -> BinaryIO:
-        """The file, opened without reading ahead."""
+        """Returns a file, opened once and without read-ahead."""
         if path not in self.opened:
             file = self.stack.enter_context(cast(BinaryIO, path.open("rb", buffering=0)))
             self.opened[path] = file
@@ -131,7 +131,7 @@ class OpenFiles:
 
 
 def read_at(file: BinaryIO, start: int, size: int) -> bytes:
-    """So many bytes of a file, from a place on."""
+    """Returns `size` bytes of a file, from `start`."""
     file.seek(start)
     return file.read(size)
 
@@ -141,7 +141,7 @@ def _everything(shape: Sequence[int]) -> Index:
 
 
 def blocks(length: int, shape: Sequence[int], most: int) -> Iterator[tuple[int, int]]:
-    """Start and size of at most so many blocks of each matrix in a tensor of `length` bytes, spread evenly."""
+    """Yields start and size of up to `most` evenly spread blocks per matrix of a tensor of `length` bytes."""
     matrices = max(1, math.prod(shape[:-2])) if len(shape) > 2 else 1
     matrix = length // matrices
     if not matrix:
@@ -155,7 +155,7 @@ def blocks(length: int, shape: Sequence[int], most: int) -> Iterator[tuple[int, 
 
 
 def hash_of_values(tensor: torch.Tensor) -> list[int]:
-    """Numbers that differ for tensors of different values: sums of all bits with random odd weights, modulo 2**64."""
+    """Returns numbers that identify the values: sums of all 64-bit words with random odd weights, modulo 2**64."""
     flat = tensor.detach().reshape(-1)
     flat = flat.contiguous().view(torch.uint8)
     whole = len(flat) - len(flat) % 8

@@ -1,9 +1,9 @@
-"""Tensors whose values are read from their file only when asked for.
+"""Tensors whose values are read from their files on request.
 
 A `LazyTensor` has a shape and a dtype, can be sliced, stacked, concatenated and transposed like a `torch.Tensor`, and
 takes part in torch functions (`torch.stack`, `torch.cat`, `torch.transpose`, ...) through `__torch_function__`. So
-transformers' own weight conversions run on it unchanged, and a slice of their result is pushed down to the bytes
-that it is made of:
+transformers' own weight conversions run on it unchanged, and a slice of their result reads only the bytes that it
+consists of:
 
     >>> expert_0, expert_1 = (Stored(InMemory(torch.full((2, 2), float(e)))) for e in range(2))
     >>> fused = torch.stack([expert_0, expert_1])  # nothing is read
@@ -34,7 +34,7 @@ BITS = re.compile(r"\d+")
 
 
 class Size(tuple[int, ...]):
-    """Sizes of the dimensions, as `torch.Size` has them; torch need not be there."""
+    """The shape of a tensor: like `torch.Size`, but without torch."""
 
     __slots__ = ()
 
@@ -47,46 +47,46 @@ class Size(tuple[int, ...]):
         return Size(part) if isinstance(part, tuple) else part
 
     def numel(self) -> int:
-        """Number of values."""
+        """Returns the number of values."""
         return math.prod(self)
 
 
 class Typed:
-    """What has a type of numbers, by name: torch is imported when the type itself is asked for.
+    """Base class of anything with a dtype, known by name: torch is imported only when `dtype` is used.
 
     Attributes:
-        kind: torch's name of the type, such as `bfloat16`.
+        kind: torch's name of the dtype, such as `bfloat16`.
     """
 
     kind: str
 
     @property
     def dtype(self) -> torch.dtype:
-        """The type."""
+        """The dtype in torch."""
         return getattr(torch, self.kind)
 
     @property
     def is_floating_point(self) -> bool:
-        """Whether the numbers are floating-point."""
+        """Whether the dtype is a floating-point type."""
         return self.kind.startswith(("float", "bfloat"))
 
 
 def kind_of(dtype: torch.dtype | str) -> str:
-    """The name of a type of numbers."""
+    """Returns the name of a dtype, such as `bfloat16`."""
     return dtype if isinstance(dtype, str) else str(dtype).removeprefix("torch.")
 
 
 def itemsize_of(kind: str) -> int:
-    """Bytes of a number of a type, by the first digits in its name; `bool` has one."""
+    """Returns the bytes per value of a dtype, from the first digits in its name; 1 for `bool`."""
     bits = BITS.search(kind)
     return max(int(bits[0]) // 8, 1) if bits else 1
 
 
 class TensorSource(Protocol):
-    """Where the values of one stored tensor come from: a container file's entry, or a tensor in memory.
+    """Where the values of one stored tensor come from: an entry of a weight file, or a tensor in memory.
 
-    A source that has the type's name, `kind`, is described without torch. One with `array(index)` gives whole numbers
-    to numpy.
+    A source with `kind`, the name of its dtype, can be described without torch. A source with `array(index)` returns
+    integers as a numpy array.
     """
 
     @property
@@ -96,7 +96,7 @@ class TensorSource(Protocol):
     def dtype(self) -> torch.dtype: ...
 
     def read(self, index: Index) -> torch.Tensor:
-        """Values at `index`: one int or slice (start and stop set, step 1) per dimension."""
+        """Returns the values at `index`: one int or slice (start and stop set, step 1) per dimension."""
         ...
 
 
@@ -105,10 +105,10 @@ def _type_of(source: TensorSource) -> torch.dtype | str:
 
 
 def _reshaped(sizes: Size, shape: Sequence[int]) -> list[int]:
-    """A shape with its one -1, if any, filled in.
+    """Returns a shape with its one -1, if any, replaced by a size.
 
     Raises:
-        ValueError: another number of values.
+        ValueError: the shape has another number of values.
     """
     known = math.prod(size for size in shape if size != -1)
     filled = [size if size != -1 else sizes.numel() // max(known, 1) for size in shape]
@@ -118,17 +118,17 @@ def _reshaped(sizes: Size, shape: Sequence[int]) -> list[int]:
 
 
 def _several(numbers: tuple[Any, ...]) -> tuple[int, ...]:
-    """Numbers given one by one, or as one tuple or list."""
+    """Returns numbers as a tuple, given one by one or as one tuple or list."""
     one = numbers[0] if len(numbers) == 1 else numbers
     return tuple(one) if isinstance(one, tuple | list) else numbers
 
 
 class LazyTensor(Typed, ABC):
-    """A tensor that is described but not read; `read()` gives the values.
+    """A tensor whose shape and dtype are known, but whose values are not read; `read()` returns them.
 
     Attributes:
-        shape: as of the `torch.Tensor` that `read` returns.
-        kind: torch's name of its type, such as `bfloat16`; `dtype` is the type.
+        shape: shape of the `torch.Tensor` that `read` returns.
+        kind: torch's name of the dtype, such as `bfloat16`; `dtype` is the dtype itself.
     """
 
     def __init__(self, shape: Sequence[int], dtype: torch.dtype | str):
@@ -137,29 +137,29 @@ class LazyTensor(Typed, ABC):
 
     @abstractmethod
     def read(self) -> torch.Tensor:
-        """The values, as a view of the mapped file where the format allows it."""
+        """Returns the values, as a view of the mapped file if the format allows it."""
 
     @abstractmethod
     def sources(self) -> Iterator[TensorSource]:
-        """Where the values come from: what is stored, encoded parts apart."""
+        """Yields the sources of the values; an encoded tensor yields those of its stored parts."""
 
     @abstractmethod
     def _select(self, dim: int, index: int) -> LazyTensor:
-        """`select`, with both arguments counted from the front and inside the tensor."""
+        """Implements `select`, with both arguments nonnegative and in range."""
 
     @abstractmethod
     def _narrow(self, dim: int, start: int, length: int) -> LazyTensor:
-        """`narrow`, with `dim` and `start` counted from the front, inside the tensor, and a length of at least 1."""
+        """Implements `narrow`, with `dim` and `start` nonnegative and in range, and a length of at least 1."""
 
     def select(self, dim: int, index: int) -> LazyTensor:
-        """The slice at `index` of `dim`, without that dimension."""
+        """Returns the slice at `index` of `dim`, without that dimension."""
         size = self.shape[dim]
         if not -size <= index < size:
             raise IndexError(f"index {index} is out of range for size {size}")
         return self._select(dim % self.ndim, index % size)
 
     def narrow(self, dim: int, start: int, length: int) -> LazyTensor:
-        """Entries `start .. start+length-1` of `dim`."""
+        """Returns entries `start .. start+length-1` of `dim`."""
         dim, size = range(self.ndim)[dim], self.shape[dim]
         start = start + size if start < 0 else start
         if start < 0 or length < 0 or start + length > size:
@@ -183,19 +183,19 @@ class LazyTensor(Typed, ABC):
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the values once read."""
+        """Size of the values in bytes, once read."""
         return self.numel() * itemsize_of(self.kind)
 
     def numbers(self) -> np.ndarray:
-        """The values of a small tensor of whole numbers, without torch where the format allows it."""
+        """Returns the values of a small integer tensor, read without torch if the format allows it."""
         return self.read().numpy()
 
     def copy_to(self, out: torch.Tensor) -> torch.Tensor:
-        """Read into `out`, of the same shape, converting to its dtype; no copy of the whole is made in between."""
+        """Reads the values into `out`, of the same shape, and converts them to its dtype; joined parts one by one."""
         return out.copy_(self.read())
 
     def to(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """`read()`, then `torch.Tensor.to`; row-major, so that products do not depend on the storage order."""
+        """Returns `read().to(...)` in row-major order, so that products do not depend on the storage order."""
         return self.read().to(*args, **kwargs).contiguous()
 
     def contiguous(self) -> LazyTensor:
@@ -275,7 +275,7 @@ class LazyTensor(Typed, ABC):
 
 
 class Stored(LazyTensor):
-    """A (slice of a) tensor as its source stores it."""
+    """A tensor of one source, or a slice of it."""
 
     def __init__(self, source: TensorSource, index: Index | None = None):
         self.source = source
@@ -313,7 +313,7 @@ class Stored(LazyTensor):
 
 
 class Stacked(LazyTensor):
-    """`torch.stack(parts, dim)`."""
+    """The unread result of `torch.stack(parts, dim)`."""
 
     def __init__(self, parts: Sequence[LazyTensor], dim: int = 0):
         self.parts = tuple(parts)
@@ -347,7 +347,7 @@ class Stacked(LazyTensor):
 
 
 class Concatenated(LazyTensor):
-    """`torch.cat(parts, dim)`."""
+    """The unread result of `torch.cat(parts, dim)`."""
 
     def __init__(self, parts: Sequence[LazyTensor], dim: int = 0):
         self.parts = tuple(parts)
@@ -390,7 +390,7 @@ class Concatenated(LazyTensor):
 
 
 class Permuted(LazyTensor):
-    """`base.permute(dims)`."""
+    """The unread result of `base.permute(dims)`."""
 
     def __init__(self, base: LazyTensor, dims: tuple[int, ...]):
         self.base, self.dims = base, dims
@@ -412,7 +412,7 @@ class Permuted(LazyTensor):
 
 
 class Whole(Typed):
-    """The source of a lazy tensor that can only be read whole and sliced then."""
+    """The source of a lazy tensor that can only be read whole and sliced afterwards."""
 
     def __init__(self, base: LazyTensor):
         self.base, self.shape, self.kind = base, base.shape, base.kind
@@ -423,7 +423,7 @@ class Whole(Typed):
 
 
 class Reshaped(LazyTensor):
-    """`base.reshape(shape)`; slices of a leading dimension that the reshape leaves alone reach the base."""
+    """The unread result of `base.reshape(shape)`; slices of leading dimensions that it keeps are slices of the base."""
 
     def __init__(self, base: LazyTensor, shape: Sequence[int]):
         self.base = base
@@ -450,7 +450,7 @@ class Reshaped(LazyTensor):
 
 
 class Strided(LazyTensor):
-    """Every `step`-th entry of `dim`, from the first."""
+    """Every `step`-th entry of `dim`, unread, starting with the first."""
 
     def __init__(self, base: LazyTensor, dim: int, step: int):
         self.base, self.dim_, self.step = base, dim, step
@@ -474,7 +474,7 @@ class Strided(LazyTensor):
 
 
 class InMemory(Typed):
-    """The source of a tensor that is already in memory: a live model's parameter."""
+    """The source of a tensor that is already in memory, such as a live model's parameter."""
 
     def __init__(self, tensor: torch.Tensor):
         self.tensor = tensor.detach()
@@ -484,4 +484,4 @@ class InMemory(Typed):
         return self.tensor[index]
 
 
-BUILDERS = {"stack": Stacked, "cat": Concatenated}  # functions of torch
+BUILDERS = {"stack": Stacked, "cat": Concatenated}  # functions of torch that return lazy tensors

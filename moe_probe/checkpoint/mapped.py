@@ -1,4 +1,4 @@
-"""Files mapped into memory, as long as they are those that were opened."""
+"""Maps files into memory, and refuses files that changed after they were opened."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from typing import NamedTuple
 
 from moe_probe.errors import DamagedFile
 
-# Python names the flag from 3.13 on
+# Python defines this flag from 3.13 on
 NO_RESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000 if sys.platform == "linux" else 0)
 
 
 class FileState(NamedTuple):
-    """What changes when a file is written to or replaced."""
+    """Size, modification time and inode of a file; at least one changes when the file is written to or replaced."""
 
     size: int
     modified: int
@@ -23,10 +23,10 @@ class FileState(NamedTuple):
 
     @classmethod
     def of(cls, path: Path) -> FileState:
-        """The state of the file now.
+        """Returns the current state of a file.
 
         Raises:
-            DamagedFile: the file is gone.
+            DamagedFile: the file cannot be accessed any more.
         """
         try:
             status = os.stat(path)
@@ -35,7 +35,7 @@ class FileState(NamedTuple):
         return cls(status.st_size, status.st_mtime_ns, status.st_ino)
 
     def check(self, path: Path) -> None:
-        """Refuse a file that is not the one that was opened.
+        """Raises DamagedFile if the file is not the one that was opened.
 
         Raises:
             DamagedFile: the file was written to or replaced.
@@ -45,11 +45,11 @@ class FileState(NamedTuple):
 
 
 def map_file(path: Path) -> mmap.mmap:
-    """The bytes of a file, read as they are used.
+    """Returns a private memory map of a file, whose pages are read on use.
 
-    Whoever writes into them has copies of the pages for himself: the file never changes. Memory for that is not set
-    aside beforehand, so files larger than memory open. Windows has no such flags: there it counts the copies that could
-    be made against memory and page file, and the file cannot be replaced while it is mapped.
+    A write goes to a private copy of the page; the file never changes. No memory is reserved for such copies, so files
+    larger than memory can be opened. Windows lacks these flags: it counts the possible copies against memory and page
+    file, and the file cannot be replaced while it is mapped.
     """
     with open(path, "rb") as file:
         if not hasattr(mmap, "MAP_PRIVATE"):

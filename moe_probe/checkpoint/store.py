@@ -24,21 +24,21 @@ from moe_probe.shown import html_table
 FORMATS: Registry[Format] = Registry(
     "moe_probe.checkpoint.formats", "formats", "checkpoint format", lambda module, _: module.FORMAT
 )
-# what trainers and compilers put before every key
+# prefixes that trainers and compilers add to every key
 WRAPPERS = ("_orig_mod.", "module.", "base_model.model.", "language_model.")
 
-SPELLING = {"model_type", "architectures"}  # fields that say how the others are spelled
+SPELLING = {"model_type", "architectures"}  # fields that determine the names of the other fields
 
 
 class Checkpoint(Mapping[str, LazyTensor]):
     """A folder of published files: a mapping from key to `LazyTensor`.
 
     Attributes:
-        path: the folder.
-        config: what the files say of the model (`config.json`), as a dict.
+        path: the folder, or the file that holds the whole model.
+        config: the config fields of the model: those of the files (`config.json`), overridden by `given`.
         files: the weight files.
-        stored: the tensors as the files have them, where some are encoded.
-        given: the fields of `config` that a person gave, in place of those in the files.
+        stored: the tensors as stored in the files, some of them possibly encoded.
+        given: the config fields that the caller passed, which replace those in the files.
 
     Examples:
         >>> checkpoint = open_checkpoint("ckpt/tiny-mixtral")
@@ -69,7 +69,7 @@ class Checkpoint(Mapping[str, LazyTensor]):
             ) from None
 
     def get(self, key: str, default: Any = None) -> Any:
-        """As of a dict; `Mapping`'s own waits for a KeyError, which is not what a missing tensor raises here."""
+        """Returns the tensor of a key, or the default; `Mapping.get` relies on KeyError, which is not raised here."""
         return self._tensors.get(key, default)
 
     def __iter__(self) -> Iterator[str]:
@@ -87,7 +87,7 @@ class Checkpoint(Mapping[str, LazyTensor]):
         return html_table(self.path.name, rows)
 
     def respelled(self, config: Mapping[str, Any], tensors: Mapping[str, LazyTensor]) -> Checkpoint:
-        """The same files under other names: fields and keys of another publisher's."""
+        """Returns a copy of this checkpoint with the config fields and keys of another publisher's release."""
         other = copy.copy(self)
         overrides = {name: value for name, value in self.given.items() if name not in SPELLING}
         other.config, other._tensors = {**config, **overrides}, dict(tensors)
@@ -95,7 +95,7 @@ class Checkpoint(Mapping[str, LazyTensor]):
 
     @property
     def address(self) -> dict[str, Any]:
-        """What `load` opens it with again, in another process too."""
+        """The arguments with which `load` opens this checkpoint again, in another process too."""
         return {"source": self.path}
 
     @cached_property
@@ -105,9 +105,9 @@ class Checkpoint(Mapping[str, LazyTensor]):
 
     @property
     def identity(self) -> str:
-        """A hash of what the weight files hold; computed again when one of them was written to or replaced.
+        """A hash of the content of the weight files; computed again after one of them was written to or replaced.
 
-        Files changed since they were opened are not read by this handle any more: only the identity says so.
+        This handle no longer reads files that changed after they were opened; only the identity follows the change.
         """
         states = [FileState.of(path) for path in self.files]
         if self._identity is None or self._identity[0] != states:
@@ -117,7 +117,7 @@ class Checkpoint(Mapping[str, LazyTensor]):
 
 @contextmanager
 def without_collection() -> Iterator[None]:
-    """No search for garbage meanwhile: it takes most of the time where a hundred thousand tensors come to be."""
+    """A context without garbage collection, which would take most of the time to create a hundred thousand tensors."""
     was_enabled = gc.isenabled()
     gc.disable()
     try:
@@ -129,11 +129,12 @@ def without_collection() -> Iterator[None]:
 
 @without_collection()
 def open_checkpoint(path: str | Path, config: Mapping[str, Any] | None = None) -> Checkpoint:
-    """Open a checkpoint folder; reads its configuration, index and headers, and no weight.
+    """Opens a checkpoint: reads its configuration, index and headers, but no weights.
 
     Args:
-        path: a folder with `config.json` and safetensors or torch `.bin` weights, in one file or in shards.
-        config: fields that are added to those in the files, or replace them.
+        path: a folder, such as one with `config.json` and safetensors or torch `.bin` weights, in one file or in
+            shards; or a file that holds a whole model (GGUF).
+        config: config fields that are added to those in the files, or replace them.
 
     Raises:
         CheckpointError: the folder or its configuration is missing, or its files are damaged or inconsistent.
@@ -157,7 +158,7 @@ def open_checkpoint(path: str | Path, config: Mapping[str, Any] | None = None) -
 
 
 def opens_alone(path: Path) -> bool:
-    """Whether a path is a file that is a checkpoint by itself, or part of one."""
+    """Whether a path is a file that holds a whole checkpoint, or a part of one."""
     return path.is_file() and any(path.suffix in _suffixes(each) for each in FORMATS.values())
 
 
@@ -166,7 +167,7 @@ def _suffixes(each: Format) -> tuple[str, ...]:
 
 
 def unwrapped(tensors: dict[str, LazyTensor], config: Mapping[str, Any]) -> dict[str, LazyTensor]:
-    """`tensors` without a prefix that a wrapper gave to every key when it was saved."""
+    """Returns `tensors` without the prefixes that wrappers added to every key when the model was saved."""
     for prefix in WRAPPERS:
         nested = prefix == "language_model." and "text_config" in config
         if tensors and not nested and all(key.startswith(prefix) for key in tensors):
@@ -175,7 +176,7 @@ def unwrapped(tensors: dict[str, LazyTensor], config: Mapping[str, Any]) -> dict
 
 
 def _hint(folder: Path) -> str:
-    """What the folder holds instead, where that is known."""
+    """Returns a hint at what a folder without weight files holds instead, or an empty string."""
     if (folder / "snapshots").is_dir():
         return f"the checkpoint is one of the folders in {folder / 'snapshots'}; "
     steps = sorted((path.name for path in folder.glob("checkpoint-*") if path.is_dir()), key=dot_natural)
@@ -186,5 +187,5 @@ def _hint(folder: Path) -> str:
 
 
 def dot_natural(name: str) -> tuple[int, str]:
-    """A key to sort `checkpoint-500` before `checkpoint-1000`."""
+    """Returns a sort key that puts `checkpoint-500` before `checkpoint-1000`."""
     return len(name), name

@@ -1,8 +1,9 @@
-"""What a file of `torch.save` holds, without torch and without its values.
+"""Reads the headers of a file of `torch.save` without torch, and without reading values.
 
-Since torch 1.6 such a file is a ZIP archive of entries stored as they are: `NAME/data.pkl` says what there is, and each
-storage is an entry `NAME/data/KEY`. Python's unpickler reads the first, with stand-ins for the few names that plain
-tensors need. Whatever names anything else is left to torch. Source: torch 2.13, `serialization.py` and `_utils.py`.
+Since torch 1.6 such a file is a ZIP archive of uncompressed entries: `NAME/data.pkl` describes the content, and each
+storage is an entry `NAME/data/KEY`. Python's unpickler reads the description, with stand-ins for the few names that
+plain tensors need. A file that uses any other name is left to torch. Source: torch 2.13, `serialization.py` and
+`_utils.py`.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from typing import Any
 from moe_probe.checkpoint.formats.safetensors import KINDS
 from moe_probe.checkpoint.lazy import Size, itemsize_of
 
-PROTOCOL = b"\x80\x02"  # how the pickles begin that torch writes by default
+PROTOCOL = b"\x80\x02"  # first bytes of the pickles that torch writes by default
 UNTYPED = "bytes"
 STORAGES = {
     "torch.DoubleStorage": "float64", "torch.FloatStorage": "float32", "torch.HalfStorage": "float16",
@@ -29,7 +30,7 @@ STORAGES = {
     "torch.ShortStorage": "int16", "torch.CharStorage": "int8", "torch.ByteStorage": "uint8",
     "torch.BoolStorage": "bool", "torch.storage.UntypedStorage": UNTYPED,
 }  # fmt: skip
-# what Python's unpickler and ZIP reader raise on files that are none, or damaged
+# errors that Python's unpickler and ZIP reader raise on damaged files and on files of another format
 UNTOLD = (
     pickle.UnpicklingError, zipfile.BadZipFile, struct.error, RuntimeError, EOFError, OSError, ValueError, LookupError,
     TypeError, AttributeError, OverflowError, MemoryError, StopIteration,
@@ -38,7 +39,7 @@ UNTOLD = (
 
 @dataclass(frozen=True, slots=True)
 class Storage:
-    """The type of the numbers in a storage, and how many bytes there are."""
+    """The dtype of a storage, and its length in bytes."""
 
     kind: str
     length: int
@@ -46,14 +47,14 @@ class Storage:
 
 @dataclass(frozen=True, slots=True)
 class TensorHeader:
-    """Shape and type of a tensor."""
+    """Shape and dtype of a tensor."""
 
     shape: Size
     kind: str
 
 
 def read_headers(path: Path) -> Any | None:
-    """What a file holds, with a `TensorHeader` in the place of each tensor; None where only torch can tell."""
+    """Returns the content of a file with a `TensorHeader` for each tensor, or None if only torch can read it."""
     try:
         with zipfile.ZipFile(path) as archive:
             return HeaderUnpickler(archive).load()
@@ -62,7 +63,7 @@ def read_headers(path: Path) -> Any | None:
 
 
 class HeaderUnpickler(pickle.Unpickler):
-    """Python's unpickler, which knows no names but those of `NAMES`, storages and types of numbers."""
+    """Python's unpickler, restricted to the names in `NAMES`, storages and dtypes."""
 
     def __init__(self, archive: zipfile.ZipFile):
         self.entries = {entry.filename: entry for entry in archive.infolist()}
@@ -100,7 +101,7 @@ def _typed(
 
 
 def _inside(storage: Storage, kind: str, offset: int, shape: Sequence[int], strides: Sequence[int]) -> TensorHeader:
-    """The header of a tensor whose values all lie in its storage."""
+    """Returns the header of a tensor; raises UnpicklingError if values lie outside of its storage."""
     last = offset + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))
     whole = min([offset, *shape, *strides], default=0) >= 0 and kind in KINDS.values()
     if not whole or (math.prod(shape) and (last + 1) * itemsize_of(kind) > storage.length):

@@ -1,6 +1,6 @@
-"""Encodings of stored tensors, one file each: decoded as they are read, a slice at a time.
+"""Encodings of stored tensors, one file each: decoded on read, a slice at a time.
 
-A checkpoint with encoded tensors is shown as if it held the plain ones. Each file has an `ENCODING`; other packages add
+A checkpoint with encoded tensors appears as if it held the plain ones. Each file has an `ENCODING`; other packages add
 theirs through the entry points `moe_probe.encodings`.
 """
 
@@ -16,23 +16,23 @@ from moe_probe.checkpoint.lazy import LazyTensor
 from moe_probe.errors import CheckpointError
 from moe_probe.registry import Registry
 
-# what only packed layers have beside a weight, or in place of it: endings of keys
+# endings of keys that only packed layers have, beside a weight or in place of it
 PACKED = re.compile(
     r"(\.|_)(qweight|qzeros|g_idx|weight_packed|weight_shape|weight_zero_point|weight_global_scale|weight_scale(_inv|_2)?|"
     r"absmax|quant_map|quant_state\.\S+|SCB|W_q|qscale_weight|scale_inv|scales?_and_zeros?)$"
 )
-MATRICES = {"int8", "uint8", "int32", "uint32", "int16", "uint16"}  # types of codes
+MATRICES = {"int8", "uint8", "int32", "uint32", "int16", "uint16"}  # dtypes of packed codes
 FLOAT8 = {"float8_e4m3fn", "float8_e5m2"}
 
 
 @dataclass(frozen=True)
 class Packed:
-    """One matrix that is stored in another form.
+    """One matrix that is stored in encoded form.
 
     Attributes:
-        name: its key, as if it were stored plainly.
-        parts: keys of the stored tensors that stand for it, or that belong to it (scales of activations).
-        values: what they stand for, unread.
+        name: key that the plain matrix would have.
+        parts: keys of the stored tensors that encode it, or that belong to it (scales of activations).
+        values: the decoded matrix, unread.
     """
 
     name: str
@@ -44,10 +44,10 @@ class Encoding(Protocol):
     """One way of storing matrices in fewer bytes.
 
     Attributes:
-        methods: values of `quant_method` in config.json that it reads.
-        title: what errors call it.
+        methods: values of `quant_method` in config.json that this encoding reads.
+        title: name in error messages and in the documentation.
 
-    A `source`, where it has one, says where the layout is described; the documentation quotes it.
+    An optional attribute `source` states where the layout is described; the documentation quotes it.
     """
 
     @property
@@ -57,11 +57,11 @@ class Encoding(Protocol):
     def title(self) -> str: ...
 
     def packed(self, tensors: Mapping[str, LazyTensor], quantization: Quantization) -> Iterator[Packed]:
-        """The matrices among `tensors` that are stored in this way.
+        """Yields the matrices among `tensors` that are stored in this encoding.
 
         Args:
             tensors: every tensor of the checkpoint, as stored.
-            quantization: what the configuration says of it.
+            quantization: the quantization settings of the configuration.
         """
         ...
 
@@ -70,11 +70,11 @@ ENCODINGS: Registry[Encoding] = Registry(__name__, "encodings", "encoding", lamb
 
 
 def decoded(tensors: Mapping[str, LazyTensor], config: Mapping[str, Any]) -> dict[str, LazyTensor]:
-    """`tensors` with every encoded entry replaced by its lazy plain one.
+    """Returns `tensors` with every encoded matrix replaced by a lazy tensor of its decoded values.
 
     Raises:
-        DamagedFile: scales are missing or do not fit, or the configuration is not one.
-        CheckpointError: the checkpoint is quantized in a way that is not read.
+        DamagedFile: scales are missing or do not fit, or the quantization settings are invalid.
+        CheckpointError: the quantization of the checkpoint is not supported.
     """
     quantization = Quantization.of(config)
     _require_known(quantization.method)
@@ -87,7 +87,7 @@ def decoded(tensors: Mapping[str, LazyTensor], config: Mapping[str, Any]) -> dic
 
 
 def _replaced(tensors: Mapping[str, LazyTensor], layers: list[Packed]) -> dict[str, LazyTensor]:
-    """Each matrix at the place of the first tensor that it is made of."""
+    """Returns the tensors, with each matrix at the position of the first tensor that encodes it."""
     gone = {key for each in layers for key in each.parts}
     places = {each.parts[0]: each for each in layers}
     plain: dict[str, LazyTensor] = {}
@@ -110,10 +110,10 @@ def _require_known(method: str | None) -> None:
 
 
 def require_decoded(tensors: Mapping[str, LazyTensor]) -> None:
-    """Refuse codes that no encoding explains: nothing computed from them would be right.
+    """Checks that no tensor holds codes that no encoding explains, because results from them would be wrong.
 
     Raises:
-        CheckpointError: naming the first of them.
+        CheckpointError: codes remain; the message names the first such tensor.
     """
     for key, tensor in tensors.items():
         codes = tensor.kind in FLOAT8 or (tensor.ndim > 1 and tensor.kind in MATRICES and key.endswith("weight"))

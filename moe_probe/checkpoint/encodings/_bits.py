@@ -1,4 +1,4 @@
-"""Codes of a few bits in words, and words as bytes."""
+"""Unpacks codes of a few bits from words, and views words as bytes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ WORD = 32
 
 
 class Bytes(Typed):
-    """The bytes of the numbers of a tensor, the lowest one of each first: its last dimension is longer."""
+    """The source of a tensor's bytes, lowest byte of each value first: the last dimension grows by the item size."""
 
     def __init__(self, base: LazyTensor):
         self.base, self.parts, self.kind = base, (base,), "uint8"
@@ -33,7 +33,7 @@ class Bytes(Typed):
 
 
 class Viewed(Typed):
-    """The bytes of a tensor as numbers of another type of one byte."""
+    """The source of a tensor of bytes, viewed as another dtype of one byte."""
 
     def __init__(self, base: LazyTensor, kind: str):
         self.base, self.parts, self.shape, self.kind = base, (base,), base.shape, kind
@@ -43,12 +43,12 @@ class Viewed(Typed):
 
 
 def unpacked(words: torch.Tensor, bits: int, dim: int) -> torch.Tensor:
-    """Codes, uint8, of words in which they follow each other from the lowest bit on, across words too.
+    """Returns the codes (uint8) of words that pack them without gaps from the lowest bit on; a code may span two words.
 
     Args:
-        words: 32-bit; along `dim` a multiple of `period(bits)` of them.
-        bits: of a code, 1 to 8.
-        dim: the dimension that grows by 32 / bits; codes along it lie side by side in memory.
+        words: 32-bit words; their number along `dim` is a multiple of the words of `period(bits)`.
+        bits: bits per code, 1 to 8.
+        dim: the dimension that grows by a factor of 32 / bits; codes along it are contiguous in memory.
     """
     stored = words.movedim(dim, -1).clone(memory_format=torch.contiguous_format).view(torch.uint8)
     codes = _halved(stored, bits) if WORD % bits == 0 else _apart(stored, bits)
@@ -56,7 +56,7 @@ def unpacked(words: torch.Tensor, bits: int, dim: int) -> torch.Tensor:
 
 
 def _halved(codes: torch.Tensor, bits: int) -> torch.Tensor:
-    """Codes of 1, 2, 4 or 8 bits: a byte becomes two with half of its bits each, until each holds one code."""
+    """Returns codes of 1, 2, 4 or 8 bits: splits each byte into two of half its bits until each holds one code."""
     width = 8
     while width > bits:
         width //= 2
@@ -66,41 +66,41 @@ def _halved(codes: torch.Tensor, bits: int) -> torch.Tensor:
 
 
 def _apart(stored: torch.Tensor, bits: int) -> torch.Tensor:
-    """Codes of any bits: the 8 in `bits` bytes move apart in a word of 64 bits, its halves first, bytes last."""
+    """Returns codes of any width: spreads the 8 codes in `bits` bytes over a 64-bit word, first halves, last bytes."""
     stored = stored.unflatten(-1, (-1, bits))
     words = stored.new_zeros(*stored.shape[:-1], 8)
     words[..., :bits] = stored
     codes = words.view(torch.int64)
-    for each in (4, 2, 1):  # codes that stay together
+    for each in (4, 2, 1):  # number of codes that move together
         low = sum((2 ** (each * bits) - 1) << start for start in range(0, 64, 16 * each))
         codes = (codes & low) | ((codes & (low << each * bits)) << (8 - bits) * each)
     return codes.view(torch.uint8).flatten(-2)
 
 
 def padded(words: torch.Tensor, bits: int, dim: int) -> torch.Tensor:
-    """Codes, uint8, of words that hold `32 // bits` whole codes each; the highest bits may be unused."""
+    """Returns the codes (uint8) of words that hold `32 // bits` whole codes each; the highest bits may be unused."""
     words = words.view(torch.int32).movedim(dim, -1)
     shifts = torch.arange(WORD // bits, dtype=torch.int32) * bits
     return ((words.unsqueeze(-1) >> shifts) & (2**bits - 1)).to(torch.uint8).flatten(-2).movedim(-1, dim)
 
 
 def period(bits: int) -> tuple[int, int]:
-    """After how many codes a new word begins, and how many words that is."""
+    """Returns a number of codes that fill whole words, and the number of these words."""
     return (WORD // bits, 1) if WORD % bits == 0 else (WORD, bits)
 
 
 def read_codes(
     read: Callable[[slice], torch.Tensor], part: slice, bits: int, dim: int, total: int, dense: bool = True
 ) -> torch.Tensor:
-    """Codes of some entries of a dimension, uint8.
+    """Reads the codes of some entries of a dimension, uint8.
 
     Args:
-        read: gives some of the words along `dim`.
-        part: the entries.
-        bits: of a code.
+        read: returns the words in a slice of `dim`.
+        part: the entries to read.
+        bits: bits per code.
         dim: the dimension, counted from the end.
-        total: words along it; the last codes may be missing.
-        dense: codes follow each other across words, else each word has whole codes.
+        total: number of words along `dim`; the last period may be incomplete.
+        dense: whether codes may span two words; otherwise each word holds whole codes.
     """
     codes, words = period(bits) if dense else (WORD // bits, 1)
     blocks = covering(part, codes)

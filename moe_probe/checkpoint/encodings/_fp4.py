@@ -1,4 +1,4 @@
-"""4-bit floats, two in a byte, times scales of groups."""
+"""4-bit floats, two per byte, times one scale per group."""
 
 from __future__ import annotations
 
@@ -20,14 +20,15 @@ E8M0_BIAS = 127
 
 
 class Fp4(PackedMatrix):
-    """Codes (..., rows, columns / 2), the low one first, times scales (..., rows, groups) and one number for all.
+    """Codes (..., rows, columns / 2), the low one first, times scales (..., rows, groups) and an overall scale.
 
-    Scales are floats, or bytes that are exponents (E8M0). The product of scale and number is float32 first, as the
-    formats' own packages have it; the values are bfloat16.
+    Scales are floats, or bytes that are exponents (E8M0). The product of scale and overall scale is computed first, in
+    float32, as in the formats' own packages; the values are bfloat16.
 
     Attributes:
         codes, scales: the stored tensors.
-        overall: one number, or one per matrix; its reciprocal counts where `divided`.
+        overall: the overall scale: one number, or one per matrix.
+        divided: whether scales are divided by `overall` instead of multiplied.
     """
 
     def __init__(
@@ -61,6 +62,6 @@ class Fp4(PackedMatrix):
 
 @cache
 def _values() -> torch.Tensor:
-    """The two values of each byte."""
+    """Returns the two values of each byte, bfloat16 (256, 2)."""
     pairs = [[FP4_VALUES[byte & 15], FP4_VALUES[byte >> 4]] for byte in range(256)]
     return torch.tensor(pairs, dtype=torch.bfloat16)

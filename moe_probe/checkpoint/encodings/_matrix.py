@@ -1,4 +1,4 @@
-"""A matrix that is stored in another form, and is decoded in whole blocks."""
+"""A matrix that is stored in encoded form, and is decoded in whole blocks."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ else:
 
 
 class PackedMatrix(Typed, ABC):
-    """The source of a matrix (..., rows, columns) that other tensors stand for.
+    """The source of a matrix (..., rows, columns) that other tensors encode.
 
     Attributes:
-        form: what it is stored as, in words: `int4 in groups of 128 (GPTQ)`.
-        parts: the stored tensors that the values are made of.
-        unit: rows and columns that are decoded together; a slice decodes the blocks that it touches, no more.
+        form: description of the stored form, such as `int4 in groups of 128 (GPTQ)`.
+        parts: the stored tensors from which the values are computed.
+        unit: rows and columns of a block, which is decoded whole; a slice decodes only the blocks that it touches.
     """
 
     def __init__(
@@ -37,7 +37,7 @@ class PackedMatrix(Typed, ABC):
 
     @abstractmethod
     def decode(self, lead: Index, rows: slice, columns: slice) -> torch.Tensor:
-        """The values of whole blocks (the last one may be cut), in `dtype`; `lead` are slices of leading dimensions."""
+        """Returns the values of whole blocks (the last may be cut), in `dtype`; `lead` slices leading dimensions."""
 
     def read(self, index: Index) -> torch.Tensor:
         *lead, rows, columns = index

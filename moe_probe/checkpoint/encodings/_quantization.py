@@ -1,4 +1,4 @@
-"""What a configuration says of how its checkpoint is quantized, wherever it says so."""
+"""Quantization settings, from any place in a configuration that may hold them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from moe_probe.errors import DamagedFile
 FIELDS = ("quantization_config", "compression_config", "quantization")
 NESTED = ("text_config", "language_config", "llm_config")
 TWO_SIZES = re.compile(r"\d{1,9}x\d{1,9}")
-# what tells a method where `quant_method` is missing
+# fields that identify the method if `quant_method` is missing
 MARKS = {
     "quant_algo": "modelopt",
     "config_groups": "compressed-tensors",
@@ -27,8 +27,8 @@ class Quantization:
     """The quantization of a checkpoint.
 
     Attributes:
-        method: `quant_method`; None where nothing is stated.
-        fields: all that is stated.
+        method: `quant_method`, or the method that other fields imply; None if the configuration states none.
+        fields: all quantization settings of the configuration.
     """
 
     method: str | None = None
@@ -36,10 +36,10 @@ class Quantization:
 
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> Quantization:
-        """What a configuration states, at its top level or nested in that of the language model.
+        """Returns the settings at the top level of a configuration, or nested in that of the language model.
 
         Raises:
-            DamagedFile: it is no object, or says no method.
+            DamagedFile: the settings are not an object, or `quant_method` is not a string.
         """
         for name, value in _stated(config):
             if not isinstance(value, dict):
@@ -51,17 +51,17 @@ class Quantization:
         return cls()
 
     def number(self, name: str, default: int) -> int:
-        """A whole number that the configuration may state."""
+        """Returns an integer setting, or `default` if the configuration does not state it."""
         value = self.fields.get(name, default)
         if not isinstance(value, int) or isinstance(value, bool):
             raise DamagedFile(f"quantization_config in config.json has {name}={value!r}, expected a whole number.")
         return value
 
     def block(self) -> tuple[int, int] | None:
-        """`weight_block_size`: rows and columns of a block; None where none is stated.
+        """Returns `weight_block_size`, the rows and columns of a block, or None if it is not stated.
 
         Raises:
-            DamagedFile: it is something else.
+            DamagedFile: `weight_block_size` is not two numbers.
         """
         return block_size(self.fields.get("weight_block_size"), "weight_block_size")
 
@@ -74,7 +74,7 @@ def _stated(config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 
 
 def block_size(stated: Any, name: str) -> tuple[int, int] | None:
-    """Two sizes that a configuration states: a list, or a text such as `128x128`."""
+    """Returns two sizes that a configuration states as a list or as a string such as `128x128`; None if it does not."""
     if not stated:
         return None
     if isinstance(stated, str) and TWO_SIZES.fullmatch(stated):
@@ -89,10 +89,10 @@ def block_size(stated: Any, name: str) -> tuple[int, int] | None:
 
 
 def matches(pattern: str, module: str) -> bool:
-    """Whether an entry of an ignore list, or a target, means a module: a name, its end, `re:...`, or with `*`.
+    """Whether an entry of an ignore list, or a target, matches a module: by name, its end, `re:...`, or with `*`.
 
     Raises:
-        DamagedFile: what follows `re:` is no regular expression.
+        DamagedFile: the text after `re:` is not a regular expression.
     """
     if pattern.startswith("re:"):
         try:

@@ -1,4 +1,4 @@
-"""Codes of 8 bits times scales: of the whole matrix, of rows, columns, groups or blocks."""
+"""8-bit codes times scales: of the whole matrix, of rows, columns, groups or blocks."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ CODES = {**FP8, "int8": "int8"}
 
 
 class Scaled(PackedMatrix):
-    """A matrix of 8-bit codes times one scale per block of rows x columns, less a zero point where there is one.
+    """A matrix of 8-bit codes, minus a zero point if it has one, times one scale per block of rows x columns.
 
     The values are `(code[i, j] - zero[i // rows, j // columns]) * scale[i // rows, j // columns]`, in float32, rounded
-    to the scales' type, or to bfloat16 where scales are wider: the type that DeepSeek's own conversion writes. Leading
-    dimensions (fused experts) have their own scales.
+    to the scales' dtype if that is bfloat16 or float16, and otherwise to bfloat16, which DeepSeek's own conversion
+    writes. Leading dimensions (fused experts) have their own scales.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class Scaled(PackedMatrix):
 
 
 def _numbers(codes: torch.Tensor) -> torch.Tensor:
-    """Codes as float32; fp8 from a table, because torch converts them one at a time."""
+    """Returns codes as float32; fp8 through a table, because torch converts fp8 one value at a time."""
     if codes.dtype == torch.int8:
         return codes.to(torch.float32)
     return _values(codes.dtype).index_select(0, codes.view(torch.uint8).flatten().long()).view(codes.shape)
@@ -63,12 +63,12 @@ def _numbers(codes: torch.Tensor) -> torch.Tensor:
 
 @cache
 def _values(dtype: torch.dtype) -> torch.Tensor:
-    """What each byte stands for, float32."""
+    """Returns the value of each of the 256 bytes in a dtype, float32."""
     return torch.arange(256, dtype=torch.uint8).view(dtype).to(torch.float32)
 
 
 def as_float32(scale: torch.Tensor) -> torch.Tensor:
-    """Scales as numbers; bytes are exponents (E8M0)."""
+    """Returns scales as float32; bytes are exponents (E8M0)."""
     return (scale.view(torch.float8_e8m0fnu) if scale.dtype == torch.uint8 else scale).to(torch.float32)
 
 
@@ -79,7 +79,10 @@ def by_block(
     start: tuple[int, int],
     act: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
 ) -> torch.Tensor:
-    """`act` on each block of values, in place, with the block's number; `start` are places in the first block."""
+    """Applies `act` in place to each block of values and its entry of `of_blocks`; returns the values.
+
+    `start` is the row and column of the first value within its block.
+    """
     rows, columns = values.shape[-2:]
     if block[0] > 1 and of_blocks.shape[-2] > 1:
         of_blocks = of_blocks.repeat_interleave(block[0], -2)[..., start[0] : start[0] + rows, :]
@@ -93,7 +96,7 @@ def by_block(
 
 
 def groups_of(columns: slice, size: int, order: LazyTensor | None) -> tuple[slice, torch.Tensor | None]:
-    """The groups that columns belong to, and where among them that of each column is, if `order` says it."""
+    """Returns the groups of some columns as a slice, and each column's group within it (None without `order`)."""
     if order is None:
         return covering(columns, size), None
     stated = order[columns].read().long()
@@ -109,14 +112,14 @@ def shifted(
     start: int = 0,
     order: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """`(code - zero) * scale` in the scales' type, rounded once: float32 holds differences of codes exactly.
+    """Returns `(code - zero) * scale` in the scales' dtype, rounded once: float32 holds differences of codes exactly.
 
     Args:
         codes: uint8 (..., rows, columns).
         zeros, scales: uint8 and floats (..., rows, groups); zeros may have one row for all.
-        size: columns of a group.
-        start: place of the first column in its group.
-        order: the group of each column, where groups are no runs of columns.
+        size: columns per group.
+        start: position of the first column in its group.
+        order: the group of each column, if groups are not runs of columns.
     """
     values = codes.to(torch.float32)
     for factors, act in ((zeros, torch.Tensor.sub_), (scales, torch.Tensor.mul_)):
@@ -137,19 +140,19 @@ def scaled(
     method: str = "",
     factor: float = 1.0,
 ) -> LazyTensor:
-    """`codes` times `scale`, whatever the scales belong to: that follows from their shape.
+    """Returns `codes` times `scale`, unread; the shape of the scales determines which values each one multiplies.
 
     Args:
-        name: of the matrix, for errors.
+        name: key of the matrix, for errors.
         codes: fp8 or int8, (..., rows, columns).
-        scale: one; or (rows,), (rows, 1), (1, columns), (rows, groups); or one per block of the size `block`.
-        block: rows and columns of a block, where the configuration states it.
-        zero: of the same shape as `scale`.
-        method: what is added to the form in brackets.
+        scale: one number; or (rows,), (rows, 1), (1, columns), (rows, groups); or one per block of the size `block`.
+        block: rows and columns of a block, if the configuration states them.
+        zero: zero points, of the same shape as `scale`.
+        method: name of the quantization method, which the form has in parentheses.
         factor: multiplies every scale.
 
     Raises:
-        DamagedFile: the codes are no matrix, or the scales do not fit.
+        DamagedFile: the codes are not a matrix, or the scales do not fit.
     """
     if codes.ndim < 2 or codes.kind not in CODES:
         raise DamagedFile(
@@ -185,7 +188,7 @@ def _shaped(scale: LazyTensor, shape: Sequence[int], lead: Sequence[int]) -> Laz
 
 
 class Same(Typed):
-    """A small tensor under another shape."""
+    """The source of a small tensor in another shape."""
 
     def __init__(self, base: LazyTensor, shape: Sequence[int]):
         self.base, self.parts = base, (base,)
@@ -196,14 +199,14 @@ class Same(Typed):
 
 
 class Everywhere(Same):
-    """One number, at every place of a shape."""
+    """The source of one number that is repeated over a whole shape."""
 
     def read(self, index: Index) -> torch.Tensor:
         return self.base.read().reshape(()).expand(self.shape)[index]
 
 
 def _fit(codes: Size, scale: Size, block: Sequence[int] | None) -> tuple[tuple[int, int], str] | None:
-    """Size of the block that each scale belongs to, and what such scales are called; None where they do not fit."""
+    """Returns the size of the block of each scale, and the name of such scales; None if the scales do not fit."""
     *lead, rows, columns = codes
     numbers = Size(lead).numel()
     if block is not None:
@@ -221,5 +224,5 @@ def _fit(codes: Size, scale: Size, block: Sequence[int] | None) -> tuple[tuple[i
 
 
 def first(tensors: Mapping[str, LazyTensor], names: Sequence[str]) -> str | None:
-    """The first of some keys that there is."""
+    """Returns the first of some keys that `tensors` has, or None."""
     return next((name for name in names if name in tensors), None)

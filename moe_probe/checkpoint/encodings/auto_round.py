@@ -1,6 +1,6 @@
-"""AutoRound: matrices packed as GPTQ's or AWQ's are, which `packing_format` tells apart.
+"""AutoRound: matrices packed like GPTQ's or like AWQ's, depending on `packing_format`.
 
-`extra_config` states what is different about some layers, by their names or by regular expressions.
+`extra_config` overrides settings for some layers, by their names or by regular expressions.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from moe_probe.checkpoint.lazy import LazyTensor
 from moe_probe.errors import CheckpointError, DamagedFile
 
 DEFAULT = "auto_round:auto_gptq"
-KERNELS = re.compile(r":(exllamav2|triton|marlin)$")  # what was to run it, which changes nothing of the files
-# what the stored zero points lack, by the format; AWQ's has a layout of its own
+KERNELS = re.compile(r":(exllamav2|triton|marlin)$")  # the kernel meant to run it; the files do not depend on it
+# what to add to stored zero points, by format; AWQ's format has a layout of its own
 LESS = {
     "auto": 1,
     DEFAULT: 1,
@@ -26,23 +26,23 @@ LESS = {
     "auto_round:gptqmodel": 0,
 }
 AWQ = ("auto_round:auto_awq", "auto_round:awq")
-WEIGHTS_ALONE = (None, 16, 32)  # bits of activations that are not quantized
+WEIGHTS_ALONE = (None, 16, 32)  # `act_bits` of activations that are not quantized
 
 
 @dataclass(frozen=True)
 class AutoRoundLayers:
-    """The encoding: the tensors of GPTQ without an order of activations, or those of AWQ for GEMM."""
+    """The encoding: the tensors of GPTQ without an activation order, or those of AWQ for GEMM."""
 
     methods: tuple[str, ...] = ("auto-round", "intel/auto-round")
     title: str = "AutoRound"
     source: str = "AutoRound, arXiv 2309.05516; auto-round 0.16, `inference/convert_model.py` and its linear layers."
 
     def packed(self, tensors: Mapping[str, LazyTensor], quantization: Quantization) -> Iterator[Packed]:
-        """The layers as the values that they stand for.
+        """Yields the decoded weight of each layer.
 
         Raises:
             DamagedFile: a part is missing or does not fit.
-            CheckpointError: a format that is not read, or rotated weights.
+            CheckpointError: the format is not supported, or weights are rotated.
         """
         names = [key.removesuffix("qweight") for key in tensors if key.endswith(".qweight")]
         if quantization.method is None or not names:
@@ -60,10 +60,10 @@ ENCODING = AutoRoundLayers()
 
 
 def _format(quantization: Quantization) -> str:
-    """`packing_format`, or what older files state as `backend`.
+    """Returns `packing_format`, or `backend` in older files, without the name of a kernel.
 
     Raises:
-        CheckpointError: it is not read, or weights are no plain integers.
+        CheckpointError: the format is not supported, or weights are not plain integers.
     """
     fields = quantization.fields
     stated = fields.get("packing_format") or fields.get("backend") or DEFAULT
@@ -84,7 +84,7 @@ def _format(quantization: Quantization) -> str:
 
 
 def _of_layer(module: str, quantization: Quantization) -> Quantization:
-    """What is stated of a layer: an entry of `extra_config` with its name, or else the first whose expression fits."""
+    """Returns a layer's settings, with those of the `extra_config` entry for its name, or else of the first match."""
     entries = quantization.fields.get("extra_config") or {}
     if not isinstance(entries, dict):
         raise DamagedFile(
@@ -97,7 +97,7 @@ def _of_layer(module: str, quantization: Quantization) -> Quantization:
 
 
 def _means(expression: str, module: str) -> bool:
-    """Whether an expression is found in a name; AutoRound skips what is no regular expression."""
+    """Whether an expression occurs in a module's name; False for an invalid expression, which AutoRound skips."""
     try:
         return re.search(expression, module) is not None
     except re.error:

@@ -1,4 +1,4 @@
-"""AWQ (AutoAWQ), packed for GEMM or GEMV: `X.qweight`, `X.qzeros`, `X.scales` stand for `X.weight`."""
+"""AWQ (AutoAWQ), packed for GEMM or GEMV: `X.qweight`, `X.qzeros`, `X.scales` encode `X.weight`."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ else:
     from moe_probe.deferred import torch
 
 BITS, PER_WORD = 4, 8
-WIDTHS = {64: 2, 32: 4}  # by the size of a group
-PLACES = (0, 4, 1, 5, 2, 6, 3, 7)  # where in a word the code of each of 8 columns is
+WIDTHS = {64: 2, 32: 4}  # the words of zero points per row are a multiple of this, by group size
+PLACES = (0, 4, 1, 5, 2, 6, 3, 7)  # position within a word of the code of each of 8 columns
 
 
 class Awq(PackedMatrix):
     """`qweight` (in, out / 8), `qzeros` (groups, out / 8), `scales` (groups, out).
 
-    The value at (o, i) is `scales[i // group, o] * (code - zero)` in the scales' type, as AutoAWQ computes it.
+    The value at (o, i) is `scales[i // group, o] * (code - zero)` in the scales' dtype, as AutoAWQ computes it.
     """
 
     def __init__(self, codes: LazyTensor, zeros: LazyTensor, scales: LazyTensor):
@@ -46,9 +46,9 @@ class Awq(PackedMatrix):
 
 
 class Gemv(PackedMatrix):
-    """`qweight` (out, in / 8), the first code lowest; `qzeros` (out, words) and `scales` (out, 8 words), filled up.
+    """`qweight` (out, in / 8), the first code lowest; `qzeros` (out, words) and `scales` (out, 8 words), both padded.
 
-    The value at (o, i) is `scales[o, i // group] * (code - zero)` in the scales' type.
+    The value at (o, i) is `scales[o, i // group] * (code - zero)` in the scales' dtype.
     """
 
     def __init__(self, codes: LazyTensor, zeros: LazyTensor, scales: LazyTensor, group: int):
@@ -67,25 +67,25 @@ class Gemv(PackedMatrix):
 
 
 def _rows(words: torch.Tensor) -> torch.Tensor:
-    """Codes of the columns of (n, words) in their order, as rows, (8 words, n)."""
+    """Returns the codes in words (n, words) as rows, in the order of their columns: (8 words, n)."""
     shifts = torch.tensor(PLACES, dtype=torch.int32).unsqueeze(1) * BITS
     return ((words.T.contiguous().unsqueeze(1) >> shifts) & (2**BITS - 1)).flatten(0, 1)
 
 
 @dataclass(frozen=True)
 class AwqLayers:
-    """The encoding: three tensors a layer, as its weight (out, in)."""
+    """The encoding: three tensors per layer, decoded to its weight (out, in)."""
 
     methods: tuple[str, ...] = ("awq",)
     title: str = "AWQ"
     source: str = "AutoAWQ 0.2.9, `gemm.py` and `gemv.py` of `awq/modules/linear`; `awq/utils/packing_utils.py`."
 
     def packed(self, tensors: Mapping[str, LazyTensor], quantization: Quantization) -> Iterator[Packed]:
-        """The layers as the values that they stand for.
+        """Yields the decoded weight of each layer.
 
         Raises:
             DamagedFile: a part is missing or does not fit.
-            CheckpointError: a packing that is not read.
+            CheckpointError: the packing is not supported.
         """
         names = [key.removesuffix("qweight") for key in tensors if key.endswith(".qweight")]
         if quantization.method is None or not names:
@@ -99,17 +99,17 @@ ENCODING = AwqLayers()
 
 
 def layer(name: str, tensors: Mapping[str, LazyTensor], stated: Quantization, packing: str = "gemm") -> Packed:
-    """The layer whose keys begin with `name`.
+    """Returns the decoded layer whose keys begin with `name`.
 
     Args:
-        name: with its final dot.
+        name: prefix of the layer's keys, with its final dot.
         tensors: every tensor of the checkpoint.
-        stated: what the configuration says of the layer.
+        stated: the quantization settings of the layer.
         packing: `gemm` or `gemv`.
 
     Raises:
-        CheckpointError: a packing that is not read.
-        DamagedFile: a part is missing, or does not fit the others or what is stated.
+        CheckpointError: the packing is not supported.
+        DamagedFile: a part is missing, or does not fit the others or the settings.
     """
     bits = _bits(stated)
     if packing not in LAYERS or bits != BITS:
@@ -158,7 +158,7 @@ def _gemv(keys: Sequence[str], tensors: Mapping[str, LazyTensor], group: int) ->
     codes, zeros, scales = parts = _parts(keys, tensors)
     inputs = codes.shape[1] * PER_WORD
     size = inputs if group < 1 else group
-    filled = WIDTHS.get(size, 1)  # words of zeros come in multiples of so many
+    filled = WIDTHS.get(size, 1)  # the number of words of zero points is a multiple of this
     words = -(-(inputs // size) // (PER_WORD * filled)) * filled
     fits = zeros.shape == (codes.shape[0], words) and scales.shape == (codes.shape[0], words * PER_WORD)
     if not fits or inputs % size or size % PER_WORD:

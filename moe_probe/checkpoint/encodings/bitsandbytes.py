@@ -1,7 +1,7 @@
-"""bitsandbytes: NF4 and FP4 (`X.weight` and `X.weight.absmax`, ...), and 8 bits by rows (`X.weight` and `X.SCB`).
+"""bitsandbytes: NF4 and FP4 (`X.weight` and `X.weight.absmax`, ...), and 8-bit rows (`X.weight` and `X.SCB`).
 
-Each 4-bit layer brings its own table and state, so that files open without a configuration too. Its codes are bytes, or
-the bytes of wider numbers (`bnb_4bit_quant_storage`).
+Each 4-bit layer stores its own table and state, so files open without a configuration too. Its codes are bytes, or the
+bytes of a wider dtype (`bnb_4bit_quant_storage`).
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ INT8_MAX = 127
 
 
 class FourBits(PackedMatrix):
-    """Codes of 4 bits, row after row, two in a byte, the first one high; a table of 16 values; a factor per block.
+    """4-bit codes in row-major order, two per byte, the first one high; a table of 16 values; a factor per block.
 
-    Values are `table[code] * absmax[block]` in float32, rounded to the type that the state names. Where the factors
+    Values are `table[code] * absmax[block]` in float32, rounded to the dtype that the state names. If the factors
     are quantized too, they are `nested_table[byte] * nested_absmax[block of blocks] + offset`.
     """
 
@@ -45,7 +45,7 @@ class FourBits(PackedMatrix):
             f"{state['quant_type'].upper()} in blocks of {self.blocksize} (bitsandbytes)", list(parts.values()),
             (rows, columns), state["dtype"],
         )  # fmt: skip
-        # blocks run on from row to row: whole rows are decoded, of a row only what is asked for
+        # blocks continue across rows: a read decodes whole rows, or only the requested columns of each row
         self.unit = (1, columns if columns % 2 else 2)
 
     def decode(self, lead: Index, rows: slice, columns: slice) -> torch.Tensor:
@@ -57,7 +57,7 @@ class FourBits(PackedMatrix):
         return torch.stack([self._run(start, start + count) for start in starts])
 
     def _run(self, start: int, stop: int) -> torch.Tensor:
-        """Values of a run of places, counted row after row."""
+        """Returns the values at positions `start` to `stop` - 1 in row-major order."""
         bytes_ = covering(slice(start, stop), 2)
         packed = self.codes[bytes_].read()
         table = self.tensors["quant_map"].read().to(torch.float32)
@@ -84,7 +84,7 @@ class FourBits(PackedMatrix):
 
 @dataclass(frozen=True)
 class BitsAndBytes:
-    """The encoding: codes with tables, or with a scale per row, as one matrix each."""
+    """The encoding: codes with tables, or with a scale per row, decoded to one matrix each."""
 
     methods: tuple[str, ...] = ("bitsandbytes",)
     title: str = "bitsandbytes"
@@ -93,7 +93,7 @@ class BitsAndBytes:
     )
 
     def packed(self, tensors: Mapping[str, LazyTensor], quantization: Quantization) -> Iterator[Packed]:
-        """The layers as the values that they stand for.
+        """Yields the decoded weight of each layer.
 
         Raises:
             DamagedFile: a part is missing or does not fit.
@@ -139,10 +139,10 @@ def _bytes(codes: LazyTensor) -> int:
 
 
 def _state(key: str, tensor: LazyTensor) -> dict[str, Any]:
-    """The JSON that a tensor of bytes holds.
+    """Returns the state of a 4-bit layer: the JSON object that a tensor of bytes holds.
 
     Raises:
-        DamagedFile: it holds something else.
+        DamagedFile: the tensor holds something else.
     """
     try:
         state = json.loads(bytes(tensor.numbers().tolist()))
@@ -173,7 +173,7 @@ def _eight_bits(module: str, tensors: Mapping[str, LazyTensor]) -> Packed:
 
 
 class ByRow(Scaled):
-    """int8 times the largest absolute value of the row over 127; float32, as bitsandbytes gives it."""
+    """int8 codes times the largest absolute value of the row / 127; float32, as in bitsandbytes."""
 
     def __init__(self, form: str, codes: LazyTensor, scale: LazyTensor):
         super().__init__(form, codes, scale, (1, codes.shape[1]), factor=1 / INT8_MAX)

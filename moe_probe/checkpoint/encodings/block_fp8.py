@@ -1,7 +1,8 @@
-"""fp8 matrices with scales beside them, as DeepSeek-V3, Qwen and AutoFP8 publish them: `X.weight` and its scales.
+"""fp8 matrices with scales, as DeepSeek-V3, Qwen and AutoFP8 publish them: `X.weight` and its scales.
 
-`weight_scale_inv` has one scale per block; `weight_scale` one, or one per row. Both multiply, whatever their names say.
-DeepSeek-V4 calls them `X.scale`, exponents alone (E8M0), and stores its experts as fp4: see `deepseek_fp4`.
+`weight_scale_inv` has one scale per block; `weight_scale` has one in total or one per row. Both multiply the codes,
+despite the name of the first. DeepSeek-V4's scales are `X.scale`, exponents only (E8M0); its experts are fp4: see
+`deepseek_fp4`.
 """
 
 from __future__ import annotations
@@ -20,17 +21,17 @@ BLOCK = (128, 128)
 
 @dataclass(frozen=True)
 class BlockFp8:
-    """The encoding: fp8 weights and their scales, as one bfloat16 tensor each."""
+    """The encoding: fp8 weights and their scales, decoded to one bfloat16 tensor each."""
 
     methods: tuple[str, ...] = ("fp8",)
     title: str = "fp8 with block, row or tensor scales"
     source: str = "transformers 5.23, `integrations/finegrained_fp8.py`; DeepSeek-V3, arXiv 2412.19437, section 3.3."
 
     def packed(self, tensors: Mapping[str, LazyTensor], quantization: Quantization) -> Iterator[Packed]:
-        """The fp8 weights as the products that they stand for.
+        """Yields the product of each fp8 weight with its scales.
 
         Raises:
-            DamagedFile: a weight without scales, or scales that do not fit.
+            DamagedFile: a weight has no scales, or scales do not fit.
         """
         for key, tensor in tensors.items():
             if tensor.kind in FP8 and (quantization.method or key + "_scale_inv" in tensors):

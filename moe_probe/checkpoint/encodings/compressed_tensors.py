@@ -1,8 +1,7 @@
-"""compressed-tensors (llm-compressor, Red Hat): int codes packed with groups, fp8, int8 and NVFP4.
+"""compressed-tensors (llm-compressor, Red Hat): packed integers with groups, fp8, int8 and NVFP4.
 
-The tensors beside a layer say which of its forms it has; the configuration says how many bits codes have, and whether
-groups follow the order of activations. Layers of the `ignore` list are stored plainly, so that the list needs no
-reading.
+The tensors of a layer determine its form; the configuration states the bits per code, and whether groups follow the
+activation order. Layers on the `ignore` list are stored plainly, so the list is not read.
 """
 
 from __future__ import annotations
@@ -26,17 +25,17 @@ else:
     from moe_probe.deferred import torch
 
 TITLE = "compressed-tensors"
-LAYER_CLASS = "Linear"  # a target that means every layer which no other one names
-BY_GROUP = ("group", "dynamic", True)  # values of `actorder` where columns of a group lie apart
+LAYER_CLASS = "Linear"  # a target that covers every layer that no other target names
+BY_GROUP = ("group", "dynamic", True)  # values of `actorder` if the columns of a group are not contiguous
 
 
 class PackedIntegers(PackedMatrix):
     """`X_packed` (out, words): codes along each row, the first one lowest, offset by half of their range.
 
-    Newer files have codes of 3, 5, 6 or 7 bits across words, older ones whole codes in each word: the number of words
-    says which.
+    Codes of 3, 5, 6 or 7 bits may span two words in newer files; in older files, each word holds whole codes. The
+    number of words determines which.
 
-    The values are `(code - zero) * scale` in the scales' type, as compressed-tensors computes them: both factors are
+    The values are `(code - zero) * scale` in the scales' dtype, as compressed-tensors computes them: both factors are
     exact in it. Zero points are packed along the rows (`out`). `order` gives the group of every column; without it,
     groups are runs of columns.
     """
@@ -74,18 +73,18 @@ class PackedIntegers(PackedMatrix):
 
 @dataclass(frozen=True)
 class CompressedTensors:
-    """The encoding: layers of every form, as one tensor each."""
+    """The encoding: packed layers of every form, decoded to one tensor each."""
 
     methods: tuple[str, ...] = (TITLE,)
     title: str = TITLE
     source: str = "compressed-tensors 0.20, `compressors/`: `pack_quantized`, `naive_quantized`, `nvfp4`, `mxfp4`."
 
     def packed(self, tensors: Mapping[str, LazyTensor], quantization: Quantization) -> Iterator[Packed]:
-        """The packed layers as the values that they stand for.
+        """Yields the decoded weight of each layer.
 
         Raises:
             DamagedFile: a part is missing or does not fit.
-            CheckpointError: a form that is not read.
+            CheckpointError: the form of a layer is not supported.
         """
         if quantization.method is None:
             return
@@ -101,10 +100,10 @@ ENCODING = CompressedTensors()
 
 
 def _require_read(quantization: Quantization) -> None:
-    """Refuse weights that are turned, or stored without their zeros.
+    """Checks that weights are neither rotated, nor stored without their zeros, nor ordered for one kind of GPU.
 
     Raises:
-        CheckpointError: naming the field that says so.
+        CheckpointError: they are; the message names the config field that states it.
     """
     sparsity = quantization.fields.get("sparsity_config")
     layout = sparsity.get("format", "dense") if isinstance(sparsity, dict) else "dense"
@@ -137,7 +136,7 @@ def _parts(name: str, tensors: Mapping[str, LazyTensor], *suffixes: str) -> dict
 
 
 def _with_activations(name: str, parts: Mapping[str, str], tensors: Mapping[str, LazyTensor]) -> tuple[str, ...]:
-    """Keys of a layer, those of its activations too: they change no weight."""
+    """Returns the keys of a layer, including scales and zero points of activations, which change no weight."""
     stem = name.removesuffix("weight")
     of_inputs = [
         f"{stem}{side}_{what}" for side in ("input", "output") for what in ("scale", "zero_point", "global_scale")
@@ -146,7 +145,7 @@ def _with_activations(name: str, parts: Mapping[str, str], tensors: Mapping[str,
 
 
 def _weights(name: str, quantization: Quantization) -> Mapping[str, Any]:
-    """How the weights of a layer are quantized: as its group says, else that of its class, else the first."""
+    """Returns the weight settings of a layer: of its config group, else that of its class, else the first."""
     groups = quantization.fields.get("config_groups")
     if not isinstance(groups, dict) or not groups or not all(isinstance(group, dict) for group in groups.values()):
         raise DamagedFile("quantization_config in config.json has no config_groups; use the published file.")
@@ -223,7 +222,7 @@ def _fitting(
     zero: LazyTensor | None,
     order: LazyTensor | None,
 ) -> bool:
-    """Whether codes go on across words.
+    """Whether codes may span two words.
 
     Raises:
         DamagedFile: the parts of the layer do not have the shapes that its configuration states.
@@ -249,10 +248,10 @@ def _fitting(
 
 
 def _packing(name: str, columns: int, bits: int, words: int) -> tuple[bool, int]:
-    """Whether codes go on across words, and the words of a row.
+    """Returns whether codes may span two words, and the number of words per row.
 
     Raises:
-        DamagedFile: both ways need as many words and are not the same.
+        DamagedFile: both ways of packing need this number of words, although they differ.
     """
     dense, whole = -(-columns * bits // WORD), -(-columns // (WORD // bits))
     if WORD % bits and dense == whole == words > 1:
@@ -263,7 +262,7 @@ def _packing(name: str, columns: int, bits: int, words: int) -> tuple[bool, int]
 
 
 def _by_activation(order: LazyTensor | None) -> bool:
-    """Whether an order of groups is one: files may hold -1 in place of it."""
+    """Whether a tensor holds an activation order; files may hold -1 in its place."""
     return order is not None and int(order[0].numbers()) >= 0
 
 

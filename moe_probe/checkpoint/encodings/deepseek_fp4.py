@@ -16,17 +16,17 @@ GROUP = 32
 
 @dataclass(frozen=True)
 class DeepseekFp4:
-    """The encoding: bytes of two codes with exponents beside them, as one bfloat16 matrix each (exact)."""
+    """The encoding: bytes of two codes, and exponents as scales, decoded to one bfloat16 matrix each (exact)."""
 
     methods: tuple[str, ...] = ("fp8",)
     title: str = "DeepSeek-V4's fp4"
     source: str = "transformers 5.23, `integrations/finegrained_fp8.py`; OCP Microscaling Formats v1.0, section 5.3.3."
 
     def packed(self, tensors: Mapping[str, LazyTensor], quantization: Quantization) -> Iterator[Packed]:
-        """The matrices of 4-bit floats.
+        """Yields the decoded matrices of 4-bit floats.
 
         Raises:
-            DamagedFile: exponents that do not fit.
+            DamagedFile: exponents do not fit their matrix.
         """
         for key, tensor in tensors.items():
             scale = key.removesuffix("weight") + "scale"

@@ -1,7 +1,7 @@
-"""Meta's fbgemm_fp8 (Llama-4-Maverick-FP8): `X.weight` with a scale per row, fused experts with one per output.
+"""Meta's fbgemm_fp8 (Llama-4-Maverick-FP8): `X.weight` with a scale per row; fused experts have one per output.
 
-The experts are stored (E, in, out): `gate_up_proj_scale` is (E, 1, 2 ff), `down_proj_scale` (E, d, 1), where d are the
-outputs, the *columns* of the stored matrix.
+Experts are stored as (E, in, out). `gate_up_proj_scale` is (E, 1, 2 ff). `down_proj_scale` is (E, d, 1), where d counts
+the outputs, which are the *columns* of the stored matrix.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ FUSED = (".gate_up_proj", ".down_proj")
 
 @dataclass(frozen=True)
 class FbgemmFp8:
-    """The encoding: fp8 weights and their scales, as one bfloat16 tensor each."""
+    """The encoding: fp8 weights and their scales, decoded to one bfloat16 tensor each."""
 
     methods: tuple[str, ...] = ("fbgemm_fp8",)
     title: str = "fbgemm_fp8"
     source: str = "transformers 5.23, `integrations/fbgemm_fp8.py`."
 
     def packed(self, tensors: Mapping[str, LazyTensor], quantization: Quantization) -> Iterator[Packed]:
-        """The weights as the products that they stand for.
+        """Yields the product of each fp8 weight with its scales.
 
         Raises:
-            DamagedFile: scales that do not fit.
+            DamagedFile: scales do not fit their weight.
         """
         if quantization.method is None:
             return

@@ -1,8 +1,8 @@
-"""GPTQ (AutoGPTQ, GPTQModel): `X.qweight`, `X.qzeros`, `X.scales`, `X.g_idx` stand for `X.weight`.
+"""GPTQ (AutoGPTQ, GPTQModel): `X.qweight`, `X.qzeros`, `X.scales`, `X.g_idx` encode `X.weight`.
 
-Codes are packed along the inputs, zero points along the outputs; both in words of 32 bits. Sizes and bits follow from
-the shapes, and have to be those of the configuration, in which GPTQModel's `dynamic` has rules for some layers.
-Format 1 stores each zero point less 1, format 2 as it is.
+Codes are packed along the inputs, zero points along the outputs, both in 32-bit words. Sizes and bits follow from the
+shapes and must match the configuration, in which GPTQModel's `dynamic` has rules for some layers. Format 1 stores each
+zero point minus 1, format 2 stores it unchanged.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ else:
     from moe_probe.deferred import torch
 
 BITS = (2, 3, 4, 8)
-LESS = {"gptq": 1, "gptq_v2": 0}  # what the stored zero points lack, by `checkpoint_format`
+LESS = {"gptq": 1, "gptq_v2": 0}  # what to add to stored zero points, by `checkpoint_format`
 
 
 class Gptq(PackedMatrix):
     """`qweight` (in bits / 32, out), `qzeros` (groups, out bits / 32), `scales` (groups, out), `g_idx` (in).
 
-    The value at (o, i) is `scales[g_idx[i], o] * (code - zero)`, in the scales' type, as AutoGPTQ computes it.
+    The value at (o, i) is `scales[g_idx[i], o] * (code - zero)`, in the scales' dtype, as AutoGPTQ computes it.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class Gptq(PackedMatrix):
 
 
 def _words(part: slice, bits: int) -> slice:
-    """The words that whole periods of codes lie in."""
+    """Returns the words that hold the whole periods of codes around `part`."""
     codes, words = period(bits)
     periods = covering(part, codes)
     return slice(periods.start * words, periods.stop * words)
@@ -66,18 +66,18 @@ def _words(part: slice, bits: int) -> slice:
 
 @dataclass(frozen=True)
 class GptqLayers:
-    """The encoding: four tensors a layer, as its weight (out, in)."""
+    """The encoding: four tensors per layer, decoded to its weight (out, in)."""
 
     methods: tuple[str, ...] = ("gptq",)
     title: str = "GPTQ"
     source: str = "GPTQ, arXiv 2210.17323; AutoGPTQ 0.7.1 and GPTQModel 7.7, `pack` of their linear layers."
 
     def packed(self, tensors: Mapping[str, LazyTensor], quantization: Quantization) -> Iterator[Packed]:
-        """The layers as the values that they stand for.
+        """Yields the decoded weight of each layer.
 
         Raises:
             DamagedFile: a part is missing or does not fit.
-            CheckpointError: a format that is not read.
+            CheckpointError: the `checkpoint_format` is not supported.
         """
         names = [key.removesuffix("qweight") for key in tensors if key.endswith(".qweight")]
         if quantization.method is None or not names:
@@ -96,16 +96,16 @@ ENCODING = GptqLayers()
 
 
 def layer(name: str, tensors: Mapping[str, LazyTensor], less: int, stated: Quantization) -> Packed:
-    """The layer whose keys begin with `name`.
+    """Returns the decoded layer whose keys begin with `name`.
 
     Args:
-        name: with its final dot.
+        name: prefix of the layer's keys, with its final dot.
         tensors: every tensor of the checkpoint.
-        less: what the stored zero points lack.
-        stated: what the configuration says of the layer.
+        less: what to add to stored zero points.
+        stated: the quantization settings of the layer.
 
     Raises:
-        DamagedFile: a part is missing, or does not fit the others or what is stated.
+        DamagedFile: a part is missing, or does not fit the others or the settings.
     """
     packed = _layer(name, tensors, less, stated.number("group_size", -1))
     _require_stated(packed, name + "g_idx", stated)
@@ -113,9 +113,10 @@ def layer(name: str, tensors: Mapping[str, LazyTensor], less: int, stated: Quant
 
 
 def _of_layer(module: str, quantization: Quantization) -> Quantization:
-    """What is stated of a layer: the first rule of `dynamic` whose expression its name begins with, else all layers'.
+    """Returns a layer's settings: those of all layers, overridden by the first rule of `dynamic` that matches its name.
 
-    A rule may begin with `+:`; layers that `-:` excludes are not packed.
+    A rule is a regular expression for the beginning of the name; it may begin with `+:`. Layers that `-:` excludes are
+    not packed.
     """
     rules = quantization.fields.get("dynamic")
     for pattern, fields in (rules if isinstance(rules, dict) else {}).items():
@@ -125,7 +126,7 @@ def _of_layer(module: str, quantization: Quantization) -> Quantization:
 
 
 def _require_stated(layer: Packed, order: str, quantization: Quantization) -> None:
-    """Refuse bits that differ from the stated ones, and a stated order of activations that is not there."""
+    """Raises DamagedFile if bits differ from the settings, or if a stated activation order is missing."""
     assert isinstance(layer.values, Stored)
     assert isinstance(layer.values.source, Gptq)
     bits, groups = layer.values.source.bits, layer.values.source.scales.shape[0]
@@ -170,7 +171,7 @@ def _layer(name: str, tensors: Mapping[str, LazyTensor], less: int, group: int) 
 
 
 def _in_runs(order: LazyTensor, size: int, groups: int, name: str) -> bool:
-    """Whether the inputs of a group lie together, in order."""
+    """Whether the inputs of each group are contiguous, and groups are in order."""
     stated = order.numbers()
     if stated.min() < 0 or stated.max() >= groups:
         raise DamagedFile(f"{name + 'g_idx'!r} names a group that {name + 'scales'!r} lacks; download it again.")

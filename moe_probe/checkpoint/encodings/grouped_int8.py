@@ -1,4 +1,4 @@
-"""int8 matrices with scales per group of rows: Grok-1's, and `X` with `X_scales` where `convert` kept them."""
+"""int8 matrices with scales per group of rows: Grok-1's, and `X` with `X_scales` in models that `convert` wrote."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class GroupScaled(Typed):
 
     Attributes:
         weight, scales: the stored tensors.
-        form: what it is stored as, in words.
+        form: description of the stored form.
     """
 
     def __init__(self, weight: LazyTensor, scales: LazyTensor):
@@ -50,7 +50,7 @@ class GroupScaled(Typed):
 
 
 def grouped_int8(tensor: LazyTensor) -> tuple[LazyTensor, LazyTensor] | None:
-    """The stored int8 matrix and scales of an (out, in) matrix that they are multiplied for; None for other tensors.
+    """Returns the stored int8 matrix and scales of which an (out, in) matrix is the product; None for other tensors.
 
     Returns:
         int8 (out, in) and scales (out, groups).
@@ -65,14 +65,14 @@ def grouped_int8(tensor: LazyTensor) -> tuple[LazyTensor, LazyTensor] | None:
 
 @dataclass(frozen=True)
 class GroupedInt8:
-    """The encoding: int8 matrices (out, in) and their scales (out, groups), as one tensor each."""
+    """The encoding: int8 matrices (out, in) and their scales (out, groups), decoded to one tensor each."""
 
     methods: tuple[str, ...] = ()
     title: str = "int8 with grouped scales"
     source: str = "xai-org/grok-1, `QuantizedWeight8bit` of `model.py`."
 
     def packed(self, tensors: Mapping[str, LazyTensor], quantization: Quantization) -> Iterator[Packed]:
-        """The int8 matrices as the products that they stand for.
+        """Yields the product of each int8 matrix with its scales.
 
         Raises:
             DamagedFile: the scales do not fit.

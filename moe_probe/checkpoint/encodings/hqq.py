@@ -1,10 +1,10 @@
-"""HQQ: codes `X.W_q` packed along the rows of groups, `X.scale` and `X.zero`, with what a layer's `meta` says of them.
+"""HQQ: codes `X.W_q` packed along the rows of groups, `X.scale` and `X.zero`, and a layer's metadata (`meta`).
 
-In HQQ's own file (`formats/hqq.py`) the configuration has that; transformers stores each number and word of it as a
-tensor beside the codes, words as the codes of their letters.
+With HQQ's own file (`formats/hqq.py`), the metadata is in the configuration. transformers stores each number and string
+of it as a tensor beside the codes, strings as character codes.
 
-A matrix is cut into groups along one axis: (groups, size) for axis 1, (size, groups) for axis 0. Several rows share a
-byte: the first part of the rows has the highest bits.
+A matrix is divided into groups along one axis: (groups, size) for axis 1, (size, groups) for axis 0. Several rows share
+a byte (a 32-bit word for 3 bits): the first part of the rows is in the highest bits.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ if TYPE_CHECKING:
 else:
     from moe_probe.deferred import torch
 
-# packing to how many rows share a word, and the bits of each
+# number of rows that share a word, and bits per code, by packing
 PACKINGS = {"8bit_u8": (1, 8), "4bit_u8": (2, 4), "3bit_32": (10, 3), "2bit_u8": (4, 2), "1bit_u8": (8, 1)}
-# what is said of a layer
+# metadata of a layer: names and types
 SAID: Mapping[str, type] = {
     "nbits": int, "group_size": int, "axis": int, "shape": list, "packing": str, "view_as_float": bool,
     "quant_scale": bool, "quant_zero": bool,
 }  # fmt: skip
-LONGEST = 64  # letters of a word
+LONGEST = 64  # most values of a metadata tensor
 
 
 class Hqq(PackedMatrix):
-    """Values `(code - zero) * scale` in the scales' type, as HQQ computes them."""
+    """Values `(code - zero) * scale` in the scales' dtype, as HQQ computes them."""
 
     def __init__(self, codes: LazyTensor, scale: LazyTensor, zero: LazyTensor, meta: Mapping[str, Any]):
         self.codes, self.scale, self.zero, self.axis = codes, scale, zero, meta["axis"]
@@ -57,13 +57,13 @@ class Hqq(PackedMatrix):
         return values[start : start + (rows.stop - rows.start) * width].view(-1, width)
 
     def _of_groups(self, factor: LazyTensor, groups: slice) -> torch.Tensor:
-        """One number per group, or one for all."""
+        """Returns one number per group, or one for all groups."""
         if factor.numel() == 1:
             return factor.read().reshape(1, 1).to(self.dtype)
         return (factor[groups] if self.axis == 1 else factor).read().to(self.dtype)
 
     def _codes(self, first: int, last: int) -> torch.Tensor:
-        """Rows of groups."""
+        """Returns the codes of rows `first` to `last` - 1 of the matrix divided into groups."""
         step = self.codes.shape[0]
         codes = []
         for part in range(first // step, -(-last // step)):
@@ -75,18 +75,18 @@ class Hqq(PackedMatrix):
 
 @dataclass(frozen=True)
 class HqqLayers:
-    """The encoding: codes, scales and zeros, as one matrix each."""
+    """The encoding: codes, scales and zero points, decoded to one matrix each."""
 
     methods: tuple[str, ...] = ("hqq",)
     title: str = "HQQ"
     source: str = "hqq 0.2.8, `core/quantize.py`, `core/bitpack.py` and `core/utils.py`."
 
     def packed(self, tensors: Mapping[str, LazyTensor], quantization: Quantization) -> Iterator[Packed]:
-        """The layers as the values that they stand for.
+        """Yields the decoded weight of each layer.
 
         Raises:
             DamagedFile: a part is missing or does not fit.
-            CheckpointError: a packing that is not read.
+            CheckpointError: the packing is not supported.
         """
         if quantization.method not in self.methods:
             return
@@ -101,7 +101,7 @@ ENCODING = HqqLayers()
 
 
 def _described(tensors: Mapping[str, LazyTensor]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """What the tensors beside the codes of each layer say of it."""
+    """Yields each packed layer with the metadata that is stored beside its codes."""
     for key in tensors:
         module = key.removesuffix(".W_q")
         if module != key and f"{module}.packing" in tensors:
@@ -109,7 +109,7 @@ def _described(tensors: Mapping[str, LazyTensor]) -> Iterator[tuple[str, dict[st
 
 
 def _said(key: str, tensor: LazyTensor | None, kind: type) -> Any:
-    """A number, a truth value, sizes or a word; None where there is no tensor for it."""
+    """Returns an integer, bool, list of sizes or string from a metadata tensor, or None if there is no tensor."""
     if tensor is None:
         return None
     plain = not tensor.is_floating_point and 0 < tensor.numel() <= LONGEST
@@ -122,7 +122,7 @@ def _said(key: str, tensor: LazyTensor | None, kind: type) -> Any:
 
 
 def _keys_of(tensors: Mapping[str, LazyTensor], modules: Container[str]) -> dict[str, list[str]]:
-    """Keys of the tensors that stand for a layer's weight, by module."""
+    """Returns the keys of the tensors that encode each layer's weight, by module."""
     keys: dict[str, list[str]] = {}
     for key in tensors:
         module, _, role = key.rpartition(".")
@@ -147,7 +147,7 @@ def _matrix(module: str, tensors: Mapping[str, LazyTensor], meta: Mapping[str, A
     values = shape[0] * shape[1]
     rows, width = words.shape[0] * PACKINGS[packing][0], words.shape[-1]
     groups = values // width
-    slack = PACKINGS[packing][0] if packing == "3bit_32" else 1  # its rows are filled up to whole words
+    slack = PACKINGS[packing][0] if packing == "3bit_32" else 1  # rows are padded to whole words
     fits = words.ndim == 2 and 0 <= rows - groups < slack and values == groups * width
     one_each = (groups, 1) if axis == 1 else (1, width)
     if not fits or any(part.numel() != 1 and part.shape != one_each for part in (scale, zero)):
@@ -159,7 +159,7 @@ def _matrix(module: str, tensors: Mapping[str, LazyTensor], meta: Mapping[str, A
 
 
 def _factor(module: str, tensors: Mapping[str, LazyTensor], meta: Mapping[str, Any], name: str) -> LazyTensor | None:
-    """Scales or zeros of a layer, which may be quantized themselves."""
+    """Returns the scales or zero points of a layer, which may be quantized themselves; None if they are missing."""
     nested = meta.get(f"meta_{name}")
     if not isinstance(nested, dict):
         return tensors.get(f"{module}.{name}")

@@ -1,4 +1,4 @@
-"""Mistral's own fp8: `X.weight` with one number `X.qscale_weight`, which multiplies it; `X.qscale_act` is of inputs."""
+"""Mistral's own fp8: `X.weight` times one number, `X.qscale_weight`; `X.qscale_act` is the scale of the inputs."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from moe_probe.errors import DamagedFile
 
 @dataclass(frozen=True)
 class MistralFp8:
-    """The encoding: fp8 weights and their scale, as one bfloat16 tensor each."""
+    """The encoding: fp8 weights and their scales, decoded to one bfloat16 tensor each."""
 
     methods: tuple[str, ...] = ("mistral",)
     title: str = "Mistral's fp8"
     source: str = "vLLM, `models/mistral_large_3.py` (names and suffixes)."
 
     def packed(self, tensors: Mapping[str, LazyTensor], quantization: Quantization) -> Iterator[Packed]:
-        """The weights as the products that they stand for.
+        """Yields the product of each fp8 weight with its scale.
 
         Raises:
-            DamagedFile: a scale that has no weight or does not fit.
+            DamagedFile: a scale has no fp8 weight, or does not fit it.
         """
         for key in tensors:
             module = key.removesuffix("qscale_weight")

@@ -1,7 +1,8 @@
 """MLX: `X.weight` uint32 (..., out, in bits / 32), `X.scales` and `X.biases` (..., out, groups).
 
-Codes follow each other from the lowest bit on. The configuration states the size of a group and the bits of most
-layers, and of some under their names. In the modes mxfp4, nvfp4 and mxfp8 codes are floats, and there are no biases.
+Codes are packed without gaps from the lowest bit on. The configuration states the group size and bits of most layers,
+and overrides them for some under their names. In the modes mxfp4, nvfp4 and mxfp8, codes are floats, and there are no
+biases.
 """
 
 from __future__ import annotations
@@ -26,11 +27,11 @@ else:
     from moe_probe.deferred import torch
 
 BITS = (2, 3, 4, 5, 6, 8)
-FLOATS = {"mxfp4": (4, 32), "nvfp4": (4, 16), "mxfp8": (8, 32)}  # bits of a code, codes of a group, by the mode
+FLOATS = {"mxfp4": (4, 32), "nvfp4": (4, 16), "mxfp8": (8, 32)}  # bits per code and codes per group, by mode
 
 
 class Affine(PackedMatrix):
-    """Values `scale * code + bias` per group, in float32, rounded to the scales' type."""
+    """Values `scale * code + bias` per group, in float32, rounded to the scales' dtype."""
 
     def __init__(self, codes: LazyTensor, scales: LazyTensor, biases: LazyTensor, bits: int, group: int):
         self.codes, self.scales, self.biases, self.bits, self.group = codes, scales, biases, bits, group
@@ -53,18 +54,18 @@ class Affine(PackedMatrix):
 
 @dataclass(frozen=True)
 class MlxLayers:
-    """The encoding: codes, scales and biases, as one tensor each."""
+    """The encoding: codes, scales and biases, decoded to one tensor each."""
 
     methods: tuple[str, ...] = ("mlx",)
     title: str = "MLX"
     source: str = "MLX 0.32, `mlx.core.dequantize`; mlx-lm, `utils.py`."
 
     def packed(self, tensors: Mapping[str, LazyTensor], quantization: Quantization) -> Iterator[Packed]:
-        """The layers as the values that they stand for.
+        """Yields the decoded weight of each layer.
 
         Raises:
             DamagedFile: a part is missing or does not fit.
-            CheckpointError: a mode that is not read.
+            CheckpointError: the mode is not supported.
         """
         if quantization.method is None:
             return
@@ -107,7 +108,7 @@ def _layer(module: str, tensors: Mapping[str, LazyTensor], fields: Mapping[str, 
 
 
 def _floats(key: str, mode: str, codes: LazyTensor, scales: LazyTensor, fields: Mapping[str, Any]) -> LazyTensor:
-    """Floats of 4 or 8 bits, with a scale for each group."""
+    """Returns the decoded tensor of 4-bit or 8-bit floats with a scale per group, unread."""
     bits, group = FLOATS[mode]
     stated = fields.get("bits", bits), fields.get("group_size", group)
     if stated != (bits, group) or scales.shape != (*codes.shape[:-1], codes.shape[-1] * WORD // bits // group):

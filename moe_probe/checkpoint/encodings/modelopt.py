@@ -21,7 +21,7 @@ ACTIVATIONS = ("input_scale", "output_scale", "k_scale", "v_scale", "pre_quant_s
 
 @dataclass(frozen=True)
 class Modelopt:
-    """The encoding: 4-bit and 8-bit floats with scales, as one bfloat16 tensor each."""
+    """The encoding: 4-bit and 8-bit floats with scales, decoded to one bfloat16 tensor each."""
 
     methods: tuple[str, ...] = ("modelopt", "modelopt_fp4")
     title: str = "modelopt NVFP4 and fp8"
@@ -30,11 +30,11 @@ class Modelopt:
     )
 
     def packed(self, tensors: Mapping[str, LazyTensor], quantization: Quantization) -> Iterator[Packed]:
-        """The layers as the values that they stand for.
+        """Yields the decoded weight of each layer.
 
         Raises:
             DamagedFile: scales are missing or do not fit.
-            CheckpointError: inputs are scaled before the layer, so that its weight alone is not what it computes.
+            CheckpointError: a layer scales its inputs first, so that its weight alone does not determine its output.
         """
         if quantization.method is None:
             return

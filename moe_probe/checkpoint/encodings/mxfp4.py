@@ -1,4 +1,4 @@
-"""MXFP4: gpt-oss's pairs `X_blocks` and `X_scales` (`X.blocks`, `X.scales` in `original/`), which appear as one `X`."""
+"""MXFP4: gpt-oss's pairs `X_blocks` and `X_scales` (`X.blocks`, `X.scales` in `original/`), decoded to one `X`."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ MXFP4_BLOCK = 32
 
 
 class Flattened(Typed):
-    """Blocks (..., rows, groups, bytes) as (..., rows, groups * bytes)."""
+    """The source of blocks (..., rows, groups, bytes), flattened to (..., rows, groups * bytes)."""
 
     def __init__(self, base: LazyTensor):
         self.base, self.parts, self.kind = base, (base,), base.kind
@@ -40,17 +40,17 @@ class Flattened(Typed):
 
 @dataclass(frozen=True)
 class Mxfp4Pairs:
-    """The encoding: blocks and scales, as one bfloat16 tensor each (exact: nothing is rounded)."""
+    """The encoding: blocks and scales, decoded to one bfloat16 tensor each (exact: nothing is rounded)."""
 
     methods: tuple[str, ...] = ("mxfp4",)
     title: str = "mxfp4"
     source: str = "openai/gpt-oss; transformers 5.23, `integrations/mxfp4.py`; OCP Microscaling Formats v1.0."
 
     def packed(self, tensors: Mapping[str, LazyTensor], quantization: Quantization) -> Iterator[Packed]:
-        """The pairs as the values that they stand for.
+        """Yields the decoded matrix of each pair.
 
         Raises:
-            DamagedFile: blocks without scales, or scales that do not fit.
+            DamagedFile: blocks have no scales, or scales do not fit.
         """
         for key in tensors:
             for blocks, scales in PAIRS.items():

@@ -1,6 +1,6 @@
-"""Mistral's own format: `params.json` with `consolidated.safetensors`, its index and parts, or `consolidated.NN.pt`.
+"""Mistral's own format: `params.json` with `consolidated.safetensors`, its index and shards, or `consolidated.NN.pt`.
 
-Keys lie in one of the files each. The weights of `.pt` files are spread over them, not split.
+Each key is in one file only. The `.pt` files share out whole tensors; no tensor is split.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ PICKLED = re.compile(r"consolidated\.(\d\d)\.pt")
 
 
 class ConsolidatedFile(SafetensorsFile):
-    """A safetensors file under Mistral's name."""
+    """A safetensors file with Mistral's file names."""
 
     SINGLE: ClassVar[str] = "consolidated.safetensors"
     INDEX: ClassVar[str] = "consolidated.safetensors.index.json"
 
 
 def open_consolidated(folder: Path) -> Opened | None:
-    """The model of a folder; None where it has no such files.
+    """Opens the model in a folder; returns None if the folder has no such files.
 
     Raises:
-        MissingFiles: params.json or a part is missing.
-        DamagedFile: a file is damaged, or two hold the same key.
+        MissingFiles: params.json or a weight file is missing.
+        DamagedFile: a file is damaged, or two files hold the same key.
     """
     pickled = sorted(path.name for path in folder.iterdir() if PICKLED.fullmatch(path.name))
     safe = present(folder, ConsolidatedFile.SINGLE) or present(folder, ConsolidatedFile.INDEX)
@@ -70,13 +70,13 @@ def _spread(folder: Path, names: list[str]) -> tuple[dict[str, LazyTensor], list
 
 @dataclass(frozen=True)
 class Consolidated:
-    """The format of Mistral's files."""
+    """Mistral's format: `params.json` with consolidated weight files."""
 
     preference: int = 5
     expects: str = f"{PARAMS} with {ConsolidatedFile.SINGLE}"
 
     def open(self, folder: Path) -> Opened | None:
-        """`open_consolidated`."""
+        """Opens a folder with `open_consolidated`."""
         return open_consolidated(folder)
 
 

@@ -1,8 +1,8 @@
 """fairseq's checkpoints: `NAME-shared.pt` with a file of experts per rank, `NAME-rank-N.pt`, or one file `NAME.pt`.
 
-Rank files number their experts from 0 each; here they have the numbers that they have in the model. Options come from
-the files (`cfg["model"]`, or `args` in older versions), whose classes are never imported: whatever a pickle names that
-torch does not allow by itself becomes an object that only holds its fields.
+Each rank file numbers its experts from 0; keys here have the expert numbers of the whole model. Options come from the
+files (`cfg["model"]`, or `args` in older versions), whose classes are never imported: an instance of a class that torch
+does not allow becomes an object that only holds its fields.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ FILE_NAME = re.compile(r"(checkpoint.*?)(?:-(shared)|-rank-([0-9]{1,9}))?\.pt")
 PREFERRED = ("checkpoint_last", "checkpoint_best")
 EXPERT = re.compile(r"(?<=\.experts\.)\d+(?=\.)")
 OPTION_FILES = re.compile(r"(?!tokenizer|special_tokens|generation|vocab).*\.json")
-# names that can stand in an options pickle; anything else is refused, although it would not be run
+# names that an options pickle may contain; any other name is refused, although it would not be run
 KNOWN_GLOBALS = re.compile(
     r"(argparse\.Namespace|omegaconf\..+|fairseq\..+|typing\.Any|collections\.defaultdict|builtins\.(dict|list|int))"
 )
 
 
 class Inert:
-    """Stands in for a foreign class: holds the fields that a pickle gives it, and does nothing."""
+    """A stand-in for a foreign class: it holds the fields that a pickle gives it, and does nothing."""
 
     def __init__(self, *args: Any, **kwargs: Any):
         pass
@@ -46,7 +46,7 @@ class Inert:
 
 
 class FairseqFile(TorchFile):
-    """One file; its optimizer state is mapped and never read."""
+    """One file of fairseq; its optimizer state is memory-mapped and never read."""
 
     def unpickle(self) -> dict[str, Any]:
         try:
@@ -70,7 +70,7 @@ class FairseqFile(TorchFile):
         return self.as_state(dict(self.unpickle()["model"]))
 
     def options(self) -> dict[str, Any]:
-        """`cfg["model"]`, else the fields of `args`; empty where there is neither."""
+        """Returns `cfg["model"]`, or else the fields of `args`; empty if the file has neither."""
         value = self.unpickle()
         cfg = plain(value.get("cfg")) or {}
         options = (cfg.get("model") if isinstance(cfg, dict) else None) or plain(value.get("args")) or {}
@@ -78,7 +78,7 @@ class FairseqFile(TorchFile):
 
 
 def plain(value: Any) -> Any:
-    """Inert objects as what they held: a Namespace's fields, a DictConfig's content, a node's value."""
+    """Replaces inert objects by what they hold: a Namespace's fields, a DictConfig's content, a node's value."""
     if isinstance(value, Inert):
         fields = vars(value)
         return plain(fields["_content"] if "_content" in fields else fields.get("_val", dict(fields)))
@@ -90,13 +90,13 @@ def plain(value: Any) -> Any:
 
 
 def open_fairseq(folder: Path) -> Opened | None:
-    """A checkpoint of fairseq; None when the folder has no files of such names.
+    """Opens a checkpoint of fairseq; returns None if no file of the folder has such a name.
 
-    Of several checkpoints `checkpoint_last` is taken, then `checkpoint_best`. A JSON file of options beside the files
-    (`config.json`, or the only one; also with the options under "model") overrides those in the files.
+    Of several checkpoints, `checkpoint_last` is preferred, then `checkpoint_best`. A JSON file of options in the folder
+    (`config.json`, or the only JSON file; its options may be under "model") overrides the options in the files.
 
     Raises:
-        CheckpointError: a rank is missing or there twice, ranks disagree, or a file is damaged or unsafe.
+        CheckpointError: a rank is missing or present twice, ranks disagree, or a file is damaged or unsafe.
     """
     matches = [match for path in sorted(folder.iterdir()) if (match := FILE_NAME.fullmatch(path.name))]
     if not matches:
@@ -136,7 +136,7 @@ def _choose(folder: Path, names: list[str]) -> str:
 
 
 def _experts(folder: Path, name: str, files: list[FairseqFile], ranks: list[int]) -> dict[str, LazyTensor]:
-    """The tensors of the rank files under global expert numbers."""
+    """Returns the tensors of the rank files under global expert numbers."""
     missing = next((rank for rank in range(len(ranks)) if rank not in ranks), None)
     if missing is not None:
         raise MissingFiles(f"{folder / f'{name}-rank-{missing}.pt'} is missing; download it again.")
@@ -174,13 +174,13 @@ def _options_beside(folder: Path) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class FairseqFiles:
-    """The format of fairseq's files, by rank or in one."""
+    """The format of fairseq's files: shared parameters and one file per rank, or a single file."""
 
     preference: int = 3
     expects: str = "fairseq's checkpoint*.pt"
 
     def open(self, folder: Path) -> Opened | None:
-        """`open_fairseq`."""
+        """Opens a folder with `open_fairseq`."""
         return open_fairseq(folder)
 
 

@@ -1,7 +1,7 @@
-"""GGUF (llama.cpp): one file, or `NAME-00001-of-0000N.gguf`; memory-mapped, dequantized as it is read.
+"""GGUF (llama.cpp): one file, or `NAME-00001-of-0000N.gguf`; memory-mapped and dequantized on read.
 
-Tensors have the names of the file. `config` is the file's metadata, lists of strings (the tokenizer) apart. Values are
-what the `gguf` package dequantizes, float32.
+Keys are the tensor names of the file. `config` is the file's metadata except lists of strings (the tokenizer). The
+`gguf` package dequantizes quantized tensors to float32.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ else:
 NAME = "gguf"
 SUFFIX = ".gguf"
 PART = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf")
-BESIDE = re.compile(r"(mmproj|imatrix)", re.IGNORECASE)  # files of towers and of statistics, beside those of weights
-PIECE_ELEMENTS = 1 << 17  # dequantized at a time
+BESIDE = re.compile(r"(mmproj|imatrix)", re.IGNORECASE)  # projectors of other modalities, and statistics
+PIECE_ELEMENTS = 1 << 17  # values dequantized at a time
 PLAIN = {
     "F32": "float32",
     "F16": "float16",
@@ -48,10 +48,10 @@ DAMAGE = (ValueError, KeyError, IndexError, TypeError, OverflowError, struct.err
 
 
 def package() -> Any:
-    """The `gguf` package.
+    """Returns the `gguf` package.
 
     Raises:
-        MissingPackage: it is not installed.
+        MissingPackage: the package is not installed.
     """
     with needed("gguf", "gguf", "GGUF files"):
         import gguf
@@ -59,10 +59,10 @@ def package() -> Any:
 
 
 def reader(path: Path) -> Any:
-    """The package's reader of a file; arrays are stepped over, because a tokenizer's take it seconds.
+    """Returns the package's reader of a file; it skips the items of arrays, because those of a tokenizer take seconds.
 
     Raises:
-        DamagedFile: the file is truncated, or no GGUF file.
+        DamagedFile: the file is truncated, or not a GGUF file.
     """
     gguf = package()
 
@@ -96,12 +96,12 @@ def _damaged(path: Path, error: Exception) -> DamagedFile:
 
 
 def _require_filled(opened: Any) -> None:
-    """Refuse a file whose tensors do not follow each other from the header to the end, as llama.cpp writes them.
+    """Raises ValueError unless tensors fill the file from the header to the end, as llama.cpp writes them.
 
-    Between them, and behind the last one, are zeros up to the alignment.
+    Between tensors, and after the last one, only zeros up to the alignment are allowed.
 
     Raises:
-        ValueError: the header is not that of the data.
+        ValueError: the header does not match the data.
     """
     if not opened.tensors:
         return
@@ -129,10 +129,10 @@ def _length_of_strings(data: np.ndarray, start: int, count: int) -> int:
 
 
 def metadata(path: Path, opened: Any) -> dict[str, Any]:
-    """Key to value, lists of strings apart.
+    """Returns the metadata of a file by key, except lists of strings.
 
     Raises:
-        DamagedFile: a value is not of its type.
+        DamagedFile: a value does not have its stated type.
     """
     try:
         return _values_of(opened)
@@ -154,7 +154,7 @@ def _values_of(opened: Any) -> dict[str, Any]:
 
 
 def strings(path: Path, name: str) -> list[str]:
-    """A list of strings in the metadata of a file; empty where there is none."""
+    """Returns a list of strings from the metadata of a file; empty if the file has no such key."""
     field = reader(path).fields.get(name)
     if field is None:
         return []
@@ -167,7 +167,7 @@ def strings(path: Path, name: str) -> list[str]:
 
 
 class GgufFile:
-    """One file, mapped on first use, and again after being sent to another process."""
+    """One weight file, memory-mapped on first use, and again after it is sent to another process."""
 
     def __init__(self, path: Path):
         self.path, self.opened = path, FileState.of(path)
@@ -181,7 +181,7 @@ class GgufFile:
 
     @property
     def data(self) -> torch.Tensor:
-        """Its bytes.
+        """The memory-mapped bytes of the file.
 
         Raises:
             DamagedFile: the file was written to or replaced since it was opened.
@@ -191,14 +191,14 @@ class GgufFile:
 
 
 class Entry(Typed):
-    """A tensor of a file as it is stored; of quantized ones the bytes, row by row."""
+    """A tensor of a file as stored; for a quantized tensor, its bytes row by row."""
 
     def __init__(self, file: GgufFile, start: int, shape: tuple[int, ...], kind: str):
         self.file, self.start, self.shape, self.kind = file, start, Size(shape), kind
 
     @property
     def span(self) -> tuple[Path, int, int]:
-        """The file, and where in it the bytes are: start and length."""
+        """The file, and start and length of the tensor's bytes in it."""
         return self.file.path, self.start, self.shape.numel() * itemsize_of(self.kind)
 
     def read(self, index: Index) -> torch.Tensor:
@@ -207,7 +207,7 @@ class Entry(Typed):
 
 
 class Blocks(PackedMatrix):
-    """Rows of blocks of a type that the package dequantizes, float32."""
+    """The source of a matrix whose rows are quantized blocks, which the package dequantizes to float32."""
 
     def __init__(self, entry: LazyTensor, kind: str, size: int, length: int):
         self.entry, self.blocks, self.length = entry, kind, length
@@ -222,7 +222,7 @@ class Blocks(PackedMatrix):
         return torch.from_numpy(self._dequantized(stored.reshape(-1)).reshape(shape))
 
     def _dequantized(self, stored: np.ndarray) -> np.ndarray:
-        """The values of blocks that follow each other, many at a time: the package takes 16 rows, however short."""
+        """Returns the values of consecutive blocks, many per row: the package takes 16 rows a step, however short."""
         gguf = package()
         kind, size = gguf.GGMLQuantizationType[self.blocks], self.unit[1]
         values = np.empty((len(stored) // self.length, size), np.float32)
@@ -234,10 +234,10 @@ class Blocks(PackedMatrix):
 
 
 def _tensor(file: GgufFile, stored: Any) -> LazyTensor:
-    """The lazy tensor of an entry.
+    """Returns the lazy tensor of a header entry.
 
     Raises:
-        CheckpointError: the package does not dequantize its type.
+        CheckpointError: the package does not dequantize the entry's type.
     """
     gguf, kind = package(), stored.tensor_type.name
     shape = tuple(reversed([int(size) for size in stored.shape]))
@@ -254,12 +254,12 @@ def _tensor(file: GgufFile, stored: Any) -> LazyTensor:
 
 
 def open_gguf(path: Path) -> Opened | None:
-    """The model in a file or in the only ones of a folder; None where there are none.
+    """Opens the model in a file, or the only model in a folder; returns None if the folder has no GGUF model.
 
     Raises:
-        MissingFiles: a part is missing, or there are several models.
-        DamagedFile: a file is truncated, or holds tensors of another one too.
-        CheckpointError: a type that is not read, or a file that holds no model.
+        MissingFiles: a part is missing, or the folder holds several models.
+        DamagedFile: a file is truncated, or two parts hold the same tensor.
+        CheckpointError: a tensor's type is not supported, or the file holds no model.
     """
     names = _parts_of(path) if path.is_file() else _only_model(path)
     if not names:
@@ -291,7 +291,7 @@ def _check(files: list[Path], fields: Mapping[str, Any], tensors: Mapping[str, L
 
 
 def _parts_of(path: Path) -> list[str]:
-    """The names of a file and of the other parts of its model."""
+    """Returns the names of a file and of the other parts of its model, in order."""
     match = PART.fullmatch(path.name)
     if match is None:
         return [path.name]
@@ -324,7 +324,7 @@ class GgufFiles:
     suffixes: tuple[str, ...] = (SUFFIX,)
 
     def open(self, folder: Path) -> Opened | None:
-        """`open_gguf`."""
+        """Opens a folder or file with `open_gguf`."""
         return open_gguf(folder)
 
 

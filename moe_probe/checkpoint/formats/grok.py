@@ -1,8 +1,8 @@
 """Grok-1's original release: a folder `ckpt-0` with one pickle per tensor, `tensor00000_000`, `tensor00001_000`, ...
 
-The files have no names but their numbers, and there is no configuration; `model_config.json`, where a person has put
-one, holds the numbers that the release's own `run.py` hard-codes. Matrices are int8 with bfloat16 scales, dequantized
-as they are read. The pickles are not run, and a slice of a tensor reads only its bytes (see `array_pickle`).
+The files are numbered, not named, and there is no configuration. A user may add a `model_config.json` with the numbers
+that the release's own `run.py` hard-codes. Matrices are int8 with bfloat16 scales, and are dequantized on read. The
+pickles are not run, and a slice of a tensor reads only its bytes (see `array_pickle`).
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ FILE_NAME = re.compile(r"tensor[0-9]{5,20}_[0-9]{3,9}")
 
 
 def open_grok(folder: Path) -> Opened | None:
-    """The release in `folder` (or `folder/ckpt-0`); None when there are no files of such names.
+    """Opens the release in `folder` (or `folder/ckpt-0`); returns None if no file has such a name.
 
-    Tensors are named by position, `tensor00000`, ...; quantized ones appear as their product with the scales. `config`
-    is `{"format": "grok-1 release"}` and the fields of a `model_config.json` in the folder of the tensors or in one of
-    the two above it.
+    Keys are the positions of the tensors, `tensor00000`, ...; a quantized tensor appears as its product with the
+    scales. `config` is `{"format": "grok-1 release"}` and the fields of a `model_config.json` in the folder of the
+    tensors or in one of the two folders above it.
 
     Raises:
-        CheckpointError: a number is missing, or a file is truncated, unsafe, outside the folder or no array.
+        CheckpointError: a number is missing, or a file is truncated, unsafe, outside the folder or not an array.
     """
     tensors = _tensor_folder(folder)
     names = sorted(path.name for path in tensors.iterdir() if FILE_NAME.fullmatch(path.name))
@@ -106,23 +106,23 @@ def _stored(path: Path, part: str | None, array: Array) -> LazyTensor:
 
 
 class ArraySource(Typed):
-    """One array of a pickle, mapped on each read; read whole where the pickle escapes its bytes (protocols 0 to 2)."""
+    """One array of a pickle, mapped on each read; read whole if the pickle escapes its bytes (protocols 0 to 2)."""
 
     def __init__(self, path: Path, part: str | None, array: Array):
         self.path, self.part, self.opened = path, part, FileState.of(path)
-        assert array.kind is not None  # as `Array.check` has seen
+        assert array.kind is not None  # `Array.check` ensures this
         self.shape, self.kind = Size(array.shape), array.kind
         self.payload = array.data if isinstance(array.data, Payload) else None
 
     def read(self, index: Index) -> torch.Tensor:
         values = self.raw()
-        if values.data_ptr() % self.dtype.itemsize:  # a pickle aligns nothing
+        if values.data_ptr() % self.dtype.itemsize:  # a pickle does not align values
             each = values.view(*self.shape, self.dtype.itemsize)[index]
             return each.clone(memory_format=torch.contiguous_format).view(self.dtype).squeeze(-1)
         return values.view(self.dtype).view(self.shape)[index]
 
     def raw(self) -> torch.Tensor:
-        """The bytes of the values, mapped where they lie in the file as they are."""
+        """Returns the bytes of the values, memory-mapped unless the pickle escapes them."""
         self.opened.check(self.path)
         if self.payload is None:
             content = read_pickle(self.path)
@@ -134,13 +134,13 @@ class ArraySource(Typed):
 
 @dataclass(frozen=True)
 class GrokRelease:
-    """The format of a folder `ckpt-0` of pickles."""
+    """The format of Grok-1: a folder `ckpt-0` of pickles."""
 
     preference: int = 2
     expects: str = "the ckpt-0 of Grok-1"
 
     def open(self, folder: Path) -> Opened | None:
-        """`open_grok`."""
+        """Opens a folder with `open_grok`."""
         return open_grok(folder)
 
 

@@ -1,7 +1,7 @@
-"""HQQ's `qmodel.pt` beside a config.json: a dict from module to its codes and what they mean, or to a plain weight.
+"""HQQ's `qmodel.pt` with a config.json: a dict from each module to its codes and their metadata, or to a plain weight.
 
-Codes keep their names (`X.W_q`, `X.scale`, `X.zero`); what is said of a layer goes to `quantization_config`, where the
-encoding `hqq` finds it.
+Tensors keep their names (`X.W_q`, `X.scale`, `X.zero`). The metadata of the layers goes to `quantization_config`, where
+the encoding `hqq` finds it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ METHOD = "hqq"
 
 
 class HqqFile(TorchFile):
-    """The file; its tensors by `module.role`, and what is said of each module."""
+    """The file `qmodel.pt`: its tensors by `module.role`, and the metadata of its packed layers."""
 
     def named(self, content: Any) -> Any:
         if not isinstance(content, dict) or not content or not all(isinstance(part, dict) for part in content.values()):
@@ -28,14 +28,14 @@ class HqqFile(TorchFile):
         return dict(pair for name, module in content.items() for pair in _tensors(str(name), module))
 
     def layers(self) -> dict[str, dict[str, Any]]:
-        """What is said of each packed layer, in numbers and words."""
+        """Returns the metadata of each packed layer, by module: numbers, strings and lists of sizes."""
         modules: Mapping[str, Any] = self.unpickle() if self.headers is None else self.headers
         metas = ((name, module.get("meta")) for name, module in modules.items() if "W_q" in module)
         return {str(name): _said(meta) for name, meta in metas if isinstance(meta, Mapping)}
 
 
 def _tensors(prefix: str, parts: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Tensors, or their headers, by `module.role`."""
+    """Yields tensors, or their headers, with their keys `module.role`."""
     for name, value in parts.items():
         if hasattr(value, "shape"):
             yield f"{prefix}.{name}", value
@@ -63,12 +63,12 @@ class Hqq:
     expects: str = f"config.json with HQQ's {NAME}"
 
     def open(self, folder: Path) -> Opened | None:
-        """The model of a folder; None where it has no such file.
+        """Opens a folder; returns None if it has no `qmodel.pt`.
 
         Raises:
             MissingFiles: config.json is missing.
             DamagedFile: the file is damaged, or holds something else.
-            UnsafeFile: the file names code to run.
+            UnsafeFile: the pickle names code to run.
         """
         if not present(folder, NAME):
             return None

@@ -1,6 +1,6 @@
-"""Checkpoints in safetensors files, memory-mapped: one file, or shards with `model.safetensors.index.json`.
+"""Checkpoints in safetensors files: one file, or shards with `model.safetensors.index.json`.
 
-Files are mapped, so that a file larger than the machine's memory opens too.
+Files are memory-mapped, so that a file larger than the machine's memory opens too.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 else:
     from moe_probe.deferred import torch
 
-# torch's names of the types that headers name
+# torch's names of dtypes, by their names in headers
 KINDS = {
     "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "I64": "int64", "I32": "int32",
     "I16": "int16", "I8": "int8", "U64": "uint64", "U32": "uint32", "U16": "uint16", "U8": "uint8", "BOOL": "bool",
@@ -32,7 +32,7 @@ KINDS = {
 
 
 class SafetensorsFile:
-    """One file; opened on first use, and again after being sent to another process."""
+    """One weight file, opened on first use, and again after it is sent to another process."""
 
     SINGLE: ClassVar[str] = "model.safetensors"
     INDEX: ClassVar[str] = "model.safetensors.index.json"
@@ -46,7 +46,7 @@ class SafetensorsFile:
 
     @property
     def data(self) -> torch.Tensor:
-        """The tensors' bytes, mapped: uint8, everything behind the header.
+        """The memory-mapped bytes of all tensors (uint8): everything after the header.
 
         Raises:
             DamagedFile: the file was written to or replaced since it was opened.
@@ -56,7 +56,7 @@ class SafetensorsFile:
 
     @cached_property
     def data_start(self) -> int:
-        """Where the tensors' bytes begin."""
+        """Offset in the file at which the tensors' bytes begin."""
         with open(self.path, "rb") as file:
             return 8 + int.from_bytes(file.read(8), "little")
 
@@ -70,10 +70,10 @@ class SafetensorsFile:
         )
 
     def tensors(self) -> dict[str, LazyTensor]:
-        """Every entry of the header, unread."""
+        """Returns every tensor of the header by key, unread."""
         try:
             with safe_open(self.path, framework="np"):
-                pass  # checks the header, and that it covers the file
+                pass  # checks that the header is valid and covers the file
         except (SafetensorError, OSError, MemoryError) as error:
             raise DamagedFile(f"{self.path} is truncated or damaged ({error}); download the file again.") from error
         with open(self.path, "rb") as file:
@@ -93,7 +93,7 @@ class SafetensorsEntry(Typed):
         self.shape, self.kind = Size(entry["shape"]), KINDS[entry["dtype"]]
 
     def array(self, index: Index) -> np.ndarray:
-        """Whole numbers, read without torch."""
+        """Returns the integers at `index`, read without torch."""
         self.file.opened.check(self.file.path)
         start, count = self.file.data_start + self.start, self.stop - self.start
         stored = np.fromfile(self.file.path, np.uint8, count, offset=start)
@@ -101,12 +101,12 @@ class SafetensorsEntry(Typed):
 
     @property
     def span(self) -> tuple[Path, int, int]:
-        """The file, and where in it the bytes are: start and length."""
+        """The file, and start and length of the tensor's bytes in it."""
         return self.file.path, self.file.data_start + self.start, self.stop - self.start
 
     def read(self, index: Index) -> torch.Tensor:
         values = self.file.data[self.start : self.stop]
-        if values.data_ptr() % self.dtype.itemsize:  # a header whose length is not a multiple of the item size
+        if values.data_ptr() % self.dtype.itemsize:  # values are not aligned to the item size
             each = values.view(*self.shape, self.dtype.itemsize)[index]
             return each.clone(memory_format=torch.contiguous_format).view(self.dtype).squeeze(-1)
         return values.view(self.dtype).view(self.shape)[index]

@@ -1,7 +1,7 @@
 """Grok-2's files by tensor-parallel rank: `NAME-KKKKK-TP-common.safetensors` and `NAME-KKKKK-TP-RRR.safetensors`.
 
-There is no index. Files of ranks have the same keys: each holds its part of every matrix, of the outputs of `w1` and
-`w3`, of the inputs of `w2`. The parts appear as one matrix, which is put together when it is read.
+There is no index. The files of all ranks have the same keys: each holds its part of every matrix, split along the
+outputs of `w1` and `w3` and along the inputs of `w2`. The parts appear as one matrix, which is concatenated on read.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from moe_probe.checkpoint.lazy import Concatenated, LazyTensor
 from moe_probe.errors import DamagedFile, MissingFiles
 
 FILE_NAME = re.compile(r"(.+)-(\d{5})-TP-(common|\d{3})\.safetensors")
-COMMON = "common"  # the rank of what all have
-BY_INPUTS = re.compile(r"\.(w2|down_proj|o_proj)\.weight")  # matrices whose inputs are split; of others the outputs are
+COMMON = "common"  # in place of a rank, for tensors that are not split
+BY_INPUTS = re.compile(r"\.(w2|down_proj|o_proj)\.weight")  # split along inputs; others along outputs
 
 
 def joined(parts: Mapping[str, Mapping[str, LazyTensor]]) -> dict[str, LazyTensor]:
-    """The tensors of all files as one mapping.
+    """Returns the tensors of all files as one mapping, with the parts of each matrix concatenated.
 
     Args:
         parts: the tensors of each file, by the file's name.
 
     Raises:
-        MissingFiles: a file, or that of a rank, is missing.
-        DamagedFile: a key is in two files that are no ranks of each other, or ranks do not fit.
+        MissingFiles: a file, or the file of a rank, is missing.
+        DamagedFile: a key is in files other than one set of ranks, or its parts differ in shape.
     """
     ranks = _complete(parts)
     pieces: dict[str, list[tuple[str, LazyTensor]]] = {}
@@ -40,7 +40,7 @@ def joined(parts: Mapping[str, Mapping[str, LazyTensor]]) -> dict[str, LazyTenso
 
 
 def _complete(names: Iterable[str]) -> int:
-    """The number of ranks, where no file and no rank is missing."""
+    """Returns the number of ranks; raises MissingFiles if a file or a rank is missing."""
     ranks: dict[int, set[str]] = {}
     stem = ""
     for name in names:
@@ -57,7 +57,7 @@ def _complete(names: Iterable[str]) -> int:
 
 
 def _parts(name: str) -> tuple[str, int, str]:
-    """Stem, number and rank in the name of a file."""
+    """Returns the stem, number and rank in the name of a file."""
     match = FILE_NAME.fullmatch(name)
     assert match is not None
     return match[1], int(match[2]), match[3]
@@ -79,13 +79,13 @@ def _matrix(key: str, pieces: list[tuple[str, LazyTensor]], ranks: int) -> LazyT
 
 @dataclass(frozen=True)
 class TensorParallel:
-    """The format of files by rank."""
+    """The format of one file per tensor-parallel rank."""
 
     preference: int = 3
     expects: str = "Grok-2's files by rank (*-TP-*.safetensors)"
 
     def open(self, folder: Path) -> Opened | None:
-        """The model of a folder; None where no file has such a name.
+        """Opens a folder; returns None if no file has such a name.
 
         Raises:
             MissingFiles: config.json or a file is missing.

@@ -1,8 +1,8 @@
 """Checkpoints in torch's `.bin` files: one file, or shards with `pytorch_model.bin.index.json`.
 
 Files are memory-mapped and unpickled with `weights_only=True`: a pickle that names anything but tensors is refused
-before any of it runs. Files in torch's format of before 1.6 cannot be mapped and are read whole. What plain files hold
-is told without torch (`torch_headers`), which reads the values then.
+before any of it runs. Files in torch's format from before 1.6 cannot be mapped and are read whole. The headers of plain
+files are read without torch (`torch_headers`); torch then reads the values.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 else:
     from moe_probe.deferred import torch
 
-FOREIGN_GLOBAL = re.compile(r"GLOBAL (\S+)")  # how torch names it
-# what torch's unpickler was seen to raise on damaged files
+FOREIGN_GLOBAL = re.compile(r"GLOBAL (\S+)")  # in torch's message about a global that it refuses
+# errors that torch's unpickler has been observed to raise on damaged files
 UNPICKLING_ERRORS = (
     pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, LookupError, AssertionError, TypeError,
     AttributeError, OverflowError, MemoryError, struct.error,
@@ -36,7 +36,7 @@ UNPICKLING_ERRORS = (
 
 
 class TorchFile:
-    """One file; opened on first use, and again after being sent to another process."""
+    """One weight file, opened on first use, and again after it is sent to another process."""
 
     SINGLE: ClassVar[str] = "pytorch_model.bin"
     INDEX: ClassVar[str] = "pytorch_model.bin.index.json"
@@ -49,11 +49,11 @@ class TorchFile:
         return {"path": self.path, "opened": self.opened}
 
     def unpickle(self) -> Any:
-        """What the file holds, tensors mapped.
+        """Returns the content of the file, with its tensors memory-mapped.
 
         Raises:
             DamagedFile: the file is damaged.
-            UnsafeFile: the file names code to run.
+            UnsafeFile: the pickle names code to run.
         """
         if tarfile.is_tarfile(self.path):  # torch would unpack it on the disk
             raise DamagedFile(f"{self.path} is an archive of torch before 0.1.10, which is not read; save it again.")
@@ -72,23 +72,23 @@ class TorchFile:
 
     @cached_property
     def state(self) -> dict[str, torch.Tensor]:
-        """The state dict."""
+        """The state dict of the file, read by torch."""
         return self.as_state(self.named(self.unpickle()))
 
     @cached_property
     def headers(self) -> Any | None:
-        """What the file holds, with headers in the place of tensors; None where only torch can tell."""
+        """The content of the file, with headers in place of tensors; None if only torch can read it."""
         return read_headers(self.path)
 
     def named(self, content: Any) -> Any:
-        """The state dict in what the file holds."""
+        """Returns the state dict within the content of the file."""
         return content
 
     def as_state(self, value: Any) -> dict[str, torch.Tensor]:
-        """`value`, if it is names to tensors.
+        """Returns `value` as a state dict of detached tensors.
 
         Raises:
-            DamagedFile: it is something else.
+            DamagedFile: `value` is not a mapping from names to plain tensors.
         """
         if not isinstance(value, dict) or not all(
             isinstance(key, str) and isinstance(tensor, torch.Tensor) for key, tensor in value.items()
@@ -103,26 +103,26 @@ class TorchFile:
         return {key: tensor.detach() for key, tensor in value.items()}
 
     def tensors(self) -> dict[str, LazyTensor]:
-        """Every entry of the state dict, unread."""
+        """Returns every tensor of the state dict by key, unread."""
         told = None if self.headers is None else self.named(self.headers)
         headers = told if is_state(told) else {key: header_of(tensor) for key, tensor in self.state.items()}
         return {key: Stored(TorchEntry(self, key, header)) for key, header in headers.items()}
 
 
 def header_of(tensor: torch.Tensor) -> TensorHeader:
-    """Shape and type of a tensor."""
+    """Returns the shape and dtype of a tensor."""
     return TensorHeader(Size(tensor.shape), kind_of(tensor.dtype))
 
 
 def is_state(headers: Any) -> TypeGuard[dict[str, TensorHeader]]:
-    """Whether headers are those of a state dict: names to tensors."""
+    """Whether headers are those of a state dict: a mapping from names to tensor headers."""
     return isinstance(headers, dict) and all(
         isinstance(key, str) and isinstance(header, TensorHeader) for key, header in headers.items()
     )
 
 
 def is_plain(tensor: torch.Tensor) -> bool:
-    """Whether the values of a tensor lie in its storage as they are."""
+    """Whether the values of a tensor lie in its storage directly: it is not sparse, nested, quantized or meta."""
     return not (tensor.is_nested or tensor.is_quantized or tensor.is_meta) and tensor.layout is torch.strided
 
 
@@ -134,7 +134,7 @@ class TorchEntry(Typed):
         self.shape, self.kind = header.shape, header.kind
 
     def raw(self) -> torch.Tensor:
-        """The bytes of the storage that the tensor lies in."""
+        """Returns the bytes of the storage that holds the tensor."""
         self.file.opened.check(self.file.path)
         return torch.empty(0, dtype=torch.uint8).set_(self.file.state[self.key].untyped_storage())
 
