@@ -1,4 +1,4 @@
-"""One module per MoE family, with a `FAMILY`; other packages add theirs through entry points `moe_probe.families`."""
+"""MoE families: each module defines one `FAMILY`; other packages add theirs as entry points `moe_probe.families`."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ __getattr__ = Deferred(__name__, __file__).attribute
 
 
 class Family(Protocol):
-    """A description of models: which it is for, and how it applies to a checkpoint."""
+    """A description of models: it recognizes its checkpoints and opens them as an `Architecture`."""
 
     @property
     def name(self) -> str: ...
 
     def recognises(self, checkpoint: Checkpoint) -> bool:
-        """Whether the checkpoint is of this family."""
+        """Whether the checkpoint belongs to this family."""
         ...
 
     def open(self, checkpoint: Checkpoint) -> Architecture:
-        """The family's description applied to the checkpoint."""
+        """Returns the checkpoint's architecture: its layers, and its tensors by role."""
         ...
 
 
@@ -39,13 +39,13 @@ FAMILIES: Registry[Family | None] = Registry(
 
 
 def families() -> tuple[Family, ...]:
-    """All families: those written by hand first, the one derived from transformers last."""
+    """Returns all families; the one that covers all models of transformers comes last."""
     known = [family for family in map(_family, FAMILIES) if family is not None]
     return tuple(sorted(known, key=lambda family: family.name == "transformers"))
 
 
 def _family(name: str) -> Family | None:
-    """A family by name; None for a module that is none, or is of a model that this version of transformers lacks."""
+    """Returns a family by name; None if the module defines none, or needs a model that transformers lacks."""
     try:
         return FAMILIES[name]
     except ModuleNotFoundError as error:
@@ -55,11 +55,11 @@ def _family(name: str) -> Family | None:
 
 
 def find_family(checkpoint: Checkpoint) -> Family:
-    """The family of a checkpoint.
+    """Returns the family of a checkpoint.
 
     Raises:
-        UnknownModel: no family recognizes it; the message lists those written by hand.
-        DamagedFile: the configuration states sizes that no file has.
+        UnknownModel: no family recognizes it; the message lists all families except `transformers`.
+        DamagedFile: config.json states sizes too large for the tensors, or names that are not strings.
     """
     require_sizes(checkpoint.config, checkpoint)
     require_names(checkpoint.config)
@@ -70,10 +70,10 @@ def find_family(checkpoint: Checkpoint) -> Family:
 
 
 def require_names(config: Mapping[str, Any]) -> None:
-    """Refuse a configuration whose names are none.
+    """Raises an error if the model type or the class names in a configuration are not strings.
 
     Raises:
-        DamagedFile: the model type, or the names of classes, are something else.
+        DamagedFile: `model_type` is not a string, or `architectures` is not a list of strings.
     """
     model_type = config.get("model_type")
     if not isinstance(model_type, str | None):
@@ -84,7 +84,7 @@ def require_names(config: Mapping[str, Any]) -> None:
 
 
 def _unknown(checkpoint: Checkpoint) -> str:
-    """What to say of a model type that is not known, with the known one that the classes named beside it are of."""
+    """Returns the error message for an unknown model type, with a hint if `architectures` names a known class."""
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
     model_type = checkpoint.config.get("model_type")

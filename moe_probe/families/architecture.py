@@ -18,11 +18,12 @@ if TYPE_CHECKING:
     from moe_probe.checkpoint import LazyTensor
     from moe_probe.families.counting import Counts
 
-# keys of tensors that change what a weight means: `X.scales`, `X.weight_scale`, `X.lora_A.weight`; and those of inputs
+# keys of tensors that change the meaning of weight `X`: `X.scales`, `X.weight_scale`, `X.lora_A.weight`
 COMPANION = re.compile(
     r"(.+?)(?:\.weight)?[._](?:\w*(?:scales?(?:_inv|_\d)?|zeros?|zero_points?|biases|codes|codebooks?|absmax|g_idx|perm|SCB)|"
     r"(?:quant|lora)_\w+)(?:\.(?:\w+\.)?(?:weight|default))?"
 )
+# keys of scales of activations, which do not change the meaning of a weight
 OF_ACTIVATIONS = re.compile(
     r"(^|[._])(input|output|activation|act|[qkv]|kv)_(scale|zero_point|global_scale)(_inv|_ub)?$"
 )
@@ -76,12 +77,12 @@ class Layer:
 
     @property
     def is_moe(self) -> bool:
-        """Whether the layer routes."""
+        """Whether the layer has routed experts."""
         return self.num_experts > 0
 
     @property
     def expert_hidden_size(self) -> int:
-        """Width of an expert's input and output: d, or a sub-token's share of it."""
+        """Width of an expert's input and output: d divided by the number of sub-tokens."""
         return self.hidden_size // self.subtokens
 
     @property
@@ -94,8 +95,8 @@ class Architecture(ABC):
     """A family's description applied to one checkpoint: layers, and lazy tensors by role.
 
     Attributes:
-        config: of the torch module.
-        published: every tensor, by the key that the module's conversion starts from.
+        config: the transformers configuration of the torch module.
+        published: every stored tensor, by its key before the conversion to module parameters.
     """
 
     num_layers: int
@@ -105,14 +106,14 @@ class Architecture(ABC):
         self.config, self.published = config, published
 
     def check(self) -> None:
-        """Refuse a model that would be described wrongly."""
+        """Raises an error if the description does not fit the checkpoint."""
         self.layer(0)
 
     def check_matrices(self, router: bool = True) -> None:
-        """Compare every matrix of every layer with the sizes; nothing is read.
+        """Compares the shape of every matrix with the configuration, without reading values.
 
         Raises:
-            WeightError: a matrix is missing, has another shape than its neighbors, or is no floating-point numbers.
+            WeightError: a matrix is missing, has a wrong shape, or does not hold floating-point numbers.
         """
         for layer in map(self.layer, range(self.num_layers)):
             routed = [*layer.weighted_experts, *([SHARED] if layer.num_shared else [])]
@@ -129,32 +130,32 @@ class Architecture(ABC):
 
     @cached_property
     def counts(self) -> Counts:
-        """Parameters of the language model, and of the module's other parts."""
+        """Numbers of parameters of the language model, and of the module's other parts."""
         from moe_probe.families.counting import count_parameters
 
         return count_parameters(self.skeleton)
 
     @abstractmethod
     def unused(self) -> Mapping[str, LazyTensor]:
-        """The published tensors that no parameter or buffer of the module is made of."""
+        """Returns the published tensors that go into no parameter or buffer of the module."""
 
     @abstractmethod
     def layer(self, index: int) -> Layer:
-        """The description of decoder layer `index`."""
+        """Returns the description of decoder layer `index`."""
 
     @abstractmethod
     def _router(self, layer: Layer) -> tuple[str, LazyTensor]:
-        """Name and tensor of the gate embeddings."""
+        """Returns name and tensor of the router's weight (the gate embeddings)."""
 
     @abstractmethod
     def _expert(self, layer: Layer, label: str, projection: str) -> tuple[str, LazyTensor]:
-        """Name and tensor of one matrix of a routed expert, the shared block or the dense FFN."""
+        """Returns name and tensor of one matrix of a routed expert, the shared block or the dense FFN."""
 
     def router(self, index: int) -> LazyTensor:
-        """The router's weight, (E, d): one gate embedding a row.
+        """Returns the router's weight, (E, d), with one gate embedding per row.
 
         Raises:
-            DenseModel: the layer does not route.
+            DenseModel: the layer is dense and has no router.
             WeightError: the tensor is missing or its number of rows is not the number of experts.
         """
         layer = self.layer(index)
@@ -169,7 +170,7 @@ class Architecture(ABC):
         return tensor
 
     def expert(self, index: int, label: str, projection: str) -> LazyTensor:
-        """One matrix: up and gate are (ff, d), down is (d, ff), whatever the storage order.
+        """Returns one matrix of an expert: up and gate are (ff, d), down is (d, ff), however they are stored.
 
         Raises:
             NoSuchName: the layer has no such expert or projection.
@@ -200,10 +201,10 @@ class Architecture(ABC):
 
 
 def require_explained(used: Collection[str], unused: Collection[str]) -> None:
-    """Refuse tensors beside a weight that change what it means, and that nothing reads.
+    """Raises an error if an unused tensor, such as a scale, changes the meaning of a used weight.
 
     Raises:
-        CheckpointError: naming the first of them.
+        CheckpointError: there is such a tensor; the message names the first one.
     """
     for key in unused:
         match = COMPANION.fullmatch(key)

@@ -1,4 +1,4 @@
-"""Snowflake/snowflake-arctic, static analyses only; the dense FFN beside the experts is `residual_mlp`, not shared."""
+"""Snowflake/snowflake-arctic, static analyses only; the parallel FFN `residual_mlp` is not a shared expert."""
 
 from moe_probe.families.declared import Declared, named
 

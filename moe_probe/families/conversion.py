@@ -1,8 +1,8 @@
-"""Published keys to module parameters, by transformers' own declarations, without reading a weight.
+"""Conversion of published tensors to module parameters by transformers' own rules, without reading values.
 
 transformers renames, stacks and concatenates published tensors into the parameters of its modules (`fused experts`).
-`Converted` runs the same declarations on lazy tensors: a parameter is described by the published tensors that it is
-made of, and a slice of it (one expert, its up projection) reads only the bytes of that slice.
+`Converted` applies the same rules to lazy tensors: each parameter is a lazy combination of published tensors, and a
+slice of it (such as the up projection of one expert) reads only the bytes of that slice.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ from transformers.core_model_loading import (
 from moe_probe.checkpoint import LazyTensor
 from moe_probe.errors import MissingWeight, WeightError, WrongShape
 
-# buffers that modules compute of their configuration, and that no published file holds: MiniMax's attention
+# buffers of MiniMax's attention, which modules compute from their configuration and no published file holds
 COMPUTED = re.compile(r"\.(slope_rate|(query|key|diagonal)_decay)$")
 
 NUMBER = re.compile(r"\d+")
 
 
 class Converted(Mapping[str, LazyTensor]):
-    """The parameters of a module (on the meta device), by name, made of published tensors.
+    """The parameters of a module by name, as lazy tensors made from published tensors.
 
     Args:
-        module: a `PreTrainedModel`; only names, shapes and configuration are used.
+        module: a `PreTrainedModel`, such as one on the meta device; only names, shapes and configuration are used.
         tensors: published key to lazy tensor.
     """
 
@@ -67,13 +67,13 @@ class Converted(Mapping[str, LazyTensor]):
         self.tensors = {**tensors, **self._turned()}
 
     def _turned(self) -> dict[str, LazyTensor]:
-        """Square stacks that are stored the other way round, turned.
+        """Returns the transposes of square stacks that are stored transposed, by published key.
 
-        transformers turns a stack whose shape is not the expected one, which says nothing of a square. The other stack
-        of the same experts tells: only one of both can be square.
+        transformers transposes a stack whose shape differs from the expected one, which cannot tell for a square
+        stack. The other stack of the same experts decides: only one of the two can be square.
 
         Raises:
-            WrongShape: there is no other stack.
+            WrongShape: the experts have no other stack that is not square.
         """
         turned: dict[str, LazyTensor] = {}
         for name, operation in self._by_shape.items():
@@ -85,7 +85,7 @@ class Converted(Mapping[str, LazyTensor]):
 
     @cached_property
     def _by_shape(self) -> dict[str, Transpose]:
-        """Parameters that transformers turns or not by their shape, with the operation."""
+        """Parameters that transformers transposes depending on their shape, with the operation."""
         transposes = {}
         for name, sources in self._sources.items():
             converter = self._converters.get(sources[0][0] or "")
@@ -126,7 +126,7 @@ class Converted(Mapping[str, LazyTensor]):
         return tensor
 
     def _made(self, name: str, first: str, sources: list[tuple[str | None, str]]) -> LazyTensor:
-        """The parameter as transformers' own conversion makes it of several tensors."""
+        """Returns the parameter that transformers' conversion makes from several tensors."""
         self._require_all_experts(first, sources)
         converter = deepcopy(self._converters[cast(str, sources[0][0])])
         for pattern, key in sources:
@@ -142,13 +142,13 @@ class Converted(Mapping[str, LazyTensor]):
         return cast(LazyTensor, made[0] if isinstance(made, list) else made)
 
     def _require_all_experts(self, name: str, sources: list[tuple[str | None, str]]) -> None:
-        """Tensors are stacked in the order of their numbers, which must therefore have no gap."""
+        """Raises an error if the numbers of stacked tensors have a gap, because only their order decides."""
         numbers: dict[str, list[int]] = defaultdict(list)
         for pattern, key in sources:
             if pattern is None:
                 continue
             numbered = re.search(re.escape(pattern).replace(r"\*", r"(\d+)"), key)
-            if "*" in pattern and numbered:  # a pattern of renamed keys does not match the published one
+            if "*" in pattern and numbered:  # a pattern for renamed keys may not match the published key
                 numbers[pattern].append(int(numbered[1]))
         for pattern, present in numbers.items():
             missing = set(range(present[0], present[0] + len(present))).difference(present)
@@ -159,12 +159,12 @@ class Converted(Mapping[str, LazyTensor]):
                 )
 
     def check_kinds(self, prefixes: Collection[str]) -> None:
-        """Compare the parameters below some modules with the files: one of each kind whole, of all others what differs.
+        """Compares the parameters whose names start with one of `prefixes` with the files, one parameter of each kind.
 
-        Layers whose tensors are alike in names, shapes and dtypes are made alike, so that one of them is enough.
+        Parameters whose tensors agree in names (except numbers), shapes and dtypes are of one kind.
 
         Raises:
-            WeightError: naming the first parameter that is missing, mis-shaped or no floating-point numbers.
+            WeightError: a parameter is missing, has a wrong shape or is not floating-point; the message names it.
         """
         seen: set[tuple] = set()
         for name in self._shapes:
@@ -178,13 +178,13 @@ class Converted(Mapping[str, LazyTensor]):
                 self[name]
 
     def check(self, unexpected: bool = False) -> None:
-        """Compare keys and shapes with the module's; nothing is read.
+        """Compares keys and shapes with those of the module, without reading values.
 
         Args:
-            unexpected: also refuse keys that the module has no parameter for.
+            unexpected: also raise an error for a key that belongs to no parameter of the module.
 
         Raises:
-            WeightError: naming the first parameter that is missing or mis-shaped, or the first key that is too many.
+            WeightError: a parameter is missing or has a wrong shape, or a key is unexpected; the message names it.
         """
         optional = set(self.module.all_tied_weights_keys)
         ignored = self.module._keys_to_ignore_on_load_missing or ()
@@ -204,12 +204,12 @@ class Converted(Mapping[str, LazyTensor]):
                     )
 
     def used(self) -> dict[str, LazyTensor]:
-        """The tensors that parameters are made of."""
+        """Returns the published tensors that go into parameters."""
         unused = self.unused()
         return {key: tensor for key, tensor in self.tensors.items() if key not in unused}
 
     def unused(self) -> dict[str, LazyTensor]:
-        """The tensors that no parameter is made of: layers that predict several tokens ahead, stored buffers."""
+        """Returns the published tensors that go into no parameter: multi-token prediction layers, stored buffers."""
         names = self._sources.keys() - self._shapes.keys() - self._first.keys()
         return {key: self.tensors[key] for name in names for _, key in self._sources[name]}
 

@@ -1,4 +1,4 @@
-"""Parameters of a module, those of its language model apart from its towers'; buffers are none."""
+"""Numbers of parameters of a module, separately for its language model and its towers; buffers do not count."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Counts:
-    """Numbers of parameters; one that two modules share counts once.
+    """Numbers of parameters; a parameter that two modules share counts once.
 
     Attributes:
-        language: of the language model: decoder, embeddings and head.
-        apart: of every other part of the module, by its name.
+        language: number in the language model: decoder, embeddings and head.
+        apart: number in every other part of the module, by its name.
     """
 
     language: int
@@ -26,7 +26,7 @@ class Counts:
 
 
 def count_parameters(module: PreTrainedModel) -> Counts:
-    """The parameters of a module on any device, meta too."""
+    """Counts the parameters of a module on any device, including meta."""
     from moe_probe.families.decoder import decoder_path, text_config
 
     root = decoder_path(module) + "."
@@ -43,6 +43,6 @@ def count_parameters(module: PreTrainedModel) -> Counts:
 
 
 def size_of(value: torch.Tensor) -> int:
-    """Number of values of a parameter; of one that is packed, of what it stands for."""
+    """Returns the number of values in a parameter; for a packed one, after unpacking."""
     state = getattr(value, "quant_state", None)
     return value.numel() if state is None else math.prod(state.shape)

@@ -1,7 +1,7 @@
-"""Families that are a declaration only: where the matrices are. Without a torch module, static analyses alone work.
+"""Families that only declare where their matrices are; they have no torch module and support static analyses only.
 
-Most sizes are read off the tensors; the configuration says how many experts a token chooses. Ten lines are enough for
-a model of one's own, see docs/add_a_family.md.
+Most sizes come from the tensors; the configuration gives the number of experts per token. Ten lines are enough to
+declare another model, see docs/add_a_family.md.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ TOP_K = ("num_experts_per_tok", "num_experts_per_token", "moe_top_k", "moe_topk"
 EXPERT_COUNT = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts", "expert_count")
 SHARED_COUNT = ("num_shared_experts", "n_shared_experts", "num_shared_expert", "moe_num_shared_experts")
 EMBEDDINGS = re.compile(r"(embed_tokens|tok_embeddings|token_embd|word_embeddings|wte)\.weight$")
-# keys of what no layer of the language model is: predictors of several tokens, towers
+# keys outside the layers of the language model: multi-token prediction, vision and audio towers
 APART = re.compile(r"(^|\.)(mtp\w*|nextn|visual|vision\w*|vit\w*|audio\w*|mm_projector|multi_modal\w*)\.")
 
 
 @dataclass(frozen=True)
 class At:
-    """Where a matrix is, when its key alone does not say it.
+    """The location of a matrix inside a stored tensor.
 
     Attributes:
-        key: with `{layer}` and `{expert}`; without `{expert}`, the first dimension of the tensor counts the experts.
-        transposed: stored as (in, out).
-        part: `(i, n)`: the i-th of n equal parts of the rows.
+        key: key template with `{layer}` and `{expert}`; without `{expert}`, experts are the tensor's first dimension.
+        transposed: whether the matrix is stored as (in, out).
+        part: `(i, n)` selects part i, from 0, of n equal parts of the rows; None selects all rows.
     """
 
     key: str
@@ -46,7 +46,7 @@ class At:
     part: tuple[int, int] | None = None
 
     def matrix(self, tensors: Mapping[str, LazyTensor], layer: int, expert: str) -> tuple[str, LazyTensor]:
-        """Its key, and the matrix."""
+        """Returns the tensor's key, and the matrix."""
         key = self.key.format(layer=layer, expert=expert)
         tensor = tensors[key]
         if "{expert}" not in self.key and tensor.ndim == 3 and expert.isdigit():
@@ -58,25 +58,25 @@ class At:
         return key, tensor[self.part[0] * rows : (self.part[0] + 1) * rows]
 
 
-Keys = Mapping[str, str | At]  # projection to key
+Keys = Mapping[str, str | At]  # projection to key template or location
 
 
 @dataclass(frozen=True)
 class Declared:
-    """A family without a module: keys of its matrices, by role.
+    """A family without a torch module: the keys of its matrices, by role.
 
-    A layer has experts where the checkpoint has the first expert's matrix.
+    A layer is a MoE layer if the checkpoint has the down projection of its first expert.
 
     Attributes:
         name: the family's name.
         model_types: values of `model_type` that belong to it.
-        experts: of a routed expert, by projection; `{layer}` and `{expert}` are filled in.
-        router: key of the gate embeddings; None where the router is no matrix with a row per expert.
-        shared, dense: of the shared block and of a dense layer's FFN; keys that a layer lacks are no fault.
-        top_k: the field that says how many experts a token chooses, where it has a name of its own (`object.field`).
-        because: why no dynamic analysis works, as errors end.
-        fields: values of fields that the configuration leaves out.
-        otherwise: the same model under other keys, as other releases of it have them.
+        experts: keys of a routed expert's matrices by projection, with `{layer}` and `{expert}`.
+        router: key of the gate embeddings; None if the router is not a matrix with one row per expert.
+        shared, dense: keys of the shared block and of a dense layer's FFN; a layer may lack them.
+        top_k: config field (or `object.field`) with the number of experts per token, if its name is not in `TOP_K`.
+        because: the reason, in error messages, why dynamic analyses do not work.
+        fields: values of config fields that the file omits.
+        otherwise: declarations of the same model with the keys of other releases.
     """
 
     name: str
@@ -91,7 +91,7 @@ class Declared:
     otherwise: tuple[Declared, ...] = ()
 
     def recognises(self, checkpoint: Checkpoint) -> bool:
-        """Whether the model type is one of the family's, and some layer has experts under its keys."""
+        """Whether `model_type` is one of the family's, and some layer has experts under the declared keys."""
         spellings = (self, *self.otherwise)
         return checkpoint.config.get("model_type") in self.model_types and any(
             spelling._has(at(next(iter(spelling.experts.values()))).key, checkpoint) for spelling in spellings
@@ -103,7 +103,7 @@ class Declared:
         return any(re.fullmatch(pattern, name) for name in checkpoint)
 
     def open(self, checkpoint: Checkpoint) -> Architecture:
-        """The declaration, of several the one whose keys there are, applied to a checkpoint."""
+        """Returns the architecture of a checkpoint, by the first declaration whose keys the checkpoint has."""
         for spelling in (self, *self.otherwise):
             experts = at(next(iter(spelling.experts.values()))).key
             if all(self._has(key, checkpoint) for key in (experts, spelling.router) if key is not None):
@@ -112,7 +112,7 @@ class Declared:
 
 
 def at(place: str | At) -> At:
-    """Where a matrix is, of a key alone too."""
+    """Returns the location of a matrix; a key alone becomes `At(key)`."""
     return At(place) if isinstance(place, str) else place
 
 
@@ -126,12 +126,12 @@ class DeclaredArchitecture(Architecture):
         self.hidden_size = self._number(WIDTH)
 
     @cached_property
-    def config(self) -> PreTrainedConfig:  # pyright: ignore[reportIncompatibleVariableOverride] - made when asked for
-        """The fields that every configuration of transformers has."""
+    def config(self) -> PreTrainedConfig:  # pyright: ignore[reportIncompatibleVariableOverride] - built on first use
+        """A transformers configuration with vocabulary size, model type and dtype only."""
         return _config(self.fields, self.published)
 
     def _number(self, names: Sequence[str], layer: int = 0) -> int:
-        """A size; of a list, with one for each layer, that of `layer`."""
+        """Returns the first size that the configuration has; from a list with one value per layer, that of `layer`."""
         name = next((name for name in names if name in self.fields), None)
         if name is None:
             raise DamagedFile(
@@ -164,11 +164,11 @@ class DeclaredArchitecture(Architecture):
         return {key: tensor for key, tensor in self.published.items() if apart(key)}
 
     def check(self) -> None:
-        """Compare every matrix with the sizes; nothing is read.
+        """Compares the shape of every matrix with the sizes, without reading values.
 
         Raises:
-            WeightError: a matrix is missing, or has another shape than its neighbors, or a layer has another number of
-                experts than the configuration states.
+            WeightError: a matrix is missing or has a wrong shape, or a layer's number of experts differs from the
+                configuration's.
         """
         self.check_matrices(router=self.family.router is not None)
         self._check_stated_experts()
@@ -212,7 +212,7 @@ class DeclaredArchitecture(Architecture):
         return Layer(index, self.hidden_size, matrix.shape[1], projections=_projections(self.family.dense))
 
     def _count(self, index: int) -> int:
-        """Experts of a layer: rows of the router, else of the stack, else those whose matrices there are."""
+        """Returns the number of experts in a layer: rows of the router, else of the stack, else keys of matrices."""
         router = None if self.family.router is None else self.published.get(self.family.router.format(layer=index))
         place = at(self.family.experts["down"])
         if router is not None or "{expert}" not in place.key:
@@ -248,7 +248,7 @@ def _projections(keys: Keys) -> tuple[str, ...]:
 
 
 def _flat(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Fields, those of nested objects also as `object.field`."""
+    """Returns the fields, those of nested objects also as `object.field`."""
     nested = [(name, value) for name, value in config.items() if isinstance(value, dict)]
     return {**config, **{f"{name}.{inner}": each for name, value in nested for inner, each in value.items()}}
 
@@ -268,5 +268,5 @@ def _config(fields: Mapping[str, Any], tensors: Mapping[str, LazyTensor]) -> Pre
 
 
 def named(block: str, names: str = "up_proj gate_proj down_proj", suffix: str = ".weight") -> dict[str, str]:
-    """Keys of up, gate and down below a block."""
+    """Returns the keys of the up, gate and down projections below a block."""
     return {role: f"{block}.{name}{suffix}" for role, name in zip(PROJECTIONS, names.split(), strict=True)}

@@ -1,6 +1,6 @@
-"""Where the language model is inside a module: its decoder and the list of its layers.
+"""Finds the language model inside a module: its decoder and the list of decoder layers.
 
-Every search by layer starts here, so that the layers of a vision or audio tower are never taken for the decoder's.
+Every search by layer starts here, so that layers of a vision or audio tower are never mistaken for decoder layers.
 """
 
 from __future__ import annotations
@@ -15,29 +15,29 @@ from moe_probe.errors import UnknownModel
 from moe_probe.families.experts_layout import experts_layout, ffn_layout
 from moe_probe.families.live import core, parts
 
-# class names of what only a mixture of experts has
+# names of classes that only a mixture of experts has
 OF_EXPERTS = re.compile(r"(Experts?|Router|SparseMLP|SparseMoeBlock|MoeBlock|MoEBlock|MoELayer|MoeLayer|MoE)$")
 
 
 def text_config(module: PreTrainedModel) -> Any:
-    """The configuration of the language model."""
+    """Returns the configuration of the language model."""
     return module.config.get_text_config(decoder=True)
 
 
 def decoder_path(module: PreTrainedModel) -> str:
-    """Path of the decoder, without the head; empty where the whole module is it."""
+    """Returns the path of the decoder, which excludes the head; empty if the module itself is the decoder."""
     decoder = core(module.get_decoder() if hasattr(module, "get_decoder") else module.base_model)
     return next((path for path, child in parts(module) if child is decoder), "")
 
 
 def layers_path(module: PreTrainedModel) -> str:
-    """Path of the list of decoder layers.
+    """Returns the path of the list of decoder layers.
 
-    Of the lists of layers in the decoder, the one with the most MoE blocks; in a dense model the one that is as long
-    as the configuration says.
+    Among the module lists in the decoder, this is the one with the most MoE blocks; in a dense model, the one whose
+    length is `num_hidden_layers`.
 
     Raises:
-        UnknownModel: there is none.
+        UnknownModel: the decoder has no list of modules.
     """
     lists = _lists(module)
     stated = getattr(text_config(module), "num_hidden_layers", None)
@@ -54,7 +54,7 @@ def layers_path(module: PreTrainedModel) -> str:
 
 
 def _lists(module: PreTrainedModel) -> list[tuple[str, nn.ModuleList]]:
-    """The outermost lists of modules in the decoder, those of towers inside it apart."""
+    """Returns path and module of the outermost module lists in the decoder, without those of towers inside it."""
     root = decoder_path(module)
     lists: list[tuple[str, nn.ModuleList]] = []
     left_out: list[str] = []
@@ -75,20 +75,20 @@ def _is_tower(child: PreTrainedModel, module: PreTrainedModel) -> bool:
 
 
 def has_block(layer: nn.Module) -> bool:
-    """Whether there is a MoE block in a decoder layer."""
+    """Whether a decoder layer contains a MoE block."""
     return any(experts_layout(child) is not None for _, child in parts(layer))
 
 
 def has_ffn(layer: nn.Module) -> bool:
-    """Whether there is a plain FFN in a decoder layer."""
+    """Whether a decoder layer contains a plain FFN."""
     return any(ffn_layout(child) is not None for _, child in parts(layer))
 
 
 def require_known_blocks(module: PreTrainedModel) -> None:
-    """Refuse a mixture of experts in which no MoE block was recognized: nothing here would be right about it.
+    """Raises an error if a module in which no MoE block was recognized is a mixture of experts all the same.
 
     Raises:
-        UnknownModel: naming the first class that only a mixture of experts has.
+        UnknownModel: the module has a class that only a mixture of experts has; the message names the first.
     """
     for path, child in parts(module):
         name = type(child).__name__

@@ -1,4 +1,4 @@
-"""Families written by hand: key templates and the few facts that the configuration holds."""
+"""Families described by templates of tensor keys, and by a function from the configuration to layers."""
 
 from __future__ import annotations
 
@@ -19,14 +19,15 @@ from moe_probe.families.sizes import positive
 
 @dataclass(frozen=True)
 class Described:
-    """A family as data: how `config.json` describes a layer, and how the published keys are named.
+    """A family given as data: a function from `config.json` to layers, and templates of the published keys.
 
     Attributes:
         name: the family's name.
         model_types: values of `model_type` that belong to it.
-        make_layer: the description of layer `i`, from the configuration.
-        experts: key of a routed expert's matrix by projection; `{layer}` and `{expert}` are filled in.
-        router, shared, dense: likewise; None where the family has no such part.
+        make_layer: returns the description of a layer, from the configuration and the layer's index.
+        experts: key template of a routed expert's matrix by projection, with `{layer}` and `{expert}`.
+        router, shared, dense: key templates of the router, the shared block and the dense FFN; None if the family
+            lacks the part.
     """
 
     name: str
@@ -38,12 +39,12 @@ class Described:
     dense: Mapping[str, str] | None = None
 
     def recognises(self, checkpoint: Checkpoint) -> bool:
-        """Whether the checkpoint's `model_type` is one of the family's, and its keys are the published ones."""
+        """Whether `model_type` is one of the family's, and layer 0 has the family's router key (if there is one)."""
         as_published = self.router is None or self.router.format(layer=0) in checkpoint
         return checkpoint.config.get("model_type") in self.model_types and as_published
 
     def open(self, checkpoint: Checkpoint) -> Architecture:
-        """The description applied to a checkpoint's configuration and tensors."""
+        """Returns the architecture of a checkpoint."""
         return DescribedArchitecture(self, checkpoint)
 
 
@@ -68,7 +69,7 @@ class DescribedArchitecture(Architecture):
         return Converted(self.skeleton, self.published).unused()
 
     def check(self) -> None:
-        """Compare every matrix of every layer with the configuration; nothing is read."""
+        """Compares the shape of every matrix with the configuration, without reading values."""
         self.check_matrices()
         unused = self.unused()
         require_explained([key for key in self.published if key not in unused], unused)
@@ -91,7 +92,7 @@ class DescribedArchitecture(Architecture):
 
 
 class RequiredFields(dict):
-    """A configuration whose missing fields are named."""
+    """A configuration that raises `DamagedFile`, naming the field, if a field is missing."""
 
     def __missing__(self, field: str) -> Any:
         raise DamagedFile(

@@ -1,4 +1,4 @@
-"""Where up, gate and down projection lie inside an experts module, as transformers declares it."""
+"""Locations of the up, gate and down projections inside an experts module, as transformers declares them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from moe_probe.checkpoint import LazyTensor
 from moe_probe.errors import UnknownModel
 from moe_probe.families.live import children, core, parameter, parameters
 
-# what published shared blocks and dense FFNs call their linear layers: (up, gate, down), or (fused gate-up, down)
+# names of linear layers in published shared blocks and dense FFNs: (up, gate, down), (up, down), (gate-up, down)
 FFN_NAMES = (
     ("up_proj", "gate_proj", "down_proj"),
     ("w3", "w1", "w2"),
@@ -29,9 +29,9 @@ class FusedExperts:
 
     Attributes:
         gate_up, down: names of the tensors, below the MoE block.
-        transposed: stored as (E, d, 2 ff) and (E, ff, d).
-        interleaved: rows alternate gate, up, gate, up; else first all of gate, then all of up.
-        gated: False where an expert is up and down only.
+        transposed: True if the tensors are stored as (E, d, 2 ff) and (E, ff, d).
+        interleaved: True if rows alternate gate, up, gate, up; False if all gate rows come before all up rows.
+        gated: False if experts have no gate projection.
     """
 
     gate_up: str
@@ -45,12 +45,12 @@ class FusedExperts:
         return ("up", "gate", "down") if self.gated else ("up", "down")
 
     def size(self, block: nn.Module) -> tuple[int, int, int]:
-        """Number of experts, their width and their neurons."""
+        """Returns the number of experts, their width d and their number of neurons ff."""
         experts, rows, columns = parameter(block, self.down).shape
         return (experts, columns, rows) if self.transposed else (experts, rows, columns)
 
     def matrix(self, tensors: Mapping[str, LazyTensor], prefix: str, expert: int, projection: str) -> LazyTensor:
-        """(ff, d) for up and gate, (d, ff) for down."""
+        """Returns one matrix of an expert: (ff, d) for up and gate, (d, ff) for down."""
         fused = tensors[prefix + (self.down if projection == "down" else self.gate_up)][expert]
         fused = fused.T if self.transposed else fused
         if projection == "down" or not self.gated:
@@ -64,7 +64,7 @@ class FusedExperts:
 
 @dataclass(frozen=True)
 class FlatExperts:
-    """DBRX: the experts' rows one below the other, (E ff, d), for gate (w1), up (v1) and down transposed (w2)."""
+    """DBRX: experts concatenated along rows, (E ff, d), for gate (w1), up (v1) and transposed down (w2)."""
 
     num_experts: int
     projections = ("up", "gate", "down")
@@ -80,7 +80,7 @@ class FlatExperts:
         return matrix.T if projection == "down" else matrix
 
 
-# experts modules that stand outside the declared protocol, by class name
+# layouts of experts modules without the attributes by which transformers declares them, by class name
 UNDECLARED = {
     "Llama4TextExperts": FusedExperts("experts.gate_up_proj", "experts.down_proj", transposed=True),
     "LongcatFlashExperts": FusedExperts("experts.gate_up_proj", "experts.down_proj"),
@@ -89,7 +89,7 @@ UNDECLARED = {
 
 
 def experts_layout(block: nn.Module) -> FusedExperts | FlatExperts | None:
-    """The layout of a MoE block's experts; None when `block` is no MoE block.
+    """Returns the layout of a MoE block's experts; None if `block` is not a MoE block.
 
     Raises:
         UnknownModel: the block has experts whose layout is not known.
@@ -123,7 +123,7 @@ def experts_layout(block: nn.Module) -> FusedExperts | FlatExperts | None:
 
 @dataclass(frozen=True)
 class FfnLayout:
-    """A plain FFN of linear layers, or the stacked shared experts of a block."""
+    """The layout of a plain FFN of linear layers, or of the stacked shared experts of a block."""
 
     names: tuple[str, ...]
 
@@ -137,7 +137,7 @@ class FfnLayout:
         return self.names[-1]
 
     def neurons(self, ffn: nn.Module) -> int:
-        """Neurons of a plain FFN: columns of its down projection, whose weights may be packed."""
+        """Returns the number of neurons of a plain FFN: the columns of its down projection, which may be packed."""
         down = ffn._modules.get(self.down)
         linear = ffn if down is None else core(down)
         columns = getattr(linear, "in_features", None)
@@ -147,14 +147,14 @@ class FfnLayout:
         return self.down if ffn._parameters.get(self.down) is not None else self.down + ".weight"
 
     def matrix(self, tensors: Mapping[str, LazyTensor], prefix: str, projection: str) -> LazyTensor:
-        """(ff, d) for up and gate, (d, ff) for down."""
+        """Returns one matrix of the FFN: (ff, d) for up and gate, (d, ff) for down."""
         if self.names[0] in FUSED and projection != "down":
             rows = _weight(tensors, prefix + self.names[0])
             half, part = rows.shape[0] // 2, ("gate", "up").index(projection)
             return rows[part * half : (part + 1) * half]
         name = self.down if projection == "down" else self.names[self.projections.index(projection)]
         weight = _weight(tensors, prefix + name)
-        if weight.ndim == 3:  # several shared experts, (n, ff, d) or (n, d, ff): one block with all their neurons
+        if weight.ndim == 3:  # n shared experts, (n, ff, d) or (n, d, ff), become one block with all their neurons
             experts, rows, columns = weight.shape
             if projection == "down":
                 return weight.permute(1, 0, 2).reshape(rows, experts * columns)
@@ -167,6 +167,6 @@ def _weight(tensors: Mapping[str, LazyTensor], name: str) -> LazyTensor:
 
 
 def ffn_layout(module: nn.Module) -> FfnLayout | None:
-    """The layout of a plain FFN module; None when it is something else."""
+    """Returns the layout of a plain FFN module; None for any other module."""
     names = children(module).keys() | module._parameters.keys()
     return next((FfnLayout(candidate) for candidate in FFN_NAMES if names.issuperset(candidate)), None)

@@ -1,4 +1,4 @@
-"""GGUF of every other architecture, static analyses only: the `gguf` package names the tensors of all of them alike."""
+"""GGUF files of all other architectures, static analyses only; the `gguf` package names their tensors alike."""
 
 from __future__ import annotations
 
@@ -29,16 +29,16 @@ DECLARED = Declared(
 
 
 class Gguf:
-    """The family of GGUF files whose architecture has no release of its own."""
+    """The family of GGUF files that no release converts to transformers' names."""
 
     name = "gguf"
 
     def recognises(self, checkpoint: Checkpoint) -> bool:
-        """Whether the checkpoint is a GGUF file that kept its own names."""
+        """Whether the checkpoint is a GGUF file with GGUF's own names."""
         return checkpoint.config.get("format") == FORMAT and "model_type" not in checkpoint.config
 
     def open(self, checkpoint: Checkpoint) -> Architecture:
-        """The declaration that fits the file's experts, with the sizes of its metadata."""
+        """Returns the architecture by the declaration that fits the file's experts, with sizes from its metadata."""
         architecture = str(checkpoint.config["general.architecture"])
         fields = {name.removeprefix(architecture + "."): value for name, value in checkpoint.config.items()}
         layers = fields.get("block_count", 0) - fields.get("nextn_predict_layers", 0)

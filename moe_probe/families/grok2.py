@@ -1,7 +1,8 @@
 """xai-org/grok-2, static analyses only: `model_type` is "git"; names as in sglang's `grok.py` and tt-metal's loader.
 
-A dense FFN, `mlp`, runs beside the experts of every layer, and the sum is divided by the root of 2: it is counted, but
-is no shared expert here. Each of the publisher's files has one kind of tensor, experts by tensor-parallel rank.
+A dense FFN, `mlp`, runs parallel to the experts of every layer, which divides their sum by the square root of 2. Its
+parameters count, but it is not a shared expert here. Each of the publisher's files has one kind of tensor, with experts
+split by tensor-parallel rank.
 """
 
 from moe_probe.families.declared import Declared, named

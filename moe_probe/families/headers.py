@@ -1,8 +1,8 @@
-"""What config.json and the headers of files say of a model by themselves; torch is not imported.
+"""Description of a model from config.json and file headers alone, without importing torch.
 
-Files open as they do for every analysis: encodings and releases are the same. What differs is the last step. Here no
-module is built: each key and each size has to be explained by the layouts of `outlines` and the configuration. Where
-something is not, nothing is said, and the model is opened instead.
+Files open as for every analysis, with the same encodings and releases. Only the last step differs: no module is built.
+The layouts of `outlines` and the configuration must explain every key and every size. If they do not, `outline` returns
+None, and the caller opens the model instead.
 """
 
 from __future__ import annotations
@@ -27,22 +27,22 @@ from moe_probe.families.outlines import OUTLINES, SPELLED, Unexplained, layer_of
 from moe_probe.families.releases import DAMAGE, as_family
 from moe_probe.families.sizes import positive, require_sizes
 
-READ = (".safetensors", ".gguf", ".bin", ".pt")  # files whose headers say what they hold
+READ = (".safetensors", ".gguf", ".bin", ".pt")  # suffixes of files whose headers list their tensors
 KEY = re.compile(r"(0|[1-9]\d*)\.(.+)")
-AHEAD = "num_nextn_predict_layers"  # layers behind the last one, which the module does not have
+AHEAD = "num_nextn_predict_layers"  # counts multi-token prediction layers behind the last layer, which the module lacks
 ROOTS = ("model.language_model.", "language_model.model.", "transformer.", "backbone.", "model.")
 BLOCKS = ("layers.", "blocks.")
 EMBEDDING = re.compile(r"(embed_tokens|wte|embeddings)\.weight")
 NORM = re.compile(r"(norm|norm_f|final_layernorm|embedding_norm)\.(weight|bias)")
 HEAD = re.compile(r"(language_model\.)?lm_head\.(weight|bias)")
-# parts beside a language model, by the start of their keys; the first group is the name of the part
+# keys of parts other than the language model, such as a vision tower; the first group is the part's name
 PARTS = re.compile(r"(?:model\.)?(visual|vision_\w+|multi_modal_projector|mm_projector|embed_vision|vit_\w+)\..+")
-PREDICTING = re.compile(r"(?:model\.)?(mtp\w*)\..+")  # several tokens ahead, which no module has
+PREDICTING = re.compile(r"(?:model\.)?(mtp\w*)\..+")  # multi-token prediction, which no module has
 
 
 @dataclass
 class Outline:
-    """What a model is made of, as far as `moe_probe.facts` asks."""
+    """The structure of a model, with the attributes that `moe_probe.facts` reads."""
 
     name: str
     family: str
@@ -56,25 +56,25 @@ class Outline:
 
     @cached_property
     def moe_layers(self) -> tuple[int, ...]:
-        """Indices of the layers that route."""
+        """Indices of the MoE layers."""
         return tuple(layer.index for layer in self.layers if layer.is_moe)
 
     @cached_property
     def counts(self) -> Counts:
-        """Parameters of the language model and of parts beside it."""
+        """Numbers of parameters of the language model, and of other parts."""
         return self.counted
 
     def layer(self, index: int) -> Layer:
-        """What decoder layer `index` is made of."""
+        """Returns the description of decoder layer `index`."""
         return self.layers[index]
 
 
 def outline(source: str, config: Mapping[str, Any] | None = None) -> Outline | None:
-    """What the model in a folder or file is made of; None where more is needed to tell, or something is wrong.
+    """Returns the structure of the model in a folder or file; None if headers do not suffice, or something is wrong.
 
     Args:
         source: a folder with files of weights, or a GGUF file.
-        config: fields that are added to those of the files, or replace them.
+        config: fields that are added to those of the files or replace them.
     """
     place = Path(source).expanduser()
     try:
@@ -93,7 +93,7 @@ def _has_headers(place: Path) -> bool:
 
 
 def _declared(checkpoint: Checkpoint, spelled: Checkpoint) -> Outline | None:
-    """By the first family that is a declaration only; other families, which import torch, stay unloaded."""
+    """Returns the outline by the first `Declared` family that fits, or None; does not import the other families."""
     require_sizes(spelled.config, spelled)
     for name in FAMILIES:
         source = FAMILIES.source(name)
@@ -119,7 +119,7 @@ def _name(checkpoint: Checkpoint) -> str:
 
 
 def _outlined(checkpoint: Checkpoint, spelled: Checkpoint) -> Outline:
-    """By the layout of a model type of transformers."""
+    """Returns the outline by the layout of a transformers model type; raises `Unexplained` if none fits."""
     require_names(spelled.config)
     model_type, fields = spelled.config["model_type"], _common(spelled.config)
     require(isinstance(model_type, str) and model_type in OUTLINES and _is_installed(model_type))
@@ -144,7 +144,7 @@ def _outlined(checkpoint: Checkpoint, spelled: Checkpoint) -> Outline:
 
 
 def _common(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Fields of the language model, under their common names."""
+    """Returns the config fields of the language model, those in `SPELLED` also under their common names."""
     fields = {**config, **(config.get("text_config") or {})}
     return {**{SPELLED[name]: value for name, value in fields.items() if name in SPELLED}, **fields}
 
@@ -158,7 +158,7 @@ def _sizes(apart: Mapping[str, LazyTensor], buffers: re.Pattern[str]) -> Iterato
 
 
 def _is_installed(model_type: str) -> bool:
-    """Whether transformers, as it is installed, or a family here has the model type."""
+    """Whether the installed transformers, or a family of moe_probe, has code for the model type."""
     spec = find_spec("transformers")
     theirs = (spec.submodule_search_locations if spec else None) or ()
     names = {model_type, model_type.removesuffix("_text")}
@@ -172,13 +172,13 @@ def _signature(keys: Mapping[str, LazyTensor], layer: Layer) -> tuple[bool, froz
 
 @dataclass
 class Parts:
-    """The tensors of a model.
+    """The tensors of a model, sorted into parts.
 
     Attributes:
-        layers: of each decoder layer, by what follows its number in the key.
-        used: of the language model.
-        apart: of towers and projectors.
-        unused: of layers that predict several tokens ahead.
+        layers: tensors of each decoder layer, by the part of the key after the layer's number.
+        used: tensors of the language model.
+        apart: tensors of towers and projectors.
+        unused: tensors of multi-token prediction layers.
     """
 
     layers: dict[int, dict[str, LazyTensor]]
@@ -188,7 +188,7 @@ class Parts:
 
     @classmethod
     def of(cls, tensors: Mapping[str, LazyTensor], config: Mapping[str, Any]) -> Parts:
-        """The parts, where every key belongs to one and the sizes outside of layers are those of the configuration."""
+        """Sorts tensors into parts; raises `Unexplained` for an unknown key, or a wrong size outside of the layers."""
         root = next(root for root in ROOTS if any(key.startswith(root) for key in tensors))
         block = root + next(block for block in BLOCKS if any(key.startswith(root + block) for key in tensors))
         parts, count = cls({}, {}, {}, {}), positive(config, "num_hidden_layers")
@@ -210,7 +210,7 @@ class Parts:
 
 
 def _require_ends(ends: Mapping[str, LazyTensor], config: Mapping[str, Any]) -> None:
-    """Refuse embeddings, a last norm and a head of other sizes or names."""
+    """Raises `Unexplained` if embeddings, last norm or head have unexpected keys or sizes."""
     rows, width = positive(config, "vocab_size"), positive(config, "hidden_size")
     heads = 0
     for key, entry in ends.items():

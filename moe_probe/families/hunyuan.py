@@ -1,6 +1,6 @@
 """tencent/Tencent-Hunyuan-Large, static analyses only: names as in mlx-lm's `hunyuan.py`.
 
-Some of its releases, and those that also make pictures (HunyuanImage-3.0), have up and gate in one matrix, up first.
+Some releases, including the image generator HunyuanImage-3.0, store up and gate in one matrix, up first.
 """
 
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""Which model types transformers knows, without importing it."""
+"""The model types that transformers knows, found without importing it."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
-MAPPING = "CONFIG_MAPPING_NAMES"  # model type to configuration class, a literal in one of these files
+MAPPING = "CONFIG_MAPPING_NAMES"  # maps model type to configuration class; a literal in one of these files
 FILES = ("models/auto/auto_mappings.py", "models/auto/configuration_auto.py")
 
 
 def is_known(model_type: object) -> bool:
-    """Whether transformers has a configuration class for a model type, one registered with it included."""
+    """Whether transformers has a configuration class for a model type, including registered ones."""
     auto = sys.modules.get("transformers.models.auto.configuration_auto")
     return model_type in (auto.CONFIG_MAPPING if auto is not None else _published())
 
 
 @cache
 def _published() -> frozenset[str]:
-    """The model types that transformers comes with."""
+    """Returns the model types that transformers ships with."""
     spec = find_spec("transformers")
     folders = (spec.submodule_search_locations if spec else None) or ()
     files = (Path(folder) / name for folder in folders for name in FILES)
@@ -28,7 +28,7 @@ def _published() -> frozenset[str]:
 
 
 def _keys(file: Path) -> set[str]:
-    """Strings that are keys, or the first of pairs, in statements that fill the mapping."""
+    """Returns the strings that are keys, or first in a pair, in statements that fill the mapping."""
     statements = (node for node in ast.parse(file.read_text("utf-8")).body if isinstance(node, ast.Assign | ast.Expr))
     filling = (node for node in statements if any(map(_is_mapping, ast.walk(node))))
     keys: set[str] = set()

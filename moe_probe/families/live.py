@@ -1,7 +1,7 @@
-"""A live module as it computes: wrappers looked through, adapters merged, offloaded weights fetched.
+"""The weights of a live module as it computes with them: without wrappers, adapters merged, offloaded weights fetched.
 
-Names are those of the module without wrappers: `mlp.gate.weight`, whether or not PEFT has put layers of its own around
-`mlp.gate`. Values are read when asked for, so that a parameter which is replaced later is seen.
+Names are those of the module without wrappers: `mlp.gate.weight`, even if PEFT has wrapped `mlp.gate`. Values are read
+on access, so that later changes of a parameter have an effect.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from moe_probe.checkpoint.identity import digest, hash_of_values
 from moe_probe.checkpoint.lazy import Index, LazyTensor, Stored
 from moe_probe.errors import MissingWeight, NotFitting, WrongType
 
-COMPUTED = {torch.float16, torch.bfloat16, torch.float32, torch.float64}  # others are codes that stand for values
-SAMPLED = 64  # values that stand for a tensor when it is seen again
+COMPUTED = {torch.float16, torch.bfloat16, torch.float32, torch.float64}  # other dtypes hold packed codes
+SAMPLED = 64  # values of a tensor that its signature contains
 PLAIN = {torch.Tensor, nn.Parameter, nn.Buffer}
 
 
 def unwrapped_model(model: nn.Module) -> PreTrainedModel:
-    """The transformers model inside torch.compile, DataParallel and PEFT.
+    """Returns the transformers model inside wrappers of torch.compile, DataParallel and PEFT.
 
     Raises:
-        WrongType: there is none.
-        NotFitting: an adapter acts on the prompt, so the model without it is another one.
+        WrongType: there is no transformers model inside.
+        NotFitting: an adapter changes the prompt, so the model without it computes something else.
     """
     inner: Any = model
     while not isinstance(inner, PreTrainedModel):
@@ -58,7 +58,7 @@ def _require_no_prompt(model: Any) -> None:
 
 
 def core(module: nn.Module) -> nn.Module:
-    """The module that a wrapper was put around; the module itself where there is none."""
+    """Returns the innermost module inside wrappers; the module itself if it is not wrapped."""
     inner: nn.Module | None = module
     while inner is not None:
         module = inner
@@ -73,7 +73,7 @@ def _saved(module: nn.Module) -> nn.Module | None:
 
 
 def _trained_copy(module: Any) -> nn.Module | None:
-    """The module that stands in for the original one: PEFT's `modules_to_save`."""
+    """Returns the active copy in PEFT's `modules_to_save`, which replaces the original module; None without one."""
     copies, active = getattr(module, "modules_to_save", None), getattr(module, "active_adapters", None)
     if not copies or not active or module.disable_adapters or active[0] not in copies:
         return None
@@ -81,26 +81,26 @@ def _trained_copy(module: Any) -> nn.Module | None:
 
 
 def children(module: nn.Module) -> dict[str, nn.Module]:
-    """The named children of a module, wrappers and all."""
+    """Returns the children of a module without its wrappers, by name; children may still be wrapped."""
     return {name: child for name, child in core(module).named_children() if name != "parametrizations"}
 
 
 def parts(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
-    """Path and module, without wrappers, of everything inside a module; the module itself first."""
+    """Yields path and module, without wrappers, of a module and of everything inside it."""
     yield prefix, core(module)
     for name, child in children(module).items():
         yield from parts(child, f"{prefix}.{name}" if prefix else name)
 
 
 def part(module: nn.Module, path: str) -> nn.Module:
-    """The module at a path, without wrappers."""
+    """Returns the module at a path, without wrappers."""
     for name in path.split(".") if path else ():
         module = children(module)[name]
     return core(module)
 
 
 def parameters(module: nn.Module, prefix: str = "", buffers: bool = False) -> Iterator[tuple[str, torch.Tensor]]:
-    """Names and tensors of a module without its wrappers; what a parametrization computes counts as a parameter."""
+    """Yields names and tensors of a module without wrappers; a parametrization's result counts as a parameter."""
     for path, owner in parts(module, prefix):
         place = path + "." if path else ""
         for name, value in owner._parameters.items():
@@ -114,13 +114,13 @@ def parameters(module: nn.Module, prefix: str = "", buffers: bool = False) -> It
 
 
 def parameter(module: nn.Module, name: str) -> torch.Tensor:
-    """The stored parameter of that name; adapters are not merged, and the values may lie elsewhere."""
+    """Returns a stored parameter by name, without merging adapters or fetching offloaded values."""
     path, _, attribute = name.rpartition(".")
     return getattr(part(module, path), attribute)
 
 
 class LiveTensors(Mapping[str, LazyTensor]):
-    """The parameters of a live module by name, read when asked for."""
+    """The parameters and persistent buffers of a live module by name, as lazy tensors."""
 
     def __init__(self, module: nn.Module):
         self.module = module
@@ -144,7 +144,7 @@ class LiveTensors(Mapping[str, LazyTensor]):
         return sum(1 for _ in self)
 
     def identity(self) -> str:
-        """A hash of all values and of the state of adapters; what did not change is not hashed again."""
+        """Returns a hash of all values and of the adapters' state; only changed tensors are hashed again."""
         facts: list[Any] = [_adapter_state(self.module)]
         for name, value in self.module.state_dict(keep_vars=True).items():
             if isinstance(value, torch.Tensor):
@@ -162,7 +162,7 @@ class LiveTensors(Mapping[str, LazyTensor]):
 
 
 def signature(value: torch.Tensor) -> tuple:
-    """What tells most changes of a tensor: its place, torch's count of changes, and a few of its values."""
+    """Returns facts that reveal most changes of a tensor: id, torch's version counter, dtype, shape, some values."""
     version = 0 if value.is_inference() else value._version
     flat = value.detach().reshape(-1)
     sample = flat[:: max(1, flat.numel() // SAMPLED)].cpu().contiguous().view(torch.uint8).numpy().tobytes()
@@ -212,7 +212,7 @@ class LiveSource:
 
 
 def outermost_wrapper(module: nn.Module, name: str) -> tuple[nn.Module | None, str]:
-    """The first adapter's layer on the way to a parameter, and the parameter's name inside what it wraps."""
+    """Returns the outermost adapter layer around a parameter (None without one), and the parameter's name inside it."""
     steps = name.split(".")
     for number, step in enumerate(steps[:-1]):
         module = children(module)[step]
@@ -222,7 +222,7 @@ def outermost_wrapper(module: nn.Module, name: str) -> tuple[nn.Module | None, s
 
 
 def merged(wrapper: nn.Module, name: str) -> torch.Tensor:
-    """A parameter with its adapters merged into it, by the adapters' own code, on a copy.
+    """Returns a parameter with its adapters merged into it, by the adapters' own code and on a copy.
 
     Raises:
         NotFitting: the adapter cannot be merged.
@@ -244,7 +244,7 @@ def merged(wrapper: nn.Module, name: str) -> torch.Tensor:
 
 
 def offloaded(module: nn.Module, name: str) -> torch.Tensor | None:
-    """The values that accelerate keeps for a parameter on the CPU or on disk; None where it keeps none."""
+    """Returns the values that accelerate keeps for a parameter on the CPU or on disk; None if it keeps none."""
     path = name.rpartition(".")[0]
     places = [""] + [path[:end] for end in range(1, len(path) + 1) if end == len(path) or path[end] == "."]
     for place in reversed(places):

@@ -1,4 +1,4 @@
-"""LLaMA-MoE, static analyses only. Of its gate, a small network, the last matrix (E, E) is the router's weight."""
+"""LLaMA-MoE, static analyses only. Its gate is a small network; the router's weight is its last matrix, (E, E)."""
 
 from moe_probe.families.declared import Declared
 

@@ -1,8 +1,7 @@
 """LongCat-Flash as released: its files hold no rows for the experts that return their input.
 
-transformers' module has parameters for them in `gate_up_proj`, which it never multiplies by; here it has none, so that
-the released files fit and their parameters are counted once. Files that transformers wrote have those rows, which are
-left out.
+transformers' module has unused rows for these experts in `gate_up_proj`. The module here lacks them, so that it fits
+the released files and has no unused parameters. Files that transformers wrote have these rows; they are omitted.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ EXPERT = re.compile(r"\.experts\.(\d+)\.")
 
 
 class ReleasedLongcatFlashForCausalLM(LongcatFlashForCausalLM):
-    """transformers' model with parameters for the experts that have some."""
+    """transformers' model, with rows of `gate_up_proj` only for the experts that have weights."""
 
     config_class = LongcatFlashConfig
 
@@ -41,9 +40,9 @@ class ReleasedLongcatFlashForCausalLM(LongcatFlashForCausalLM):
 
 
 def published(checkpoint: Checkpoint) -> Published:
-    """Configuration and tensors, without rows for experts that have no weights, and without the class that has them.
+    """Returns configuration and tensors, without rows for experts that have no weights, and without `architectures`.
 
-    `head_dim`, which the release leaves out, is that of rotary positions.
+    `head_dim`, which the release omits, is `qk_rope_head_dim`.
     """
     fields = {name: value for name, value in checkpoint.config.items() if name != "architectures"}
     if "qk_rope_head_dim" in fields:

@@ -1,4 +1,4 @@
-"""MiniMaxAI/MiniMax-Text-01 under its own model type, static analyses only (MiniMax-Text-01-hf runs)."""
+"""MiniMaxAI/MiniMax-Text-01 under its own model type, static analyses only (MiniMax-Text-01-hf can run)."""
 
 from moe_probe.families.declared import Declared, named
 

@@ -1,4 +1,4 @@
-"""A configuration's torch module: its structure without weights, or loaded from published tensors."""
+"""Builds the torch module of a configuration: without weights on the meta device, or from published tensors."""
 
 from __future__ import annotations
 
@@ -23,26 +23,26 @@ from moe_probe.families.conversion import COMPUTED, Converted
 from moe_probe.families.live import offloaded
 from moe_probe.families.repair import repaired
 
-# fields of config.json that say how files are stored, or which code should run
+# fields of config.json that describe how files are stored or which code should run, not the model
 NOT_DESCRIBING = {
     "auto_map", "quantization_config", "attn_implementation", "_attn_implementation", "_attn_implementation_internal",
     "experts_implementation", "_experts_implementation", "_experts_implementation_internal",
 }  # fmt: skip
-# what transformers' configuration classes were seen to raise
+# exceptions that transformers' configuration classes raise for damaged fields
 UNDESCRIBED = (
     TypeError, ValueError, AttributeError, LookupError, ArithmeticError, AssertionError, RecursionError, MemoryError,
     StrictDataclassError,
 )  # fmt: skip
-Device = str | int | torch.device | dict[str, Any] | None  # as transformers' `device_map`
-# measured: fused attention on a CPU errs ten times as much as eager, grouped experts take 1.7 times as long
+Device = str | int | torch.device | dict[str, Any] | None  # what transformers' `device_map` accepts
+# measured on a CPU: fused attention has ten times the error of eager, grouped experts take 1.7 times as long
 EXACT_ON_CPU: dict[str, Any] = {"attn_implementation": "eager", "experts_implementation": "eager"}
 BUILDING = threading.RLock()
 
 
 def make_config(fields: Mapping[str, Any]) -> PreTrainedConfig:
-    """The configuration object of a published `config.json`; remote code that it names is not followed.
+    """Returns the configuration object of a published `config.json`; remote code that it names does not run.
 
-    Quantization is left out, because the checkpoint dequantizes what it reads, and so are choices of kernels.
+    Quantization is omitted, because the checkpoint dequantizes on reading; choices of kernels are omitted too.
 
     Raises:
         DamagedFile: the fields do not describe a model of their `model_type`.
@@ -63,11 +63,11 @@ def make_config(fields: Mapping[str, Any]) -> PreTrainedConfig:
 
 
 def model_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
-    """The class that the configuration names, or transformers' language model for it.
+    """Returns the model class that the configuration names, or else transformers' language model for it.
 
     Raises:
-        UnknownModel: there is none, or the named class is of another model type.
-        DamagedFile: the names are no names.
+        UnknownModel: transformers has no language model for it, or the named class is of another model type.
+        DamagedFile: `architectures` is not a list of strings.
     """
     names = config.architectures or []
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
@@ -97,7 +97,7 @@ def _of_type(config: PreTrainedConfig, name: str, named: object) -> type[PreTrai
 
 
 def meta_module(config: PreTrainedConfig) -> PreTrainedModel:
-    """The model of a configuration on the meta device: names and shapes only.
+    """Returns the model of a configuration on the meta device: names and shapes, no values.
 
     Raises:
         DamagedFile: no model can be built from the configuration.
@@ -119,13 +119,13 @@ def load_module(
     device: Device = None,
     dtype: torch.dtype | None = None,
 ) -> PreTrainedModel:
-    """The model with its weights, in evaluation mode; tensors are read one at a time.
+    """Loads the model with its weights, in evaluation mode; reads one tensor at a time.
 
     Args:
-        config: of the model.
-        tensors: published key to tensor; every parameter must be among what they convert to.
-        device: as transformers' `device_map`; the CPU by default.
-        dtype: by default float32 on the CPU, elsewhere the configuration's or the one that most stored values have.
+        config: configuration of the model.
+        tensors: published key to tensor; together they must convert to every parameter.
+        device: what transformers' `device_map` accepts; the CPU by default.
+        dtype: by default float32 on the CPU; elsewhere that of the configuration, or the one of most stored values.
 
     Raises:
         WeightError: a parameter is missing or has another shape than the configuration calls for.
@@ -133,7 +133,7 @@ def load_module(
     config = copy.deepcopy(config)
     converted = Converted(meta_module(config), tensors)
     converted.check()
-    chosen: Any = model_class(config)  # with output_loading_info it returns two, which its annotation does not say
+    chosen: Any = model_class(config)  # with output_loading_info it returns a pair, unlike its annotation
     with building():
         module, info = chosen.from_pretrained(
             None,
@@ -150,9 +150,9 @@ def load_module(
 
 @contextmanager
 def building() -> Iterator[None]:
-    """Within, one thread at a time lets transformers build a module: it changes torch's default dtype meanwhile.
+    """Lets one thread at a time build a transformers module, because building changes torch's default dtype.
 
-    Its own bars and tables of keys are not shown: what is missing is refused here.
+    Hides transformers' progress bars and reports of keys; `require_values` raises an error for missing values.
     """
     with BUILDING:
         bars, level = transformers_logging.is_progress_bar_enabled(), transformers_logging.get_verbosity()
@@ -167,11 +167,11 @@ def building() -> Iterator[None]:
 
 
 def require_values(module: PreTrainedModel, missing: Collection[str] = ()) -> None:
-    """Refuse a module that would compute with memory which nobody wrote to.
+    """Raises an error if the module would compute with uninitialized memory.
 
     Raises:
-        MissingWeight: naming a parameter or buffer that is on the meta device without offloaded values, or that was
-            initialized because no file holds it.
+        MissingWeight: a parameter or buffer is on the meta device without offloaded values, or was initialized because
+            no file holds it; the message names it.
     """
     unread = sorted(name for name in set(missing) - module.all_tied_weights_keys.keys() if not COMPUTED.search(name))
     ignored = module._keys_to_ignore_on_load_missing or ()
@@ -186,18 +186,18 @@ def require_values(module: PreTrainedModel, missing: Collection[str] = ()) -> No
 
 
 def on_cpu(device: Device) -> bool:
-    """Whether a `device_map` means the CPU alone."""
+    """Whether a `device_map` uses the CPU only."""
     places = device.values() if isinstance(device, dict) else [device]
     return all(place is None or str(place).startswith("cpu") for place in places)
 
 
 def default_dtype(config: PreTrainedConfig, tensors: Mapping[str, LazyTensor], device: Device) -> torch.dtype:
-    """float32 on the CPU, where it is both exact and faster; elsewhere the dtype that most stored values have."""
+    """Returns float32 on the CPU, where it is both exact and faster; elsewhere `stored_dtype`."""
     return torch.float32 if on_cpu(device) else stored_dtype(config, tensors)
 
 
 def stored_dtype(config: PreTrainedConfig, tensors: Mapping[str, LazyTensor]) -> torch.dtype:
-    """The dtype that the configuration states, else the one that most stored values have."""
+    """Returns the dtype that the configuration states, else the dtype of most stored values."""
     if isinstance(config.dtype, torch.dtype):
         return config.dtype
     counts: Counter[torch.dtype] = Counter()
@@ -207,7 +207,7 @@ def stored_dtype(config: PreTrainedConfig, tensors: Mapping[str, LazyTensor]) ->
 
 
 def with_config(module: PreTrainedModel, changes: Mapping[str, Any]) -> PreTrainedModel:
-    """Another module with the same parameters and buffers, and some fields of its configuration changed."""
+    """Returns a copy of a module that shares parameters and buffers, with some config fields changed."""
     shared = {id(tensor): tensor for tensor in (*module.parameters(), *module.buffers())}
     other = copy.deepcopy(module, shared)
     other.config.update(dict(changes))

@@ -1,4 +1,4 @@
-"""OrionZheng/openmoe, static analyses only: its model type is `llama`, its experts are stored (E, in, out)."""
+"""OrionZheng/openmoe, static analyses only: its model type is `llama`, and its experts are stored as (E, in, out)."""
 
 from moe_probe.families.declared import At, Declared, named
 

@@ -1,7 +1,7 @@
-"""How model types of transformers are published: what a layer's keys are, and which sizes they have.
+"""Published layouts of transformers' model types: the keys of a layer and their shapes.
 
-Only what `moe_probe.families.headers` describes without a module is here. A model type is listed when its released
-layout gives the same facts both ways, which `tests/families/test_headers.py` checks of a model of each kind.
+`moe_probe.families.headers` uses them to describe models without a module. A model type is listed if its released
+layout gives the same facts with and without a module; `tests/families/test_headers.py` checks a model of each kind.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ MATRICES = {
 NAMES = "|".join(MATRICES)
 EXPERT = re.compile(rf"(?P<block>.+\.)?experts\.(?P<expert>0|[1-9]\d*)\.(?P<name>{NAMES})\.weight")
 STACK = re.compile(rf"(?P<block>.+\.)?(?:experts\.|moe\.|block_sparse_moe\.|(?<=^mlp\.))(?P<name>{NAMES})(?:\.weight)?")
-FLAT = re.compile(r"ffn\.experts\.mlp\.(w1|v1|w2)")  # all experts' rows one below the other
+FLAT = re.compile(r"ffn\.experts\.mlp\.(w1|v1|w2)")  # all experts, concatenated along rows
 STACK_BIAS = re.compile(r".*experts\.(gate_up_proj|down_proj)_bias")
 SHARED = re.compile(rf"(?:.+\.)?(?:shared_experts?|share_expert|shared_mlp)\.(?P<name>{NAMES})\.weight")
 DENSE = re.compile(rf"(?:mlp|feed_forward)\.(?P<name>{NAMES})\.weight")
@@ -37,11 +37,11 @@ NUM_SHARED = ("n_shared_experts", "num_shared_experts", "moe_num_shared_experts"
 TOP_K = ("num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_k", "top_k", "moe_top_k", "top_k_experts")
 NEURONS = ("moe_intermediate_size", "expert_ffn_hidden_size", "intermediate_size", "ffn_hidden_size")
 BUFFERS = re.compile(r"(e_score_correction_bias|\.expert_bias|\.router_bias|layer_scalar|\.std_(bias|scale))$")
-# names of fields in some configurations, and the common ones
+# field names of some configurations to the common names
 SPELLED = {"d_model": "hidden_size", "n_layers": "num_hidden_layers", "num_layers": "num_hidden_layers"}
 DTYPES = {"bfloat16", "float16", "float32"}
 ACTIVATIONS = {"silu", "gelu", "gelu_pytorch_tanh", "relu", "relu2", "swiglu"}
-# what fields hold, by their names; of a field with another value, transformers says what it is
+# types of fields, by patterns of their names; transformers has to interpret a value of another type
 WHOLE, NUMBER, FLAG = (int, type(None)), (int, float, type(None)), (bool, type(None))
 KINDS: Mapping[str, tuple[type, ...]] = {
     r"(tie|output)_.*|norm_topk_prob|use_cache|.*_bias|rope_interleave": FLAG,
@@ -53,26 +53,26 @@ KINDS: Mapping[str, tuple[type, ...]] = {
 
 
 class Unexplained(Exception):
-    """Something that is not told by headers and JSON alone."""
+    """Headers and JSON alone do not explain the model."""
 
 
 def require(condition: object) -> None:
-    """Refuse to say anything."""
+    """Raises `Unexplained` if the condition is false."""
     if not condition:
         raise Unexplained
 
 
 @dataclass(frozen=True)
 class Layout:
-    """What the layers of a model type have beyond attention, norms and experts.
+    """What the layers of a model type have besides attention, norms and experts.
 
     Attributes:
-        beside: keys of other parameters.
-        buffers: ends of keys that are no parameters.
-        mixed: layers of a kind differ from each other.
-        exact: attention has the sizes that the common fields state.
-        has_parts: the model type has towers of its own.
-        copies: the field that counts experts without weights, which return their input.
+        beside: pattern of the keys of other parameters.
+        buffers: pattern of the ends of keys that belong to buffers, not parameters.
+        mixed: whether layers of one kind may differ in keys and shapes.
+        exact: whether attention must have the sizes that the common fields state.
+        has_parts: whether the model type has towers of its own.
+        copies: config field that counts experts without weights, which return their input.
     """
 
     beside: re.Pattern[str] = re.compile("(?!)")
@@ -116,12 +116,12 @@ OUTLINES: Mapping[str, Layout] = {
 
 
 def require_plain(config: Mapping[str, Any]) -> None:
-    """Refuse a configuration that states what is not read here, or a field of another type."""
+    """Raises `Unexplained` if the configuration has MLP biases, or a field of an unexpected type."""
     require(not config.get("mlp_bias") and all(map(_holds, config, config.values())))
 
 
 def _holds(field: str, value: object) -> bool:
-    """Whether a field of the configuration has a value of its kind."""
+    """Whether a config field has a value of the expected type, or a known dtype or activation."""
     if field in ("dtype", "torch_dtype"):
         return value is None or value in DTYPES
     if field in ("hidden_act", "hidden_activation"):
@@ -132,16 +132,16 @@ def _holds(field: str, value: object) -> bool:
 
 
 def layer_of(index: int, keys: Keys, config: Mapping[str, Any], layout: Layout) -> Layer:
-    """What a layer is made of, by its keys.
+    """Returns the description of a layer, derived from its keys.
 
     Args:
-        index: of the layer.
-        keys: its tensors, by what follows the number of the layer.
-        config: fields of the language model.
-        layout: of the model type.
+        index: index of the layer.
+        keys: tensors of the layer, by the part of the key after the layer's number.
+        config: config fields of the language model.
+        layout: layout of the model type.
 
     Raises:
-        Unexplained: a key or a size is not what the configuration and the layout say.
+        Unexplained: a key or a size does not fit the configuration and the layout.
     """
     hidden = positive(config, "hidden_size")
     roles = {key: _role(key, layout) for key in keys}
@@ -174,7 +174,7 @@ def layer_of(index: int, keys: Keys, config: Mapping[str, Any], layout: Layout) 
 
 
 def _role(key: str, layout: Layout) -> str | None:
-    """What a key is of; None where nothing explains it."""
+    """Returns the role of a key; None if no pattern matches."""
     roles = {
         "shared": SHARED, "dense": DENSE, "expert": EXPERT, "stack": STACK, "flat": FLAT, "stack bias": STACK_BIAS,
         "router": ROUTER, "shared gate": SHARED_GATE, "correction": CORRECTION, "attention": ATTENTION, "norm": NORMS,
@@ -197,7 +197,7 @@ def _name(pattern: re.Pattern[str], key: str) -> str:
 
 
 def _experts(keys: Keys, hidden: int, config: Mapping[str, Any]) -> tuple[int, int, tuple[str, ...]]:
-    """Number of experts, neurons of each, and the projections; zeros for a layer without."""
+    """Returns the number of experts, the neurons of each, and the projections; (0, 0, ()) without experts."""
     if not keys:
         return 0, 0, ()
     experts: dict[int, dict[str, tuple[int, ...]]] = {}
@@ -213,7 +213,7 @@ def _experts(keys: Keys, hidden: int, config: Mapping[str, Any]) -> tuple[int, i
 def _matrices(
     key: str, entry: LazyTensor, hidden: int, config: Mapping[str, Any]
 ) -> Iterator[tuple[int, str, tuple[int, ...]]]:
-    """Number of the expert, projection and shape (out, in) of the matrices in a tensor."""
+    """Yields expert number, projection and shape (out, in) of each matrix in a tensor."""
     if match := EXPERT.fullmatch(key):
         yield int(match["expert"]), MATRICES[match["name"]], tuple(entry.shape)
         return
@@ -240,7 +240,7 @@ def _ffn(matrices: Mapping[str, LazyTensor], hidden: int) -> tuple[int, tuple[st
 
 
 def _ffn_of(shapes: Mapping[str, tuple[int, ...]], hidden: int) -> tuple[int, tuple[str, ...]]:
-    """Neurons and projections of an FFN whose matrices fit each other."""
+    """Returns neurons and projections of an FFN, whose matrices must fit each other."""
     rows, _ = shapes["up"]
     fitting = {"up": (rows, hidden), "gate": (rows, hidden), "down": (hidden, rows)}
     require({"up", "down"} <= shapes.keys() and all(shapes[name] == fitting[name] for name in shapes))
@@ -257,12 +257,12 @@ def _num_shared(keys: Keys, hidden: int, config: Mapping[str, Any], index: int) 
 
 
 def _at(value: Any, index: int) -> Any:
-    """A field that some configurations state for each layer."""
+    """Returns a field's value for a layer; some configurations have a list with one value per layer."""
     return value[index] if isinstance(value, list) and index < len(value) else value
 
 
 def _stated(config: Mapping[str, Any], names: tuple[str, ...], index: int = 0) -> int:
-    """The first of some fields that is stated: a whole number above 0."""
+    """Returns the first of the named fields that is stated, which must be a whole number above 0."""
     flat = {**config, **(config.get("ffn_config") or {})}
     value: Any = next((_at(flat[name], index) for name in names if flat.get(name) is not None), None)
     require(isinstance(value, int) and not isinstance(value, bool) and value > 0)
@@ -275,7 +275,7 @@ def _sizes(config: Mapping[str, Any], names: tuple[str, ...], index: int = 0) ->
 
 
 def _routes(index: int, config: Mapping[str, Any]) -> bool | None:
-    """Whether the configuration says that a layer has experts; None where it is not said in the common words."""
+    """Whether a layer has experts according to the configuration; None if it has none of the common fields."""
     if kinds := config.get("mlp_layer_types"):
         return kinds[index] == "sparse"
     if not {"moe_layer_freq", "decoder_sparse_step", "first_k_dense_replace"} & config.keys():
@@ -287,7 +287,7 @@ def _routes(index: int, config: Mapping[str, Any]) -> bool | None:
 
 
 def _fits(beside: Mapping[str, tuple[int, ...]], config: Mapping[str, Any]) -> bool:
-    """Whether attention has the sizes of the configuration."""
+    """Whether the attention tensors have the shapes that the configuration implies."""
     expected = _attention(config)
     biases = {key: sizes for key, sizes in beside.items() if key.endswith((".bias", ".sinks"))}
     matrices = {key: sizes for key, sizes in beside.items() if key not in biases}
@@ -300,7 +300,7 @@ def _fits(beside: Mapping[str, tuple[int, ...]], config: Mapping[str, Any]) -> b
 
 
 def _attention(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-    """Sizes of the matrices of attention."""
+    """Returns the shapes of the attention matrices, by key."""
     hidden, heads = positive(config, "hidden_size"), positive(config, "num_attention_heads")
     if "kv_lora_rank" in config:
         require("head_dim" not in config or config["head_dim"] == positive(config, "qk_rope_head_dim"))
@@ -315,7 +315,7 @@ def _attention(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
 
 
 def _latent(config: Mapping[str, Any], hidden: int, heads: int) -> dict[str, tuple[int, ...]]:
-    """Those of multi-head latent attention (arXiv 2405.04434)."""
+    """Returns the shapes of the matrices of multi-head latent attention (arXiv 2405.04434), by name."""
     rotary, plain = positive(config, "qk_rope_head_dim"), positive(config, "qk_nope_head_dim")
     rank, value, of_queries = positive(config, "kv_lora_rank"), positive(config, "v_head_dim"), config["q_lora_rank"]
     queries, width = heads * (plain + rotary), hidden if of_queries is None else of_queries

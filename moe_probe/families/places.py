@@ -1,4 +1,4 @@
-"""What can be given as device and dtype of a module."""
+"""Checks of the arguments `device` and `dtype` of a module."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from moe_probe.errors import NoSuchName, NotFitting, WrongType
 from moe_probe.families.modules import Device
 
 DTYPES = ("float32", "bfloat16", "float16", "float64")
-SPREAD = ("auto", "balanced", "balanced_low_0", "sequential")  # words of transformers' `device_map`
+SPREAD = ("auto", "balanced", "balanced_low_0", "sequential")  # names that transformers' `device_map` accepts
 
 
 def checked_dtype(dtype: torch.dtype | str | None) -> torch.dtype | str | None:
-    """A dtype by its name, "auto" left as it is.
+    """Returns the torch dtype of a name; returns None and "auto" unchanged.
 
     Raises:
-        NoSuchName: there is no such floating-point type.
-        WrongType: the value is neither a name nor a type.
+        NoSuchName: there is no such floating-point dtype.
+        WrongType: the value is neither a name nor a torch.dtype.
     """
     if dtype is None or dtype == "auto":
         return dtype
@@ -29,12 +29,12 @@ def checked_dtype(dtype: torch.dtype | str | None) -> torch.dtype | str | None:
 
 
 def checked_device(device: Device) -> Device:
-    """A device that exists, or words or a mapping for transformers' `device_map`; `{"": "cpu"}` is "cpu".
+    """Returns a device that exists, or a value for transformers' `device_map`; `{"": "cpu"}` becomes "cpu".
 
     Raises:
         NoSuchName: torch knows no such device.
         NotFitting: the machine does not have it.
-        WrongType: the value is none of these.
+        WrongType: the value has another type.
     """
     if isinstance(device, dict):
         places = {str(name): checked_device(place) for name, place in device.items()}
@@ -64,7 +64,7 @@ def _existing(device: str | int | torch.device) -> Device:
 
 
 def device_name(device: object) -> str:
-    """One name for every way of writing a device."""
+    """Returns the same name for all notations of a device."""
     if device is None:
         return "cpu"
     if isinstance(device, dict) or device in SPREAD:

@@ -1,4 +1,4 @@
-"""Families whose torch module is our own, registered with transformers as if it had always been there."""
+"""Families with a torch module of moe_probe, registered with transformers like its own models."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ Published = tuple[Mapping[str, Any], Mapping[str, LazyTensor]]
 
 
 def as_published(checkpoint: Checkpoint) -> Published:
-    """Configuration and tensors as they are in the files."""
+    """Returns configuration and tensors as they are in the files."""
     return checkpoint.config, checkpoint
 
 
 def config_class_of(model_class: type[PreTrainedModel]) -> type[PreTrainedConfig]:
-    """The configuration class of a model class, which each of ours has."""
+    """Returns the configuration class of a model class; every model class here has one."""
     assert model_class.config_class is not None
     return model_class.config_class
 
@@ -34,16 +34,16 @@ def config_class_of(model_class: type[PreTrainedModel]) -> type[PreTrainedConfig
 class Registered:
     """A family with its own `PreTrainedModel`.
 
-    One declaration of how published tensors become parameters serves all: static analyses read slices through it,
-    `from_pretrained` loads by it and `save_pretrained` reverses it.
+    The same conversion rules serve all uses: static analyses read slices through them, `from_pretrained` loads with
+    them, and `save_pretrained` reverses them.
 
     Attributes:
         name: the family's name.
-        model_class: its language model; `model_class.config_class.model_type` names it in transformers' registries.
-        conversion: transformers' declarations from the published keys to the parameters.
-        published: brings a checkpoint in any of the family's published formats to the configuration's fields and to
-            the keys that `conversion` starts from; lazily.
-        recognised: whether a checkpoint without that `model_type` is of this family all the same.
+        model_class: the model's class; `model_class.config_class.model_type` names it in transformers' registries.
+        conversion: transformers' conversion rules from the published keys to the parameters.
+        published: converts a checkpoint in any of the family's published formats to the config fields and to the keys
+            that `conversion` expects, without reading values.
+        recognised: whether a checkpoint without that `model_type` belongs to this family nevertheless; None for never.
     """
 
     name: str
@@ -56,22 +56,22 @@ class Registered:
         config_class = config_class_of(self.model_class)
         AutoConfig.register(config_class.model_type, config_class, exist_ok=True)
         AutoModelForCausalLM.register(config_class, self.model_class, exist_ok=True)
-        # older versions of transformers pass over a class for a configuration of their own
+        # older versions of transformers ignore classes registered for one of their own configurations
         AutoModelForCausalLM._model_mapping._extra_content[config_class] = self.model_class
         register_checkpoint_conversion_mapping(config_class.model_type, list(self.conversion), overwrite=True)
 
     def recognises(self, checkpoint: Checkpoint) -> bool:
-        """Whether the checkpoint is of this family."""
+        """Whether the checkpoint belongs to this family."""
         if checkpoint.config.get("model_type") == config_class_of(self.model_class).model_type:
             return True
         return self.recognised is not None and self.recognised(checkpoint)
 
     def open(self, checkpoint: Checkpoint) -> Architecture:
-        """The module's structure with the checkpoint's tensors.
+        """Returns the architecture: the module's structure with the checkpoint's tensors.
 
         Raises:
             CheckpointError: the configuration does not describe a model of this family.
-            WeightError: a key is missing, unexpected, or has another shape than the configuration calls for.
+            WeightError: a key is missing or unexpected, or a tensor's shape does not fit the configuration.
         """
         fields, tensors = self.published(checkpoint)
         config = make_config({**fields, "model_type": config_class_of(self.model_class).model_type})

@@ -1,4 +1,4 @@
-"""Released configurations that transformers refuses, read as they are meant, with a word about it."""
+"""Repairs released configurations that transformers rejects, and warns about each repair."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from transformers.activations import ACT2FN
 
 Config = TypeVar("Config")
 REFUSED = re.compile(r"field '(\w+)'.*?expected (bool|int|float|str), got (\w+)", re.DOTALL)
-MOST = 16  # fields of one configuration
-# other names of activations
+MOST = 16  # repaired fields of one configuration
+# other names of activations, and those of transformers
 ACTIVATIONS = {"swiglu": "silu", "swish": "silu", "geglu": "gelu", "gelu_tanh": "gelu_pytorch_tanh",
                "relu_squared": "relu2"}  # fmt: skip
 
 
 def repaired(build: Callable[[dict[str, Any]], Config], fields: Mapping[str, Any]) -> Config:
-    """What `build` makes of a configuration; fields of another type are read as the stated one where that is certain.
+    """Returns `build(fields)`, with values of a wrong type converted to the stated one where the meaning is certain.
 
-    A whole number stands for the truth value (released Llama 4: `attn_temperature_tuning` is 4), and a number without
-    fraction for a whole one. Activations may have another name (`swiglu` is silu and a gate).
+    An int becomes a bool (released Llama 4: `attn_temperature_tuning` is 4), a float without fraction an int, and an
+    int a float. Activations may have another name (`swiglu` is silu and a gate). A warning lists the repairs.
 
     Raises:
-        StrictDataclassError: a field cannot be read.
+        StrictDataclassError: a field cannot be repaired.
     """
     current = copy.deepcopy(dict(fields))
     words: list[str] = []
@@ -56,7 +56,7 @@ def _rename_activations(fields: dict[str, Any], words: list[str]) -> None:
 
 
 def _replace(fields: dict[str, Any], name: str, kind: str, words: list[str]) -> bool:
-    """Put another value for a field, wherever it is nested; False where no value of that type is meant."""
+    """Converts a field to a type, wherever it is nested; returns whether any value was converted."""
     done = False
     for key, value in fields.items():
         if isinstance(value, dict):

@@ -1,7 +1,7 @@
-"""Sizes that a configuration states, bounded by the tensors that the files hold.
+"""Checks that the sizes in a configuration are possible for the tensors in the files.
 
-A configuration that asks for more than the files have is refused before a module is built from it, because building
-takes time and memory in proportion to what is stated.
+A configuration with larger sizes raises an error before a module is built from it, because building takes time and
+memory in proportion to the sizes.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ LAYERS = re.compile(r"(^|_)(layers?|blocks|depth|n_layer|layer_num)$|^num_nextn_
 EXPERTS = re.compile(r"(experts|expert_count|expert_num|experts_per_tok(en)?|top_?k|constant_experts|heads_number)$")
 WIDTHS = re.compile(r"(hidden|intermediate|vocab|ffn|emb|key)_size$|^d_(model|ff)$|_(dim|rank|heads)$")
 LENGTHS = re.compile(r"(sliding_window|_position_embeddings|_positions|window_size)$")
-LONGEST = 2**31  # tokens; torch counts positions so far
-# sizes that are quick to build: some fields describe parts that the files leave out
+LONGEST = 2**31  # tokens; torch counts positions up to here
+# sizes that are always allowed, since they build quickly and some fields describe parts that the files omit
 HARMLESS_LAYERS, HARMLESS_EXPERTS, HARMLESS_WIDTH = 128, 4096, 2**20
 
 
 def require_sizes(config: Mapping[str, Any], tensors: Mapping[str, LazyTensor]) -> None:
-    """Refuse sizes that no file with these tensors can have.
+    """Raises an error if the configuration states a size that is too large for the tensors.
 
     Raises:
-        DamagedFile: naming the first such field.
+        DamagedFile: there is such a size; the message names its field.
     """
     shapes = [tensor.shape for tensor in tensors.values()]
     longest = max((max(shape, default=1) for shape in shapes), default=0)
@@ -49,7 +49,7 @@ def require_sizes(config: Mapping[str, Any], tensors: Mapping[str, LazyTensor]) 
 
 
 def _numbers(config: Mapping[str, Any]) -> Iterator[tuple[str, int | float]]:
-    """Every number of a configuration with its name, those of nested ones and of lists included."""
+    """Yields every number in a configuration with its field's name, also from nested objects and lists."""
     waiting: list[tuple[str, Any]] = list(config.items())
     while waiting:
         name, value = waiting.pop()
@@ -66,10 +66,10 @@ def _short(number: int | float) -> str:
 
 
 def positive(config: Mapping[str, Any], name: str) -> int:
-    """A size that a configuration must state.
+    """Returns a size that a configuration must state.
 
     Raises:
-        DamagedFile: the field is no whole number above 0.
+        DamagedFile: the field is not a whole number above 0.
     """
     value = config[name]
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:

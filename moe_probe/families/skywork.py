@@ -1,7 +1,7 @@
-"""Skywork/Skywork-MoE, static analyses only. Of a gate of two matrices, the last one, (E, 8 E), is the router's weight.
+"""Skywork/Skywork-MoE, static analyses only. If the gate has two matrices, the router's weight is the last, (E, 8 E).
 
-Sources: the publisher's vLLM reads `mlp.moe.gate.wg` and stacks of all experts, gate above up; its MoE++ has the same
-block with `mlp.moe.experts.experts`. Files without `moe`, and with `mlp_experts`, are allowed for.
+Sources: the publisher's vLLM reads `mlp.moe.gate.wg` and stacks of all experts, gate rows before up rows; its MoE++ has
+the same block with `mlp.moe.experts.experts`. Keys without `moe`, or with `mlp_experts`, also work.
 """
 
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""PowerInfer/SmallThinker, static analyses only: a layer routes by the input of its attention."""
+"""PowerInfer/SmallThinker, static analyses only: a layer's router reads the input of its attention."""
 
 from moe_probe.families.declared import Declared, named
 

@@ -1,6 +1,6 @@
-"""Step-3.5-Flash: the language model of transformers' Step3p7 with a head, which transformers has with a tower only.
+"""Step-3.5-Flash: the language model of transformers' Step3p7 with a head; transformers has it only with a tower.
 
-Names are those of `step3p7` in transformers' conversion mapping, without what is put before them for the tower.
+Keys are those of `step3p7` in transformers' conversion mapping, without the prefix that the tower requires.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from moe_probe.families.registered import Registered
 
 
 class Step3p5ForCausalLM(Step3p7PreTrainedModel, GenerationMixin):
-    """The language model; its forward gives logits and the hidden states that they are made of."""
+    """The language model; its forward returns logits and the outputs of the decoder."""
 
     config_class = Step3p7TextConfig
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
@@ -28,7 +28,7 @@ class Step3p5ForCausalLM(Step3p7PreTrainedModel, GenerationMixin):
         self.post_init()
 
     def forward(self, input_ids=None, logits_to_keep=0, **kwargs) -> MoeCausalLMOutputWithPast:
-        """Logits of every position, or of the last `logits_to_keep`."""
+        """Returns the logits of every position, or of the last `logits_to_keep` positions."""
         outputs = self.model(input_ids=input_ids, **kwargs)
         hidden = outputs.last_hidden_state
         logits = self.lm_head(hidden[:, -logits_to_keep:] if logits_to_keep else hidden)

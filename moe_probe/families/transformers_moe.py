@@ -1,11 +1,11 @@
-"""Every other MoE of transformers, derived from the model itself.
+"""All other models of transformers, with the structure derived from the torch module.
 
-The model is built on the meta device (no memory, no weights), its MoE blocks are found by structure, and the published
-keys are traced to its parameters by transformers' own conversion declarations. A live model is read the same way.
+The module is built on the meta device (no memory, no weights), its MoE blocks are found by structure, and transformers'
+own conversion rules map the published keys to its parameters. A live model is read the same way.
 
-A router with more classes than experts has experts without weights (LongCat's copies, Zaya's skip class), or scores of
-its shared experts (Inkling), which are no gate embeddings. Where the router is a small network instead of one matrix
-(Zaya), `router_weight` is its last layer, (E, width of that layer).
+A router with more classes than experts either has experts without weights (LongCat's copies, Zaya's skip class), or
+also scores the shared experts (Inkling); those rows are not gate embeddings. If the router is a small network instead
+of one matrix (Zaya), `router_weight` is its last layer, (E, width of that layer).
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ ROUTERS = ("gate", "router")
 SHARED_BLOCKS = ("shared_experts", "shared_expert", "shared_mlp")
 TOP_K = ("num_experts_per_tok", "top_k", "moe_topk", "moe_top_k", "num_experts_per_token", "top_k_experts")
 NUM_SHARED = ("n_shared_experts", "num_shared_experts", "moe_num_shared_experts")
-# what router classes beyond the experts with weights are, by the block's class name
+# kind of the router's classes beyond the experts with weights, by the block's class name; None: not experts
 EXTRA_CLASSES = {"LongcatFlashMoE": "copy", "ZayaSparseMoeBlock": "zero", "InklingMoE": None}
 
 
 class TransformersMoE:
-    """The family of all models that transformers knows."""
+    """The family of all models that transformers has."""
 
     name = "transformers"
 
@@ -45,10 +45,10 @@ class TransformersMoE:
         return checkpoint.config.get("model_type") in CONFIG_MAPPING
 
     def open(self, checkpoint: Checkpoint) -> ModuleArchitecture:
-        """The architecture of a published checkpoint.
+        """Returns the architecture of a published checkpoint.
 
         Raises:
-            UnknownModel: the model is a mixture of experts whose blocks are not known.
+            UnknownModel: transformers has no language model for the configuration.
         """
         return published_architecture(make_config(checkpoint.config), checkpoint)
 
@@ -57,13 +57,13 @@ FAMILY = TransformersMoE()
 
 
 def published_architecture(config: PreTrainedConfig, tensors: Mapping[str, LazyTensor]) -> ModuleArchitecture:
-    """The architecture of the module that `config` describes; weights are the published tensors, converted."""
+    """Returns the architecture of the module that `config` describes, with the published tensors as its weights."""
     module = meta_module(config)
     return ModuleArchitecture(module, Converted(module, tensors), tensors)
 
 
 def live_architecture(module: PreTrainedModel) -> ModuleArchitecture:
-    """The architecture of a live model; weights are its parameters, read when asked for."""
+    """Returns the architecture of a live model, with its parameters as weights, read on access."""
     tensors = LiveTensors(module)
     return ModuleArchitecture(module, tensors, tensors)
 
@@ -74,7 +74,7 @@ def _first(objects: tuple[Any, ...], names: tuple[str, ...]) -> int | None:
 
 
 class ModuleArchitecture(Architecture):
-    """A model's structure, read off its modules."""
+    """An architecture that is derived from the modules of a model."""
 
     def __init__(self, module: PreTrainedModel, tensors: Mapping[str, LazyTensor], published: Mapping[str, LazyTensor]):
         super().__init__(module.config, published)
@@ -90,12 +90,12 @@ class ModuleArchitecture(Architecture):
         return self.tensors.unused() if isinstance(self.tensors, Converted) else {}
 
     def check(self) -> None:
-        """Refuse a mixture of experts that is not recognized, or whose files do not fit.
+        """Raises an error if the module is a mixture of experts that is not recognized, or whose files do not fit.
 
         Raises:
-            UnknownModel: naming the block.
-            WeightError: naming a parameter of a block that the files lack or hold in another shape.
-            CheckpointError: naming a tensor that changes what a weight means and is not read.
+            UnknownModel: a MoE block is not recognized; the message names it.
+            WeightError: the files lack a parameter of a MoE block, or hold it in another shape.
+            CheckpointError: an unused tensor changes the meaning of a weight.
         """
         if not self.blocks:
             require_known_blocks(self.module)
@@ -110,7 +110,7 @@ class ModuleArchitecture(Architecture):
         return layers_path(self.module)
 
     @cached_property
-    def num_layers(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride] - counted when asked for
+    def num_layers(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride] - counted on first use
         """Length of the list of decoder layers (LongCat's `num_hidden_layers` counts its attention layers)."""
         return len(children(part(self.module, self.layers_path)))
 
@@ -121,11 +121,11 @@ class ModuleArchitecture(Architecture):
         return {index: path for index, path in paths if path is not None}
 
     def dense_path(self, index: int) -> str | None:
-        """Path of the FFN of a dense layer."""
+        """Returns the path of the FFN of a dense layer; None if there is none."""
         return self._first_path(index, ffn_layout) if 0 <= index < self.num_layers else None
 
     def _first_path(self, index: int, layout: Callable[[nn.Module], object | None]) -> str | None:
-        """Path of the first module of a decoder layer that has such a layout."""
+        """Returns the path of the first module in a decoder layer for which `layout` is not None; None without one."""
         path = f"{self.layers_path}.{index}"
         return next((place for place, child in parts(part(self.module, path), path) if layout(child) is not None), None)
 
@@ -137,7 +137,7 @@ class ModuleArchitecture(Architecture):
         return path, layout
 
     def shared_path(self, path: str) -> str | None:
-        """Path of the shared block that belongs to a MoE block."""
+        """Returns the path of the shared block that belongs to a MoE block; None if there is none."""
         parent = path.rpartition(".")[0]
         for place in (path, parent):
             for name, child in children(part(self.module, place)).items():
@@ -146,7 +146,7 @@ class ModuleArchitecture(Architecture):
         return None
 
     def _router_parameter(self, path: str, experts: int) -> str:
-        """The router's last matrix with at least one row per expert."""
+        """Returns the name of the router's weight: a matrix (E, d), or else the last one with at least E rows."""
         block = children(part(self.module, path))
         for name in ROUTERS:
             if name not in block:
@@ -197,7 +197,7 @@ class ModuleArchitecture(Architecture):
         return layout
 
     def _kinds(self, path: str, experts: int) -> tuple[str, ...]:
-        """Kind of each class of a block's router."""
+        """Returns the kind of each expert that a block's router can choose."""
         block = part(self.module, path)
         classes = parameter(self.module, self._router_parameter(path, experts)).shape[0]
         module = children(block).get("experts")

@@ -1,6 +1,6 @@
-"""IEITYuan/Yuan2-M32, static analyses only. Its router attends among experts and is no matrix with a row for each.
+"""IEITYuan/Yuan2-M32, static analyses only. Its router is attention among experts, without one row per expert.
 
-Experts are keyed as the publisher's `tools/convert_hf_moe.py` writes them, as its later model code does, or below
+The keys of experts are those of the publisher's `tools/convert_hf_moe.py`, those of its later model code, or lie below
 `experts.experts`.
 """
 
@@ -12,7 +12,7 @@ _BLOCK = "model.layers.{layer}.mlp.experts"
 
 
 def _keys(first: str, second: str) -> Keys:
-    """Rows of gate and up are one matrix, gate first."""
+    """Returns the keys of an expert whose gate and up are the rows of one matrix, gate first."""
     return {"up": At(first, part=(1, 2)), "gate": At(first, part=(0, 2)), "down": second}
 
 

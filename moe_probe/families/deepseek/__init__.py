@@ -1,7 +1,7 @@
 """DeepSeekMoE v1 (arXiv 2401.06066): deepseek-ai/deepseek-moe-16b-base, `model_type` "deepseek".
 
 The shared experts are published as one FFN of `n_shared_experts * moe_intermediate_size` neurons. The first
-`first_k_dense_replace` layers are dense. The remote code that `config.json` names is never followed.
+`first_k_dense_replace` layers are dense. Remote code that `config.json` names never runs.
 """
 
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping

@@ -14,10 +14,10 @@ class DeepseekConfig(PreTrainedConfig):
         intermediate_size: neurons of a dense layer's FFN.
         moe_intermediate_size: neurons of one expert.
         n_routed_experts: routed experts of a MoE layer; None for a dense model.
-        n_shared_experts: experts that every token uses, stored as one FFN; None for none.
-        first_k_dense_replace, moe_layer_freq: layer l routes if l >= the first and l is a multiple of the
-            second.
-        norm_topk_prob: divide the k weights by their sum.
+        n_shared_experts: experts that every token uses, stored as one FFN; None if there are none.
+        first_k_dense_replace, moe_layer_freq: layer l is a MoE layer if l >= the former and l is a multiple of the
+            latter.
+        norm_topk_prob: whether to divide the k weights by their sum.
 
     Examples:
         >>> DeepseekConfig(num_hidden_layers=2).is_moe_layer(0)
@@ -70,5 +70,5 @@ class DeepseekConfig(PreTrainedConfig):
         super().__post_init__(**kwargs)
 
     def is_moe_layer(self, layer: int) -> bool:
-        """Whether decoder layer `layer` routes."""
+        """Whether decoder layer `layer` is a MoE layer."""
         return bool(self.n_routed_experts) and layer >= self.first_k_dense_replace and layer % self.moe_layer_freq == 0

@@ -43,7 +43,7 @@ class DeepseekTopKRouter(nn.Module):
 
 
 class DeepseekMoE(nn.Module):
-    """Routed experts, plus the shared block, one FFN, on every token."""
+    """A MoE block: routed experts, plus the shared experts as one FFN on every token."""
 
     def __init__(self, config: DeepseekConfig):
         super().__init__()
@@ -72,7 +72,7 @@ class DeepseekDecoderLayer(LlamaDecoderLayer):
 
 
 class DeepseekPreTrainedModel(MixtralPreTrainedModel):
-    """What transformers asks of DeepSeekMoE's models: their configuration, and which modules it records and moves."""
+    """Declarations that transformers requires: the configuration class, and the modules that it records and moves."""
 
     config_class = DeepseekConfig
     config: DeepseekConfig

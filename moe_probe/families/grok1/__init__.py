@@ -1,9 +1,9 @@
 """Grok-1, `model_type` "grok-1": xai-org/grok-1 as released, and its PyTorch ports.
 
-The release (numbered pickles, see `checkpoint/formats/grok.py`) is opened with the numbers of its `run.py`, or those
-of a `model_config.json`, or options of `load`; it computes tanh's form of gelu, masks pad tokens by itself and keeps
-its router in float32. The ports hpcai-tech/grok-1 and keyfan/grok-1-hf compute the exact gelu unless their
-`config.json` says otherwise, and have no such mask. Remote code that a port's `config.json` names is never followed.
+The release (numbered pickles, see `checkpoint/formats/grok.py`) opens with the hyperparameters of its `run.py`, of a
+`model_config.json`, or of options of `load`. It computes the tanh approximation of gelu, masks pad tokens by itself and
+keeps its router in float32. The ports hpcai-tech/grok-1 and keyfan/grok-1-hf compute the exact gelu unless their
+`config.json` states another, and do not mask pad tokens. Remote code that a port's `config.json` names never runs.
 """
 
 from transformers.core_model_loading import Concatenate, MergeModulelist, WeightConverter, WeightRenaming

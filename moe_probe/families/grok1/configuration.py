@@ -10,17 +10,17 @@ from transformers import PreTrainedConfig
 class Grok1Config(PreTrainedConfig):
     """The published fields of a `grok-1` model; defaults are those of hpcai-tech/grok-1.
 
-    The release and its ports differ in three points, which are fields here: the port's values are the defaults.
+    The release and its ports differ in the last three attributes below; the defaults are the values of the ports.
 
     Attributes:
         head_dim: width of a head; `hidden_size / num_attention_heads` by default.
         intermediate_size: neurons of one expert.
         embedding_multiplier_scale, output_multiplier_scale: factors on the embeddings and on the logits.
-        attn_output_multiplier: factor on the attention logits, in place of `head_dim ** -0.5`.
+        attn_output_multiplier: factor on the attention logits, instead of `head_dim ** -0.5`.
         max_attn_value: c of `c * tanh(attention logit / c)`.
         hidden_act: `gelu`, the exact form, or `gelu_pytorch_tanh`, which the release computes.
-        mask_pad_tokens: no token attends to a `pad_token_id`, whatever the attention mask says, as in the release.
-        float32_router: the router computes in float32 in a model of any dtype, as in the release.
+        mask_pad_tokens: no token attends to a pad token, whatever the attention mask, as in the release.
+        float32_router: the router computes in float32, whatever the model's dtype, as in the release.
 
     Examples:
         >>> Grok1Config().head_dim
@@ -29,7 +29,7 @@ class Grok1Config(PreTrainedConfig):
 
     model_type = "grok-1"
     keys_to_ignore_at_inference: ClassVar[list[str]] = ["past_key_values"]
-    # names under which transformers' Mixtral and Gemma2 parts look
+    # names of these fields in transformers' Mixtral and Gemma2 code
     attribute_map: ClassVar[dict[str, str]] = {
         "num_local_experts": "num_experts",
         "attn_logit_softcapping": "max_attn_value",

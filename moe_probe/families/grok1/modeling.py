@@ -1,6 +1,6 @@
 """Grok-1 in torch: Gemma 2's attention and decoder layer, Mixtral's experts and model, and a router of its own.
 
-The arithmetic is that of xai-org/grok-1 (model.py) and of hpcai-tech's port, as the configuration says.
+The arithmetic is that of xai-org/grok-1 (model.py) or of hpcai-tech's port, depending on the configuration.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Grok1TopKRouter(nn.Module):
 
 
 class Grok1MoE(nn.Module):
-    """Routed experts, all of them gated FFNs."""
+    """A MoE block of routed experts, all of them gated FFNs."""
 
     def __init__(self, config: Grok1Config):
         super().__init__()
@@ -69,7 +69,7 @@ class Grok1Attention(Gemma2Attention):
 
 
 class Grok1DecoderLayer(Gemma2DecoderLayer):
-    """Norms before and after both attention and MoE block."""
+    """A decoder layer with norms before and after both attention and MoE block."""
 
     def __init__(self, config: Grok1Config, layer_idx: int):
         GradientCheckpointingLayer.__init__(self)
@@ -93,7 +93,7 @@ class ScaledOutput(nn.Linear):
 
 
 class Grok1PreTrainedModel(MixtralPreTrainedModel):
-    """What transformers asks of Grok-1's models: their configuration, and which modules it records and moves."""
+    """Declarations that transformers requires: the configuration class, and the modules that it records and moves."""
 
     config_class = Grok1Config
     config: Grok1Config
@@ -136,10 +136,10 @@ class Grok1Model(Grok1PreTrainedModel, MixtralModel):
         past_key_values: Any = None,
         **kwargs: Any,
     ) -> MoeModelOutputWithPast:
-        """As Mixtral's.
+        """Returns the outputs of Mixtral's forward, with pad tokens masked if the configuration requires it.
 
-        With `mask_pad_tokens`, pad tokens are masked that are among `input_ids`; for those that are in the cache
-        already, the attention mask has to say so (as `generate` sees to).
+        With `mask_pad_tokens`, pad tokens among `input_ids` are masked. The attention mask must mask those that are in
+        the cache already (`generate` takes care of this).
         """
         if self.config.mask_pad_tokens and input_ids is not None:
             past = 0 if past_key_values is None else past_key_values.get_seq_length()
@@ -164,7 +164,7 @@ class Grok1ForCausalLM(Grok1PreTrainedModel, MixtralForCausalLM):
     def prepare_inputs_for_generation(
         self, input_ids: torch.LongTensor, *args: Any, attention_mask: torch.Tensor | None = None, **kwargs: Any
     ) -> dict[str, Any]:
-        """As of every model, but pad tokens stay masked once they are in the cache."""
+        """Prepares inputs as for every model, but keeps pad tokens masked once they are in the cache."""
         if self.config.mask_pad_tokens:
             attention_mask = without_pad(self.config, input_ids, attention_mask, 0)
         return super().prepare_inputs_for_generation(input_ids, *args, attention_mask=attention_mask, **kwargs)
@@ -173,7 +173,7 @@ class Grok1ForCausalLM(Grok1PreTrainedModel, MixtralForCausalLM):
 def without_pad(
     config: Grok1Config, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, past: int
 ) -> torch.Tensor:
-    """The mask (batch, past + tokens) without the pad tokens of `input_ids` (batch, tokens); 4-D masks are kept."""
+    """Returns the mask (batch, past + tokens) without pad tokens of `input_ids` (batch, tokens); keeps 4-D masks."""
     if attention_mask is not None and attention_mask.ndim != 2:
         return attention_mask
     not_pad = nn.functional.pad(input_ids != config.pad_token_id, (past, 0), value=True)

@@ -1,4 +1,4 @@
-"""The published layouts of Grok-1, brought to one: the keys of hpcai-tech/grok-1."""
+"""Converts the published layouts of Grok-1 to one, with the keys of hpcai-tech/grok-1."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ ARCHITECTURES = {"Grok1ModelForCausalLM"}  # config.json of hpcai-tech/grok-1 ha
 
 
 def recognised(checkpoint: Checkpoint) -> bool:
-    """Whether a checkpoint without the model type `grok-1` is a Grok-1 all the same."""
+    """Whether a checkpoint without the model type `grok-1` is a Grok-1 by class name, format or keys."""
     named = ARCHITECTURES.intersection(checkpoint.config.get("architectures") or ())
     return bool(named) or checkpoint.config.get("format") == FORMAT or KEYFAN_EMBEDDING in checkpoint
 
 
 def published(checkpoint: Checkpoint) -> tuple[Mapping[str, Any], Mapping[str, LazyTensor]]:
-    """Configuration and tensors as hpcai-tech/grok-1 has them, from the release, its own or keyfan's layout."""
+    """Returns configuration and tensors with the keys of hpcai-tech/grok-1, from any of the published layouts."""
     if checkpoint.config.get("format") == FORMAT:
         return from_release(checkpoint)
     if KEYFAN_EMBEDDING in checkpoint:
@@ -33,7 +33,7 @@ def published(checkpoint: Checkpoint) -> tuple[Mapping[str, Any], Mapping[str, L
 
 
 def _from_keyfan(key: str) -> str:
-    """The key in hpcai's layout; keyfan's are the release's names, with the experts apart."""
+    """Returns hpcai's key for a key of keyfan, which has the release's names and one tensor per expert."""
     match = KEYFAN_LAYER.fullmatch(key)
     if match is None:
         return KEYFAN_KEYS.get(key, key)

@@ -1,4 +1,4 @@
-"""The original release: what its numbered tensors are, and which numbers its `run.py` hard-codes.
+"""The original release: the meaning of its numbered tensors, and the hyperparameters that its `run.py` hard-codes.
 
 The tensors are the leaves of a tree of names, sorted as strings (`decoder_layer_10` before `decoder_layer_2`).
 """
@@ -13,7 +13,7 @@ from moe_probe.checkpoint import Checkpoint, LazyTensor
 from moe_probe.errors import DamagedFile, WrongShape
 from moe_probe.families.grok1.configuration import Grok1Config
 
-# the fields of run.py: name in the configuration, and the published number
+# field of run.py to config field and published value
 HYPERPARAMETERS: dict[str, tuple[str, Any]] = {
     "vocab_size": ("vocab_size", 131072),
     "pad_token": ("pad_token_id", 0),
@@ -34,17 +34,17 @@ OPTION_TYPES = {
     option: int if isinstance(number, int) else int | float for option, (_, number) in HYPERPARAMETERS.items()
 }
 OPTION_TYPES |= {"num_layers": int, "widening_factor": int | float}
-# fields of its configuration classes that change no number that the model computes
+# fields of its configuration classes that have no effect on what the model computes
 WITHOUT_EFFECT = set(
     "format model model_size embedding_init_scale init_scale init_scale_override name model_type fprop_dtype "
     "capacity_factor shard_activations shard_embeddings data_axis model_axis".split()
 )
 GROK1_FIELDS = {field.name for field in dataclasses.fields(Grok1Config)}
-# what the release computes differently from its ports
+# fields in which the release differs from its ports
 ORIGINAL = {"hidden_act": "gelu_pytorch_tanh", "mask_pad_tokens": True, "float32_router": True}
 
 FIRST_FILES = {"in_out_embed": "model.embed_tokens.weight", "rms_norm": "model.norm.scale"}
-# parts of a layer in the order of their files, with their key in the ports; an expert's key has an {expert}
+# parts of a layer in the order of their files, with their keys in the ports; keys of experts have an {expert}
 PARTS = {
     "moe/linear": "moe_block.experts.{expert}.linear.weight",
     "moe/linear_1": "moe_block.experts.{expert}.linear_1.weight",
@@ -62,12 +62,12 @@ PARTS = {
 
 
 def from_release(checkpoint: Checkpoint) -> tuple[dict[str, Any], dict[str, LazyTensor]]:
-    """Configuration and tensors of a release, as a port's.
+    """Returns configuration and tensors of a release, with the fields and keys of a port.
 
-    Options may have the names of `run.py` (those of its inner `model` also at the top) or of `Grok1Config`.
+    Options may have the names of `run.py` (those of its inner `model` also at the top level) or of `Grok1Config`.
 
     Raises:
-        DamagedFile: the number of files fits no number of layers or not the stated one, or an option is unknown.
+        DamagedFile: the number of files fits no number of layers or not the stated one, or an option is invalid.
         WrongShape: a tensor's shape is not the one that the options call for.
     """
     fields = hyperparameters(checkpoint)
@@ -94,10 +94,10 @@ def from_release(checkpoint: Checkpoint) -> tuple[dict[str, Any], dict[str, Lazy
 
 
 def hyperparameters(checkpoint: Checkpoint) -> dict[str, Any]:
-    """The fields of `Grok1Config`: what is stated, else the published numbers; the layers as counted.
+    """Returns the fields of `Grok1Config`: stated or published values, and the number of layers from the files.
 
     Raises:
-        DamagedFile: as of `from_release`.
+        DamagedFile: the number of files fits no number of layers or not the stated one, or an option is invalid.
     """
     stated = _stated(checkpoint)
     fields = ORIGINAL | {name: stated.get(option, number) for option, (name, number) in HYPERPARAMETERS.items()}
@@ -109,7 +109,7 @@ def hyperparameters(checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 def _stated(checkpoint: Checkpoint) -> dict[str, Any]:
-    """The options that have an effect, in one level."""
+    """Returns the options that have an effect, with those of `model` at the top level."""
     inner = checkpoint.config.get("model", {})
     if not isinstance(inner, dict):
         raise DamagedFile(f"The option 'model' for {checkpoint.path} is {inner!r}, expected run.py's inner fields.")
@@ -126,7 +126,7 @@ def _stated(checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 def ffn_size(emb_size: int, widening_factor: float) -> int:
-    """Neurons of an expert: two thirds of the widened size, up to a multiple of 8."""
+    """Returns the neurons of an expert: two thirds of the widened size, rounded up to a multiple of 8."""
     neurons = int(widening_factor * emb_size) * 2 // 3
     return neurons + -neurons % 8
 
@@ -147,7 +147,7 @@ def _count_layers(checkpoint: Checkpoint, stated: int | None) -> int:
 
 
 def _shapes(fields: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-    """Shapes by part, as in the files, where matrices are (in, out)."""
+    """Returns the shape of each part in the files, where matrices are (in, out)."""
     width, neurons, experts = fields["hidden_size"], fields["intermediate_size"], fields["num_experts"]
     query, key = (fields[f"num_{heads}_heads"] * fields["head_dim"] for heads in ("attention", "key_value"))
     return {

@@ -1,10 +1,11 @@
 """MH-MoE (arXiv 2404.15045) and X-MoE (arXiv 2204.09179): checkpoints that fairseq writes, `model_type` "mh_moe".
 
-A MoE layer of MH-MoE splits every token into `mhmoe_heads_number` sub-tokens, which are routed on their own. X-MoE is
-the model with one sub-token and the low-rank cosine router; its `router_weight` is the router's last matrix, (E, rank).
+A MoE layer of MH-MoE splits every token into `mhmoe_heads_number` sub-tokens and routes each separately. X-MoE is the
+model with one sub-token and the low-rank cosine router; its `router_weight` is the router's last matrix, (E, rank).
 
-fairseq's option for capacity at evaluation is not taken over, because dropping makes outputs depend on the batch: ask
-for it with `load(..., config={"eval_capacity_fraction": -1})` (the training's capacity) or a share of the sub-tokens.
+moe_probe ignores fairseq's option for capacity at evaluation, because dropping makes outputs depend on the batch. To
+apply it, pass `load(..., config={"eval_capacity_fraction": -1})` (the capacity of training), or a share of the
+sub-tokens.
 """
 
 from transformers.core_model_loading import Concatenate, MergeModulelist, WeightConverter

@@ -8,20 +8,20 @@ from transformers import PreTrainedConfig
 
 @strict
 class MhMoeConfig(PreTrainedConfig):
-    """A decoder with multi-head mixtures of experts; X-MoE is the one with one head and the cosine router.
+    """Configuration of a decoder with multi-head mixtures of experts; X-MoE has one head and the cosine router.
 
     Attributes:
         intermediate_size, moe_intermediate_size: neurons of a dense FFN and of an expert.
-        moe_freq: layer l routes if l + 1 is a multiple of it; 0 for a dense model.
-        mhmoe_heads_number: sub-tokens per token; 1 for none (and no head and merge layers).
+        moe_freq: layer l is a MoE layer if l + 1 is a multiple of it; 0 for a dense model.
+        mhmoe_heads_number: sub-tokens per token; with 1, tokens are not split and head and merge layers are absent.
         router: `softmax`, or `cosine` (X-MoE: of rank `router_rank`, arXiv 2204.09179).
-        norm_topk_prob: divide the k weights by their sum (torchscale's own X-MoE with two experts).
+        norm_topk_prob: whether to divide the k weights by their sum (torchscale's own X-MoE with two experts).
         eval_capacity_fraction: sub-tokens that an expert takes: None for all (no dropping); above 0, that share of
             them; -1 for the capacity of training, k * ceil(rows / experts). Dropping makes outputs depend on the batch.
         gated: whether an FFN has a gate projection.
         rms_norm: RMSNorm, else LayerNorm.
-        mask_pad_tokens: keys whose token is `pad_token_id` are masked where no attention mask is given.
-        scale_embedding: multiply embeddings by the root of the hidden size.
+        mask_pad_tokens: whether to mask keys whose token is `pad_token_id` if no attention mask is passed.
+        scale_embedding: whether to multiply embeddings by the square root of the hidden size.
     """
 
     model_type = "mh_moe"
@@ -75,5 +75,5 @@ class MhMoeConfig(PreTrainedConfig):
         super().__post_init__(**kwargs)
 
     def is_moe_layer(self, layer: int) -> bool:
-        """Whether decoder layer `layer` routes."""
+        """Whether decoder layer `layer` is a MoE layer."""
         return self.moe_freq > 0 and (layer + 1) % self.moe_freq == 0

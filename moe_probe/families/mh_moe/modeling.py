@@ -36,7 +36,7 @@ from moe_probe.families.mh_moe.configuration import MhMoeConfig
 
 
 def capacity(config: MhMoeConfig, rows: int) -> int | None:
-    """Sub-tokens that an expert takes at evaluation; None for all."""
+    """Returns the number of sub-tokens that an expert takes at evaluation; None for all."""
     fraction = config.eval_capacity_fraction
     if fraction is None:
         return None
@@ -46,14 +46,14 @@ def capacity(config: MhMoeConfig, rows: int) -> int | None:
 
 
 def arrival(top_k_index: torch.Tensor, experts: int) -> torch.Tensor:
-    """Place of every choice in its expert's queue, (n, k), from 0: all first choices in order, then all second ones."""
+    """Returns each choice's place in its expert's queue, (n, k), from 0: all first choices, then all second ones."""
     queue = nn.functional.one_hot(top_k_index.T.reshape(-1), experts)  # (k n, E), slot by slot
     places = (queue.cumsum(dim=0) - 1).gather(1, top_k_index.T.reshape(-1, 1))
     return places.view(top_k_index.shape[1], -1).T
 
 
 def balance_loss(router_logits: torch.Tensor, experts: int) -> torch.Tensor:
-    """E * sum_e f_e P_e: share of first choices times mean score (arXiv 2404.15045, equation 10)."""
+    """Returns E * sum_e f_e P_e: share of first choices times mean score (arXiv 2404.15045, equation 10)."""
     scores = router_logits.float().softmax(dim=-1)
     first = nn.functional.one_hot(scores.argmax(dim=-1), experts).float().mean(dim=0)
     return experts * (first * scores.mean(dim=0)).sum()
@@ -75,13 +75,14 @@ class MhMoeRouter(nn.Module):
 
     @property
     def gate_embedding(self) -> str:
-        """The parameter with a row per expert."""
+        """The name of the parameter with one row per expert."""
         return "wg" if self.cosine else "wg.weight"
 
     def logits(self, rows: torch.Tensor) -> torch.Tensor:
-        """(n, w) to (n, E). Cosine: r . wg / |wg| with r the reduced row, not normalized, no temperature.
+        """Returns logits (n, E) from rows (n, w).
 
-        What is not finite becomes the least value, but for -inf, which masks an expert.
+        The cosine router computes r . wg / |wg| for the reduced row r, which is not normalized, without a temperature.
+        It replaces nan and inf by the smallest finite logit; -inf stays, because it masks an expert.
         """
         if not self.cosine:
             return self.wg(rows)
@@ -100,7 +101,7 @@ class MhMoeRouter(nn.Module):
 
 
 class MhMoeExperts(nn.Module):
-    """All experts, fused; with biases and without gate projection where the configuration says so."""
+    """All experts in stacked tensors; the configuration decides whether they have biases and a gate projection."""
 
     is_concatenated, is_transposed = True, False
 
@@ -119,7 +120,7 @@ class MhMoeExperts(nn.Module):
         self.act_fn = ACT2FN[config.hidden_act]
 
     def expert(self, number: int, rows: torch.Tensor) -> torch.Tensor:
-        """One expert's output, (n, w)."""
+        """Returns one expert's output, (n, w)."""
         bias = getattr(self, f"{self.first}_bias")[number] if self.has_bias else None
         hidden = nn.functional.linear(rows, getattr(self, self.first)[number], bias)
         if self.has_gate:
@@ -143,7 +144,7 @@ class MhMoeExperts(nn.Module):
 
 
 class MhMoeBlock(nn.Module):
-    """Tokens through the head layer, their sub-tokens through the experts, and back through the merge layer."""
+    """A MoE block: head layer on tokens, router and experts on their sub-tokens, merge layer on tokens again."""
 
     def __init__(self, config: MhMoeConfig):
         super().__init__()
@@ -184,7 +185,7 @@ class MhMoeMLP(nn.Module):
 
 
 class MhMoeAttention(LlamaAttention):
-    """Llama's, but that with fewer key-value heads query head i uses number i mod n."""
+    """Llama's attention, but with n < heads key-value heads, query head i uses key-value head i mod n."""
 
     def forward(
         self,
@@ -216,7 +217,7 @@ class MhMoeAttention(LlamaAttention):
 
 
 def norm(config: MhMoeConfig) -> nn.Module:
-    """RMSNorm or LayerNorm."""
+    """Returns an RMSNorm or a LayerNorm, as configured."""
     return (LlamaRMSNorm if config.rms_norm else nn.LayerNorm)(config.hidden_size, eps=config.rms_norm_eps)
 
 
@@ -232,7 +233,7 @@ class MhMoeDecoderLayer(MixtralDecoderLayer):
 
 
 class MhMoePreTrainedModel(MixtralPreTrainedModel):
-    """What transformers asks of MH-MoE's models: their configuration, and which modules it records and moves."""
+    """Declarations that transformers requires: the configuration class, and the modules that it records and moves."""
 
     config_class = MhMoeConfig
     config: MhMoeConfig
@@ -253,7 +254,7 @@ class MhMoePreTrainedModel(MixtralPreTrainedModel):
 
 
 class MhMoeModel(MhMoePreTrainedModel, MixtralModel):
-    """The decoder."""
+    """The decoder; its forward is Mixtral's, on scaled embeddings and with pad tokens masked if so configured."""
 
     def __init__(self, config: MhMoeConfig):
         PreTrainedModel.__init__(self, config)
@@ -271,7 +272,7 @@ class MhMoeModel(MhMoePreTrainedModel, MixtralModel):
         inputs_embeds: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> MoeModelOutputWithPast:
-        """Mixtral's, after scaling the embeddings and masking pad tokens where the configuration says so."""
+        """Runs Mixtral's forward, after scaling the embeddings and masking pad tokens if so configured."""
         if inputs_embeds is None:
             inputs_embeds = self.embed_tokens(input_ids)
             if self.config.scale_embedding:

@@ -1,4 +1,4 @@
-"""fairseq's options and keys, brought to those of `MhMoeConfig` and its module."""
+"""Converts fairseq's options and keys to those of `MhMoeConfig` and its module."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from moe_probe.checkpoint.formats.fairseq import NAME as FORMAT
 from moe_probe.errors import DamagedFile, MissingFiles, MissingWeight, UnknownModel
 from moe_probe.families.mh_moe.configuration import MhMoeConfig
 
-# in order; what fairseq calls a part, and what the module does
+# patterns of fairseq's names to the module's names, applied in order
 RENAMED = {
     r"^decoder\.embed_tokens\.": "model.embed_tokens.",
     r"^decoder\.output_projection\.": "lm_head.",
@@ -44,17 +44,17 @@ ACTIVATIONS = {"silu": "silu", "swish": "silu", "relu": "relu", "gelu": "gelu", 
 
 
 def recognised(checkpoint: Checkpoint) -> bool:
-    """Whether the checkpoint is fairseq's, of a decoder with experts or a dense one."""
+    """Whether the checkpoint is in fairseq's format, with experts or dense."""
     return checkpoint.config.get("format") == FORMAT
 
 
 def published(checkpoint: Checkpoint) -> tuple[Mapping[str, Any], Mapping[str, LazyTensor]]:
-    """Configuration and tensors; a folder in the module's own layout is left as it is.
+    """Returns configuration and tensors with the module's keys; a checkpoint that has them already stays unchanged.
 
     Raises:
-        DamagedFile: options are missing.
-        MissingFiles: files of experts are.
-        UnknownModel: an option asks for something that is not known here.
+        DamagedFile: options are missing or invalid.
+        MissingFiles: files of experts are missing.
+        UnknownModel: an option has a value that moe_probe does not support.
     """
     if not recognised(checkpoint):
         return checkpoint.config, checkpoint
@@ -67,7 +67,7 @@ def published(checkpoint: Checkpoint) -> tuple[Mapping[str, Any], Mapping[str, L
 
 
 def rename(key: str, gated: bool) -> str:
-    """The module's name of a key; an expert's are still apart."""
+    """Returns the module's key for a key of fairseq; experts still have one key each."""
     for pattern, name in RENAMED.items():
         key = re.sub(pattern, name, key)
     for name, ours in PROJECTIONS.items():
@@ -85,7 +85,7 @@ def _require_all_experts(checkpoint: Checkpoint, tensors: Mapping[str, LazyTenso
 
 
 class Options:
-    """fairseq's options of a checkpoint."""
+    """The fairseq options of a checkpoint."""
 
     def __init__(self, checkpoint: Checkpoint):
         self.checkpoint, self.values = checkpoint, checkpoint.config
@@ -110,7 +110,7 @@ class Options:
         return default if value is None else value
 
     def number(self, name: str, default: int) -> int:
-        """A whole number of the options."""
+        """Returns an option that must be a whole number."""
         value = self.get(name, default)
         if isinstance(value, bool) or not isinstance(value, int):
             raise DamagedFile(
@@ -119,7 +119,7 @@ class Options:
         return value
 
     def fields(self) -> dict[str, Any]:
-        """The fields of `MhMoeConfig`; those given by their own names (`load(config=...)`) count."""
+        """Returns the fields of `MhMoeConfig`; those passed under their own names (`load(config=...)`) win."""
         width, neurons = self.required("decoder_embed_dim"), self.required("decoder_ffn_embed_dim")
         heads, subtokens = self.required("decoder_attention_heads"), self.get("mhmoe_heads_number", 1)
         activation, squared = self.get("activation_fn", "gelu"), self.get("relu_squared", False)
@@ -160,7 +160,10 @@ class Options:
         return self.checkpoint[key]
 
     def _routing(self) -> dict[str, Any]:
-        """Router and top-k. torchscale's own X-MoE has no `moe_top_k`: one expert, or two renormalized ones."""
+        """Returns the fields of router and top-k.
+
+        Without `moe_top_k` (torchscale's own X-MoE), a token uses one expert, or two with renormalized weights.
+        """
         top_k = self.values.get("moe_top_k")
         one = bool(self.get("moe_top1_expert", False))
         routing = {

@@ -13,21 +13,21 @@ from moe_probe.errors import UnknownModel
 class MoePlusPlusConfig(PreTrainedConfig):
     """The published fields of a `MoE++` model, with the defaults of the original's configuration class.
 
-    Chat-UniVi/MoE-Plus-Plus-7B gates otherwise than the defaults; its `config.json` sets every field. Constants of the
-    original's code are fields here: `num_experts_per_tok` and `num_constant_experts`. `hidden_act` and `sliding_window`
-    are published but, as in the original, without effect: experts use silu, attention has no window.
+    The gate of Chat-UniVi/MoE-Plus-Plus-7B differs from the defaults; its `config.json` sets every field. Two constants
+    of the original code are fields here: `num_experts_per_tok` and `num_constant_experts`. The published fields
+    `hidden_act` and `sliding_window` have no effect, as in the original: experts use silu, attention has no window.
 
     Attributes:
-        num_experts: one number in a list, E: experts of a layer, of all kinds.
-        num_constant_experts: constant experts among them; one copy and one zero expert follow, the rest are FFNs.
+        num_experts: list with one number, E: the experts of a layer, of all kinds.
+        num_constant_experts: constant experts among them; one copy and one zero expert follow, all others are FFNs.
         intermediate_size: neurons of one FFN expert.
-        moe_use_mixtral_gating: softmax over the chosen k, the zero expert included, instead of softmax over all.
-        moe_2layer_gate: the gate is linear, tanh, linear with 8 E units between, instead of one matrix.
+        moe_use_mixtral_gating: softmax over the chosen k, including the zero expert, instead of softmax over all.
+        moe_2layer_gate: the gate is linear, tanh, linear, with 8 E hidden units, instead of one matrix.
         moe_use_logits_norm, moe_gate_norm_std: scale each token's logits to this standard deviation.
         moe_feature_no_mul_topk: do not multiply the experts' input by k; Mixtral gating never does.
-        moe_gate_residual: False removes every gating residual from a trained model. An intervention: the model was not
-            trained so, and the original has no such field. It is read at every forward pass.
-        moe_expert_interval: 1; the original fails on models with dense layers.
+        moe_gate_residual: False removes every gating residual from a trained model. This is an intervention: the model
+            was trained with it, and the original has no such field. Every forward pass reads the field.
+        moe_expert_interval: must be 1; the original fails on models with dense layers.
 
     Examples:
         >>> MoePlusPlusConfig(num_experts=[20]).num_ffn_experts

@@ -1,4 +1,4 @@
-"""From the published keys of MoE++ to the parameters of the module, and back."""
+"""Conversion from the published keys of MoE++ to the parameters of the module, and back."""
 
 from __future__ import annotations
 
@@ -57,12 +57,12 @@ _PARTS = {"ffn": ("up_proj", "down_proj"), "constant": ("constant", "wg")}
 
 
 def published(checkpoint: Checkpoint) -> tuple[Mapping[str, Any], Mapping[str, LazyTensor]]:
-    """Configuration and tensors as they are in the files, where each expert's number fits its kind.
+    """Returns configuration and tensors as they are in the files, if each expert's number fits its kind.
 
-    Stacking goes by order alone: without this, a checkpoint that numbers its experts otherwise would be read shifted.
+    Only the order of numbers decides how experts are stacked, so other numbers would assign tensors to wrong experts.
 
     Raises:
-        WrongShape: naming the first tensor that an expert of that number does not have.
+        WrongShape: an expert of that number does not have such a tensor; the message names the first one.
     """
     kinds = make_config(checkpoint.config).expert_kinds
     for key in checkpoint:

@@ -1,7 +1,8 @@
 """MoE++ in torch: Mixtral's attention and decoder, and a router and experts of its own.
 
-Where the code that was published with the weights differs from arXiv 2410.07348 (the weights are divided by their sum,
-the zero expert's is dropped before, logits may be normalized, the experts' input doubled), it is the code that counts.
+This module follows the code that was published with the weights where it differs from arXiv 2410.07348: the zero
+expert's weight is dropped, the other weights are then divided by their sum, logits may be normalized, and the experts'
+input may be doubled.
 """
 
 from __future__ import annotations
@@ -33,23 +34,23 @@ class GateResidual:
     """Carries router logits from layer to layer through one forward pass, as a KV cache carries keys between passes.
 
     Attributes:
-        logits: (tokens, E), float32, of the layer before; None before the first layer.
+        logits: (tokens, E), float32, of the previous layer; None before the first layer.
     """
 
     logits: torch.Tensor | None = None
 
 
 class Float32Linear(nn.Linear):
-    """A matrix that computes in float32, whatever the module has been cast to."""
+    """A linear layer that computes in float32, whatever dtype the module has been cast to."""
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         return nn.functional.linear(hidden_states.float(), self.weight.float())
 
 
 class MoePlusPlusRouter(nn.Module):
-    """Own logits plus the mapped logits of the layer before, then top-k.
+    """The router: its own logits plus a linear map of the previous layer's logits, then top-k.
 
-    The output of the submodule `wg` is the own logits, (tokens, E), float32: without the residual, not normalized.
+    The submodule `wg` returns the router's own logits, (tokens, E), float32, without the residual and not normalized.
     """
 
     def __init__(self, config: MoePlusPlusConfig):
@@ -72,12 +73,12 @@ class MoePlusPlusRouter(nn.Module):
     def forward(
         self, hidden_states: torch.Tensor, previous_logits: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Route each token.
+        """Routes each token.
 
         Args:
             hidden_states: (tokens, d).
-            previous_logits: (tokens, E), of the layer before; None in the first layer. Experts that are masked there
-                with -inf add nothing.
+            previous_logits: (tokens, E), of the previous layer; None in the first layer. Experts that are masked there
+                with -inf contribute 0.
 
         Returns:
             Logits (tokens, E) with the residual, before normalization; applied weights (tokens, k) in descending order,
@@ -90,7 +91,7 @@ class MoePlusPlusRouter(nn.Module):
         return router_logits, *self.select(router_logits)
 
     def select(self, router_logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Applied weights in descending order and their experts, (tokens, k), of logits (tokens, E)."""
+        """Returns applied weights in descending order and their experts, (tokens, k), from logits (tokens, E)."""
         weights, index = self.selection_scores(router_logits).topk(self.top_k, dim=-1)  # (tokens, k)
         if self.mixtral_gating:
             return weights.softmax(dim=-1), index
@@ -99,14 +100,14 @@ class MoePlusPlusRouter(nn.Module):
         return weights, index.gather(-1, order)
 
     def selection_scores(self, router_logits: torch.Tensor) -> torch.Tensor:
-        """What top-k ranks, (tokens, E): probabilities over all experts, or logits under Mixtral gating."""
+        """Returns the scores (tokens, E) that top-k ranks: softmax over all experts, or logits in Mixtral gating."""
         if self.norm_std is not None:
             router_logits = router_logits / (deviation(router_logits) / self.norm_std)
         return router_logits if self.mixtral_gating else router_logits.softmax(dim=-1)
 
 
 def deviation(logits: torch.Tensor) -> torch.Tensor:
-    """Standard deviation of each row's logits, (tokens, 1); experts that are masked with -inf do not count."""
+    """Returns the standard deviation of each row's logits, (tokens, 1), without experts masked with -inf."""
     masked = logits == -torch.inf
     if not masked.any():
         return logits.std(dim=-1, keepdim=True)
@@ -117,7 +118,7 @@ def deviation(logits: torch.Tensor) -> torch.Tensor:
 
 
 class MoePlusPlusExperts(MixtralExperts):
-    """FFN experts as Mixtral's; constant experts, a copy and a zero expert.
+    """FFN experts like Mixtral's, constant experts, a copy expert and a zero expert.
 
     A constant expert mixes its input x with its vector c: a x + b c, where (a, b) = softmax(wg x).
 
@@ -157,7 +158,7 @@ class MoePlusPlusExperts(MixtralExperts):
 
 
 class MoePlusPlusMoE(nn.Module):
-    """Router and experts; the experts' input is multiplied by k unless the configuration says otherwise."""
+    """A MoE block: router and experts, whose input is multiplied by k unless the configuration disables it."""
 
     def __init__(self, config: MoePlusPlusConfig):
         super().__init__()
@@ -174,7 +175,7 @@ class MoePlusPlusMoE(nn.Module):
 
 
 class MoePlusPlusDecoderLayer(nn.Module):
-    """Attention, then the MoE block, which takes the gating residual and leaves its own logits there."""
+    """Attention, then a MoE block that reads the previous layer's logits from the gating residual and replaces them."""
 
     def __init__(self, config: MoePlusPlusConfig, layer_idx: int):
         super().__init__()
@@ -192,7 +193,7 @@ class MoePlusPlusDecoderLayer(nn.Module):
 
 
 class MoePlusPlusPreTrainedModel(MixtralPreTrainedModel):
-    """What transformers asks of MoE++'s models: their configuration, and which modules it records and moves."""
+    """Declarations that transformers requires: the configuration class, and the modules that it records and moves."""
 
     config_class = MoePlusPlusConfig
     config: MoePlusPlusConfig

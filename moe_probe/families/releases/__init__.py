@@ -1,7 +1,7 @@
-"""Releases that spell a family's model in another way, one file each: other fields, other names of tensors.
+"""Releases with other config fields and tensor keys than their family's; one module converts each kind.
 
-Each file has a `RELEASE`; other packages add theirs through the entry points `moe_probe.releases`. What a release is
-brought to may be a release again: Kimi-K2.5 to its language model, that to DeepSeek-V3.
+Each module defines a `RELEASE`; other packages add theirs as entry points `moe_probe.releases`. The converted
+checkpoint may match a release again: Kimi-K2.5 becomes its language model, and that becomes DeepSeek-V3.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from moe_probe.families import require_names
 from moe_probe.registry import Registry
 
 Spelled = tuple[Mapping[str, Any], Mapping[str, LazyTensor]]
-LONGEST = 8  # steps from a release to its family
-# what reading a configuration or tensors that are not as they should be ends in
+LONGEST = 8  # maximal number of conversions from a release to its family
+# exceptions from converting a damaged configuration or damaged tensors
 DAMAGE = (ArithmeticError, AttributeError, LookupError, StopIteration, TypeError, ValueError)
 
 
 class Release(Protocol):
-    """One way of spelling a model.
+    """A kind of release, which converts its config fields and tensor keys.
 
     Attributes:
-        preference: releases are asked from the lowest on.
-        title: the releases that it means, as the documentation lists them.
+        preference: releases with a lower value are tried first.
+        title: the releases that it covers, as the documentation lists them.
     """
 
     @property
@@ -35,11 +35,11 @@ class Release(Protocol):
     def title(self) -> str: ...
 
     def recognises(self, checkpoint: Checkpoint) -> bool:
-        """Whether a checkpoint is spelled so."""
+        """Whether a checkpoint is a release of this kind."""
         ...
 
     def respelled(self, checkpoint: Checkpoint) -> Spelled:
-        """Configuration and tensors as a family, or another release, has them."""
+        """Returns configuration and tensors with the fields and keys of a family, or of another release."""
         ...
 
 
@@ -47,10 +47,10 @@ RELEASES: Registry[Release] = Registry(__name__, "releases", "release", lambda m
 
 
 def as_family(checkpoint: Checkpoint) -> Checkpoint:
-    """A checkpoint as its family spells it; the same one where it does already.
+    """Returns a checkpoint with its family's config fields and tensor keys; the same one if it has them already.
 
     Raises:
-        CheckpointError: its configuration or tensors are not those of the release that it claims to be.
+        CheckpointError: its configuration or tensors do not fit the release that recognized it.
     """
     require_names(checkpoint.config)
     ordered = sorted(RELEASES.values(), key=lambda release: release.preference)

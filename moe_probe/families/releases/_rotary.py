@@ -1,4 +1,4 @@
-"""Rows of q and k for the two ways in which rotary positions pair them."""
+"""Conversion of q and k between the two orders of rows for rotary position embeddings."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from moe_probe.checkpoint import LazyTensor
 
 
 def half_by_half(tensor: LazyTensor, heads: int) -> LazyTensor:
-    """Rows (or a bias) of q or k that are paired next to each other, as transformers pairs them: half a head apart.
+    """Reorders rows (or a bias) of q or k from adjacent rotary pairs to transformers' pairs, half a head apart.
 
     Row 2 i + j of a head of size s becomes row j s / 2 + i.
     """

@@ -1,4 +1,4 @@
-"""Model types that are another one under a new name: the same fields, the same tensors."""
+"""Model types that are new names of known ones, with the same fields and tensors."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ ALIASES = {
 
 @dataclass(frozen=True)
 class Aliases:
-    """The release of every such model type."""
+    """The release of model types in `ALIASES`."""
 
     preference: int = 90
     title: str = ", ".join(f"{alias} ({name})" for alias, name in ALIASES.items())
 
     def recognises(self, checkpoint: Checkpoint) -> bool:
-        """Whether the model type is another name."""
+        """Whether the model type is an alias."""
         return checkpoint.config.get("model_type") in ALIASES
 
     def respelled(self, checkpoint: Checkpoint) -> Spelled:
-        """The configuration under the known name."""
+        """Returns the configuration with the known model type, and the tensors unchanged."""
         known = ALIASES[checkpoint.config["model_type"]]
         return {**checkpoint.config, "model_type": known}, checkpoint
 

@@ -1,7 +1,7 @@
-"""Experts as matrices of their own, where the publisher and transformers have stacks: quantized releases of them.
+"""Quantized releases with one matrix per expert, of models that publisher and transformers store as stacks.
 
-Quantizers take linear layers, and part the stacks of Qwen3-VL-MoE, Llama 4 and gpt-oss for that. Which names they give
-is told here; the stacks of all of these models are (E, in, out).
+Quantizers work on linear layers, so they split the stacks of Qwen3-VL-MoE, Llama 4 and gpt-oss. This module knows the
+keys that they write; the stacks of all these models are (E, in, out).
 """
 
 from __future__ import annotations
@@ -18,27 +18,27 @@ from moe_probe.families.releases import Spelled
 
 MATRIX = re.compile(r"(.+\.experts)\.(\d+)\.(gate|up|down|gate_up)_proj\.(weight|bias)")
 LISTED = re.compile(r"(.+\.experts)\.(down|gate_up)_projs\.(\d+)\.(weight|bias)")  # unsloth's gpt-oss
-ALTERNATING = {"gpt_oss"}  # rows of gate and up take turns
+ALTERNATING = {"gpt_oss"}  # rows of gate and up alternate
 MODELS = {"qwen3_vl_moe", "qwen3_vl_moe_text", "llama4", "llama4_text", *ALTERNATING}
 Parts = dict[str, dict[int, LazyTensor]]
 
 
 @dataclass(frozen=True)
 class ByExpert:
-    """The release of such files."""
+    """The release of checkpoints with one matrix per expert."""
 
     preference: int = 70
     title: str = "experts as matrices of their own of " + ", ".join(sorted(MODELS))
 
     def recognises(self, checkpoint: Checkpoint) -> bool:
-        """Whether the model has stacks and the files have not."""
+        """Whether the model has stacks, but the files have one matrix per expert."""
         return checkpoint.config.get("model_type") in MODELS and any(map(_place, checkpoint))
 
     def respelled(self, checkpoint: Checkpoint) -> Spelled:
-        """The published stacks.
+        """Returns configuration and tensors, with experts stacked as published.
 
         Raises:
-            MissingWeight: the numbers of the experts have a gap, or a matrix is missing.
+            MissingWeight: the numbers of the experts have a gap, or a matrix is missing or has another shape.
         """
         tensors: dict[str, LazyTensor] = {}
         blocks: dict[tuple[str, str], Parts] = defaultdict(lambda: defaultdict(dict))
@@ -61,7 +61,7 @@ RELEASE = ByExpert()
 
 
 def _place(key: str) -> tuple[str, str, int, str] | None:
-    """Block, projection, expert and role of a matrix or bias."""
+    """Returns block, projection, expert and role (weight or bias) of a key; None if it is not an expert's."""
     match = MATRIX.fullmatch(key)
     if match is not None:
         return match[1], match[3], int(match[2]), match[4]
@@ -70,7 +70,7 @@ def _place(key: str) -> tuple[str, str, int, str] | None:
 
 
 def _stacks(block: str, parts: Mapping[str, Mapping[int, LazyTensor]], alternating: bool) -> dict[str, LazyTensor]:
-    """`gate_up` and `down` of a block, (E, out, in), or (E, out) of biases."""
+    """Returns the stacks `gate_up` and `down` of a block: weights (E, out, in), or biases (E, out)."""
     listed = {projection: _in_order(block, projection, experts) for projection, experts in parts.items()}
     lengths = {len(experts) for experts in listed.values()}
     if listed.keys() not in ({"gate_up", "down"}, {"gate", "up", "down"}) or len(lengths) > 1:

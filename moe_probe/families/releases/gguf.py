@@ -1,9 +1,9 @@
-"""GGUF of architectures whose model transformers has: metadata as its fields, llama.cpp's names as its published keys.
+"""GGUF files of models that transformers has: converts metadata to config fields, and llama.cpp's names to its keys.
 
-The rest of the architectures open as `families.gguf`, for static analyses. Names and keys are those of the `gguf`
-package (`constants.py`); what the program llama.cpp does to weights and fields when it converts them is undone here: q
-and k of llama and granitemoe have their rows permuted for interleaved rotary positions, gpt-oss its rows of gate and
-up parted, newer DeepSeek files have `kv_b` in two parts, the layers that predict several tokens ahead are counted.
+Other architectures open as `families.gguf`, for static analyses only. Names and keys are those of the `gguf` package
+(`constants.py`). This module undoes what llama.cpp does on conversion: permuting rows of q and k for interleaved rotary
+positions (llama, granitemoe), separating the rows of gate and up (gpt-oss), splitting `kv_b` in two (newer DeepSeek
+files), and including multi-token prediction layers in the number of layers.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from moe_probe.families.releases import Spelled
 from moe_probe.families.releases._rotary import half_by_half
 
 BLOCK = re.compile(r"blk\.(\d+)\.(.+)\.(weight|bias)")
-SINGLE = re.compile(r"(ffn_(?:gate|up|down))\.(\d+)")  # files of before April 2024: one tensor per expert
+SINGLE = re.compile(r"(ffn_(?:gate|up|down))\.(\d+)")  # files from before April 2024: one tensor per expert
 ENDS = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
 ATTENTION = {
     "attn_norm": "input_layernorm",
@@ -47,7 +47,7 @@ LATENT = {
     "attn_kv_a_norm": "self_attn.kv_a_layernorm",
     "attn_kv_b": "self_attn.kv_b_proj",
 }
-# field of config.json to key below the architecture's name
+# config field to metadata key, without the architecture's name before it
 COMMON = {
     "num_hidden_layers": "block_count",
     "hidden_size": "embedding_length",
@@ -61,12 +61,12 @@ COMMON = {
 
 
 def shared(name: str) -> dict[str, str]:
-    """Names of a shared block's matrices."""
+    """Returns the published names of a shared block's matrices, by GGUF name."""
     return {f"ffn_{part}_shexp": f"mlp.{name}.{part}_proj" for part in ("gate", "up", "down")}
 
 
 class Metadata(dict):
-    """The metadata of a file, without the architecture's name before each key; what is missing is named."""
+    """The metadata of a file, without the architecture's name before keys; a missing key raises `DamagedFile`."""
 
     def __init__(self, fields: Mapping[str, Any]):
         self.architecture = str(fields["general.architecture"])
@@ -85,15 +85,16 @@ Assemble = Callable[[Metadata, dict[str, LazyTensor]], dict[str, LazyTensor]]
 
 @dataclass(frozen=True)
 class Model:
-    """How an architecture of llama.cpp is spelled by transformers.
+    """The conversion of an architecture of llama.cpp to a model type of transformers.
 
     Attributes:
-        model_type: of transformers.
-        names: name in a block to name in a layer; experts have `{}` for their number.
-        experts: the field that counts them.
-        more: fields of config.json beyond the common ones.
-        permuted: q and k have their rows permuted.
-        assemble: puts parts together, after renaming.
+        model_type: model type of transformers.
+        names: GGUF name in a block to published name in a layer, with `{}` for the number of an expert.
+        experts: config field with the number of experts.
+        more: returns the config fields besides those in `COMMON`.
+        permuted: whether the file has permuted rows of q and k.
+        assemble: joins tensors that the file has in parts, after renaming.
+        ends: GGUF name to published name of embeddings, last norm and head.
     """
 
     model_type: str
@@ -132,7 +133,7 @@ def _separate(metadata: Metadata, tensors: Mapping[str, LazyTensor]) -> dict[str
 
 
 def neurons(metadata: Mapping[str, Any], tensors: Mapping[str, LazyTensor]) -> int:
-    """Neurons of an expert: as the metadata say, else of the first expert's matrix."""
+    """Returns the number of neurons of an expert: from the metadata, else from the first up projection."""
     stated = metadata.get("expert_feed_forward_length")
     if isinstance(stated, int):
         return stated
@@ -181,7 +182,7 @@ def _glm(metadata: Metadata, tensors: Mapping[str, LazyTensor]) -> dict[str, Any
 
 
 def _sigmoid(metadata: Metadata, tensors: Mapping[str, LazyTensor]) -> dict[str, Any]:
-    """Fields of routers after DeepSeek's."""
+    """Returns the config fields of routers like DeepSeek's."""
     return {
         "moe_intermediate_size": neurons(metadata, tensors),
         "n_shared_experts": metadata.get("expert_shared_count", 0),
@@ -193,7 +194,7 @@ def _sigmoid(metadata: Metadata, tensors: Mapping[str, LazyTensor]) -> dict[str,
     }
 
 
-SIGMOID = 2  # of `expert_gating_func`
+SIGMOID = 2  # value of `expert_gating_func`
 
 
 def _deepseek(metadata: Metadata, tensors: Mapping[str, LazyTensor]) -> dict[str, Any]:
@@ -221,7 +222,7 @@ def _deepseek(metadata: Metadata, tensors: Mapping[str, LazyTensor]) -> dict[str
 
 
 def _yarn(metadata: Metadata, mscale: float | None) -> dict[str, Any]:
-    """Stretched positions; llama.cpp keeps a tenth of DeepSeek's `mscale_all_dim`, to which `mscale` is equal."""
+    """Returns the YaRN fields, if any; llama.cpp stores a tenth of DeepSeek's `mscale_all_dim` (= `mscale`)."""
     if metadata.get("rope.scaling.type") != "yarn":
         return {}
     scaling = {
@@ -288,7 +289,7 @@ def _epsilon(metadata: Metadata) -> float:
 
 
 def _parts_of_kv(metadata: Metadata, tensors: dict[str, LazyTensor]) -> dict[str, LazyTensor]:
-    """`kv_b_proj` of its parts for keys (heads, rank, nope) and values (heads, v, rank)."""
+    """Joins `kv_b_proj` from its parts for keys (heads, rank, nope) and values (heads, v, rank)."""
     for key in [key for key in tensors if key.endswith(".attn_k_b.weight")]:
         layer = key.removesuffix("attn_k_b.weight")
         keys, values = tensors.pop(key), tensors.pop(layer + "attn_v_b.weight")
@@ -298,7 +299,7 @@ def _parts_of_kv(metadata: Metadata, tensors: dict[str, LazyTensor]) -> dict[str
 
 
 def _together(metadata: Metadata, tensors: dict[str, LazyTensor]) -> dict[str, LazyTensor]:
-    """granitemoe: gate and up as one stack, first all of gate."""
+    """granitemoe: joins gate and up into one stack, with all gate rows first."""
     for key in [key for key in tensors if key.endswith(".ffn_gate_exps.weight")]:
         layer = key.removesuffix("ffn_gate_exps.weight")
         gate, up = tensors.pop(key), tensors.pop(layer + "ffn_up_exps.weight")
@@ -312,7 +313,7 @@ def _together(metadata: Metadata, tensors: dict[str, LazyTensor]) -> dict[str, L
 
 
 def _alternating(metadata: Metadata, tensors: dict[str, LazyTensor]) -> dict[str, LazyTensor]:
-    """gpt-oss: rows gate, up, gate, up; stored (E, in, out)."""
+    """gpt-oss: joins gate and up into one stack with alternating rows, stored as (E, in, out)."""
     for key in [key for key in tensors if key.endswith(".ffn_gate_exps.weight")]:
         layer = key.removesuffix("ffn_gate_exps.weight")
         experts = layer + "mlp.experts."
@@ -386,18 +387,18 @@ MODELS = {
         "phimoe", {**ATTENTION, **MIXTRAL, "ffn_gate_inp": "block_sparse_moe.gate"}, "num_local_experts", _phi
     ),
 }
-BARE = ("self_attn.sinks", "e_score_correction_bias")  # parameters without `.weight` or `.bias` behind them
+BARE = ("self_attn.sinks", "e_score_correction_bias")  # parameters whose keys do not end in `.weight` or `.bias`
 
 
 @dataclass(frozen=True)
 class Gguf:
-    """The release of GGUF files of these architectures."""
+    """The release of GGUF files of the architectures in `MODELS`."""
 
     preference: int = 10
     title: str = "GGUF of " + ", ".join(MODELS)
 
     def recognises(self, checkpoint: Checkpoint) -> bool:
-        """Whether a checkpoint is such a file, of a mixture of experts."""
+        """Whether a checkpoint is a GGUF file of such an architecture, with experts."""
         fields = checkpoint.config
         architecture = fields.get("general.architecture")
         return (
@@ -408,7 +409,7 @@ class Gguf:
         )
 
     def respelled(self, checkpoint: Checkpoint) -> Spelled:
-        """The configuration and the tensors of transformers' model.
+        """Returns configuration and tensors with transformers' fields and published keys.
 
         Raises:
             DamagedFile: the metadata lack a field.
@@ -425,7 +426,7 @@ RELEASE = Gguf()
 
 
 def configuration(model: Model, metadata: Metadata, tensors: Mapping[str, LazyTensor]) -> dict[str, Any]:
-    """The fields of config.json that the metadata stand for."""
+    """Returns the fields of config.json that the metadata imply."""
     common = {name: metadata[key] for name, key in COMMON.items() if key in metadata}
     common["vocab_size"] = tensors["token_embd.weight"].shape[0]
     common["tie_word_embeddings"] = "output.weight" not in tensors
@@ -437,7 +438,7 @@ def configuration(model: Model, metadata: Metadata, tensors: Mapping[str, LazyTe
 
 
 def _renamed(key: str, model: Model) -> str:
-    """The published key of a tensor that is one, or `model.layers.N.` before its name in the block."""
+    """Returns the published key of a tensor; for stacks and unknown names, `model.layers.N.` and the GGUF name."""
     match = BLOCK.fullmatch(key)
     if match is None:
         stem, _, kind = key.rpartition(".")
@@ -453,7 +454,7 @@ def _renamed(key: str, model: Model) -> str:
 
 
 def _published(tensors: dict[str, LazyTensor], model: Model, metadata: Metadata) -> dict[str, LazyTensor]:
-    """Stacks as one tensor per expert, rows in transformers' order, gates of shared experts as matrices."""
+    """Splits stacks into experts, restores the rows of q and k, and makes shared experts' gates matrices."""
     published: dict[str, LazyTensor] = {}
     for key, tensor in tensors.items():
         before, _, name = key.rpartition(".ffn_")

@@ -1,4 +1,4 @@
-"""gpt-oss as OpenAI's program has it (`original/`): `block.N.mlp.mlp1_weight` and so on, q, k and v in one matrix."""
+"""gpt-oss in OpenAI's own format (`original/`): keys like `block.N.mlp.mlp1_weight`, and q, k and v in one matrix."""
 
 from __future__ import annotations
 
@@ -53,11 +53,11 @@ class Original:
     title: str = "gpt-oss original/"
 
     def recognises(self, checkpoint: Checkpoint) -> bool:
-        """Whether the keys are those of OpenAI's program."""
+        """Whether the keys are those of OpenAI's own format."""
         return "model_type" not in checkpoint.config and "block.0.mlp.mlp1_weight" in checkpoint
 
     def respelled(self, checkpoint: Checkpoint) -> Spelled:
-        """Fields and keys as transformers has them.
+        """Returns configuration and tensors with transformers' fields and published keys.
 
         Raises:
             DamagedFile: config.json lacks a size.

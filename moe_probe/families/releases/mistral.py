@@ -1,7 +1,7 @@
-"""Mistral's own format: `params.json` and its names as transformers' Mixtral or Mistral; Large 3 keeps its names.
+"""Mistral's own format, `params.json`: converts it to transformers' Mixtral or Mistral; Large 3 keeps its keys.
 
-Rows of wq and wk are stored for rotary positions that pair neighbors, and are put half a head apart. In the `.pt` files
-of Mixtral-8x7B-v0.1 all experts of a layer lie one below the other, `w2` transposed.
+The files store adjacent rotary pairs of rows in wq and wk; transformers pairs rows half a head apart. The `.pt` files
+of Mixtral-8x7B-v0.1 concatenate all experts of a layer along rows, with `w2` transposed.
 """
 
 from __future__ import annotations
@@ -52,17 +52,17 @@ FIELDS = {
 
 @dataclass(frozen=True)
 class Mistral:
-    """The release of `params.json`."""
+    """The release of checkpoints with a `params.json`."""
 
     preference: int = 20
     title: str = "Mistral's params.json (Mixtral, Mistral; Mistral Large 3 for static analyses)"
 
     def recognises(self, checkpoint: Checkpoint) -> bool:
-        """Whether the files are Mistral's own."""
+        """Whether the files are in Mistral's own format."""
         return checkpoint.config.get("format") == FORMAT and "model_type" not in checkpoint.config
 
     def respelled(self, checkpoint: Checkpoint) -> Spelled:
-        """Fields and keys as transformers has them.
+        """Returns configuration and tensors with transformers' fields and published keys; Large 3 keeps its keys.
 
         Raises:
             DamagedFile: params.json lacks a field.

@@ -1,6 +1,6 @@
-"""MLX's names (mlx-lm `models/*.py`, `sanitize`): experts stacked below `switch_mlp`, latent attention in two parts.
+"""MLX's keys (mlx-lm `models/*.py`, `sanitize`): experts stacked below `switch_mlp`, latent attention in two parts.
 
-Some of its models change weights as well (norms plus 1, convolutions transposed); those are refused.
+For some model types MLX also changes weights (norms plus 1, convolutions transposed); those raise an error.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from moe_probe.families.releases import Spelled
 
 STACK = re.compile(r"(.+)\.(switch_mlp|experts)\.(gate_proj|up_proj|down_proj)\.(weight|bias)")
 W = {"gate_proj": "w1", "up_proj": "w3", "down_proj": "w2"}
-# model types whose weights MLX stores as they are, but for the stacking
+# model types whose weights MLX stores unchanged, except for stacking
 AS_THEY_ARE = {
     "mixtral",
     "qwen2_moe",
@@ -57,10 +57,10 @@ class Mlx:
         )
 
     def respelled(self, checkpoint: Checkpoint) -> Spelled:
-        """The published keys.
+        """Returns configuration and tensors with the published keys.
 
         Raises:
-            UnknownModel: MLX changes the weights of such a model.
+            UnknownModel: MLX may change the weights of this model type.
         """
         kind = checkpoint.config.get("model_type")
         if kind not in AS_THEY_ARE:
@@ -88,7 +88,7 @@ def _published(kind: str, tensors: Mapping[str, LazyTensor]) -> Iterator[tuple[s
 
 
 def _experts(kind: str, match: re.Match, tensors: Mapping[str, LazyTensor]) -> Iterator[tuple[str, LazyTensor]]:
-    """A stack as the model's publisher has it."""
+    """Yields a stack of experts with the publisher's keys and layout."""
     block, _, name, role = match.groups()
     stack = tensors[match[0]]
     if kind == "gpt_oss":
@@ -108,7 +108,7 @@ def _experts(kind: str, match: re.Match, tensors: Mapping[str, LazyTensor]) -> I
 def _alternating(
     block: str, name: str, role: str, stack: LazyTensor, tensors: Mapping[str, LazyTensor], match: re.Match
 ) -> Iterator[tuple[str, LazyTensor]]:
-    """gpt-oss: rows gate, up, gate, up; weights stored (E, in, out)."""
+    """gpt-oss: yields gate and up with alternating rows, and down; weights are stored as (E, in, out)."""
     ending = "" if role == "weight" else "_bias"
     if name == "down_proj":
         yield f"{block}.experts.down_proj{ending}", stack.transpose(1, 2) if role == "weight" else stack

@@ -1,7 +1,7 @@
-"""Language models inside of others: of a model that also reads pictures, the part that has the experts.
+"""Language models inside multimodal models: extracts the part of the model that has the experts.
 
-Used where transformers has no class for the whole, or a class of other names. Towers and projectors keep their names,
-are listed apart and are not run.
+This applies if transformers has no class for the whole model, or a class with other keys. Towers and projectors keep
+their keys, are listed separately and do not run.
 """
 
 from __future__ import annotations
@@ -15,20 +15,20 @@ from moe_probe.families.known_types import is_known
 from moe_probe.families.releases import Spelled
 
 FIELDS = ("text_config", "language_config", "llm_config")
-PREFIXES = ("language_model.", "language.", "model.language_model.", "llm.")  # of keys
+PREFIXES = ("language_model.", "language.", "model.language_model.", "llm.")  # before the language model's keys
 ALWAYS = {"kimi_k25", "kimi_vl", "deepseek_vl_v2"}
 INHERITED = ("torch_dtype", "dtype", "quantization_config", "bos_token_id", "eos_token_id", "pad_token_id")
 
 
 @dataclass(frozen=True)
 class Nested:
-    """The release of a language model in another model's configuration."""
+    """The release of a language model inside another model's configuration."""
 
     preference: int = 50
     title: str = "language models of " + ", ".join(sorted(ALWAYS)) + " and others that also read pictures"
 
     def recognises(self, checkpoint: Checkpoint) -> bool:
-        """Whether the configuration has one inside, and transformers does not have the whole."""
+        """Whether the configuration contains a language model, and transformers has no fitting class for the whole."""
         config = checkpoint.config
         if _inner(config) is None:
             return False
@@ -36,11 +36,11 @@ class Nested:
         return config.get("model_type") in ALWAYS or not all(map(is_known, types))
 
     def respelled(self, checkpoint: Checkpoint) -> Spelled:
-        """The inner configuration and keys."""
+        """Returns the language model's configuration, and the tensors with its keys."""
         config = checkpoint.config
         inner = dict(_inner(config) or {})
         if inner.get("use_mla") is False and inner.get("model_type") == "deepseek_v2":
-            inner["model_type"] = "deepseek"  # DeepSeek-VL2-Tiny: attention of the first DeepSeekMoE
+            inner["model_type"] = "deepseek"  # DeepSeek-VL2-Tiny has the attention of DeepSeekMoE v1
         inherited = {name: config[name] for name in INHERITED if name in config}
         tensors = {_renamed(key): tensor for key, tensor in checkpoint.items()}
         tied = not any(key.endswith("lm_head.weight") for key in tensors)
