@@ -4,19 +4,21 @@
 
 Writes one layer of Qwen3-30B-A3B's sizes (d 2048, ff 768, 128 experts by default) as GPTQ, AWQ (gemv) and HQQ int4, as
 GGUF Q4_K and as fp8 with blocks, and prints for each: seconds of `similarity(level="matrix")`, of decoding every matrix
-with the format's own package or program, of the analysis on bfloat16, and the peak of memory in layers. Ratios are of
-one run.
+with the format's own package or program, of the analysis on bfloat16, and the peak of its memory beyond the mapped
+files, in layers of bfloat16 (in a process of its own). Ratios are of one run.
 """
 
 from __future__ import annotations
 
 import json
-import resource
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -165,13 +167,37 @@ def timed(work: Callable[[], object]) -> float:
     return best
 
 
+def anonymous() -> int:
+    """Bytes of this process that no file backs."""
+    status = Path("/proc/self/status").read_text()
+    return 1024 * int(next(line for line in status.splitlines() if line.startswith("RssAnon")).split()[1])
+
+
+def peak_memory(path: Path) -> int:
+    """The most bytes that `similarity` holds beyond the mapped files and what was there before."""
+    model, before, samples = moe_probe.load(path), anonymous(), [0]
+    done = threading.Event()
+
+    def watch() -> None:
+        while not done.wait(0.002):
+            samples.append(anonymous())
+
+    watching = threading.Thread(target=watch)
+    watching.start()
+    static.similarity(model, level="matrix")
+    done.set()
+    watching.join()
+    return max(samples) - before
+
+
 def report(name: str, path: Path, decode: Callable[[], object], reference: float) -> None:
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     took, alone = timed(lambda: static.similarity(moe_probe.load(path), level="matrix")), timed(decode)
-    peak = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 / LAYER
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
+        peak = process.submit(peak_memory, path).result() / LAYER
     print(
         f"{name:10} similarity {took:.1f} s; decoding alone {alone:.1f} s; bfloat16 {reference:.1f} s; "
-        f"similarity / (decoding + bfloat16) {took / (alone + reference):.2f}; memory +{peak:.2f} layers"
+        f"similarity / (decoding + bfloat16) {took / (alone + reference):.2f}; memory {peak:.2f} layers",
+        flush=True,
     )
 
 
