@@ -21,7 +21,7 @@ from moe_probe.static.geometry import NONE, Geometry, Tree
 
 CHUNK_ELEMENTS = 1 << 20
 SLAB_ELEMENTS = 1 << 23
-READ_ELEMENTS, READS_A_THREAD = 1 << 26, 4  # values that all threads hold; each read decodes several slabs
+READ_ELEMENTS, READS_A_THREAD = 1 << 26, 2  # values that all threads hold; each read decodes several slabs
 FEATURE_BLOCK_BYTES = 1 << 27
 SMALLEST_SQUARE, SMALLEST_NORMAL = 1e-24, 1e-36  # below, sums of squares of float32, and single ones, lose digits
 SAMPLE_ELEMENTS, SAMPLE_READS, LEAST_READS = (

@@ -33,7 +33,7 @@ NAME = "gguf"
 SUFFIX = ".gguf"
 PART = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf")
 BESIDE = re.compile(r"(mmproj|imatrix)", re.IGNORECASE)  # projectors of other modalities, and statistics
-PIECE_ELEMENTS = 1 << 17  # values dequantized at a time
+PIECE_ELEMENTS = 1 << 18  # dequantized at a time
 PLAIN = {
     "F32": "float32",
     "F16": "float16",

@@ -18,7 +18,7 @@ from moe_probe.statistics.margins import chance_pairs
 from moe_probe.statistics.states import PerUnit, Same
 
 LEAST_PAIRS = 10  # that chance makes, from which on an interval is given
-BLOCKS = 64  # groups of documents whose tables of pairs are kept
+BLOCKS, FLOW_BLOCKS = 64, 16  # groups of documents whose tables of pairs, and of flows, are kept
 
 
 @dataclass
@@ -73,7 +73,7 @@ class Coactivation(Analysis):
     }
 
     both, rows = PerUnit("expert", "other", most=BLOCKS), PerUnit(most=BLOCKS)
-    flows, sources, k = PerUnit("source", "expert", most=BLOCKS), Same(), Same()
+    flows, sources, k = PerUnit("source", "expert", most=FLOW_BLOCKS), Same(), Same()
 
     def __post_init__(self) -> None:
         check_draws(self.bootstrap)
