@@ -197,7 +197,7 @@ def intervals(compared: Compared, cost: xr.Dataset, draws: int) -> dict[str, np.
         def statistic(total: Mapping[str, np.ndarray], name: str = name) -> np.ndarray:
             return compared.correlations(total["change"] / total["tokens"])[name]
 
-        ends[f"{name}_low"], ends[f"{name}_high"] = interval(statistic, sums, draws, limits=(-1, 1))
+        ends[f"{name}_low"], ends[f"{name}_high"] = interval(statistic, sums, draws, limits=(-1, 1), in_steps=True)
     return ends
 
 

@@ -47,6 +47,7 @@ def interval(
     debias: bool = False,
     seed: int = 0,
     level: float = LEVEL,
+    in_steps: bool = False,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Confidence interval of a statistic of sums over units.
 
@@ -61,6 +62,9 @@ def interval(
             centered on the estimate.
         seed: of the random resamples.
         level: coverage of the interval, such as 0.95.
+        in_steps: whether the statistic changes in steps, as ranks do. Leaving out one unit of many then overestimates
+            the error; the influence of a unit is instead that of as much more weight as moves the mean by the order of
+            its standard error (1 / sqrt(units) of the unit's deviation).
 
     Returns:
         Lower and upper ends, (...) each; nan if fewer than LEAST_UNITS units count, or if units do not differ.
@@ -74,10 +78,22 @@ def interval(
     totals = {name: np.sum(value, 0, keepdims=True) for name, value in sums.items()}
     with np.errstate(divide="ignore", invalid="ignore"):
         estimate = statistic({name: np.asarray(value, float) for name, value in totals.items()})[0]
-        without = statistic({name: totals[name] - value for name, value in sums.items()})  # (units, ...)
+        if in_steps:
+            without = _left_out(statistic, sums, totals, estimate)
+        else:
+            without = statistic({name: totals[name] - value for name, value in sums.items()})  # (units, ...)
     if weight is None:
         weight = np.any([np.reshape(value != 0, (len(value), -1)).any(1) for value in sums.values()], axis=0)
     return jackknife_interval(estimate, without, np.asarray(weight, float), draws, limits, debias, seed, level)
+
+
+def _left_out(statistic: Statistic, sums: Sums, totals: Sums, estimate: np.ndarray) -> np.ndarray:
+    """Estimates without each unit, (units, ...), extrapolated from those with about sqrt(units) more of it."""
+    units = len(next(iter(sums.values())))
+    moved = 1 / np.sqrt(max(units, 2))  # part of a unit's deviation by which the mean moves
+    more = moved * units / (1 - moved)
+    with_more = statistic({name: totals[name] + more * value for name, value in sums.items()})
+    return estimate - (with_more - estimate) / (moved * max(units - 1, 1))
 
 
 def jackknife_interval(
