@@ -18,7 +18,7 @@ from functools import cache
 from pathlib import Path
 from types import FrameType
 
-from moe_probe.errors import AlreadyThere, InputError, MachineError, MoEProbeError, OutOfRange, WrongType
+from moe_probe.errors import AlreadyThere, InputError, MachineError, MoEProbeError, OutOfRange, WrongType, reason
 from moe_probe.shown import brief
 
 LOCK = ".moe-probe.lock"
@@ -148,7 +148,7 @@ def refuse_existing(path: str | Path) -> None:
     except (FileNotFoundError, NotADirectoryError):
         return
     except (ValueError, RuntimeError) as error:
-        raise InputError(f"{brief(path)} is not a path ({error}); choose another place.") from error
+        raise InputError(f"{brief(path)} is not a path ({reason(error)}); choose another place.") from error
     except OSError as error:
         raise _unusable(path, error) from error
     raise AlreadyThere(f"{brief(path)} exists already; pass a path that does not.")
@@ -179,7 +179,7 @@ def make_folder(path: str | Path) -> Path:
     except (FileExistsError, NotADirectoryError) as error:
         raise AlreadyThere(f"{brief(path)} cannot be a folder: a file is in the way; choose another place.") from error
     except (ValueError, RuntimeError) as error:  # NUL bytes, links in a circle
-        raise InputError(f"{brief(path)} is not a path ({error}); choose another place.") from error
+        raise InputError(f"{brief(path)} is not a path ({reason(error)}); choose another place.") from error
     except OSError as error:
         raise _unusable(path, error) from error
     return folder
@@ -195,7 +195,7 @@ def _target(path: Path) -> Path:
         target = (folder / path.name).resolve()
         return target if target.parent == folder else make_folder(target.parent) / target.name
     except (ValueError, RuntimeError) as error:
-        raise InputError(f"{brief(path)} is not a path ({error}); choose another place.") from error
+        raise InputError(f"{brief(path)} is not a path ({reason(error)}); choose another place.") from error
     except OSError as error:
         raise _unusable(path, error) from error
     if not stat.S_ISREG(mode):

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from moe_probe.checkpoint.lazy import itemsize_of
-from moe_probe.errors import DamagedFile, UnsafeFile
+from moe_probe.errors import DamagedFile, UnsafeFile, reason
 
 # every global that pickles of numpy arrays, ml_dtypes' bfloat16 and Grok-1's weights name (numpy 1 and 2, protocols
 # 0 to 5), and the word that represents it below
@@ -97,9 +97,7 @@ def read_pickle(path: Path) -> Array | Quantized:
         for array in content.values() if isinstance(content, Quantized) else [content]:
             array.check()
     except (*DAMAGE, AttributeError) as error:
-        raise DamagedFile(
-            f"{path} is truncated or damaged ({error or type(error).__name__}); download it again."
-        ) from error
+        raise DamagedFile(f"{path} is truncated or damaged ({reason(error)}); download it again.") from error
     return content
 
 

@@ -15,7 +15,7 @@ from moe_probe.checkpoint.adapter import base_of, is_adapter, with_adapter
 from moe_probe.checkpoint.folder import present
 from moe_probe.checkpoint.hub import open_hub
 from moe_probe.checkpoint.store import Checkpoint, open_checkpoint, opens_alone
-from moe_probe.errors import MissingFiles, NotFitting, reason
+from moe_probe.errors import DamagedFile, MissingFiles, NotFitting, reason
 
 
 def find_checkpoint(source: str | Path, revision: str | None, config: Mapping[str, Any] | None) -> Checkpoint:
@@ -31,7 +31,7 @@ def find_checkpoint(source: str | Path, revision: str | None, config: Mapping[st
         refuse_revision(revision, f"the folder {path}")
         _require_folder(path)
         if is_adapter(path):
-            return with_adapter(find_checkpoint(base_of(path), None, config), path)
+            return _on_base(path, config)
         return open_checkpoint(path, config)
     folder = _snapshot(str(source), revision)
     if folder is not None:
@@ -44,6 +44,22 @@ def find_checkpoint(source: str | Path, revision: str | None, config: Mapping[st
         raise MissingFiles(
             f"{source} is not a folder{_nearest(path)}, is {cached} the hub's local cache, and {error}"
         ) from error
+
+
+def _on_base(adapter: Path, config: Mapping[str, Any] | None) -> Checkpoint:
+    """Opens the base model of an adapter with the adapter's changes; the base may have an adapter in turn."""
+    adapters = [adapter]
+    while is_adapter(base := Path(base_of(adapters[-1])).expanduser()):
+        if any(base.samefile(each) for each in adapters):
+            raise DamagedFile(
+                f"The adapter in {adapters[-1]} names {base} as its base model, which is an adapter of it; correct "
+                "base_model_name_or_path."
+            )
+        adapters.append(base)
+    opened = find_checkpoint(base_of(adapters[-1]), None, config)
+    for each in reversed(adapters):
+        opened = with_adapter(opened, each)
+    return opened
 
 
 def _is_hub_id(source: str | Path, path: Path) -> bool:

@@ -25,7 +25,7 @@ from transformers.core_model_loading import (
 )
 
 from moe_probe.checkpoint import LazyTensor
-from moe_probe.errors import MissingWeight, WeightError, WrongShape
+from moe_probe.errors import MissingWeight, WeightError, WrongShape, reason
 
 # buffers of MiniMax's attention, which modules compute from their configuration and no published file holds
 COMPUTED = re.compile(r"\.(slope_rate|(query|key|diagonal)_decay)$")
@@ -136,8 +136,8 @@ class Converted(Mapping[str, LazyTensor]):
         except (ValueError, KeyError, IndexError, RuntimeError) as error:
             keys = [key for _, key in sources]
             raise WrongShape(
-                f"{name!r} cannot be made of {keys[0]!r} and {len(keys) - 1} more tensors ({error}); one of them is "
-                "missing or has another shape than its neighbors."
+                f"{name!r} cannot be made of {keys[0]!r} and {len(keys) - 1} more tensors ({reason(error)}); "
+                "one of them is missing or has another shape than its neighbors."
             ) from error
         return cast(LazyTensor, made[0] if isinstance(made, list) else made)
 

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 
 from moe_probe.checkpoint.identity import digest, hash_of_values
 from moe_probe.checkpoint.lazy import Index, LazyTensor, Stored
-from moe_probe.errors import MissingWeight, NotFitting, WrongType
+from moe_probe.errors import MissingWeight, NotFitting, WrongType, reason
 
 COMPUTED = {torch.float16, torch.bfloat16, torch.float32, torch.float64}  # other dtypes hold packed codes
 SAMPLED = 64  # values of a tensor that its signature contains
@@ -237,8 +237,8 @@ def merged(wrapper: nn.Module, name: str) -> torch.Tensor:
             layer = layer._modules["base_layer"]
     except Exception as error:  # whatever an adapter's code raises
         raise NotFitting(
-            f"The adapter {type(wrapper).__name__} on {name} cannot be merged ({error}); merge it yourself, or pass "
-            "the model without it."
+            f"The adapter {type(wrapper).__name__} on {name} cannot be merged ({reason(error)}); merge it yourself, or "
+            "pass the model without it."
         ) from error
     return parameter(twin, name)
 

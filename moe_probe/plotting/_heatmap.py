@@ -150,15 +150,15 @@ def mark_intervals(page: Page, axes: Axes, ds: xr.Dataset, name: str, chance: xr
     """
     if f"{name}_low" not in ds:
         return
-    low, high = (ds[f"{name}_{end}"] for end in ("low", "high"))
-    within = ((low <= chance) & (chance <= high)).transpose(*low.dims).values
+    low = ds[f"{name}_low"]
     unknown = (low.isnull() & ds[name].notnull()).values
-    hatch(axes, within)
+    hatches = within(ds, name, chance).transpose(*low.dims).values & ~unknown
+    hatch(axes, hatches)
     y, x = np.nonzero(unknown)
     size = 2.5 if unknown.shape[-1] <= 64 else 0.8
     axes.plot(x, y, "o", color="black", markersize=size, markerfacecolor="none", markeredgewidth=0.4)
     page.note(
-        f"{hatched(within.shape[-1])}: interval includes chance",
+        f"{hatched(hatches.shape[-1])}: interval includes chance",
         "circles: no interval" * bool(unknown.any()),
         said_of_intervals(ds),
     )

@@ -19,7 +19,7 @@ from moe_probe.errors import NotFitting
 from moe_probe.forward.running import Running
 from moe_probe.model import Openable, load
 from moe_probe.options import SCORE_OPTIONS, RunOptions, completed
-from moe_probe.pruning.moved import least_squares, moved_squares
+from moe_probe.pruning.moved import least_moved_squares, moved_squares
 from moe_probe.results import dataset, variable
 from moe_probe.routing import LayerBatch, Need, Source
 from moe_probe.signatures import check_number
@@ -60,7 +60,7 @@ class LeastPass(Analysis):
     least = Total("expert")
 
     def update(self, batch: LayerBatch) -> None:
-        self.least.add(batch, least_squares(batch))
+        self.least.add(batch, least_moved_squares(batch))
 
     def variables(self, source: Source) -> Mapping[str, xr.DataArray]:
         squares = self.least.array.values

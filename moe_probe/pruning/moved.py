@@ -26,7 +26,7 @@ def moved_squares(batch: LayerBatch) -> torch.Tensor:
     return torch.stack(squares).clamp(min=0)
 
 
-def least_squares(batch: LayerBatch) -> torch.Tensor:
+def least_moved_squares(batch: LayerBatch) -> torch.Tensor:
     """Lower bounds (E,), float64, of the squared distances of the routed outputs without each expert.
 
     Whatever else is deleted and chosen instead, a row of an expert of weight w changes by at least w times the distance

@@ -16,7 +16,7 @@ from small_checkpoint import TENSORS, write
 
 import moe_probe
 from moe_probe.checkpoint import open_checkpoint
-from moe_probe.errors import CheckpointError, FamilyError, WeightError
+from moe_probe.errors import CheckpointError, DamagedFile, FamilyError, WeightError
 
 pytestmark = pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 
@@ -169,3 +169,13 @@ def test_a_missing_tensor_and_a_wrong_shape_are_named(tmp_path, mixtral):
     save_file({**tensors, key: tensors[key][:, :5].clone()}, folder / "model.safetensors")
     with pytest.raises(WeightError, match=r"shape .64, 5..*layer 1, expert 3, down"):
         moe_probe.static.similarity(folder)
+
+
+def test_adapters_that_are_each_others_base_are_refused(tmp_path):
+    one, other = tmp_path / "one", tmp_path / "other"
+    for folder, base in ((one, other), (other, one)):
+        folder.mkdir()
+        fields = {"peft_type": "LORA", "r": 4, "base_model_name_or_path": str(base)}
+        (folder / "adapter_config.json").write_text(json.dumps(fields))
+    with pytest.raises(DamagedFile, match="base_model_name_or_path"):
+        moe_probe.load(one)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any
 
-from moe_probe.errors import DamagedFile
+from moe_probe.errors import DamagedFile, reason
 
 FIELDS = ("quantization_config", "compression_config", "quantization")
 NESTED = ("text_config", "language_config", "llm_config")
@@ -99,7 +99,7 @@ def matches(pattern: str, module: str) -> bool:
             return re.match(pattern[3:], module) is not None
         except re.error as error:
             raise DamagedFile(
-                f"quantization_config in config.json has {pattern!r}, which is no regular expression ({error}); use "
-                "the published file."
+                f"quantization_config in config.json has {pattern!r}, which is no regular expression "
+                f"({reason(error)}); use the published file."
             ) from error
     return module == pattern or module.endswith("." + pattern) or fnmatchcase(module, pattern)

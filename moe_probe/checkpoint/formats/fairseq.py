@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from moe_probe.checkpoint.folder import Opened, inside, read_json
 from moe_probe.checkpoint.formats.torch import UNPICKLING_ERRORS, TorchFile
 from moe_probe.checkpoint.lazy import LazyTensor
-from moe_probe.errors import CheckpointError, DamagedFile, MissingFiles, UnsafeFile
+from moe_probe.errors import CheckpointError, DamagedFile, MissingFiles, UnsafeFile, reason
 
 if TYPE_CHECKING:
     import torch
@@ -52,7 +52,7 @@ class FairseqFile(TorchFile):
         try:
             names = torch.serialization.get_unsafe_globals_in_checkpoint(self.path)
         except UNPICKLING_ERRORS as error:
-            raise DamagedFile(f"{self.path} is truncated or damaged ({error}); download it again.") from error
+            raise DamagedFile(f"{self.path} is truncated or damaged ({reason(error)}); download it again.") from error
         foreign = [name for name in names if not KNOWN_GLOBALS.fullmatch(name)]
         if foreign:
             raise UnsafeFile(

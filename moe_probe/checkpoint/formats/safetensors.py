@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from moe_probe.checkpoint.folder import FilesOfOneKind
 from moe_probe.checkpoint.lazy import Index, LazyTensor, Size, Stored, Typed
 from moe_probe.checkpoint.mapped import FileState, map_file
-from moe_probe.errors import CheckpointError, DamagedFile
+from moe_probe.errors import CheckpointError, DamagedFile, reason
 
 if TYPE_CHECKING:
     import torch
@@ -75,7 +75,9 @@ class SafetensorsFile:
             with safe_open(self.path, framework="np"):
                 pass  # checks that the header is valid and covers the file
         except (SafetensorError, OSError, MemoryError) as error:
-            raise DamagedFile(f"{self.path} is truncated or damaged ({error}); download the file again.") from error
+            raise DamagedFile(
+                f"{self.path} is truncated or damaged ({reason(error)}); download the file again."
+            ) from error
         with open(self.path, "rb") as file:
             header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
         header.pop("__metadata__", None)

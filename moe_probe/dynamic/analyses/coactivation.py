@@ -104,7 +104,7 @@ class Coactivation(Analysis):
             "flow": flow / flow.sum("expert"),
             "flow_chance": chosen / chosen.sum("expert"),
         }
-        variables["flow_excess"] = variables["flow"] - variables["flow_chance"]
+        variables["flow_excess"] = flow.copy(data=flow_excess({"flow": flow.values}))
         if not self.chance:
             variables = {n: v for n, v in variables.items() if "chance" not in n and "excess" not in n}
         return variables | (self._intervals(variables) if self.bootstrap else {})

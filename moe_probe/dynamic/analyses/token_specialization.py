@@ -221,7 +221,7 @@ class TokenSpecialization(Analysis):
                 "repetition_chance": chance.sum(1) / pairs.sum(1),
             }
         if self.chance:
-            values_of["position_excess"] = values_of["position_share"] - values_of["position_chance"][:, None]
+            values_of["position_excess"] = _beyond_all_places({"place": place.sum(1)})
             values_of["repetition_excess"] = values_of["repetition"] - values_of["repetition_chance"]
         if self.bootstrap:
             values_of |= self._ends("position_share", place, rows, (0, 1))
